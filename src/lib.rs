@@ -1,0 +1,8 @@
+//! P2S2: peers that find each other, trade, shop and share.
+//!
+//! Arrows go down only: a module may use those that stand below it.
+
+pub mod bank; //     ledger and payment gateway
+pub mod model;
+pub mod net; //      threads, timers, UDP, TCP, lines, TLS
+pub mod storage; //  the store: SQLite with group commit //    plain values: money, names, cards, time

@@ -1,0 +1,165 @@
+//! Payment cards. A number is never shown, logged or stored but for its last four digits.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The number of a card: 12–19 digits. Spaces and dashes are dropped when it is read.
+///
+/// `Debug` and `Display` show the last four digits alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CardNumber(String);
+
+impl CardNumber {
+    /// Checks the form, not the check digit: whether a card is good is the bank's to say.
+    pub fn new(text: &str) -> Result<CardNumber, String> {
+        let digits: String = text.chars().filter(|c| *c != ' ' && *c != '-').collect();
+        if !(12..=19).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err("expected a card number of 12 to 19 digits".to_owned());
+        }
+        Ok(CardNumber(digits))
+    }
+
+    /// Whether the last digit is the check digit of the others (Luhn).
+    pub fn passes_luhn(&self) -> bool {
+        let sum: u32 = self
+            .0
+            .bytes()
+            .rev()
+            .enumerate()
+            .map(|(place, byte)| {
+                let digit = u32::from(byte - b'0');
+                match (place % 2 == 1, digit * 2) {
+                    (false, _) => digit,
+                    (true, doubled) if doubled > 9 => doubled - 9,
+                    (true, doubled) => doubled,
+                }
+            })
+            .sum();
+        sum % 10 == 0
+    }
+
+    /// The last four digits: all of a number that may be kept.
+    pub fn last4(&self) -> &str {
+        &self.0[self.0.len() - 4..]
+    }
+
+    /// The whole number, for the wire and the bank. Never log or store it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CardNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CardNumber(…{})", self.last4())
+    }
+}
+
+impl fmt::Display for CardNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "…{}", self.last4())
+    }
+}
+
+impl Serialize for CardNumber {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for CardNumber {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<CardNumber, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        CardNumber::new(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// The month a card is good to the end of: `MM/YY` on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expiry {
+    year: u16,
+    month: u8,
+}
+
+impl Expiry {
+    /// Reads `MM/YY`; the error says what was expected.
+    pub fn parse(text: &str) -> Result<Expiry, String> {
+        let read = || {
+            let (month, year) = text.split_once('/')?;
+            if month.len() != 2 || year.len() != 2 || !text.is_ascii() {
+                return None;
+            }
+            let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+            if !digits(month) || !digits(year) {
+                return None;
+            }
+            let expiry = Expiry { year: 2000 + year.parse::<u16>().ok()?, month: month.parse().ok()? };
+            (1..=12).contains(&expiry.month).then_some(expiry)
+        };
+        read().ok_or_else(|| "expected a card's expiry as MM/YY".to_owned())
+    }
+
+    /// Whether the month is over at this time (UTC).
+    pub fn is_over(self, now: super::Millis) -> bool {
+        let today = now.to_utc();
+        (today.year(), u8::from(today.month())) > (i32::from(self.year), self.month)
+    }
+}
+
+impl fmt::Display for Expiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02}/{:02}", self.month, self.year % 100)
+    }
+}
+
+impl Serialize for Expiry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Expiry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Expiry, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Expiry::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a bank needs to charge someone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// The number on it.
+    pub number: CardNumber,
+    /// The last month in which it is good.
+    pub expiry: Expiry,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Millis;
+
+    #[test]
+    fn numbers_are_checked_and_hidden() {
+        let good = CardNumber::new("4111 1111-1111 1111").unwrap();
+        assert!(good.passes_luhn());
+        assert!(!CardNumber::new("4111111111111112").unwrap().passes_luhn());
+        assert_eq!(format!("{good:?} {good}"), "CardNumber(…1111) …1111");
+        for text in ["", "411111", "41111111111111111111", "4111x11111111111", "４111111111111111"] {
+            assert!(CardNumber::new(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_card_is_good_to_the_end_of_its_month() {
+        let expiry = Expiry::parse("11/26").unwrap();
+        let end_of_november = Millis::from_unix_s(1_796_083_199);
+        assert!(!expiry.is_over(end_of_november));
+        assert!(expiry.is_over(end_of_november.plus_ms(1000)));
+        assert_eq!(expiry.to_string(), "11/26");
+        for text in ["", "13/26", "00/26", "1/26", "11/2026", "11-26", "aa/bb", "+1/26"] {
+            assert!(Expiry::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Money in whole cents; on the wire a JSON number or string with at most two decimals.
+
+use std::fmt;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The least price there is: 0.01.
+pub const PRICE_MIN: Cents = Cents(1);
+/// The highest price there is: 10000000.00. Totals may exceed it.
+pub const PRICE_MAX: Cents = Cents(1_000_000_000);
+
+const PRICE_RULE: &str =
+    "expected an amount from 0.01 to 10000000.00 with at most two decimals, as a number or a string";
+
+/// An amount of money in whole cents. Negative where a ledger takes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Cents(pub i64);
+
+impl Cents {
+    /// Reads a price as people and JSON write it: `12`, `12.5`, `12.50`.
+    ///
+    /// The error says what was expected; it does not repeat the input.
+    pub fn parse_price(text: &str) -> Result<Cents, &'static str> {
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || !digits(whole) || !digits(fraction) || text.ends_with('.') {
+            return Err(PRICE_RULE);
+        }
+        // More than two decimals are allowed only where they say nothing: 12.500.
+        let (kept, rest) = fraction.split_at(fraction.len().min(2));
+        if rest.bytes().any(|digit| digit != b'0') {
+            return Err(PRICE_RULE);
+        }
+        let units: i64 = whole.parse().map_err(|_| PRICE_RULE)?;
+        let hundredths: i64 = format!("{kept:0<2}").parse().map_err(|_| PRICE_RULE)?;
+        let cents = units.checked_mul(100).and_then(|cents| cents.checked_add(hundredths)).ok_or(PRICE_RULE)?;
+        Cents(cents).as_price().ok_or(PRICE_RULE)
+    }
+
+    /// The same amount, if it is within the limits of a price.
+    pub fn as_price(self) -> Option<Cents> {
+        (PRICE_MIN..=PRICE_MAX).contains(&self).then_some(self)
+    }
+}
+
+/// Two decimals, always: `12.50`, `-0.05`.
+impl fmt::Display for Cents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0 < 0 { "-" } else { "" };
+        let cents = self.0.unsigned_abs();
+        f.pad(&format!("{sign}{}.{:02}", cents / 100, cents % 100))
+    }
+}
+
+/// A JSON number: whole where it is whole (`12`), else the shortest decimal (`12.5`).
+impl Serialize for Cents {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 % 100 == 0 {
+            serializer.serialize_i64(self.0 / 100)
+        } else {
+            // Exact for every amount below 2^53 cents: the quotient of two whole numbers is
+            // rounded once, and its shortest decimal is the one with two places.
+            serializer.serialize_f64(self.0 as f64 / 100.0)
+        }
+    }
+}
+
+/// Reads a price (not a sum): see [`Cents::parse_price`].
+impl<'de> Deserialize<'de> for Cents {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
+        struct Price;
+        impl Visitor<'_> for Price {
+            type Value = Cents;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(PRICE_RULE)
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Cents, E> {
+                Cents::parse_price(&value.to_string()).map_err(E::custom)
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Cents, E> {
+                Cents::parse_price(&value.to_string()).map_err(E::custom)
+            }
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Cents, E> {
+                // Rust prints the shortest decimal that reads back as the same number, without an
+                // exponent: what the sender wrote.
+                Cents::parse_price(&value.to_string()).map_err(E::custom)
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Cents, E> {
+                Cents::parse_price(value).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Price)
+    }
+}
+
+/// What the house takes of a sale, in hundredths of a percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeeRate {
+    basis_points: u32,
+}
+
+impl FeeRate {
+    /// Reads a percentage from 0 to 100 with at most two decimals: `10`, `2.5`.
+    pub fn parse_percent(text: &str) -> Result<FeeRate, String> {
+        let expected = || format!("expected a percentage from 0 to 100, such as 10 or 2.5, not {text:?}");
+        let basis_points = match text.parse::<f64>() {
+            Ok(0.0) => 0,
+            _ => Cents::parse_price(text).map_err(|_| expected())?.0,
+        };
+        if basis_points > 10_000 {
+            return Err(expected());
+        }
+        Ok(FeeRate { basis_points: basis_points as u32 })
+    }
+
+    /// The fee on one line's amount, rounded half up to a cent.
+    pub fn of(self, amount: Cents) -> Cents {
+        let product = i128::from(amount.0) * i128::from(self.basis_points);
+        Cents(((product + 5_000).div_euclid(10_000)) as i64)
+    }
+}
+
+impl Default for FeeRate {
+    fn default() -> FeeRate {
+        FeeRate { basis_points: 1_000 }
+    }
+}
+
+impl fmt::Display for FeeRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Cents(i64::from(self.basis_points)).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn prices_are_read_as_written() {
+        for (text, cents) in
+            [("12", 1200), ("12.5", 1250), ("12.05", 1205), ("0.01", 1), ("10000000.00", 1_000_000_000), ("7.500", 750)]
+        {
+            assert_eq!(Cents::parse_price(text), Ok(Cents(cents)), "{text}");
+        }
+        for text in [
+            "",
+            ".",
+            "1.",
+            ".5",
+            "0",
+            "0.00",
+            "0.001",
+            "1.005",
+            "-1",
+            "+1",
+            "1e3",
+            "10000000.01",
+            "99999999999999999999",
+            "1,5",
+            " 1",
+            "１",
+        ] {
+            assert!(Cents::parse_price(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn json_prices_may_be_numbers_or_strings() {
+        for json in ["12.5", "\"12.5\"", "\"12.50\"", "12.50", "1.25e1"] {
+            assert_eq!(serde_json::from_str::<Cents>(json).unwrap(), Cents(1250), "{json}");
+        }
+        for json in ["null", "true", "[]", "0.125", "-3", "0", "1e300", "18446744073709551615"] {
+            assert!(serde_json::from_str::<Cents>(json).is_err(), "{json} was taken");
+        }
+    }
+
+    #[test]
+    fn fees_round_half_up() {
+        let ten = FeeRate::default();
+        assert_eq!(ten.of(Cents(1)), Cents(0));
+        assert_eq!(ten.of(Cents(4)), Cents(0));
+        assert_eq!(ten.of(Cents(5)), Cents(1));
+        assert_eq!(ten.of(Cents(9500)), Cents(950));
+        assert_eq!(FeeRate::parse_percent("2.5").unwrap().of(Cents(100)), Cents(3));
+        assert_eq!(FeeRate::parse_percent("0").unwrap().of(Cents(100)), Cents(0));
+        for text in ["-1", "101", "x", "", "1.234", "NaN"] {
+            assert!(FeeRate::parse_percent(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(cents in 1i64..=1_000_000_000) {
+            let json = serde_json::to_string(&Cents(cents)).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Cents>(&json).unwrap(), Cents(cents));
+            prop_assert_eq!(Cents::parse_price(&Cents(cents).to_string()), Ok(Cents(cents)));
+        }
+
+        #[test]
+        fn a_fee_is_never_more_than_the_amount(cents in 1i64..=i64::MAX / 10_000, points in 0u32..=10_000) {
+            let fee = FeeRate { basis_points: points }.of(Cents(cents));
+            prop_assert!(fee.0 >= 0 && fee.0 <= cents);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Secrets: random, compared in constant time, never shown.
+
+use std::fmt;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+/// A bearer secret of 128 random bits, on the wire as 32 lowercase hex digits.
+///
+/// Its `Debug` output hides it. There is no `PartialEq`: only [`Token::matches`] compares, in
+/// constant time.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    /// A new token from the system's randomness.
+    ///
+    /// # Panics
+    /// If the operating system has no randomness to give: nothing safe can be done then.
+    pub fn random() -> Token {
+        let mut bytes = [0; 16];
+        SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
+        Token(hex(&bytes))
+    }
+
+    /// Takes a token as it was stored or received.
+    pub fn from_text(text: impl Into<String>) -> Token {
+        Token(text.into())
+    }
+
+    /// Whether the two are the same, in a time that does not tell where they differ.
+    pub fn matches(&self, other: &Token) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+
+    /// The secret itself, for the wire and the store. Never log it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Lowercase hex.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_random_hidden_and_comparable() {
+        let (a, b) = (Token::random(), Token::random());
+        assert_eq!(a.reveal().len(), 32);
+        assert!(a.matches(&a.clone()) && !a.matches(&b));
+        assert!(!a.matches(&Token::from_text("")));
+        assert!(!format!("{a:?}").contains(a.reveal()));
+    }
+}
