@@ -5,4 +5,5 @@
 pub mod bank; //     ledger and payment gateway
 pub mod model;
 pub mod net; //      threads, timers, UDP, TCP, lines, TLS
-pub mod storage; //  the store: SQLite with group commit //    plain values: money, names, cards, time
+pub mod storage;
+pub mod trade; //    peers that search, offer, negotiate and buy //  the store: SQLite with group commit //    plain values: money, names, cards, time

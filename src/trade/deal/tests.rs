@@ -1,0 +1,406 @@
+//! The rules of a deal, one test each.
+
+use super::*;
+
+const NOW: Millis = Millis(1_000_000);
+
+struct Table {
+    deal: Deal,
+    now: Millis,
+    mids: u64,
+    windows: Windows,
+}
+
+fn windows() -> Windows {
+    Windows { offer: Duration::from_secs(5), negotiate: Duration::from_secs(10), reserve: Duration::from_secs(120) }
+}
+
+impl Table {
+    /// A search for a lamp at 100.00 at most, asked of so many sellers.
+    fn open(sellers: usize) -> Table {
+        let sellers = (0..sellers).map(|n| (Name::new(&format!("s{n}")).unwrap(), true)).collect();
+        Table::open_with(sellers)
+    }
+
+    fn open_with(sellers: Vec<(Name, bool)>) -> Table {
+        let (windows, mut mids) = (windows(), 0);
+        let mut next_mid = || {
+            mids += 1;
+            mids
+        };
+        let mut step = Step { now: NOW, windows: &windows, next_mid: &mut next_mid };
+        let (buyer, price) = (Name::new("bob").unwrap(), Cents(10_000));
+        let (deal, _) = Deal::open(1, buyer, 7, 1 << 31, "lamp".into(), "".into(), price, sellers, &mut step);
+        Table { deal, now: NOW, mids, windows }
+    }
+
+    fn handle(&mut self, event: Event) -> Result<Effects, Refusal> {
+        let before = self.deal.clone();
+        let mids = &mut self.mids;
+        let mut next_mid = || {
+            *mids += 1;
+            *mids
+        };
+        let result =
+            self.deal.handle(event, &mut Step { now: self.now, windows: &self.windows, next_mid: &mut next_mid });
+        if result.is_err() {
+            assert_eq!(self.deal, before, "a refused event changed something");
+        }
+        result
+    }
+
+    fn ask(&mut self, party: Party, kind: Kind, amount: Option<i64>) -> Result<Effects, Refusal> {
+        self.handle(Event::Ask { party, kind, item_name: "lamp", amount: amount.map(Cents) })
+    }
+
+    fn seller(&mut self, seller: usize, kind: Kind, amount: Option<i64>) -> Effects {
+        self.ask(Party::Seller(seller), kind, amount).unwrap()
+    }
+
+    fn offers(&mut self, prices: &[i64]) {
+        for (seller, price) in prices.iter().enumerate() {
+            self.seller(seller, Kind::Offer, Some(*price));
+        }
+    }
+
+    fn pass(&mut self, ms: u64) -> Effects {
+        self.now = self.now.plus_ms(ms);
+        self.handle(Event::Tick).unwrap()
+    }
+
+    /// What each side is told now: its type alone.
+    fn told(&self, party: Party) -> String {
+        let push = self.deal.push(party).map(|push| serde_json::to_value(push).unwrap());
+        push.map_or("-".to_owned(), |push| push["type"].as_str().unwrap().to_owned())
+    }
+
+    fn all_told(&self) -> Vec<String> {
+        self.deal.parties().map(|party| self.told(party)).collect()
+    }
+
+    fn code(&mut self, party: Party, kind: Kind, amount: Option<i64>) -> Code {
+        self.ask(party, kind, amount).unwrap_err().code
+    }
+
+    fn phase(&self, party: Party) -> (Phase, String) {
+        let status = self.deal.status(party, self.now).unwrap();
+        (status.state, status.reason.as_deref().unwrap_or("").to_owned())
+    }
+
+    fn settled_until(&mut self, payment: Payment) {
+        self.offers(&[9_000, 9_500]);
+        self.ask(Party::Buyer, Kind::Buy, Some(9_000)).unwrap();
+        if payment >= Payment::Authorised {
+            assert_eq!(self.handle(Event::Authorised).unwrap().money, Some(Money::Authorise));
+        }
+        if payment >= Payment::Shipped {
+            assert_eq!(self.handle(Event::Shipped).unwrap().money, None);
+        }
+    }
+}
+
+#[test]
+fn nobody_to_ask_is_not_available_at_once() {
+    let table = Table::open(0);
+    assert_eq!(table.all_told(), ["NOT_AVAILABLE"]);
+    assert_eq!(table.phase(Party::Buyer), (Phase::Cancelled, "NOT_AVAILABLE".to_owned()));
+}
+
+#[test]
+fn the_cheapest_offer_is_reserved_as_soon_as_all_have_answered() {
+    let mut table = Table::open(4);
+    assert_eq!(table.all_told(), ["-", "SEARCH", "SEARCH", "SEARCH", "SEARCH"]);
+    table.seller(0, Kind::Offer, Some(9_000));
+    table.seller(1, Kind::NotAvailable, None);
+    table.seller(2, Kind::Offer, Some(8_000));
+    assert!(matches!(table.deal.state(), State::Searching { .. }));
+    // An equal price that comes later does not win.
+    table.seller(3, Kind::Offer, Some(8_000));
+    assert_eq!(table.all_told(), ["FOUND", "RELEASED", "-", "RESERVE", "RELEASED"]);
+    assert!(
+        matches!(table.deal.push(Party::Buyer), Some(Push::Found { price: Cents(8_000), seller, rq: 7, .. }) if seller.as_str() == "s2")
+    );
+    assert_eq!(table.phase(Party::Seller(0)), (Phase::Cancelled, "released".to_owned()));
+    assert_eq!(table.phase(Party::Seller(2)).0, Phase::Reserved);
+    assert!(table.deal.status(Party::Seller(1), NOW).is_none(), "who never offered is not listed");
+}
+
+#[test]
+fn the_window_closes_by_time_and_late_offers_are_refused() {
+    let mut table = Table::open(2);
+    table.seller(0, Kind::Offer, Some(9_000));
+    assert!(!table.pass(4_999).deal_changed);
+    let effects = table.pass(1);
+    assert_eq!(effects.silent, [1]);
+    assert_eq!(table.all_told(), ["FOUND", "RESERVE", "-"], "a search is not repeated after its window");
+    assert_eq!(table.code(Party::Seller(1), Kind::Offer, Some(100)), Code::WrongState);
+    assert_eq!(table.code(Party::Seller(1), Kind::NotAvailable, None), Code::WrongState);
+}
+
+#[test]
+fn no_offer_is_not_available() {
+    let mut table = Table::open(2);
+    table.seller(0, Kind::NotAvailable, None);
+    table.seller(1, Kind::NotAvailable, None);
+    assert_eq!(table.told(Party::Buyer), "NOT_AVAILABLE");
+    let mut table = Table::open(2);
+    table.pass(5_000);
+    assert_eq!(table.all_told(), ["NOT_AVAILABLE", "-", "-"]);
+}
+
+#[test]
+fn peers_that_are_not_waited_for_may_still_offer() {
+    let names = [("a", true), ("b", false)].map(|(name, waited)| (Name::new(name).unwrap(), waited));
+    let mut table = Table::open_with(names.to_vec());
+    table.seller(1, Kind::Offer, Some(9_000));
+    assert!(matches!(table.deal.state(), State::Searching { .. }));
+    table.seller(0, Kind::NotAvailable, None);
+    assert!(table.deal.is_reserved());
+    let table = Table::open_with(vec![(Name::new("b").unwrap(), false)]);
+    assert_eq!(table.told(Party::Buyer), "NOT_AVAILABLE", "nobody is waited for");
+}
+
+#[test]
+fn sellers_above_the_maximum_are_asked_cheapest_first() {
+    let mut table = Table::open(3);
+    table.offers(&[13_000, 11_000, 12_000]);
+    assert_eq!(table.all_told(), ["-", "-", "NEGOTIATE", "-"]);
+    assert_eq!(table.code(Party::Seller(0), Kind::Accept, Some(10_000)), Code::WrongState);
+    assert_eq!(table.code(Party::Seller(1), Kind::Accept, Some(11_000)), Code::BadRequest, "the price is NEGOTIATE's");
+    table.seller(1, Kind::Refuse, Some(10_000));
+    assert_eq!(table.told(Party::Seller(2)), "NEGOTIATE");
+    // A silent one is passed over after its window.
+    table.pass(10_000);
+    assert_eq!(table.told(Party::Seller(0)), "NEGOTIATE");
+    table.seller(0, Kind::Accept, Some(10_000));
+    assert!(matches!(table.deal.push(Party::Buyer), Some(Push::Found { price: Cents(10_000), .. })));
+    assert_eq!(table.all_told(), ["FOUND", "RESERVE", "RELEASED", "RELEASED"]);
+}
+
+#[test]
+fn refusal_by_all_is_not_found_and_releases_all() {
+    let mut table = Table::open(2);
+    table.offers(&[11_000, 12_000]);
+    table.seller(0, Kind::Refuse, Some(10_000));
+    let effects = table.seller(1, Kind::Refuse, Some(10_000));
+    assert!(effects.ended);
+    assert_eq!(table.all_told(), ["NOT_FOUND", "RELEASED", "RELEASED"]);
+    assert_eq!(table.phase(Party::Buyer), (Phase::Cancelled, "NOT_FOUND".to_owned()));
+}
+
+#[test]
+fn five_are_asked_at_most() {
+    let mut table = Table::open(7);
+    table.offers(&[11_000; 7]);
+    for seller in 0..5 {
+        assert_eq!(table.told(Party::Seller(seller)), "NEGOTIATE");
+        table.seller(seller, Kind::Refuse, Some(10_000));
+    }
+    assert_eq!(table.told(Party::Buyer), "NOT_FOUND");
+}
+
+#[test]
+fn a_seller_that_cannot_honour_a_reserve_is_replaced() {
+    let mut table = Table::open(3);
+    table.offers(&[8_000, 9_000, 11_000]);
+    table.seller(0, Kind::Cancel, None);
+    assert!(matches!(table.deal.push(Party::Buyer), Some(Push::Found { price: Cents(9_000), .. })), "a new FOUND");
+    assert_eq!(table.told(Party::Seller(1)), "RESERVE");
+    assert_eq!(table.phase(Party::Seller(0)), (Phase::Cancelled, "cancelled by the seller".to_owned()));
+    assert_eq!(table.code(Party::Buyer, Kind::Buy, Some(8_000)), Code::BadRequest, "BUY names the newest price");
+    // The third is above the maximum: nobody is left.
+    table.seller(1, Kind::Cancel, None);
+    assert_eq!(table.told(Party::Buyer), "CANCEL");
+}
+
+#[test]
+fn a_released_seller_may_withdraw_and_is_then_not_asked_again() {
+    let mut table = Table::open(2);
+    table.offers(&[8_000, 9_000]);
+    table.seller(1, Kind::Cancel, None);
+    table.seller(0, Kind::Cancel, None);
+    assert_eq!(table.told(Party::Buyer), "CANCEL");
+}
+
+#[test]
+fn a_sellers_cancel_withdraws_its_offer_or_counts_as_refusal() {
+    let mut table = Table::open(2);
+    table.seller(0, Kind::Offer, Some(8_000));
+    assert_eq!(table.code(Party::Seller(1), Kind::Cancel, None), Code::WrongState, "there is nothing to take back");
+    table.seller(0, Kind::Cancel, None);
+    table.seller(1, Kind::Offer, Some(9_000));
+    assert!(matches!(table.deal.push(Party::Buyer), Some(Push::Found { price: Cents(9_000), .. })));
+
+    let mut table = Table::open(2);
+    table.offers(&[11_000, 12_000]);
+    table.seller(0, Kind::Cancel, None);
+    assert_eq!(table.told(Party::Seller(1)), "NEGOTIATE");
+}
+
+#[test]
+fn a_buyers_cancel_tells_each_seller_what_it_must_know() {
+    let mut table = Table::open(2);
+    table.seller(0, Kind::Offer, Some(8_000));
+    assert!(table.ask(Party::Buyer, Kind::Cancel, None).unwrap().ended);
+    assert_eq!(table.all_told(), ["-", "RELEASED", "-"]);
+
+    let mut table = Table::open(2);
+    table.offers(&[11_000, 12_000]);
+    table.ask(Party::Buyer, Kind::Cancel, None).unwrap();
+    assert_eq!(table.all_told(), ["-", "CANCEL", "RELEASED"]);
+
+    let mut table = Table::open(2);
+    table.offers(&[8_000, 9_000]);
+    table.ask(Party::Buyer, Kind::Cancel, None).unwrap();
+    assert_eq!(table.all_told(), ["-", "CANCEL", "RELEASED"]);
+    assert_eq!(table.phase(Party::Seller(0)), (Phase::Cancelled, "cancelled by the buyer".to_owned()));
+    assert_eq!(table.code(Party::Seller(0), Kind::Cancel, None), Code::WrongState);
+}
+
+#[test]
+fn a_reservation_that_is_not_bought_runs_out() {
+    let mut table = Table::open(2);
+    table.offers(&[8_000, 9_000]);
+    table.pass(119_999);
+    assert!(table.deal.is_reserved());
+    assert!(table.pass(1).ended);
+    assert_eq!(table.all_told(), ["CANCEL", "CANCEL", "RELEASED"]);
+    assert_eq!(table.code(Party::Buyer, Kind::Buy, Some(8_000)), Code::WrongState);
+}
+
+#[test]
+fn after_buy_there_is_no_cancel_and_no_timer() {
+    let mut table = Table::open(2);
+    table.settled_until(Payment::Asked);
+    assert_eq!(table.deal.deadline(), None);
+    assert_eq!(table.code(Party::Buyer, Kind::Cancel, None), Code::WrongState);
+    assert_eq!(table.code(Party::Seller(0), Kind::Cancel, None), Code::WrongState);
+    assert_eq!(table.code(Party::Seller(1), Kind::Cancel, None), Code::WrongState);
+}
+
+#[test]
+fn a_payment_goes_step_by_step() {
+    let mut table = Table::open(2);
+    table.settled_until(Payment::Asked);
+    assert!(table.handle(Event::Shipped).is_err() && table.handle(Event::Captured).is_err());
+    table.handle(Event::Authorised).unwrap();
+    assert!(table.handle(Event::Authorised).is_err() && table.handle(Event::Captured).is_err());
+    table.handle(Event::Shipped).unwrap();
+    let effects = table.handle(Event::Captured).unwrap();
+    assert_eq!((effects.money, effects.ended), (Some(Money::Capture), true));
+    assert_eq!(table.phase(Party::Buyer).0, Phase::Completed);
+    assert_eq!(table.phase(Party::Seller(0)).0, Phase::Completed);
+    assert!(table.handle(Event::Captured).is_err() && table.handle(Event::SettlementFailed("x")).is_err());
+}
+
+#[test]
+fn a_failed_settlement_gives_back_what_was_taken_and_tells_both() {
+    for (payment, money) in
+        [(Payment::Asked, None), (Payment::Authorised, Some(Money::Void)), (Payment::Shipped, Some(Money::Void))]
+    {
+        let mut table = Table::open(2);
+        table.settled_until(payment);
+        let effects = table.handle(Event::SettlementFailed("declined")).unwrap();
+        assert_eq!((effects.money, effects.ended), (money, true));
+        assert_eq!(table.all_told(), ["CANCEL", "CANCEL", "RELEASED"]);
+        assert_eq!(table.phase(Party::Buyer), (Phase::Cancelled, "declined".to_owned()));
+    }
+}
+
+#[test]
+fn a_request_is_done_once() {
+    let mut table = Table::open(2);
+    table.seller(0, Kind::Offer, Some(8_000));
+    let before = table.deal.clone();
+    assert!(!table.seller(0, Kind::Offer, Some(8_000)).deal_changed);
+    assert_eq!(table.deal, before);
+    let refusal = table.ask(Party::Seller(0), Kind::Offer, Some(7_000)).unwrap_err();
+    assert_eq!((refusal.code, refusal.reason.as_str()), (Code::BadRequest, "rq already used"));
+    let other_item = Event::Ask { party: Party::Seller(1), kind: Kind::NotAvailable, item_name: "lump", amount: None };
+    assert!(table.handle(other_item).unwrap_err().reason.starts_with("item_name: "));
+    assert_eq!(table.code(Party::Seller(0), Kind::NotAvailable, None), Code::WrongState, "one answer to a search");
+    table.seller(1, Kind::NotAvailable, None);
+    // Also long after: a repeat of what was answered, whatever has happened since.
+    table.ask(Party::Buyer, Kind::Buy, Some(8_000)).unwrap();
+    table.ask(Party::Buyer, Kind::Buy, Some(8_000)).unwrap();
+    assert_eq!(table.ask(Party::Buyer, Kind::Buy, Some(1)).unwrap_err().reason, "rq already used");
+    table.handle(Event::SettlementFailed("x")).unwrap();
+    assert!(!table.ask(Party::Buyer, Kind::Buy, Some(8_000)).unwrap().deal_changed);
+    assert!(!table.seller(0, Kind::Offer, Some(8_000)).deal_changed);
+    table.deal.forget_answers(Party::Buyer);
+    assert_eq!(table.code(Party::Buyer, Kind::Buy, Some(8_000)), Code::WrongState);
+}
+
+#[test]
+fn the_sides_have_different_rights() {
+    let mut table = Table::open(1);
+    for kind in [Kind::Offer, Kind::NotAvailable, Kind::Accept, Kind::Refuse] {
+        assert_eq!(table.code(Party::Buyer, kind, Some(1)), Code::WrongState);
+    }
+    assert_eq!(table.code(Party::Seller(0), Kind::Buy, Some(1)), Code::WrongState);
+}
+
+#[test]
+fn who_leaves_ends_its_part() {
+    // The buyer, at any point before the settlement: as a cancel, and it is told nothing more.
+    let mut table = Table::open(2);
+    table.offers(&[8_000, 9_000]);
+    assert!(table.handle(Event::Gone(Party::Buyer)).unwrap().ended);
+    assert_eq!(table.all_told(), ["-", "CANCEL", "RELEASED"]);
+    // A seller that is waited for: the window does not wait for it any more.
+    let mut table = Table::open(2);
+    table.seller(0, Kind::Offer, Some(8_000));
+    table.handle(Event::Gone(Party::Seller(1))).unwrap();
+    assert!(table.deal.is_reserved());
+    // The seller that was taken: the next one is.
+    let mut table = Table::open(2);
+    table.offers(&[8_000, 9_000]);
+    table.handle(Event::Gone(Party::Seller(0))).unwrap();
+    assert_eq!(table.all_told(), ["FOUND", "-", "RESERVE"]);
+    // The one that is negotiated with: the next is asked.
+    let mut table = Table::open(2);
+    table.offers(&[11_000, 12_000]);
+    table.handle(Event::Gone(Party::Seller(0))).unwrap();
+    assert_eq!(table.all_told(), ["-", "-", "NEGOTIATE"]);
+}
+
+#[test]
+fn pushes_stand_until_acknowledged_or_overtaken() {
+    let mut table = Table::open(1);
+    let search = table.deal.outstanding_mid(Party::Seller(0)).unwrap();
+    assert!(!table.deal.acknowledge(Party::Seller(0), search + 1));
+    assert!(!table.deal.acknowledge(Party::Buyer, search));
+    let effects = table.seller(0, Kind::Offer, Some(8_000));
+    assert_eq!(effects.withdrawn_mids, [search]);
+    let reserve = table.deal.outstanding_mid(Party::Seller(0)).unwrap();
+    assert_ne!(reserve, search);
+    assert!(table.deal.acknowledge(Party::Seller(0), reserve));
+    assert!(!table.deal.acknowledge(Party::Seller(0), reserve));
+    assert_eq!(table.told(Party::Seller(0)), "-");
+}
+
+#[test]
+fn a_restart_gives_time_but_never_a_longer_window() {
+    let mut table = Table::open(1);
+    let until = |table: &Table| table.deal.deadline().unwrap();
+    table.deal.resume(NOW.plus_ms(100), &windows());
+    assert_eq!(until(&table), NOW.plus_ms(5_100), "at least 5 s more");
+    table.seller(0, Kind::Offer, Some(8_000));
+    table.deal.resume(NOW.plus_ms(100_000), &windows());
+    assert_eq!(until(&table), NOW.plus_ms(120_000), "the deadline holds");
+    table.deal.resume(NOW.plus_ms(200_000), &windows());
+    assert_eq!(until(&table), NOW.plus_ms(205_000));
+    table.deal.resume(Millis(500_000), &windows());
+    assert_eq!(until(&table), Millis(620_000), "the clock was set back: the full window, no more");
+}
+
+#[test]
+fn rows_hold_all_of_it() {
+    let mut table = Table::open(3);
+    table.offers(&[8_000, 9_000, 12_000]);
+    table.ask(Party::Buyer, Kind::Buy, Some(8_000)).unwrap();
+    let row: Deal = serde_json::from_str(&serde_json::to_string(&table.deal).unwrap()).unwrap();
+    let sellers = table.deal.sellers().iter();
+    let sellers = sellers.map(|side| serde_json::from_str(&serde_json::to_string(side).unwrap()).unwrap()).collect();
+    assert_eq!(Deal::from_rows(row, sellers), table.deal);
+}
