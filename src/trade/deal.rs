@@ -224,8 +224,8 @@ pub struct Effects {
     pub withdrawn_mids: Vec<u64>,
     /// To be written in the log.
     pub log: Vec<LogLine>,
-    /// To be booked with the change.
-    pub money: Option<Money>,
+    /// To be booked with the change: which way, the seller, the price.
+    pub money: Option<(Money, usize, Cents)>,
     /// Sellers that let the window pass without a word.
     pub silent: Vec<usize>,
     /// The deal ended in this step.
@@ -314,6 +314,26 @@ impl Deal {
         (deal, effects)
     }
 
+    /// Stands where a deal is about to be, locked until [`Deal::open`] has made it.
+    pub fn placeholder(id: u64, buyer: Name, rq: u64) -> Deal {
+        Deal {
+            id,
+            buyer,
+            rq,
+            first_rq: 0,
+            item_name: "".into(),
+            description: "".into(),
+            max_price: Cents::default(),
+            opened_at: Millis::default(),
+            state: State::Searching { until: Millis::default() },
+            offers_made: 0,
+            buyer_gone: false,
+            answered: Vec::new(),
+            outstanding: None,
+            sellers: Vec::new(),
+        }
+    }
+
     /// Puts a deal together again from its rows. `sellers` in the order of their numbers.
     pub fn from_rows(deal: Deal, sellers: Vec<SellerSide>) -> Deal {
         Deal { sellers, ..deal }
@@ -357,7 +377,7 @@ impl Deal {
                 let State::Settling { seller, price, payment: Payment::Shipped } = self.state else {
                     return Err(self.wrong_state());
                 };
-                effects.money = Some(Money::Capture);
+                effects.money = Some((Money::Capture, seller, price));
                 self.log(
                     &mut effects,
                     "purchase",
@@ -368,10 +388,10 @@ impl Deal {
                 self.end(State::Completed { seller, price, at: step.now }, &mut effects);
             }
             Event::SettlementFailed(reason) => {
-                let State::Settling { seller, payment, .. } = self.state else {
+                let State::Settling { seller, price, payment } = self.state else {
                     return Err(self.wrong_state());
                 };
-                effects.money = (payment > Payment::Asked).then_some(Money::Void);
+                effects.money = (payment > Payment::Asked).then_some((Money::Void, seller, price));
                 self.log(&mut effects, "cancel", Party::Buyer, None, reason);
                 self.cancel(reason, step, &mut effects);
                 self.tell(Party::Buyer, Note::Cancel(reason.into()), step, &mut effects);
@@ -670,11 +690,13 @@ impl Deal {
 
     fn pay(&mut self, from: Payment, to: Payment, effects: &mut Effects) -> Result<(), Refusal> {
         match &mut self.state {
-            State::Settling { payment, .. } if *payment == from => *payment = to,
+            State::Settling { seller, price, payment } if *payment == from => {
+                *payment = to;
+                effects.money = (to == Payment::Authorised).then_some((Money::Authorise, *seller, *price));
+            }
             _ => return Err(self.wrong_state()),
         }
         effects.deal_changed = true;
-        effects.money = (to == Payment::Authorised).then_some(Money::Authorise);
         Ok(())
     }
 
@@ -832,9 +854,25 @@ impl Deal {
         &self.sellers
     }
 
-    /// Whether BUY would begin a settlement now.
-    pub fn is_reserved(&self) -> bool {
-        matches!(self.state, State::Reserved { .. })
+    /// What is being settled: the seller and the price.
+    pub fn settling(&self) -> Option<(Party, Cents, Payment)> {
+        match self.state {
+            State::Settling { seller, price, payment } => Some((Party::Seller(seller), price, payment)),
+            _ => None,
+        }
+    }
+
+    /// Whether this side takes part in a settlement that is under way.
+    pub fn is_settling_with(&self, party: Party) -> bool {
+        self.settling().is_some_and(|(seller, ..)| party == Party::Buyer || party == seller)
+    }
+
+    /// Who would be paid, if the buyer bought now.
+    pub fn reserved_seller(&self) -> Option<Party> {
+        match self.state {
+            State::Reserved { seller, .. } => Some(Party::Seller(seller)),
+            _ => None,
+        }
     }
 
     /// Everyone in it.

@@ -1,4 +1,7 @@
 //! Trade: peers search, offer, negotiate and buy through a server; UDP to talk, TCP (TLS) to pay.
 
 pub mod deal;
-pub mod wire; //     the messages //     one deal: its state and rules
+pub mod exchange;
+pub mod journal; //  what is kept, and the door to the disk
+pub mod settlement;
+pub mod wire; //     the messages //     one deal: its state and rules // every peer and deal, and what requests do to them // who must say what while a deal is paid

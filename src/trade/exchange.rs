@@ -1,0 +1,459 @@
+//! The exchange: every peer and deal in memory, and what each request does to them. No I/O here.
+//!
+//! It is shared by all request threads. A peer and a deal have a lock each, so that requests for
+//! different deals do not meet; locks are taken deal first, then peer, and never two of a kind. Changes
+//! are handed to the [`Journal`] under the lock of what changed, so that the order on disk is the order
+//! in memory; nothing of an [`Outcome`] may leave before its receipt is on disk.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::deal::{Deal, Party, Payment, Windows};
+use super::journal::{Change, FarewellRow, Journal, LogRow, PeerRow, Snapshot};
+use super::wire::{Ask, Code, Refusal, Reply, Request, SERVER_NUMBERS};
+use crate::model::{FeeRate, Millis, Name, Token};
+
+mod dealing;
+mod registration;
+mod search;
+
+/// Open searches of one peer.
+pub const SEARCHES_MAX: usize = 64;
+/// Registered peers.
+pub const PEERS_MAX: usize = 100_000;
+/// Peers asked for one search.
+pub const ASKED_MAX: usize = 1_000;
+/// Open deals that a peer is asked in.
+pub const SIDES_MAX: usize = 4_096;
+/// Ended deals of a peer whose answers are kept.
+pub const ENDED_MAX: usize = 256;
+/// Settlements at once.
+pub const SETTLEMENTS_MAX: usize = 256;
+/// Settlements at once with one address other than loopback.
+pub const SETTLEMENTS_PER_ADDRESS_MAX: usize = 8;
+/// How long answers are kept after a deal has ended.
+pub const ANSWERS_KEPT: Duration = Duration::from_secs(600);
+/// A peer silent for this long may lose its name.
+const NAME_KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// Searches in a row that a peer may leave unanswered before nobody waits for it.
+const UNANSWERED_MAX: u8 = 3;
+/// Numbers are taken from the disk's ceiling in steps of this many.
+const NUMBERS_STEP: u64 = 1 << 20;
+/// How far the sequence jumps when a backup was restored: past whatever was handed out since.
+const NUMBERS_JUMP: u64 = 1 << 36;
+
+/// What the operator chose.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// How long windows are.
+    pub windows: Windows,
+    /// What the house takes.
+    pub fee: FeeRate,
+    /// SHA-256 of the certificate that settlement uses; none without TLS.
+    pub cert_sha256: Option<Arc<str>>,
+}
+
+/// How a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// In a datagram: its source address may prove who sent it.
+    Udp,
+    /// On a connection: only a token proves anything.
+    Tcp,
+}
+
+/// What comes of a request or of time. Nothing of it may leave before `receipt` is on disk.
+#[derive(Debug)]
+pub struct Outcome<R> {
+    /// Everything that this is built on.
+    pub receipt: R,
+    /// For whoever asked.
+    pub answer: Option<Reply>,
+    /// Pushes to send, and to repeat.
+    pub pushes: Vec<Told>,
+    /// Deals that time will change, and when.
+    pub deadlines: Vec<(Millis, u64)>,
+    /// A settlement to begin.
+    pub settle: Option<u64>,
+    /// The peer leaves as soon as its settlements are over: see [`Exchange::leave`].
+    pub leaving: bool,
+    /// Ended deals that a peer let go of, to stay within its bound.
+    let_go: Vec<u64>,
+}
+
+impl<R: Default> Default for Outcome<R> {
+    fn default() -> Self {
+        Outcome {
+            receipt: R::default(),
+            answer: None,
+            pushes: Vec::new(),
+            deadlines: Vec::new(),
+            settle: None,
+            leaving: false,
+            let_go: Vec::new(),
+        }
+    }
+}
+
+impl<R: Default> Outcome<R> {
+    /// Adds what another step has brought; the answer stays.
+    fn absorb<J: Journal<Receipt = R>>(&mut self, other: Outcome<R>) {
+        self.receipt = J::later(std::mem::take(&mut self.receipt), other.receipt);
+        self.pushes.extend(other.pushes);
+        self.deadlines.extend(other.deadlines);
+        self.let_go.extend(other.let_go);
+    }
+}
+
+/// A push that a side of a deal has not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Told {
+    /// The deal.
+    pub deal: u64,
+    /// The side.
+    pub party: Party,
+    /// The push.
+    pub mid: u64,
+}
+
+/// What is to be taken up again after a start.
+#[derive(Debug, Default)]
+pub struct Resumed {
+    /// Pushes that nobody acknowledged.
+    pub pushes: Vec<Told>,
+    /// Deals that time will change.
+    pub deadlines: Vec<(Millis, u64)>,
+    /// Settlements that were under way, and how far they were.
+    pub settlements: Vec<(u64, Payment)>,
+}
+
+/// Every peer and every deal.
+pub struct Exchange<J: Journal> {
+    journal: J,
+    rules: Rules,
+    peers: RwLock<HashMap<Name, Arc<PeerCell<J>>>>,
+    /// How many peers have this address.
+    addresses: RwLock<HashMap<SocketAddr, u32>>,
+    /// The newest registration or departure: what "there is no such peer" is built on.
+    directory_changed: Mutex<J::Receipt>,
+    deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
+    mids: Mutex<HashMap<u64, (u64, Party)>>,
+    farewells: Mutex<HashMap<(Name, u64), FarewellRow>>,
+    ended: Mutex<VecDeque<(Millis, u64)>>,
+    numbers: Mutex<Numbers>,
+    settling: Mutex<Slots>,
+}
+
+struct PeerCell<J: Journal> {
+    name: Name,
+    since: u64,
+    heard_at: AtomicU64,
+    heard_saved_at: AtomicU64,
+    unanswered: AtomicU8,
+    state: Mutex<PeerState<J>>,
+}
+
+struct PeerState<J: Journal> {
+    row: PeerRow,
+    /// It has left, or is about to: no new deal may begin with it.
+    leaving: bool,
+    /// The deal behind each number that the peer may name.
+    rqs: HashMap<u64, u64>,
+    /// Every deal it is in that is not forgotten, by id, with its number there.
+    links: BTreeMap<u64, u64>,
+    /// Those of them that have ended, oldest first.
+    ended: VecDeque<u64>,
+    open_searches: usize,
+    open_sides: usize,
+    last: J::Receipt,
+}
+
+struct DealCell<J: Journal> {
+    /// Peers that still hold it among their links.
+    holders: AtomicUsize,
+    state: Mutex<DealState<J>>,
+}
+
+struct DealState<J: Journal> {
+    deal: Deal,
+    forgotten: bool,
+    last: J::Receipt,
+}
+
+/// One sequence for everything that is never used twice: deals, sellers' sides, pushes, registrations.
+struct Numbers {
+    next: u64,
+    ceiling: u64,
+}
+
+/// Settlements under way.
+#[derive(Default)]
+struct Slots {
+    by_deal: HashMap<u64, [IpAddr; 2]>,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl<J: Journal> Exchange<J> {
+    /// Builds the exchange from what is on disk. `restored` says that the disk is that of a backup.
+    pub fn load(journal: J, rules: Rules, snapshot: Snapshot, restored: bool, now: Millis) -> (Exchange<J>, Resumed) {
+        let next = snapshot.ceiling.max(SERVER_NUMBERS) + if restored { NUMBERS_JUMP } else { 0 };
+        let exchange = Exchange {
+            journal,
+            rules,
+            peers: RwLock::default(),
+            addresses: RwLock::default(),
+            directory_changed: Mutex::default(),
+            deals: RwLock::default(),
+            mids: Mutex::default(),
+            farewells: Mutex::default(),
+            ended: Mutex::default(),
+            numbers: Mutex::new(Numbers { next, ceiling: next }),
+            settling: Mutex::default(),
+        };
+        if restored {
+            // On disk before anything else, whether or not a number is asked for.
+            exchange.number(1);
+        }
+        for (row, heard_at) in snapshot.peers {
+            *exchange.addresses.write().entry(row.addr).or_default() += 1;
+            exchange.peers.write().insert(row.name.clone(), Arc::new(PeerCell::new(row, heard_at.min(now))));
+        }
+        for farewell in snapshot.farewells {
+            exchange.farewells.lock().insert((farewell.name.clone(), farewell.rq), farewell);
+        }
+        let mut resumed = Resumed::default();
+        for (deal, sellers) in snapshot.deals {
+            exchange.resume(Deal::from_rows(deal, sellers), now, &mut resumed);
+        }
+        exchange.ended.lock().make_contiguous().sort();
+        (exchange, resumed)
+    }
+
+    fn resume(&self, mut deal: Deal, now: Millis, resumed: &mut Resumed) {
+        deal.resume(now, &self.rules.windows);
+        let id = deal.id;
+        let mut holders = 0;
+        for party in deal.parties() {
+            let Some(peer) = self.peer_in(&deal, party) else { continue };
+            let mut peer = peer.state.lock();
+            peer.link(id, deal.rq_of(party), party);
+            holders += 1;
+            if deal.ended_at().is_some() {
+                if id < peer.row.answers_from {
+                    peer.forget_number(id);
+                }
+                // More than the bound is let go at the next end of a deal.
+                peer.end(id, party, usize::MAX);
+            }
+            if let Some(mid) = deal.outstanding_mid(party) {
+                self.mids.lock().insert(mid, (id, party));
+                resumed.pushes.push(Told { deal: id, party, mid });
+            }
+        }
+        match deal.state() {
+            super::deal::State::Settling { payment, .. } => resumed.settlements.push((id, *payment)),
+            _ => resumed.deadlines.extend(deal.deadline().map(|at| (at, id))),
+        }
+        if let Some(at) = deal.ended_at() {
+            self.ended.lock().push_back((at.min(now), id));
+        }
+        let state = DealState { deal, forgotten: false, last: J::Receipt::default() };
+        let cell = DealCell { holders: AtomicUsize::new(holders), state: Mutex::new(state) };
+        self.deals.write().insert(id, Arc::new(cell));
+    }
+
+    /// Does what a peer asks.
+    pub fn request(&self, now: Millis, source: SocketAddr, via: Via, request: &Request) -> Outcome<J::Receipt> {
+        let result = match &request.ask {
+            Ask::Register(reach) => self.register(now, source, request, reach),
+            Ask::Login(reach) => self.login(now, source, request, reach),
+            Ask::DeRegister => self.deregister(now, source, via, request),
+            _ => self.known_peer(now, source, via, request).and_then(|peer| match &request.ask {
+                Ask::LookingFor { item_name, description, max_price } => {
+                    self.look_for(now, &peer, request.rq, item_name, description, *max_price)
+                }
+                Ask::Status { rq_deal } => Ok(self.status(now, &peer, request.rq, *rq_deal)),
+                _ => self.ask(now, &peer, request),
+            }),
+        };
+        result.unwrap_or_else(|(refusal, receipt)| Outcome {
+            receipt,
+            answer: Some(Reply::Error { rq: Some(request.rq), code: refusal.code, reason: refusal.reason }),
+            ..Outcome::default()
+        })
+    }
+
+    /// Whether a peer is registered at this address.
+    pub fn is_registered(&self, address: SocketAddr) -> bool {
+        self.addresses.read().contains_key(&address)
+    }
+
+    /// How many peers are registered, and how many deals are in memory.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.peers.read().len(), self.deals.read().len())
+    }
+
+    /// The door to the disk.
+    pub fn journal(&self) -> &J {
+        &self.journal
+    }
+
+    /// What the operator chose.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The first of `count` numbers that were never used before.
+    fn number(&self, count: u64) -> u64 {
+        let mut numbers = self.numbers.lock();
+        let first = numbers.next;
+        numbers.next += count;
+        if numbers.next > numbers.ceiling {
+            numbers.ceiling = numbers.next + NUMBERS_STEP;
+            // Appended before any change that bears such a number, so it is on disk before that is.
+            self.journal.append(vec![Change::Ceiling(numbers.ceiling)]);
+        }
+        first
+    }
+
+    fn peer(&self, name: &str) -> Option<Arc<PeerCell<J>>> {
+        self.peers.read().get(name).cloned()
+    }
+
+    /// The peer behind a side of a deal, if it is still the one that the deal began with.
+    fn peer_in(&self, deal: &Deal, party: Party) -> Option<Arc<PeerCell<J>>> {
+        self.peer(deal.name_of(party).as_str()).filter(|peer| peer.since < deal.id)
+    }
+
+    fn deal(&self, id: u64) -> Option<Arc<DealCell<J>>> {
+        self.deals.read().get(&id).cloned()
+    }
+
+    /// The peer that a request names, if the request shows that it is that peer's.
+    fn known_peer(
+        &self,
+        now: Millis,
+        source: SocketAddr,
+        via: Via,
+        request: &Request,
+    ) -> Result<Arc<PeerCell<J>>, Refused<J>> {
+        let Some(peer) = self.peer(request.name.as_str()) else {
+            let receipt = self.directory_changed.lock().clone();
+            return Err((
+                Refusal::new(Code::NotRegistered, format!("no peer {:?} is registered", request.name)),
+                receipt,
+            ));
+        };
+        let state = peer.state.lock();
+        state.row.proves(request.token.as_ref(), source, via).map_err(|refusal| (refusal, state.last.clone()))?;
+        drop(state);
+        peer.heard(now);
+        // Whoever asks for something is there: searches wait for it again.
+        peer.unanswered.store(0, Ordering::Relaxed);
+        Ok(peer)
+    }
+}
+
+/// A refusal, and what it is built on.
+type Refused<J> = (Refusal, <J as Journal>::Receipt);
+
+impl PeerRow {
+    /// Whether a request is this peer's: by its token, or by its very address.
+    fn proves(&self, token: Option<&Token>, source: SocketAddr, via: Via) -> Result<(), Refusal> {
+        match token {
+            Some(token) if self.token.matches(token) => Ok(()),
+            Some(_) => Err(Refusal::new(Code::Forbidden, "token: this is not the token of that name")),
+            None if via == Via::Udp && source == self.addr => Ok(()),
+            None if via == Via::Tcp => Err(Refusal::new(Code::Forbidden, "token: needed on a connection")),
+            None => Err(Refusal::new(Code::Forbidden, "token: needed from an address that is not the peer's own")),
+        }
+    }
+
+    fn log(&self, kind: &str, at: Millis, detail: String) -> Change {
+        Change::Log(LogRow {
+            at,
+            kind: kind.to_owned(),
+            peer: self.name.clone(),
+            deal: None,
+            rq: None,
+            item_name: None,
+            price: None,
+            detail,
+        })
+    }
+}
+
+impl<J: Journal> PeerCell<J> {
+    fn new(row: PeerRow, heard_at: Millis) -> PeerCell<J> {
+        PeerCell {
+            name: row.name.clone(),
+            since: row.since,
+            heard_at: AtomicU64::new(heard_at.0),
+            heard_saved_at: AtomicU64::new(heard_at.0),
+            unanswered: AtomicU8::new(0),
+            state: Mutex::new(PeerState {
+                row,
+                leaving: false,
+                rqs: HashMap::new(),
+                links: BTreeMap::new(),
+                ended: VecDeque::new(),
+                open_searches: 0,
+                open_sides: 0,
+                last: J::Receipt::default(),
+            }),
+        }
+    }
+
+    fn heard(&self, now: Millis) {
+        self.heard_at.fetch_max(now.0, Ordering::Relaxed);
+    }
+}
+
+impl<J: Journal> PeerState<J> {
+    fn link(&mut self, deal: u64, rq: u64, party: Party) {
+        self.rqs.insert(rq, deal);
+        self.links.insert(deal, rq);
+        *self.open_count(party) += 1;
+    }
+
+    /// The deal has ended. Returns the ended deals that are let go to stay within `max`.
+    fn end(&mut self, deal: u64, party: Party, max: usize) -> Vec<u64> {
+        if !self.links.contains_key(&deal) {
+            return Vec::new();
+        }
+        *self.open_count(party) -= 1;
+        self.ended.push_back(deal);
+        let excess = self.ended.len().saturating_sub(max);
+        let evicted: Vec<u64> = self.ended.drain(..excess).collect();
+        for deal in &evicted {
+            self.unlink(*deal);
+        }
+        evicted
+    }
+
+    fn unlink(&mut self, deal: u64) {
+        self.forget_number(deal);
+        self.links.remove(&deal);
+    }
+
+    /// The peer's number for this deal may be used again.
+    fn forget_number(&mut self, deal: u64) {
+        if let Some(rq) = self.links.get(&deal)
+            && self.rqs.get(rq) == Some(&deal)
+        {
+            self.rqs.remove(rq);
+        }
+    }
+
+    fn open_count(&mut self, party: Party) -> &mut usize {
+        match party {
+            Party::Buyer => &mut self.open_searches,
+            Party::Seller(_) => &mut self.open_sides,
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! What happens to deals: what their sides ask, what time does, how payment goes, how they are forgotten.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use super::{
+    ANSWERS_KEPT, DealState, ENDED_MAX, Exchange, Outcome, PeerCell, Refused, SETTLEMENTS_MAX,
+    SETTLEMENTS_PER_ADDRESS_MAX, Told,
+};
+use crate::model::{Cents, Millis, Name, Token};
+use crate::trade::deal::{Deal, Effects, Event, Kind, Party, Payment, Step};
+use crate::trade::journal::{Change, Journal, LogRow, MoneyRow};
+use crate::trade::wire::{Ack, Ask, Code, Push, Refusal, Reply, Request, encode};
+
+/// When a peer was heard is written down this often, not at every word.
+const HEARD_SAVED_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// What a settlement needs to know. Its `Debug` hides the tokens.
+#[derive(Debug, Clone)]
+pub struct Settling {
+    /// The deal.
+    pub deal: u64,
+    /// The idempotency key of its charge.
+    pub key: String,
+    /// As the buyer wrote it.
+    pub item_name: std::sync::Arc<str>,
+    /// What the buyer pays.
+    pub price: Cents,
+    /// What the house keeps of it.
+    pub fee: Cents,
+    /// How far it was when this was asked for.
+    pub payment: Payment,
+    /// Who pays.
+    pub buyer: SettlingPeer,
+    /// Who is paid.
+    pub seller: SettlingPeer,
+}
+
+/// One side of a settlement.
+#[derive(Debug, Clone)]
+pub struct SettlingPeer {
+    /// Its name.
+    pub name: Name,
+    /// The number by which it knows the deal.
+    pub rq: u64,
+    /// What its INFORM_RES must bear. None for a peer that is not registered any more.
+    pub token: Option<Token>,
+    /// Where it listens.
+    pub tcp: Option<SocketAddr>,
+}
+
+impl<J: Journal> Exchange<J> {
+    pub(super) fn ask(
+        &self,
+        now: Millis,
+        peer: &PeerCell<J>,
+        request: &Request,
+    ) -> Result<Outcome<J::Receipt>, Refused<J>> {
+        let (kind, item_name, amount) = match &request.ask {
+            Ask::Offer { item_name, price } => (Kind::Offer, item_name, Some(*price)),
+            Ask::NotAvailable { item_name } => (Kind::NotAvailable, item_name, None),
+            Ask::Accept { item_name, max_price } => (Kind::Accept, item_name, Some(*max_price)),
+            Ask::Refuse { item_name, max_price } => (Kind::Refuse, item_name, Some(*max_price)),
+            Ask::Buy { item_name, price } => (Kind::Buy, item_name, Some(*price)),
+            Ask::Cancel { item_name } => (Kind::Cancel, item_name, None),
+            Ask::Register(_) | Ask::Login(_) | Ask::DeRegister | Ask::LookingFor { .. } | Ask::Status { .. } => {
+                unreachable!("these are not asked of a deal")
+            }
+        };
+        let (id, last) = {
+            let state = peer.state.lock();
+            (state.rqs.get(&request.rq).copied(), state.last.clone())
+        };
+        let unknown = || (Refusal::new(Code::UnknownDeal, "rq: no deal of this peer has this number"), last.clone());
+        let id = id.ok_or_else(unknown)?;
+        let cell = self.deal(id).ok_or_else(unknown)?;
+        let mut state = cell.state.lock();
+        let party = state.deal.party_of(request.rq).filter(|_| !state.forgotten).ok_or_else(unknown)?;
+        let settles = kind == Kind::Buy && party == Party::Buyer && state.deal.reserved_seller().is_some();
+        if settles {
+            self.take_slot(&state.deal).map_err(|refusal| (refusal, state.last.clone()))?;
+        }
+        let event = Event::Ask { party, kind, item_name, amount };
+        let result = self.step(now, &mut state, event);
+        let settles = settles && state.deal.settling().is_some();
+        if !settles && kind == Kind::Buy && state.deal.settling().is_none() {
+            self.free_slot(id);
+        }
+        let mut outcome = result.map_err(|refusal| (refusal, state.last.clone()))?;
+        drop(state);
+        self.let_go(&mut outcome);
+        let rq = request.rq;
+        outcome.settle = settles.then_some(id);
+        outcome.answer = Some(match kind {
+            Kind::Offer => Reply::Offered { rq },
+            Kind::NotAvailable | Kind::Accept | Kind::Refuse => Reply::Noted { rq },
+            Kind::Buy => Reply::Buying { rq },
+            Kind::Cancel => Reply::Cancelled { rq },
+        });
+        Ok(outcome)
+    }
+
+    /// Lets time do its work on a deal. Harmless when nothing is due.
+    pub fn tick(&self, now: Millis, deal: u64) -> Outcome<J::Receipt> {
+        self.apply(now, deal, Event::Tick).unwrap_or_default()
+    }
+
+    /// Takes a settlement a step further. An `Err` means that the deal is not at that step.
+    pub fn settlement(&self, now: Millis, deal: u64, event: Event) -> Result<Outcome<J::Receipt>, Refusal> {
+        let outcome = self.apply(now, deal, event)?;
+        let over = self.deal(deal).is_none_or(|cell| cell.state.lock().deal.settling().is_none());
+        if over {
+            self.free_slot(deal);
+        }
+        Ok(outcome)
+    }
+
+    fn apply(&self, now: Millis, deal: u64, event: Event) -> Result<Outcome<J::Receipt>, Refusal> {
+        let unknown = || Refusal::new(Code::UnknownDeal, "no such deal");
+        let cell = self.deal(deal).ok_or_else(unknown)?;
+        let mut state = cell.state.lock();
+        if state.forgotten {
+            return Err(unknown());
+        }
+        let mut outcome = self.step(now, &mut state, event)?;
+        drop(state);
+        self.let_go(&mut outcome);
+        Ok(outcome)
+    }
+
+    /// One event for one locked deal: handled, and handed to the journal.
+    pub(super) fn step(
+        &self,
+        now: Millis,
+        state: &mut DealState<J>,
+        event: Event,
+    ) -> Result<Outcome<J::Receipt>, Refusal> {
+        let mut next_mid = || self.number(1);
+        let mut step = Step { now, windows: &self.rules.windows, next_mid: &mut next_mid };
+        let effects = state.deal.handle(event, &mut step)?;
+        Ok(self.commit(now, state, effects))
+    }
+
+    /// Hands the effects of a step to the journal and does what is done in memory.
+    pub(super) fn commit(&self, now: Millis, state: &mut DealState<J>, effects: Effects) -> Outcome<J::Receipt> {
+        let deal = &state.deal;
+        let mut changes = Vec::with_capacity(effects.sellers_changed.len() + effects.log.len() + 2);
+        if effects.deal_changed {
+            changes.push(deal_change(deal));
+        }
+        let mut seen = HashSet::with_capacity(effects.sellers_changed.len());
+        changes.extend(
+            effects
+                .sellers_changed
+                .iter()
+                .filter(|seller| seen.insert(**seller))
+                .map(|seller| seller_change(deal, *seller)),
+        );
+        changes.extend(effects.money.map(|(money, seller, price)| {
+            Change::Money(MoneyRow {
+                key: charge_key(deal.id),
+                money,
+                buyer: deal.buyer.clone(),
+                seller: deal.name_of(Party::Seller(seller)).clone(),
+                price,
+                fee: self.rules.fee.of(price),
+                at: now,
+            })
+        }));
+        changes.extend(effects.log.into_iter().map(|line| {
+            Change::Log(LogRow {
+                at: now,
+                kind: line.kind.to_owned(),
+                rq: deal.parties().find(|party| *deal.name_of(*party) == line.peer).map(|party| deal.rq_of(party)),
+                peer: line.peer,
+                deal: Some(deal.id),
+                item_name: Some(deal.item_name.to_string()),
+                price: line.price,
+                detail: line.detail,
+            })
+        }));
+        let mut outcome = Outcome::default();
+        for party in effects.told {
+            outcome.pushes.extend(deal.outstanding_mid(party).map(|mid| Told { deal: deal.id, party, mid }));
+        }
+        {
+            let mut mids = self.mids.lock();
+            for mid in effects.withdrawn_mids {
+                mids.remove(&mid);
+            }
+            for told in &outcome.pushes {
+                mids.insert(told.mid, (told.deal, told.party));
+            }
+        }
+        for seller in effects.silent {
+            if let Some(peer) = self.peer_in(deal, Party::Seller(seller)) {
+                // Saturates far above the bound that matters.
+                let _ = peer.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
+            }
+        }
+        if effects.ended {
+            self.ended.lock().push_back((now, deal.id));
+            for party in deal.parties() {
+                if let Some(peer) = self.peer_in(deal, party) {
+                    outcome.let_go.extend(peer.state.lock().end(deal.id, party, ENDED_MAX));
+                }
+            }
+        } else {
+            outcome.deadlines.extend(deal.deadline().map(|at| (at, deal.id)));
+        }
+        if !changes.is_empty() {
+            state.last = self.journal.append(changes);
+        }
+        outcome.receipt = state.last.clone();
+        outcome
+    }
+
+    /// A peer has got a push. True if that ends its repetition.
+    pub fn ack(&self, now: Millis, source: SocketAddr, ack: &Ack) -> bool {
+        let Some((deal, party)) = self.mids.lock().get(&ack.mid).copied() else { return false };
+        let Some(cell) = self.deal(deal) else { return false };
+        let mut state = cell.state.lock();
+        let Some(peer) = self.peer_in(&state.deal, party) else { return false };
+        {
+            let peer = peer.state.lock();
+            let by_token = ack.token.as_ref().is_some_and(|token| peer.row.token.matches(token));
+            if source != peer.row.addr && !by_token {
+                return false;
+            }
+        }
+        peer.heard(now);
+        if state.forgotten || !state.deal.acknowledge(party, ack.mid) {
+            return false;
+        }
+        self.mids.lock().remove(&ack.mid);
+        let change = match party {
+            Party::Buyer => deal_change(&state.deal),
+            Party::Seller(seller) => seller_change(&state.deal, seller),
+        };
+        state.last = self.journal.append(vec![change]);
+        true
+    }
+
+    /// A push as it goes out now, and where to; nothing if it is acknowledged or overtaken.
+    pub fn push(&self, told: Told) -> Option<(SocketAddr, Push)> {
+        let cell = self.deal(told.deal)?;
+        let state = cell.state.lock();
+        if state.deal.outstanding_mid(told.party) != Some(told.mid) {
+            return None;
+        }
+        let peer = self.peer_in(&state.deal, told.party)?;
+        let push = state.deal.push(told.party)?;
+        drop(state);
+        Some((peer.state.lock().row.addr, push))
+    }
+
+    // Settlement.
+
+    /// What a settlement needs to know; nothing if the deal is not being settled.
+    pub fn settling(&self, id: u64) -> Option<Settling> {
+        let cell = self.deal(id)?;
+        let state = cell.state.lock();
+        let deal = &state.deal;
+        let (seller, price, payment) = deal.settling()?;
+        let side = |party| {
+            let row = self.peer_in(deal, party).map(|peer| peer.state.lock().row.clone());
+            SettlingPeer {
+                name: deal.name_of(party).clone(),
+                rq: deal.rq_of(party),
+                tcp: row.as_ref().map(|row| SocketAddr::new(row.addr.ip(), row.tcp_port)),
+                token: row.map(|row| row.token),
+            }
+        };
+        Some(Settling {
+            deal: id,
+            key: charge_key(id),
+            item_name: deal.item_name.clone(),
+            price,
+            fee: self.rules.fee.of(price),
+            payment,
+            buyer: side(Party::Buyer),
+            seller: side(seller),
+        })
+    }
+
+    /// Settlements under way.
+    pub fn settlements(&self) -> usize {
+        self.settling.lock().by_deal.len()
+    }
+
+    fn take_slot(&self, deal: &Deal) -> Result<(), Refusal> {
+        let addresses = deal.reserved_seller().and_then(|seller| self.addresses_of(deal, seller));
+        let addresses = addresses.ok_or_else(|| Refusal::new(Code::WrongState, "the other side has left"))?;
+        let mut slots = self.settling.lock();
+        let crowded = |ip| {
+            !std::net::IpAddr::is_loopback(ip)
+                && slots.by_address.get(ip).is_some_and(|n| *n >= SETTLEMENTS_PER_ADDRESS_MAX)
+        };
+        if slots.by_deal.len() >= SETTLEMENTS_MAX || addresses.iter().any(crowded) {
+            return Err(Refusal::new(Code::Busy, "too many settlements are under way; try again"));
+        }
+        slots.by_deal.insert(deal.id, addresses);
+        for ip in addresses {
+            *slots.by_address.entry(ip).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn free_slot(&self, deal: u64) {
+        let mut slots = self.settling.lock();
+        for ip in slots.by_deal.remove(&deal).into_iter().flatten() {
+            if let Some(count) = slots.by_address.get_mut(&ip) {
+                *count -= 1;
+                if *count == 0 {
+                    slots.by_address.remove(&ip);
+                }
+            }
+        }
+    }
+
+    // Forgetting.
+
+    /// Forgets what has had its time: deals that ended ten minutes ago, old farewells. Writes down who
+    /// was heard.
+    pub fn sweep(&self, now: Millis) {
+        loop {
+            let due = {
+                let mut ended = self.ended.lock();
+                ended.front().copied().filter(|(at, _)| at.until(now) >= ANSWERS_KEPT).inspect(|_| {
+                    ended.pop_front();
+                })
+            };
+            let Some((_, id)) = due else { break };
+            self.forget(id);
+        }
+        let forgotten_before = Millis(now.0.saturating_sub(ANSWERS_KEPT.as_millis() as u64));
+        let mut farewells = self.farewells.lock();
+        let before = farewells.len();
+        farewells.retain(|_, farewell| farewell.at > forgotten_before);
+        if farewells.len() != before {
+            self.journal.append(vec![Change::DropFarewells(forgotten_before)]);
+        }
+        drop(farewells);
+        self.save_heard(HEARD_SAVED_EVERY);
+    }
+
+    /// Writes down when peers were heard, for those where it has moved by at least this much.
+    pub fn save_heard(&self, at_least: std::time::Duration) {
+        let peers: Vec<_> = self.peers.read().values().cloned().collect();
+        let moved = peers.iter().filter_map(|peer| {
+            let heard = peer.heard_at.load(Ordering::Relaxed);
+            let saved = peer.heard_saved_at.load(Ordering::Relaxed);
+            if heard == saved || Millis(saved).until(Millis(heard)) < at_least {
+                return None;
+            }
+            peer.heard_saved_at.store(heard, Ordering::Relaxed);
+            Some(Change::Heard { name: peer.name.clone(), at: Millis(heard) })
+        });
+        let changes: Vec<Change> = moved.collect();
+        if !changes.is_empty() {
+            self.journal.append(changes);
+        }
+    }
+
+    /// Deals that nobody in them keeps any more are forgotten.
+    pub(super) fn let_go(&self, outcome: &mut Outcome<J::Receipt>) {
+        self.release_holders(std::mem::take(&mut outcome.let_go));
+    }
+
+    pub(super) fn release_holders(&self, deals: Vec<u64>) {
+        for id in deals {
+            if self.deal(id).is_some_and(|cell| cell.holders.fetch_sub(1, Ordering::AcqRel) == 1) {
+                self.forget(id);
+            }
+        }
+    }
+
+    fn forget(&self, id: u64) {
+        let Some(cell) = self.deal(id) else { return };
+        let mut state = cell.state.lock();
+        if state.forgotten {
+            return;
+        }
+        state.forgotten = true;
+        self.journal.append(vec![Change::DropDeal(id)]);
+        {
+            let mut mids = self.mids.lock();
+            for party in state.deal.parties() {
+                if let Some(mid) = state.deal.outstanding_mid(party) {
+                    mids.remove(&mid);
+                }
+            }
+        }
+        for party in state.deal.parties() {
+            if let Some(peer) = self.peer_in(&state.deal, party) {
+                let mut peer = peer.state.lock();
+                peer.unlink(id);
+                peer.ended.retain(|ended| *ended != id);
+            }
+        }
+        drop(state);
+        self.deals.write().remove(&id);
+    }
+}
+
+/// The idempotency key of a deal's charge: one deal is charged once.
+fn charge_key(deal: u64) -> String {
+    format!("trade-{deal}")
+}
+
+fn deal_change(deal: &Deal) -> Change {
+    Change::Deal { id: deal.id, body: json(deal) }
+}
+
+fn seller_change(deal: &Deal, seller: usize) -> Change {
+    let rq = deal.rq_of(Party::Seller(seller));
+    Change::Seller { deal: deal.id, rq, body: json(&deal.sellers()[seller]) }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> String {
+    String::from_utf8(encode(value)).expect("JSON is UTF-8")
+}

@@ -1,0 +1,307 @@
+//! Who is who: REGISTER, LOGIN, DE-REGISTER.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{ANSWERS_KEPT, Exchange, NAME_KEPT, Outcome, PEERS_MAX, PeerCell, Refused, Via};
+use crate::model::{Millis, Name, Token};
+use crate::trade::deal::{Event, State};
+use crate::trade::journal::{Change, FarewellRow, Journal, LoginRow, PeerRow};
+use crate::trade::wire::{Code, Reach, Refusal, Reply, Request, Secret};
+use std::sync::atomic::Ordering;
+
+/// LOGINs remembered of one peer.
+const LOGINS_MAX: usize = 16;
+/// The ports that a peer may name: no service of a machine listens below.
+const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
+
+type Done<J> = Result<Outcome<<J as Journal>::Receipt>, Refused<J>>;
+
+impl<J: Journal> Exchange<J> {
+    pub(super) fn register(&self, now: Millis, source: SocketAddr, request: &Request, reach: &Reach) -> Done<J> {
+        let denied = |reason: String, receipt| {
+            let answer = Some(Reply::RegisterDenied { rq: request.rq, reason });
+            Ok(Outcome { receipt, answer, ..Outcome::default() })
+        };
+        if let Err(reason) = reach.check(source) {
+            return denied(reason, J::Receipt::default());
+        }
+        loop {
+            let Some(peer) = self.peer(request.name.as_str()) else {
+                match self.register_new(now, source, request, reach)? {
+                    Some(outcome) => return Ok(outcome),
+                    // Someone else was quicker: look at who.
+                    None => continue,
+                }
+            };
+            let mut state = peer.state.lock();
+            if state.leaving {
+                return denied("that name is about to become free; try again".to_owned(), state.last.clone());
+            }
+            let own = state.row.proves(request.token.as_ref(), source, Via::Udp).is_ok();
+            let repeat = request.token.is_none()
+                && source == state.row.first_source
+                && reach.is_of(&state.row)
+                && state.row.registered_at.until(now) < ANSWERS_KEPT;
+            if !own && !repeat {
+                let last = state.last.clone();
+                let idle = state.open_searches == 0 && state.open_sides == 0;
+                if idle && Millis(peer.heard_at.load(Ordering::Relaxed)).until(now) >= NAME_KEPT {
+                    // Nobody has heard of the holder for a month: the name is free again.
+                    state.leaving = true;
+                    drop(state);
+                    self.remove(now, &peer, None);
+                    continue;
+                }
+                return denied("name: taken by another peer".to_owned(), last);
+            }
+            // A REGISTER begins anew: numbers of deals that have ended may be used again.
+            let mut changes = Vec::new();
+            let ended: Vec<u64> = state.ended.iter().copied().collect();
+            if ended.iter().any(|deal| *deal >= state.row.answers_from) {
+                state.row.answers_from = self.number(1);
+                for deal in ended {
+                    state.forget_number(deal);
+                }
+                state.row.logins.clear();
+            }
+            let before = state.row.clone();
+            self.move_to(&mut state.row, reach);
+            if state.row.addr != before.addr || state.row.tcp_port != before.tcp_port {
+                changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
+            }
+            if !changes.is_empty() || state.row.answers_from != before.answers_from {
+                changes.push(Change::Peer(Box::new(state.row.clone())));
+            }
+            if !changes.is_empty() {
+                state.last = self.journal.append(changes);
+            }
+            let (receipt, token) = (state.last.clone(), state.row.token.clone());
+            drop(state);
+            peer.heard(now);
+            peer.unanswered.store(0, Ordering::Relaxed);
+            return Ok(Outcome { receipt, answer: Some(self.registered(request.rq, token)), ..Outcome::default() });
+        }
+    }
+
+    /// `None` when the name was taken in the meantime.
+    fn register_new(
+        &self,
+        now: Millis,
+        source: SocketAddr,
+        request: &Request,
+        reach: &Reach,
+    ) -> Result<Option<Outcome<J::Receipt>>, Refused<J>> {
+        let mut row = PeerRow {
+            name: request.name.clone(),
+            addr: source,
+            tcp_port: 0,
+            token: Token::random(),
+            since: self.number(1),
+            registered_at: now,
+            first_source: source,
+            answers_from: 0,
+            logins: Vec::new(),
+        };
+        row.addr = SocketAddr::new(reach.ip, reach.udp_port as u16);
+        row.tcp_port = reach.tcp_port as u16;
+        let token = row.token.clone();
+        let mut peers = self.peers.write();
+        if peers.contains_key(&row.name) {
+            return Ok(None);
+        }
+        if peers.len() >= PEERS_MAX {
+            let reason = format!("there are {PEERS_MAX} registrations already");
+            return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
+        }
+        let log = row.log("register", now, format!("at {}", row.addr));
+        let receipt = self.journal.append(vec![
+            Change::Peer(Box::new(row.clone())),
+            Change::Heard { name: row.name.clone(), at: now },
+            log,
+        ]);
+        *self.addresses.write().entry(row.addr).or_default() += 1;
+        let peer = PeerCell::new(row, now);
+        peer.state.lock().last = receipt.clone();
+        peers.insert(request.name.clone(), Arc::new(peer));
+        *self.directory_changed.lock() = receipt.clone();
+        drop(peers);
+        Ok(Some(Outcome { receipt, answer: Some(self.registered(request.rq, token)), ..Outcome::default() }))
+    }
+
+    fn registered(&self, rq: u64, token: Token) -> Reply {
+        Reply::Registered { rq, token: Secret(token), cert_sha256: self.rules.cert_sha256.clone() }
+    }
+
+    pub(super) fn login(&self, now: Millis, source: SocketAddr, request: &Request, reach: &Reach) -> Done<J> {
+        let denied = |reason: String, receipt| {
+            let answer = Some(Reply::LoginDenied { rq: request.rq, reason });
+            Ok(Outcome { receipt, answer, ..Outcome::default() })
+        };
+        if let Err(reason) = reach.check(source) {
+            return denied(reason, J::Receipt::default());
+        }
+        let Some(peer) = self.peer(request.name.as_str()) else {
+            return denied("name: not registered".to_owned(), self.directory_changed.lock().clone());
+        };
+        let mut state = peer.state.lock();
+        if !request.token.as_ref().is_some_and(|token| state.row.token.matches(token)) {
+            return denied("token: this is not the token of that name".to_owned(), state.last.clone());
+        }
+        state.row.logins.retain(|login| login.at.until(now) < ANSWERS_KEPT);
+        let answered = state.row.logins.iter().find(|login| login.rq == request.rq);
+        let repeat = match answered {
+            Some(login) if login.reach == *reach => true,
+            Some(_) => return Err((Refusal::new(Code::BadRequest, "rq already used"), state.last.clone())),
+            None => false,
+        };
+        if !repeat {
+            if state.row.logins.len() == LOGINS_MAX {
+                state.row.logins.remove(0);
+            }
+            state.row.logins.push(LoginRow { rq: request.rq, reach: *reach, at: now });
+            self.move_to(&mut state.row, reach);
+            let log = state.row.log("login", now, format!("at {}", state.row.addr));
+            state.last = self.journal.append(vec![Change::Peer(Box::new(state.row.clone())), log]);
+        }
+        let receipt = state.last.clone();
+        drop(state);
+        peer.heard(now);
+        peer.unanswered.store(0, Ordering::Relaxed);
+        let answer = Reply::LoggedIn { rq: request.rq, cert_sha256: self.rules.cert_sha256.clone() };
+        Ok(Outcome { receipt, answer: Some(answer), ..Outcome::default() })
+    }
+
+    fn move_to(&self, row: &mut PeerRow, reach: &Reach) {
+        let addr = SocketAddr::new(reach.ip, reach.udp_port as u16);
+        row.tcp_port = reach.tcp_port as u16;
+        if addr != row.addr {
+            self.leave_address(row.addr);
+            *self.addresses.write().entry(addr).or_default() += 1;
+            row.addr = addr;
+        }
+    }
+
+    fn leave_address(&self, addr: SocketAddr) {
+        let mut addresses = self.addresses.write();
+        if let Some(count) = addresses.get_mut(&addr) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&addr);
+            }
+        }
+    }
+
+    pub(super) fn deregister(&self, now: Millis, source: SocketAddr, via: Via, request: &Request) -> Done<J> {
+        let farewell = self.farewells.lock().get(&(request.name.clone(), request.rq)).cloned();
+        let repeat =
+            farewell.is_some_and(|farewell| farewell.source == source && farewell.at.until(now) < ANSWERS_KEPT);
+        let peer = self.peer(request.name.as_str());
+        let Some(peer) = peer.filter(|_| !repeat) else {
+            let receipt = self.directory_changed.lock().clone();
+            let answer = Some(Reply::DeRegistered { rq: request.rq });
+            return Ok(Outcome { receipt, answer, ..Outcome::default() });
+        };
+        let state = peer.state.lock();
+        state.row.proves(request.token.as_ref(), source, via).map_err(|refusal| (refusal, state.last.clone()))?;
+        drop(state);
+        let outcome = self.depart(now, &peer);
+        if outcome.leaving {
+            return Ok(outcome);
+        }
+        let mut outcome = Outcome { answer: Some(Reply::DeRegistered { rq: request.rq }), ..outcome };
+        outcome.receipt = J::later(outcome.receipt, self.remove(now, &peer, Some((request.rq, source))));
+        Ok(outcome)
+    }
+
+    /// Ends every deal of a peer that can be ended, and lets it begin no other. `leaving` is set when a
+    /// settlement is under way: [`Exchange::leave`] goes on when that is over.
+    fn depart(&self, now: Millis, peer: &PeerCell<J>) -> Outcome<J::Receipt> {
+        let deals: Vec<u64> = {
+            let mut state = peer.state.lock();
+            state.leaving = true;
+            state.links.keys().copied().collect()
+        };
+        let mut outcome = Outcome { receipt: peer.state.lock().last.clone(), ..Outcome::default() };
+        for id in deals {
+            let Some(cell) = self.deal(id) else { continue };
+            let mut state = cell.state.lock();
+            let party = state.deal.parties().find(|party| *state.deal.name_of(*party) == peer.name);
+            let Some(party) = party.filter(|_| !state.forgotten) else { continue };
+            if matches!(state.deal.state(), State::Settling { .. }) && state.deal.is_settling_with(party) {
+                outcome.leaving = true;
+                continue;
+            }
+            // Gone is never refused.
+            if let Ok(step) = self.step(now, &mut state, Event::Gone(party)) {
+                outcome.absorb::<J>(step);
+            }
+        }
+        self.let_go(&mut outcome);
+        outcome
+    }
+
+    /// Goes on with a DE-REGISTER that waited for settlements: answers, or says that some still run.
+    pub fn leave(&self, now: Millis, source: SocketAddr, rq: u64, name: &Name) -> Outcome<J::Receipt> {
+        let Some(peer) = self.peer(name.as_str()) else {
+            let receipt = self.directory_changed.lock().clone();
+            return Outcome { receipt, answer: Some(Reply::DeRegistered { rq }), ..Outcome::default() };
+        };
+        let outcome = self.depart(now, &peer);
+        if outcome.leaving {
+            return outcome;
+        }
+        let receipt = J::later(outcome.receipt.clone(), self.remove(now, &peer, Some((rq, source))));
+        Outcome { answer: Some(Reply::DeRegistered { rq }), receipt, ..outcome }
+    }
+
+    /// A DE-REGISTER that could not wait any longer: the peer stays.
+    pub fn stay(&self, name: &Name) {
+        if let Some(peer) = self.peer(name.as_str()) {
+            peer.state.lock().leaving = false;
+        }
+    }
+
+    fn remove(&self, now: Millis, peer: &PeerCell<J>, asked: Option<(u64, SocketAddr)>) -> J::Receipt {
+        let mut peers = self.peers.write();
+        // Another thread may have removed it, and someone else may have the name by now.
+        if peers.get(peer.name.as_str()).is_none_or(|held| held.since != peer.since) {
+            return self.directory_changed.lock().clone();
+        }
+        peers.remove(peer.name.as_str());
+        let row = peer.state.lock().row.clone();
+        self.leave_address(row.addr);
+        let mut changes = vec![Change::DropPeer(peer.name.clone()), row.log("de-register", now, String::new())];
+        if let Some((rq, source)) = asked {
+            let farewell = FarewellRow { name: peer.name.clone(), rq, source, at: now };
+            self.farewells.lock().insert((peer.name.clone(), rq), farewell.clone());
+            changes.push(Change::Farewell(farewell));
+        }
+        let receipt = self.journal.append(changes);
+        *self.directory_changed.lock() = receipt.clone();
+        drop(peers);
+        let links: Vec<u64> = peer.state.lock().links.keys().copied().collect();
+        self.release_holders(links);
+        receipt
+    }
+}
+
+impl Reach {
+    /// The server must not be made to talk to a stranger, or to a service.
+    fn check(&self, source: SocketAddr) -> Result<(), String> {
+        if self.ip != source.ip().to_canonical() {
+            return Err(format!("ip: expected {}, where this comes from", source.ip().to_canonical()));
+        }
+        for (field, port) in [("udp_port", self.udp_port), ("tcp_port", self.tcp_port)] {
+            if !PORTS.contains(&port) {
+                return Err(format!("{field}: expected a port from 1024 to 65535, not {port}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_of(&self, row: &PeerRow) -> bool {
+        let Reach { ip, udp_port, tcp_port } = *self;
+        ip == row.addr.ip() && udp_port == u32::from(row.addr.port()) && tcp_port == u32::from(row.tcp_port)
+    }
+}

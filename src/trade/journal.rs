@@ -1,0 +1,151 @@
+//! What trade keeps: the rows, and the door through which changes go to disk.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::deal::{Deal, Money, SellerSide};
+use super::wire::Reach;
+use crate::model::{Cents, Millis, Name, Token};
+
+/// Takes changes in the order in which they are made.
+///
+/// What is on disk is always a prefix of what was appended: if a change cannot be stored, none after it
+/// is, and whoever holds state in memory builds it anew from disk.
+pub trait Journal: Send + Sync + 'static {
+    /// Stands for "this and everything before it is on disk", once it is. The default depends on nothing.
+    type Receipt: Clone + Default + Send + 'static;
+
+    /// Hands over changes that belong together. Memory work: called under locks, never waits for a disk.
+    fn append(&self, changes: Vec<Change>) -> Self::Receipt;
+
+    /// The one of the two that comes later.
+    fn later(a: Self::Receipt, b: Self::Receipt) -> Self::Receipt;
+}
+
+/// One row's change.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// No number from here on was used yet.
+    Ceiling(u64),
+    /// A peer is registered, or something of it has changed.
+    Peer(Box<PeerRow>),
+    /// A peer was heard.
+    Heard { name: Name, at: Millis },
+    /// A peer has left.
+    DropPeer(Name),
+    /// What a peer that left was answered.
+    Farewell(FarewellRow),
+    /// Farewells from before this time are forgotten.
+    DropFarewells(Millis),
+    /// A deal, without its sellers; as JSON.
+    Deal { id: u64, body: String },
+    /// A seller's side of a deal; as JSON.
+    Seller { deal: u64, rq: u64, body: String },
+    /// A deal is forgotten, with its sellers. (The log and the ledger never forget.)
+    DropDeal(u64),
+    /// A line of the log.
+    Log(LogRow),
+    /// Money that moves.
+    Money(MoneyRow),
+}
+
+/// A registered peer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerRow {
+    /// Its name.
+    pub name: Name,
+    /// Where datagrams go.
+    pub addr: SocketAddr,
+    /// Where settlement connects to, at the same IP.
+    pub tcp_port: u16,
+    /// What proves that it is this peer.
+    pub token: Token,
+    /// The number of this registration: deals of an earlier holder of the name have smaller ones.
+    pub since: u64,
+    /// When it registered.
+    pub registered_at: Millis,
+    /// Where the first REGISTER came from; its repeat gets the same token.
+    pub first_source: SocketAddr,
+    /// Answers of ended deals below this number are forgotten.
+    pub answers_from: u64,
+    /// LOGINs of the last minutes: a repeat must not move the peer back.
+    pub logins: Vec<LoginRow>,
+}
+
+/// A LOGIN that was answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoginRow {
+    /// Its number.
+    pub rq: u64,
+    /// What it said.
+    pub reach: Reach,
+    /// When.
+    pub at: Millis,
+}
+
+/// A DE-REGISTER that was answered: its late repeat must not remove whoever has the name then.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FarewellRow {
+    /// Who left.
+    pub name: Name,
+    /// The number of the DE-REGISTER.
+    pub rq: u64,
+    /// Where it came from.
+    pub source: SocketAddr,
+    /// When.
+    pub at: Millis,
+}
+
+/// A line of the log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogRow {
+    /// When it happened.
+    pub at: Millis,
+    /// What: `register`, `search`, `offer`, `purchase`, …
+    pub kind: String,
+    /// Who did it, or to whom it happened.
+    pub peer: Name,
+    /// The deal, where there is one.
+    pub deal: Option<u64>,
+    /// The number by which that peer knows the deal.
+    pub rq: Option<u64>,
+    /// The item, where there is one.
+    pub item_name: Option<String>,
+    /// The price in question.
+    pub price: Option<Cents>,
+    /// What a person may want to know besides.
+    pub detail: String,
+}
+
+/// Money that moves with a deal.
+#[derive(Debug, Clone)]
+pub struct MoneyRow {
+    /// The idempotency key, the bank's as well.
+    pub key: String,
+    /// Which way.
+    pub money: Money,
+    /// Who pays.
+    pub buyer: Name,
+    /// Who is paid.
+    pub seller: Name,
+    /// How much in all.
+    pub price: Cents,
+    /// What the house keeps of it.
+    pub fee: Cents,
+    /// When.
+    pub at: Millis,
+}
+
+/// What is on disk at start.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// No number from here on was used yet.
+    pub ceiling: u64,
+    /// Everyone, with when each was heard.
+    pub peers: Vec<(PeerRow, Millis)>,
+    /// Who left lately.
+    pub farewells: Vec<FarewellRow>,
+    /// Deals with their sellers in the order of their numbers; by id.
+    pub deals: Vec<(Deal, Vec<SellerSide>)>,
+}
