@@ -36,7 +36,7 @@ impl CardNumber {
                 }
             })
             .sum();
-        sum % 10 == 0
+        sum.is_multiple_of(10)
     }
 
     /// The last four digits: all of a number that may be kept.

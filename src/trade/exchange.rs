@@ -22,6 +22,8 @@ mod dealing;
 mod registration;
 mod search;
 
+pub use dealing::{Settling, SettlingPeer};
+
 /// Open searches of one peer.
 pub const SEARCHES_MAX: usize = 64;
 /// Registered peers.

@@ -498,7 +498,7 @@ pub enum SettlementLine {
     /// Who are you, and (buyer) what do you pay with?
     InformReq { rq: u64, item_name: Arc<str>, price: Cents },
     /// Ship it there; you will get so much.
-    ShippingInfo { rq: u64, name: Name, address: String, price: Cents, fee: Cents, payout: Amount },
+    ShippingInfo { rq: u64, name: Name, address: String, price: Cents, fee: Amount, payout: Amount },
     /// You are paid.
     Settled { rq: u64, payout: Amount },
     /// You have paid.

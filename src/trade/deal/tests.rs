@@ -91,7 +91,7 @@ impl Table {
         self.offers(&[9_000, 9_500]);
         self.ask(Party::Buyer, Kind::Buy, Some(9_000)).unwrap();
         if payment >= Payment::Authorised {
-            assert_eq!(self.handle(Event::Authorised).unwrap().money, Some(Money::Authorise));
+            assert_eq!(self.handle(Event::Authorised).unwrap().money, Some((Money::Authorise, 0, Cents(9_000))));
         }
         if payment >= Payment::Shipped {
             assert_eq!(self.handle(Event::Shipped).unwrap().money, None);
