@@ -6,6 +6,7 @@
 pub mod counters; // numbers for the metrics page
 pub mod threads; //  the executor: a thread per request, kept for the next
 pub mod timer; //    deadlines that become jobs
+pub mod udp; //      datagrams, each with a thread to itself
 
 #[cfg(test)]
 pub(crate) mod testing {
