@@ -4,7 +4,9 @@
 //! failed is counted.
 
 pub mod counters; // numbers for the metrics page
+pub mod deadline; // reading and writing with absolute deadlines
 pub mod gate; //     how many connections may be open
+pub mod lines; //    lines of text, each with a deadline
 mod refuse; //       turning connections away so that they hear why
 pub mod tcp; //      connections, each with a thread to itself
 pub mod threads; //  the executor: a thread per request, kept for the next

@@ -271,7 +271,9 @@ impl Shared {
         let until = Instant::now() + *pause;
         *pause = (*pause * 2).min(LONGEST_PAUSE);
         let mut state = self.state.lock();
-        while !self.is_stopping.load(SeqCst) && !self.changed.wait_until(&mut state, until).timed_out() {}
+        while !self.is_stopping.load(SeqCst) && Instant::now() < until {
+            self.changed.wait_until(&mut state, until);
+        }
     }
 
     fn unblock_accept(&self, address: SocketAddr) {
@@ -303,7 +305,9 @@ impl Shared {
 
     fn wait_for_none_open(&self, give_up_at: Instant) -> usize {
         let mut state = self.state.lock();
-        while !state.open.is_empty() && !self.changed.wait_until(&mut state, give_up_at).timed_out() {}
+        while !state.open.is_empty() && Instant::now() < give_up_at {
+            self.changed.wait_until(&mut state, give_up_at);
+        }
         state.open.len()
     }
 }

@@ -274,7 +274,9 @@ impl Executor {
         for thread in state.idle.iter().filter_map(|slot| slot.thread.get()) {
             thread.unpark();
         }
-        while state.in_hand > 0 && !self.all_done.wait_until(&mut state, give_up_at).timed_out() {}
+        while state.in_hand > 0 && Instant::now() < give_up_at {
+            self.all_done.wait_until(&mut state, give_up_at);
+        }
         state.in_hand
     }
 }
