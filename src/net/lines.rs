@@ -1,0 +1,334 @@
+//! Lines: one message of UTF-8 text each, ended by LF, within limits of length and time.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+use super::deadline::ReadBefore;
+
+/// What the first read of a message goes into, on the stack: most messages fit, and so never need a
+/// buffer of their own.
+const FIRST_READ_BYTES: usize = 1024;
+
+/// How much is read at a time once a message turned out longer than that.
+const NEXT_READ_BYTES: usize = 16 * 1024;
+
+/// The limits of one line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LineLimits {
+    /// Its length without the line end, bytes.
+    pub max_bytes: usize,
+    /// From its first byte to its end, however steadily it trickles.
+    pub message_timeout: Duration,
+    /// From one line to the first byte of the next.
+    pub idle_timeout: Duration,
+}
+
+impl LineLimits {
+    /// The limits that SPEC.md section 2 gives every connection: 10 s for a message, 10 min between
+    /// messages.
+    pub fn new(max_bytes: usize) -> LineLimits {
+        let (message_timeout, idle_timeout) = (Duration::from_secs(10), Duration::from_secs(600));
+        LineLimits { max_bytes, message_timeout, idle_timeout }
+    }
+}
+
+/// Why there is no line. The connection is then to be closed: where the next line begins is unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// Longer than allowed.
+    #[error("the message is longer than {max_bytes} bytes")]
+    TooLong {
+        /// The limit.
+        max_bytes: usize,
+    },
+    /// Not complete in time.
+    #[error("the message was not complete {} s after its first byte", timeout.as_secs_f64())]
+    MessageTimeout {
+        /// The limit.
+        timeout: Duration,
+    },
+    /// No message for long.
+    #[error("nothing was received for {} s", timeout.as_secs_f64())]
+    Idle {
+        /// The limit.
+        timeout: Duration,
+    },
+    /// Not text.
+    #[error("the message is not UTF-8")]
+    NotUtf8,
+    /// The end came in the middle of a line.
+    #[error("the connection ended in the middle of a message")]
+    Truncated,
+    /// The source's own.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Reads lines from a source with deadlines.
+///
+/// It holds a buffer only while part of a message is in hand: an idle connection costs none.
+pub struct LineReader<R> {
+    source: R,
+    limits: LineLimits,
+    /// What came; up to `given` it has been given out.
+    pending: Vec<u8>,
+    given: usize,
+}
+
+impl<R: ReadBefore> LineReader<R> {
+    /// Reads from the source within the limits.
+    pub fn new(source: R, limits: LineLimits) -> LineReader<R> {
+        LineReader { source, limits, pending: Vec::new(), given: 0 }
+    }
+
+    /// Other limits from the next line on.
+    pub fn set_limits(&mut self, limits: LineLimits) {
+        self.limits = limits;
+    }
+
+    /// The source, whose next bytes may already be in here.
+    pub fn source(&self) -> &R {
+        &self.source
+    }
+
+    /// Takes the source back, and what was read from it beyond the last line.
+    pub fn into_parts(self) -> (R, Vec<u8>) {
+        let mut pending = self.pending;
+        pending.drain(..self.given);
+        (self.source, pending)
+    }
+
+    /// The next line without its LF or CR LF; none at a clean end.
+    ///
+    /// # Errors
+    /// [`LineError`], after which the connection is to be closed.
+    pub fn read_line(&mut self) -> Result<Option<String>, LineError> {
+        let idle_deadline = Instant::now() + self.limits.idle_timeout;
+        self.read_line_before(idle_deadline)
+    }
+
+    /// The same with an instant by which the line's first byte must be there.
+    ///
+    /// # Errors
+    /// [`LineError`]; `Idle` at that instant.
+    pub fn read_line_before(&mut self, idle_deadline: Instant) -> Result<Option<String>, LineError> {
+        let begun = Instant::now();
+        if self.pending.is_empty() {
+            let mut first = [0; FIRST_READ_BYTES];
+            let len = match self.source.read_before(&mut first, idle_deadline) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    return Err(LineError::Idle { timeout: idle_deadline.saturating_duration_since(begun) });
+                }
+                result => result?,
+            };
+            if len == 0 {
+                return Ok(None);
+            }
+            let first = &first[..len];
+            if let Some(end) = find_line_end(first) {
+                let line = self.checked(&first[..end]);
+                self.pending = first[end + 1..].to_vec();
+                return line.map(Some);
+            }
+            self.pending = first.to_vec();
+        } else if let Some(len) = find_line_end(&self.pending[self.given..]) {
+            return self.take_line(len).map(Some);
+        }
+        self.read_rest()
+    }
+
+    /// The rest of a line of which something is there.
+    ///
+    /// Its time runs from now even if its beginning came with the line before it: how long that one
+    /// took to be handled is not the peer's fault.
+    fn read_rest(&mut self) -> Result<Option<String>, LineError> {
+        let timeout = self.limits.message_timeout;
+        let deadline = Instant::now() + timeout;
+        self.pending.drain(..std::mem::take(&mut self.given));
+        loop {
+            // One for a CR, which does not count.
+            if self.pending.len() > self.limits.max_bytes + 1 {
+                return Err(self.too_long());
+            }
+            let had = self.pending.len();
+            // Never more than is allowed, so that the limit bounds the memory too.
+            let room = (self.limits.max_bytes + 2 - had).min(NEXT_READ_BYTES);
+            self.pending.resize(had + room, 0);
+            let read = self.source.read_before(&mut self.pending[had..], deadline);
+            self.pending.truncate(had + read.as_ref().map_or(0, |len| *len));
+            match read {
+                Ok(0) => return Err(LineError::Truncated),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::TimedOut => return Err(LineError::MessageTimeout { timeout }),
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(end) = find_line_end(&self.pending[had..]) {
+                return self.take_line(had + end).map(Some);
+            }
+        }
+    }
+
+    /// Gives out the next so many bytes as a line, and the LF behind them.
+    fn take_line(&mut self, len: usize) -> Result<String, LineError> {
+        let line = self.checked(&self.pending[self.given..self.given + len]);
+        self.given += len + 1;
+        if self.given == self.pending.len() {
+            (self.pending, self.given) = (Vec::new(), 0);
+        }
+        line
+    }
+
+    fn checked(&self, line: &[u8]) -> Result<String, LineError> {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.len() > self.limits.max_bytes {
+            return Err(self.too_long());
+        }
+        std::str::from_utf8(line).map(str::to_owned).map_err(|_| LineError::NotUtf8)
+    }
+
+    fn too_long(&self) -> LineError {
+        LineError::TooLong { max_bytes: self.limits.max_bytes }
+    }
+}
+
+fn find_line_end(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == b'\n')
+}
+
+impl<R> fmt::Debug for LineReader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the bytes: they may be secrets.
+        f.debug_struct("LineReader").field("pending_bytes", &(self.pending.len() - self.given)).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::deadline::TimedStream;
+    use crate::net::deadline::tests::pair;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::io::Write;
+    use std::net::TcpStream;
+
+    /// Gives out its chunks one a read, then the end.
+    struct Chunks(VecDeque<Vec<u8>>);
+
+    impl ReadBefore for Chunks {
+        fn read_before(&mut self, buffer: &mut [u8], _deadline: Instant) -> io::Result<usize> {
+            let Some(mut chunk) = self.0.pop_front() else { return Ok(0) };
+            let len = chunk.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&chunk[..len]);
+            let rest = chunk.split_off(len);
+            if !rest.is_empty() {
+                self.0.push_front(rest);
+            }
+            Ok(len)
+        }
+    }
+
+    fn over(chunks: &[&[u8]], max_bytes: usize) -> LineReader<Chunks> {
+        let chunks = chunks.iter().filter(|chunk| !chunk.is_empty()).map(|chunk| chunk.to_vec()).collect();
+        LineReader::new(Chunks(chunks), LineLimits::new(max_bytes))
+    }
+
+    fn over_tcp(limits: LineLimits) -> (TcpStream, LineReader<TimedStream>) {
+        let (client, server) = pair();
+        (client, LineReader::new(TimedStream::new(server), limits))
+    }
+
+    #[test]
+    fn lines_come_one_by_one_however_they_were_cut() {
+        let mut reader = over(&[b"{\"a\":1}\r", b"\n{}\nx", b"y", b"\n\n", b"z\r\n"], 100);
+        for expected in ["{\"a\":1}", "{}", "xy", "", "z"] {
+            assert_eq!(reader.read_line().unwrap().unwrap(), expected);
+        }
+        assert_eq!(reader.pending.capacity(), 0, "nothing is held between messages");
+        assert!(reader.read_line().unwrap().is_none());
+    }
+
+    #[test]
+    fn too_long_is_told_at_the_limit() {
+        for len in [10, 5000] {
+            let (fits, long) = (vec![b'x'; len], vec![b'x'; len + 1]);
+            assert_eq!(over(&[&fits, b"\n"], len).read_line().unwrap().unwrap().len(), len);
+            assert_eq!(over(&[&fits, b"\r\n"], len).read_line().unwrap().unwrap().len(), len);
+            for end in [&b"\n"[..], b"\r\n", b"xxxxx", b"\r\r\n"] {
+                let error = over(&[&long, end], len).read_line().unwrap_err();
+                assert_eq!(error.to_string(), format!("the message is longer than {len} bytes"));
+            }
+        }
+    }
+
+    #[test]
+    fn garbage_and_broken_ends_have_their_errors() {
+        assert!(matches!(over(&[b"\xff\n"], 10).read_line(), Err(LineError::NotUtf8)));
+        assert!(matches!(over(&[b"{"], 10).read_line(), Err(LineError::Truncated)));
+        assert!(matches!(over(&[], 10).read_line(), Ok(None)));
+    }
+
+    #[test]
+    fn a_trickling_line_times_out_absolutely() {
+        let limits = LineLimits { message_timeout: Duration::from_millis(200), ..LineLimits::new(1000) };
+        let (mut client, mut reader) = over_tcp(limits);
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // Until the other end is closed.
+                while client.write_all(b"x").is_ok() {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let error = reader.read_line().unwrap_err();
+            assert_eq!(error.to_string(), "the message was not complete 0.2 s after its first byte");
+            assert!(begun.elapsed() >= Duration::from_millis(200));
+            assert!(begun.elapsed() < Duration::from_secs(5));
+            drop(reader);
+        });
+    }
+
+    #[test]
+    fn an_idle_connection_ends() {
+        let limits = LineLimits { idle_timeout: Duration::from_millis(50), ..LineLimits::new(1000) };
+        let (mut client, mut reader) = over_tcp(limits);
+        client.write_all(b"one\ntwo\n").unwrap();
+        assert_eq!(reader.read_line().unwrap().unwrap(), "one");
+        assert_eq!(reader.read_line().unwrap().unwrap(), "two");
+        assert!(matches!(reader.read_line(), Err(LineError::Idle { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces_are_the_lines_they_are(
+            text in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), any::<u8>()], 0..300),
+            cuts in proptest::collection::vec(1_usize..40, 1..50),
+        ) {
+            let mut rest = &text[..];
+            let mut chunks = VecDeque::new();
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (chunk, others) = rest.split_at((*cut).min(rest.len()));
+                chunks.push_back(chunk.to_vec());
+                rest = others;
+            }
+            let mut reader = LineReader::new(Chunks(chunks), LineLimits::new(20));
+            let mut pieces = text.split(|byte| *byte == b'\n').peekable();
+            while let Some(piece) = pieces.next() {
+                let is_last = pieces.peek().is_none();
+                let line = piece.strip_suffix(b"\r").unwrap_or(piece);
+                match reader.read_line() {
+                    Ok(Some(got)) => prop_assert!(!is_last && got.as_bytes() == line),
+                    Ok(None) => prop_assert!(is_last && piece.is_empty()),
+                    Err(LineError::TooLong { .. }) => { prop_assert!(line.len() > 20 || piece.len() > 21); break }
+                    Err(LineError::NotUtf8) => { prop_assert!(std::str::from_utf8(line).is_err()); break }
+                    Err(LineError::Truncated) => { prop_assert!(is_last && !piece.is_empty()); break }
+                    Err(other) => prop_assert!(false, "{other}"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Deadlines: a heap on one thread; what is due becomes a job on the executor.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::counters::Counter;
+use super::threads::{self, Executor, Job};
+
+/// How soon a due item is offered again when every request thread was busy.
+const RETRY_AFTER: Duration = Duration::from_millis(10);
+
+/// Deadlines with an item each. Earlier ones first; of equal ones the one set first.
+///
+/// There is no cancelling: an item says what is to be looked at, and who looks finds out whether
+/// there is still something to do. How many are set at a time is bounded by who sets them.
+pub struct Timers<T: Send + 'static> {
+    shared: Arc<Shared<T>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared<T> {
+    executor: Arc<Executor>,
+    fire: Box<dyn Fn(T) + Send + Sync>,
+    state: Mutex<State<T>>,
+    /// Told when the earliest deadline changed, or at the end.
+    changed: Condvar,
+    counters: TimerCounters,
+}
+
+struct State<T> {
+    heap: BinaryHeap<Reverse<Entry<T>>>,
+    /// Numbers the entries, so that equal deadlines keep their order.
+    next_number: u64,
+    is_stopped: bool,
+}
+
+struct Entry<T> {
+    at: Instant,
+    number: u64,
+    item: T,
+}
+
+/// What timers did so far.
+#[derive(Debug, Default)]
+pub struct TimerCounters {
+    /// Deadlines set.
+    pub set: Counter,
+    /// Items handed to the executor.
+    pub fired: Counter,
+    /// Times that an item had to wait because every request thread was busy.
+    pub retried: Counter,
+    /// Items that had not fired when the timers were stopped.
+    pub abandoned: Counter,
+}
+
+impl TimerCounters {
+    /// Every counter with its name.
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("set", self.set.get()),
+            ("fired", self.fired.get()),
+            ("retried", self.retried.get()),
+            ("abandoned", self.abandoned.get()),
+        ]
+    }
+}
+
+impl<T: Send + 'static> Timers<T> {
+    /// Starts the thread that waits. `fire` runs on a thread of the executor for each due item.
+    ///
+    /// # Errors
+    /// The system's, when it gives no thread.
+    pub fn start(
+        name: &str,
+        executor: Arc<Executor>,
+        fire: impl Fn(T) + Send + Sync + 'static,
+    ) -> io::Result<Timers<T>> {
+        let shared = Arc::new(Shared {
+            executor,
+            fire: Box::new(fire),
+            state: Mutex::new(State { heap: BinaryHeap::new(), next_number: 0, is_stopped: false }),
+            changed: Condvar::new(),
+            counters: TimerCounters::default(),
+        });
+        let thread = threads::spawn(name, {
+            let shared = Arc::clone(&shared);
+            move || shared.run()
+        })?;
+        Ok(Timers { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Fires the item at that instant, or at once if it has passed. Does nothing once stopped.
+    pub fn at(&self, at: Instant, item: T) {
+        let mut state = self.shared.state.lock();
+        if state.is_stopped {
+            drop(state);
+            self.shared.counters.abandoned.add(1);
+            return;
+        }
+        let number = state.next_number;
+        state.next_number += 1;
+        let is_earliest = state.heap.peek().is_none_or(|Reverse(first)| at < first.at);
+        state.heap.push(Reverse(Entry { at, number, item }));
+        drop(state);
+        self.shared.counters.set.add(1);
+        if is_earliest {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// How many deadlines are set and have not fired.
+    pub fn pending(&self) -> usize {
+        self.shared.state.lock().heap.len()
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> &TimerCounters {
+        &self.shared.counters
+    }
+
+    /// Ends the thread; what has not fired never will. Items already handed over run on.
+    pub fn stop(&self) {
+        let abandoned = {
+            let mut state = self.shared.state.lock();
+            state.is_stopped = true;
+            std::mem::take(&mut state.heap)
+        };
+        self.shared.counters.abandoned.add(abandoned.len() as u64);
+        self.shared.changed.notify_one();
+        // Taken out before joining: the lock must not be held while waiting.
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            // An Err would be a panic, which `threads::spawn` has caught and logged.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Timers<T> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl<T: Send + 'static> Shared<T> {
+    fn run(self: Arc<Self>) {
+        // At most one due item waits outside the heap for a free thread: those behind it keep their
+        // order there.
+        let mut waiting: Option<Job> = None;
+        loop {
+            let job = match waiting.take().or_else(|| self.next_due()) {
+                Some(job) => job,
+                None => return,
+            };
+            let Err(job) = self.executor.offer(job) else {
+                self.counters.fired.add(1);
+                continue;
+            };
+            waiting = Some(job);
+            self.counters.retried.add(1);
+            let retry_at = Instant::now() + RETRY_AFTER;
+            let mut state = self.state.lock();
+            while !state.is_stopped && Instant::now() < retry_at {
+                self.changed.wait_until(&mut state, retry_at);
+            }
+            if state.is_stopped {
+                drop(state);
+                self.counters.abandoned.add(1);
+                return;
+            }
+        }
+    }
+
+    /// Waits for the next deadline; none once stopped.
+    fn next_due(self: &Arc<Self>) -> Option<Job> {
+        let mut state = self.state.lock();
+        loop {
+            if state.is_stopped {
+                return None;
+            }
+            match state.heap.peek().map(|Reverse(first)| first.at) {
+                None => self.changed.wait(&mut state),
+                Some(at) if at > Instant::now() => {
+                    self.changed.wait_until(&mut state, at);
+                }
+                Some(_due) => break,
+            }
+        }
+        let Reverse(entry) = state.heap.pop()?;
+        drop(state);
+        let shared = Arc::clone(self);
+        Some(Box::new(move || (shared.fire)(entry.item)))
+    }
+}
+
+impl<T: Send + 'static> fmt::Debug for Timers<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timers").field("pending", &self.pending()).finish_non_exhaustive()
+    }
+}
+
+impl<T> Entry<T> {
+    fn order(&self) -> (Instant, u64) {
+        (self.at, self.number)
+    }
+}
+
+impl<T> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.order() == other.order()
+    }
+}
+
+impl<T> Eq for Entry<T> {}
+
+impl<T> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Entry<T> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::eventually;
+    use crossbeam_channel::{bounded, unbounded};
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn fires_by_deadline_then_by_insertion() {
+        for delay_ms in [50, 500, 5000] {
+            // One thread, so that the order of firing is the order of running.
+            let executor = Executor::new("test", 1);
+            let (tell, told) = unbounded();
+            let timers = Timers::start("test", executor, move |n: u32| tell.send(n).unwrap()).unwrap();
+            let at = Instant::now() + Duration::from_millis(delay_ms);
+            let later = at + Duration::from_millis(5);
+            (0..50).for_each(|n| timers.at(at, n));
+            timers.at(later, 100);
+            timers.at(at - Duration::from_millis(5), 200);
+            if !told.is_empty() {
+                continue; // a slow machine: the first fired before the last was set
+            }
+            let got: Vec<u32> = (0..52).map(|_| told.recv_timeout(2 * SOON).unwrap()).collect();
+            assert!(Instant::now() >= later);
+            assert!(got.iter().copied().eq([200].into_iter().chain(0..50).chain([100])));
+            return;
+        }
+        panic!("setting 52 deadlines took five seconds");
+    }
+
+    #[test]
+    fn an_earlier_deadline_set_later_fires_first() {
+        let executor = Executor::new("test", 2);
+        let (tell, told) = unbounded();
+        let timers = Timers::start("test", executor, move |n: u32| tell.send(n).unwrap()).unwrap();
+        timers.at(Instant::now() + Duration::from_secs(3600), 1);
+        timers.at(Instant::now(), 2);
+        assert_eq!(told.recv_timeout(SOON), Ok(2));
+        assert_eq!(timers.pending(), 1);
+        timers.stop();
+        assert_eq!(timers.counters().abandoned.get(), 1);
+        timers.at(Instant::now(), 3);
+        assert_eq!(timers.pending(), 0);
+        assert_eq!(timers.counters().abandoned.get(), 2);
+        assert!(told.is_empty());
+    }
+
+    #[test]
+    fn waits_for_a_thread_when_all_are_busy() {
+        let executor = Executor::new("test", 1);
+        let (release, wait) = bounded::<()>(0);
+        executor.execute(move || wait.recv().unwrap()).unwrap();
+        let (tell, told) = unbounded();
+        let timers = Timers::start("test", Arc::clone(&executor), move |n: u32| tell.send(n).unwrap()).unwrap();
+        timers.at(Instant::now(), 1);
+        timers.at(Instant::now(), 2);
+        eventually(|| timers.counters().retried.get() >= 2);
+        assert!(told.is_empty());
+        release.send(()).unwrap();
+        assert_eq!(told.recv_timeout(SOON), Ok(1));
+        assert_eq!(told.recv_timeout(SOON), Ok(2));
+    }
+
+    #[test]
+    fn stops_while_an_item_waits_for_a_thread() {
+        let executor = Executor::new("test", 1);
+        assert_eq!(executor.finish(SOON), 0);
+        let timers = Timers::start("test", executor, |_: u32| {}).unwrap();
+        timers.at(Instant::now(), 1);
+        eventually(|| timers.counters().retried.get() >= 1);
+        timers.stop();
+        assert_eq!(timers.counters().abandoned.get(), 1);
+    }
+}

@@ -1,0 +1,647 @@
+//! A UDP server: each datagram has a thread to itself for as long as it is being handled.
+//!
+//! Leader and followers: a few threads wait in `recv_from` on the one socket; whoever receives
+//! handles the datagram itself and then goes back to receiving. So a quick request is never handed
+//! from thread to thread. When nobody is left to receive, because every thread handles something, the
+//! one that received last first gets another receiver going; so one always reads while requests
+//! wait for a commit. Threads gained that way stay for a while: under steady load nobody is woken.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use log::{debug, warn};
+use parking_lot::{Condvar, Mutex};
+use socket2::SockRef;
+
+use super::counters::{Counter, Seldom};
+use super::threads::Executor;
+
+/// How many threads wait in `recv_from` when nothing is going on. Two, so that while one handles a
+/// quick request the other takes the next and nobody has to be woken; on one core the second would
+/// only cost switches.
+fn receivers_at_rest() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2))
+}
+
+/// A thread that found enough others receiving this many times in a row goes back to the executor.
+/// Leaving at the first time would mean waking it again a moment later.
+const SURPLUS_ROUNDS: u32 = 256;
+
+/// How long one `recv_from` waits: the fallback by which a thread that no wake-up reached sees the
+/// end, and by which surplus receivers of an idle server retire.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the kernel may keep for us while every thread is busy, bytes. It may give less.
+const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+/// The pause after a receive error, so that a lasting one does not take a whole core.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// The bounds of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct UdpLimits {
+    /// Datagrams being handled at a time (at least 1); each has a thread.
+    pub max_in_hand: usize,
+    /// Datagrams that wait for a thread; those past it are dropped.
+    pub queue_len: usize,
+    /// The longest datagram taken whole, bytes.
+    pub max_datagram: usize,
+}
+
+/// One datagram, as it came.
+#[derive(Debug, Clone, Copy)]
+pub struct Datagram<'a> {
+    /// Its content, at most [`UdpLimits::max_datagram`] bytes of it.
+    pub bytes: &'a [u8],
+    /// Who sent it.
+    pub source: SocketAddr,
+    /// It was longer than allowed, and `bytes` is only its beginning.
+    pub truncated: bool,
+}
+
+/// What is done with a datagram. It may block; a panic in it harms no other.
+pub type UdpHandler = Arc<dyn Fn(Datagram<'_>) + Send + Sync>;
+
+/// A running server.
+pub struct UdpServer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    socket: Arc<UdpSocket>,
+    executor: Arc<Executor>,
+    limits: UdpLimits,
+    at_rest: usize,
+    handler: UdpHandler,
+    /// Threads in `recv_from`, on their way there, or promised.
+    receivers: AtomicUsize,
+    in_hand: AtomicUsize,
+    queue: Mutex<VecDeque<Queued>>,
+    /// The queue's length, to be looked at without its lock.
+    queued: AtomicUsize,
+    is_stopping: AtomicBool,
+    /// For `stop`: told when a receiver has left. The lock guards nothing but the waiting.
+    left: (Mutex<()>, Condvar),
+    counters: UdpCounters,
+    complaints: Seldom,
+}
+
+struct Queued {
+    bytes: Box<[u8]>,
+    source: SocketAddr,
+    truncated: bool,
+}
+
+/// What a server did so far.
+#[derive(Debug, Default)]
+pub struct UdpCounters {
+    /// Datagrams received.
+    pub received: Counter,
+    /// Datagrams that had to wait for a thread.
+    pub queued: Counter,
+    /// Datagrams dropped because the queue was full, or at the end.
+    pub dropped: Counter,
+    /// Datagrams longer than allowed.
+    pub oversized: Counter,
+    /// Errors of `recv_from`.
+    pub receive_errors: Counter,
+}
+
+impl UdpCounters {
+    /// Every counter with its name.
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("received", self.received.get()),
+            ("queued", self.queued.get()),
+            ("dropped", self.dropped.get()),
+            ("oversized", self.oversized.get()),
+            ("receive_errors", self.receive_errors.get()),
+        ]
+    }
+}
+
+impl UdpServer {
+    /// Begins to receive on threads of the executor. The handler answers through a clone of the
+    /// socket's `Arc`.
+    ///
+    /// # Errors
+    /// The system's, for socket options; `WouldBlock` when the executor has no thread free.
+    pub fn start(
+        socket: impl Into<Arc<UdpSocket>>,
+        executor: Arc<Executor>,
+        limits: UdpLimits,
+        handler: UdpHandler,
+    ) -> io::Result<UdpServer> {
+        let socket = socket.into();
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
+        if let Err(refusal) = SockRef::from(&*socket).set_recv_buffer_size(SOCKET_BUFFER_BYTES) {
+            debug!("UDP receive buffer stays as it is: {refusal}");
+        }
+        let shared = Arc::new(Shared {
+            socket,
+            executor,
+            limits: UdpLimits { max_in_hand: limits.max_in_hand.max(1), ..limits },
+            at_rest: receivers_at_rest(),
+            handler,
+            receivers: AtomicUsize::new(0),
+            in_hand: AtomicUsize::new(0),
+            queue: Mutex::default(),
+            queued: AtomicUsize::new(0),
+            is_stopping: AtomicBool::new(false),
+            left: (Mutex::new(()), Condvar::new()),
+            counters: UdpCounters::default(),
+            complaints: Seldom::minutely(),
+        });
+        for nth in 0..shared.at_rest {
+            if !shared.add_receiver() && nth == 0 {
+                return Err(io::Error::new(ErrorKind::WouldBlock, "no request thread is free to receive datagrams"));
+            }
+        }
+        Ok(UdpServer { shared })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.shared.socket.local_addr()
+    }
+
+    /// Datagrams being handled now.
+    pub fn in_hand(&self) -> usize {
+        self.shared.in_hand.load(SeqCst)
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> &UdpCounters {
+        &self.shared.counters
+    }
+
+    /// Ends receiving, at once if wake-up datagrams reach the socket itself, else within about a
+    /// second. What is in hand or queued is handled to the end: wait for it with
+    /// [`Executor::finish`].
+    pub fn stop(&self) {
+        let shared = &self.shared;
+        shared.is_stopping.store(true, SeqCst);
+        let give_up_at = Instant::now() + 2 * RECEIVE_TIMEOUT;
+        let mut wait = Duration::from_millis(20);
+        while shared.receivers.load(SeqCst) > 0 && Instant::now() < give_up_at {
+            shared.wake_receivers();
+            let mut waiting = shared.left.0.lock();
+            if shared.receivers.load(SeqCst) > 0 {
+                shared.left.1.wait_for(&mut waiting, wait);
+            }
+            // Another process may share the port: it should not be flooded by our wake-ups.
+            wait *= 2;
+        }
+    }
+}
+
+impl Drop for UdpServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    /// Gets another thread to receive. False if none is to be had.
+    fn add_receiver(self: &Arc<Self>) -> bool {
+        self.receivers.fetch_add(1, SeqCst);
+        let shared = Arc::clone(self);
+        let is_started = self.executor.execute(move || shared.receive()).is_ok();
+        if !is_started {
+            self.receivers.fetch_sub(1, SeqCst);
+        }
+        is_started
+    }
+
+    /// A receiver's work until it is not needed any more. It is counted among the receivers when it
+    /// begins, and not when it ends.
+    fn receive(self: &Arc<Self>) {
+        // One byte more than allowed tells a datagram that is too long from one that just fits.
+        // Windows refuses to cut datagrams, so there the buffer holds any.
+        let room = if cfg!(windows) { 65_536 } else { self.limits.max_datagram + 1 };
+        let mut buffer = vec![0; room];
+        let mut surplus_rounds = 0;
+        loop {
+            let received = self.socket.recv_from(&mut buffer);
+            if self.is_stopping.load(SeqCst) {
+                // A wake-up is empty; anything else came too late.
+                if received.is_ok_and(|(len, _)| len > 0) {
+                    self.counters.dropped.add(1);
+                }
+                self.leave();
+                return;
+            }
+            match received {
+                Ok((len, source)) => {
+                    let truncated = len > self.limits.max_datagram;
+                    let bytes = &buffer[..len.min(self.limits.max_datagram)];
+                    let was_handled = self.take(Datagram { bytes, source, truncated });
+                    if was_handled && !self.return_to_receiving(&mut surplus_rounds) {
+                        return;
+                    }
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut if self.leave_if_surplus() => return,
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+                    // Such as an ICMP "connection refused" for an answer sent before: no reason to stop.
+                    _ => {
+                        self.counters.receive_errors.add(1);
+                        if self.complaints.now() {
+                            warn!("receiving a datagram: {error}");
+                        }
+                        std::thread::sleep(ERROR_PAUSE);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Handles the datagram or queues it. True if this thread ceased to be a receiver for it.
+    fn take(self: &Arc<Self>, datagram: Datagram<'_>) -> bool {
+        self.counters.received.add(1);
+        if datagram.truncated {
+            self.counters.oversized.add(1);
+        }
+        if self.try_begin() {
+            if self.cease_to_receive() {
+                self.handle(datagram);
+                self.finish();
+                return true;
+            }
+            self.end();
+        }
+        self.enqueue(datagram);
+        // Those in hand empty the queue when they finish. But the last of them may have looked just
+        // before this datagram got there; then it falls to this thread.
+        while self.queued.load(SeqCst) > 0 && self.try_begin() {
+            if self.cease_to_receive() {
+                self.finish();
+                return true;
+            }
+            self.end();
+            if self.in_hand.load(SeqCst) > 0 {
+                break; // whoever it is looks into the queue after this
+            }
+        }
+        false
+    }
+
+    /// Stops counting this thread as a receiver, after getting another one going if it was the last.
+    /// False, and it stays the receiver, if no other is to be had while others handle datagrams.
+    fn cease_to_receive(self: &Arc<Self>) -> bool {
+        if self.receivers.fetch_sub(1, SeqCst) > 1 || self.is_stopping.load(SeqCst) || self.add_receiver() {
+            return true;
+        }
+        // This thread has begun itself, so one in hand means that it is alone: if it does not handle
+        // datagrams, nobody does, and the kernel's buffer has to do meanwhile.
+        if self.in_hand.load(SeqCst) <= 1 {
+            return true;
+        }
+        self.receivers.fetch_add(1, SeqCst);
+        false
+    }
+
+    /// After handling: makes this thread a receiver again, unless others do and have done so for
+    /// long, or the end has come.
+    fn return_to_receiving(&self, surplus_rounds: &mut u32) -> bool {
+        if self.receivers.load(SeqCst) < self.at_rest {
+            *surplus_rounds = 0;
+        } else {
+            *surplus_rounds += 1;
+            if *surplus_rounds > SURPLUS_ROUNDS {
+                return false;
+            }
+        }
+        self.receivers.fetch_add(1, SeqCst);
+        // Only after that: `stop` sets the flag before it looks who is receiving.
+        if self.is_stopping.load(SeqCst) {
+            self.leave();
+            return false;
+        }
+        true
+    }
+
+    /// Counts one more in hand, if it may be.
+    fn try_begin(&self) -> bool {
+        let one_more = |in_hand| (in_hand < self.limits.max_in_hand).then_some(in_hand + 1);
+        self.in_hand.fetch_update(SeqCst, SeqCst, one_more).is_ok()
+    }
+
+    fn end(&self) {
+        self.in_hand.fetch_sub(1, SeqCst);
+    }
+
+    fn handle(&self, datagram: Datagram<'_>) {
+        self.executor.contain(|| (self.handler)(datagram));
+    }
+
+    /// Handles what is queued, then counts this thread out.
+    fn finish(&self) {
+        loop {
+            while let Some(next) = self.dequeue() {
+                self.handle(Datagram { bytes: &next.bytes, source: next.source, truncated: next.truncated });
+            }
+            self.end();
+            // One that was queued between the last look and counting out has seen no place free.
+            if self.queued.load(SeqCst) == 0 || !self.try_begin() {
+                return;
+            }
+        }
+    }
+
+    fn enqueue(&self, datagram: Datagram<'_>) {
+        if self.queued.load(SeqCst) >= self.limits.queue_len {
+            self.counters.dropped.add(1);
+            return;
+        }
+        let Datagram { bytes, source, truncated } = datagram;
+        let queued = Queued { bytes: bytes.into(), source, truncated };
+        let mut queue = self.queue.lock();
+        // Looked at again: several may have found the last place free.
+        let has_room = queue.len() < self.limits.queue_len;
+        if has_room {
+            queue.push_back(queued);
+            self.queued.store(queue.len(), SeqCst);
+        }
+        drop(queue);
+        if has_room { self.counters.queued.add(1) } else { self.counters.dropped.add(1) }
+    }
+
+    fn dequeue(&self) -> Option<Queued> {
+        // The usual case costs no lock.
+        if self.queued.load(SeqCst) == 0 {
+            return None;
+        }
+        let mut queue = self.queue.lock();
+        let next = queue.pop_front();
+        self.queued.store(queue.len(), SeqCst);
+        if queue.is_empty() {
+            // The memory of an overload is given back.
+            *queue = VecDeque::new();
+        }
+        next
+    }
+
+    fn leave(&self) {
+        self.receivers.fetch_sub(1, SeqCst);
+        let _waiting = self.left.0.lock();
+        self.left.1.notify_all();
+    }
+
+    /// Leaves if enough others receive.
+    fn leave_if_surplus(&self) -> bool {
+        let one_less = |receivers| (receivers > self.at_rest).then(|| receivers - 1);
+        self.receivers.fetch_update(SeqCst, SeqCst, one_less).is_ok()
+    }
+
+    /// Sends one empty datagram to ourselves for each receiver.
+    fn wake_receivers(&self) {
+        let Ok(mut to) = self.socket.local_addr() else { return };
+        match to.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => to.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => to.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        for _ in 0..self.receivers.load(SeqCst) {
+            if let Err(error) = self.socket.send_to(&[], to) {
+                // The receive timeout does it then.
+                debug!("waking receivers at {to}: {error}");
+                return;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for UdpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UdpServer")
+            .field("socket", &self.shared.socket)
+            .field("in_hand", &self.in_hand())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::eventually;
+    use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+    const LIMITS: UdpLimits = UdpLimits { max_in_hand: 64, queue_len: 16, max_datagram: 100 };
+
+    fn loopback() -> Arc<UdpSocket> {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Arc::new(socket)
+    }
+
+    /// Answers every datagram with itself; "wait" first waits for the gate; "panic" panics.
+    fn echo(limits: UdpLimits, max_threads: usize) -> (UdpServer, Sender<()>, Arc<Executor>) {
+        let (open, gate): (Sender<()>, Receiver<()>) = bounded(0);
+        let socket = loopback();
+        let answers = Arc::clone(&socket);
+        let executor = Executor::new("test-udp", max_threads);
+        let handler = move |datagram: Datagram<'_>| {
+            match datagram.bytes {
+                b"panic" => panic!("on purpose"),
+                b"wait" => gate.recv().unwrap(),
+                _ => {}
+            }
+            let answer: &[u8] = if datagram.truncated { b"too long" } else { datagram.bytes };
+            answers.send_to(answer, datagram.source).unwrap();
+        };
+        let server = UdpServer::start(socket, Arc::clone(&executor), limits, Arc::new(handler)).unwrap();
+        (server, open, executor)
+    }
+
+    fn client(server: &UdpServer) -> Arc<UdpSocket> {
+        let socket = loopback();
+        socket.connect(server.local_addr().unwrap()).unwrap();
+        socket
+    }
+
+    fn ask(client: &UdpSocket, question: &[u8]) -> Vec<u8> {
+        client.send(question).unwrap();
+        answer(client)
+    }
+
+    fn answer(client: &UdpSocket) -> Vec<u8> {
+        let mut answer = [0; 200];
+        let len = client.recv(&mut answer).unwrap();
+        answer[..len].to_vec()
+    }
+
+    #[test]
+    fn answers_many_clients_each_its_own() {
+        let (server, _open, executor) = echo(LIMITS, 100);
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let client = client(&server);
+                scope.spawn(move || {
+                    for round in 0..300 {
+                        let text = format!("{n} {round}");
+                        assert_eq!(ask(&client, text.as_bytes()), text.as_bytes());
+                    }
+                });
+            }
+        });
+        assert_eq!(server.counters().received.get(), 2400);
+        assert_eq!(server.counters().dropped.get(), 0);
+        server.stop();
+        assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+    }
+
+    #[test]
+    fn requests_that_wait_stop_nobody_and_surplus_threads_leave() {
+        let (server, open, executor) = echo(LIMITS, 100);
+        let slow: Vec<_> = (0..20).map(|_| client(&server)).collect();
+        slow.iter().for_each(|client| assert_eq!(client.send(b"wait").unwrap(), 4));
+        assert_eq!(ask(&client(&server), b"quick"), b"quick");
+        eventually(|| server.in_hand() == 20);
+        assert_eq!(ask(&client(&server), b"quick"), b"quick");
+        (0..20).for_each(|_| open.send(()).unwrap());
+        slow.iter().for_each(|client| assert_eq!(answer(client), b"wait"));
+        eventually(|| executor.in_hand() == receivers_at_rest());
+    }
+
+    #[test]
+    fn an_overload_is_queued_then_dropped_then_over() {
+        let limits = UdpLimits { max_in_hand: 3, queue_len: 5, ..LIMITS };
+        let (server, open, _executor) = echo(limits, 100);
+        let client = client(&server);
+        (0..3).for_each(|_| assert_eq!(client.send(b"wait").unwrap(), 4));
+        eventually(|| server.in_hand() == 3);
+        for n in 0..20_u8 {
+            client.send(&[n]).unwrap();
+        }
+        eventually(|| server.counters().received.get() == 23);
+        eventually(|| server.counters().dropped.get() == 15);
+        assert_eq!(server.counters().queued.get(), 5);
+        open.send(()).unwrap();
+        assert_eq!(answer(&client), b"wait");
+        // One thread empties the queue: the oldest first.
+        for n in 0..5_u8 {
+            assert_eq!(answer(&client), [n]);
+        }
+        assert_eq!(ask(&client, b"again"), b"again");
+        (0..2).for_each(|_| open.send(()).unwrap());
+        (0..2).for_each(|_| assert_eq!(answer(&client), b"wait"));
+    }
+
+    #[test]
+    fn without_a_further_thread_one_goes_on_reading() {
+        let (server, open, executor) = echo(LIMITS, receivers_at_rest());
+        let client = client(&server);
+        // All but the last receiver are held up; the last one queues, because nobody could follow it.
+        for _ in 1..receivers_at_rest() {
+            client.send(b"wait").unwrap();
+        }
+        eventually(|| server.in_hand() == receivers_at_rest() - 1);
+        for n in 0..3_u8 {
+            client.send(&[n]).unwrap();
+        }
+        if receivers_at_rest() > 1 {
+            eventually(|| server.counters().queued.get() == 3);
+            open.send(()).unwrap();
+            assert_eq!(answer(&client), b"wait");
+        }
+        for n in 0..3_u8 {
+            assert_eq!(answer(&client), [n]);
+        }
+        assert!(executor.threads() <= receivers_at_rest());
+    }
+
+    #[test]
+    fn a_single_thread_serves_too() {
+        let (server, _open, executor) = echo(LIMITS, 1);
+        let client = client(&server);
+        for n in 0..100_u8 {
+            assert_eq!(ask(&client, &[n]), [n]);
+        }
+        assert_eq!(executor.threads(), 1);
+    }
+
+    #[test]
+    fn a_panic_harms_no_other() {
+        let (server, _open, executor) = echo(LIMITS, 100);
+        let client = client(&server);
+        for n in 1..=10 {
+            client.send(b"panic").unwrap();
+            eventually(|| executor.counters().panics.get() == n);
+        }
+        assert_eq!(ask(&client, b"still there"), b"still there");
+        eventually(|| server.in_hand() == 0);
+        assert!(executor.threads() <= receivers_at_rest() + 1);
+    }
+
+    #[test]
+    fn datagrams_too_long_are_told_apart() {
+        let (server, _open, _executor) = echo(LIMITS, 100);
+        let client = client(&server);
+        assert_eq!(ask(&client, &[7; 100]), [7; 100]);
+        assert_eq!(ask(&client, &[7; 101]), b"too long");
+        assert_eq!(ask(&client, &[7; 5000]), b"too long");
+        assert_eq!(ask(&client, b""), b"");
+        assert_eq!(server.counters().oversized.get(), 2);
+    }
+
+    #[test]
+    fn answers_to_nobody_do_not_stop_it() {
+        let (server, open, _executor) = echo(LIMITS, 100);
+        for _ in 0..10 {
+            let gone = client(&server);
+            gone.send(b"wait").unwrap();
+            eventually(|| server.in_hand() == 1);
+            drop(gone);
+            open.send(()).unwrap();
+            eventually(|| server.in_hand() == 0);
+        }
+        assert_eq!(ask(&client(&server), b"still there"), b"still there");
+    }
+
+    #[test]
+    fn stopping_is_prompt_and_lets_what_is_in_hand_end() {
+        let (server, open, executor) = echo(LIMITS, 100);
+        let client = client(&server);
+        client.send(b"wait").unwrap();
+        eventually(|| server.in_hand() == 1);
+        let begun = Instant::now();
+        server.stop();
+        assert!(begun.elapsed() < RECEIVE_TIMEOUT, "the wake-up datagrams must have worked");
+        assert_eq!(executor.finish(Duration::from_millis(10)), 1);
+        open.send(()).unwrap();
+        assert_eq!(answer(&client), b"wait");
+        assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+        server.stop();
+    }
+
+    #[test]
+    fn stops_under_load() {
+        for _ in 0..20 {
+            let (server, _open, executor) = echo(LIMITS, 100);
+            let client = client(&server);
+            let (stopped, is_stopped) = unbounded::<()>();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while is_stopped.is_empty() {
+                        // The socket may be gone by then: that is what is being tried.
+                        let _ = client.send(b"x");
+                    }
+                });
+                eventually(|| server.counters().received.get() > 20);
+                server.stop();
+                stopped.send(()).unwrap();
+            });
+            assert_eq!(executor.finish(Duration::from_secs(5)), 0);
+        }
+    }
+}
