@@ -1,1 +1,38 @@
-//! .
+//! The store: what a room must not lose, in one SQLite file with one writer.
+//!
+//! A room keeps its state in memory and hands each change to [`Store`] as a closure; the writer
+//! thread runs all that wait in one transaction and one sync of the disk (group commit), and the
+//! [`Ticket`] of a change tells when it is on disk. No answer leaves before the ticket of the newest
+//! change that it depends on is committed.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `store.rs` | [`Store`]: open, hand over, read, close |
+//! | `writer.rs` | the queue and the thread that turns it into transactions |
+//! | `ticket.rs` | [`Ticket`]: one outcome per transaction, waited for without a crowd |
+//! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: all that rooms see of a database |
+//! | `sqlite.rs` | the only file that knows SQLite's connections: settings, migrations |
+//! | `error.rs` | [`StoreError`], [`OpenError`] |
+//! | `lock.rs` | one server per data dir |
+//! | `backup.rs`, `restore.rs` | one archive of one instant, and back |
+//! | `files.rs` | private files and folders, synced |
+
+pub mod backup;
+mod error;
+mod files;
+pub mod lock;
+mod readers;
+mod restore;
+mod sqlite;
+mod store;
+#[cfg(test)]
+mod tests;
+mod ticket;
+mod value;
+mod writer;
+
+pub use error::{OpenError, StoreError};
+pub use store::Store;
+pub use ticket::{Ticket, TicketState};
+pub use value::{Query, Reader, Row, Tx, Value};
+pub use writer::Chain;

@@ -1,0 +1,1 @@
+pub(super) const STAGING_DIR: &str = ".restoring";

@@ -1,0 +1,257 @@
+//! SQLite's connections: their settings, migrations, and our traits over them.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{CachedStatement, Connection, OpenFlags, ToSql};
+
+use super::value::EachRow;
+use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
+
+/// How long to wait for a lock that another process holds: long enough for a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
+/// `P2S2`, so that another program's database is not taken for ours.
+const APPLICATION_ID: i64 = 0x5032_5332;
+/// Prepared statements kept per connection: more than all rooms have.
+const STATEMENTS: usize = 256;
+/// Up to this size a file is checked page by page at start (some 1 GB/s); past it, damage is found
+/// when it is met.
+const CHECK_UP_TO_BYTES: i64 = 1 << 30;
+
+/// Opens or creates the file, checks it, and brings it to the newest schema.
+pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Connection, OpenError> {
+    if let Some(dir) = files::parent_of(path) {
+        files::create_private_dir(dir).map_err(|error| OpenError::from_io(dir, &error))?;
+    }
+    if path.is_dir() {
+        return Err(OpenError::Other { path: path.to_owned(), detail: "it is a folder".to_owned() });
+    }
+    files::create_private_file(path).map_err(|error| OpenError::from_io(path, &error))?;
+    let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+
+    // Look before writing anything: what is not ours stays as it is.
+    let found = schema_version(&connection).map_err(failed)?;
+    let tables: i64 =
+        connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
+    let owner: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(failed)?;
+    let fresh = tables == 0 && found == 0 && owner == 0;
+    if !fresh && owner != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    let known = migrations.len() as u64;
+    if found > known {
+        return Err(OpenError::Newer { path: path.to_owned(), found, known });
+    }
+    check_pages(&connection, path)?;
+
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
+    if mode != "wal" {
+        let detail = format!("its disk allows no write-ahead log (journal mode {mode}); choose a local disk");
+        return Err(OpenError::Other { path: path.to_owned(), detail });
+    }
+    for (name, value) in [
+        ("synchronous", "FULL"),
+        ("foreign_keys", "ON"),
+        // What a savepoint may have to put back stays in memory, not in a file.
+        ("temp_store", "MEMORY"),
+        // A WAL that one large transaction has blown up is cut back.
+        ("journal_size_limit", "67108864"),
+        ("cache_size", "-16384"),
+    ] {
+        connection.pragma_update(None, name, value).map_err(failed)?;
+    }
+    if fresh {
+        connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+    }
+    migrate(&connection, path, migrations)?;
+    Ok(connection)
+}
+
+/// Opens a connection that cannot write, to a file that [`open_writer`] has opened.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let open = || {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        connection.pragma_update(None, "query_only", "ON")?;
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
+        Ok(connection)
+    };
+    open().map_err(|error| StoreError::from_sqlite(&error))
+}
+
+fn schema_version(connection: &Connection) -> rusqlite::Result<u64> {
+    // A negative version is none of ours; as unsigned it is newer than all we know.
+    connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).map(|version| version as u64)
+}
+
+fn check_pages(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+    let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).map_err(failed)?;
+    let page_bytes: i64 = connection.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed)?;
+    if pages.saturating_mul(page_bytes) > CHECK_UP_TO_BYTES {
+        log::info!("{}: too large to be checked at start", path.display());
+        return Ok(());
+    }
+    match integrity(connection, "quick_check") {
+        Ok(None) => Ok(()),
+        Ok(Some(detail)) => Err(OpenError::Corrupt { path: path.to_owned(), detail }),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Runs `quick_check` or `integrity_check`; what it found first, or nothing if all is well.
+pub(super) fn integrity(connection: &Connection, check: &str) -> rusqlite::Result<Option<String>> {
+    let found: String = connection.query_row(&format!("PRAGMA {check}(1)"), [], |row| row.get(0))?;
+    Ok((found != "ok").then(|| found.split_whitespace().collect::<Vec<_>>().join(" ")))
+}
+
+/// Each step in a transaction of its own, together with the version it reaches: a crash between two
+/// steps leaves a file of a known version.
+fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<(), OpenError> {
+    for (step, sql) in migrations.iter().enumerate() {
+        let version = step as u64 + 1;
+        let run = || -> rusqlite::Result<()> {
+            connection.execute_batch("BEGIN IMMEDIATE")?;
+            // Asked under the lock: another process may be migrating too.
+            if schema_version(connection)? < version {
+                connection.execute_batch(sql)?;
+                connection.pragma_update(None, "user_version", version as i64)?;
+            }
+            connection.execute_batch("COMMIT")
+        };
+        if let Err(error) = run() {
+            if !connection.is_autocommit()
+                && let Err(error) = connection.execute_batch("ROLLBACK")
+            {
+                log::warn!("{}: rolling back a migration: {}", path.display(), super::error::one_line(&error));
+            }
+            return Err(match OpenError::from_sqlite(path, &error) {
+                OpenError::Other { path, detail } => OpenError::Migration { path, version, detail },
+                known => known,
+            });
+        }
+    }
+    Ok(())
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match *self {
+            Value::Int(number) => ValueRef::Integer(number),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Blob(bytes) => ValueRef::Blob(bytes),
+            Value::Null => ValueRef::Null,
+        }))
+    }
+}
+
+/// A prepared statement with its parameters in place.
+fn prepare<'c>(
+    connection: &'c Connection,
+    sql: &str,
+    parameters: &[Value<'_>],
+) -> Result<CachedStatement<'c>, StoreError> {
+    let failed = |error: rusqlite::Error| StoreError::from_sqlite(&error);
+    let mut statement = connection.prepare_cached(sql).map_err(failed)?;
+    // One that is missing would silently be NULL.
+    let wanted = statement.parameter_count();
+    if wanted != parameters.len() {
+        return Err(StoreError::Invalid(format!(
+            "{} parameters for a statement with {wanted}: {sql}",
+            parameters.len()
+        )));
+    }
+    for (place, parameter) in (1..).zip(parameters) {
+        // SQLite numbers them by first appearance, PostgreSQL by name: both must agree. Every
+        // statement runs in tests, so that asking there is enough.
+        if cfg!(debug_assertions) && statement.parameter_name(place) != Some(&format!("${place}")) {
+            return Err(StoreError::Invalid(format!("parameters out of order: {sql}")));
+        }
+        statement.raw_bind_parameter(place, parameter).map_err(failed)?;
+    }
+    Ok(statement)
+}
+
+fn each_row(statement: &mut CachedStatement<'_>, each: &mut EachRow<'_>) -> Result<(), StoreError> {
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next().map_err(|error| StoreError::from_sqlite(&error))? {
+        each(&Row { sqlite: row })?;
+    }
+    Ok(())
+}
+
+/// A connection that reads. In a transaction all its queries see one instant.
+pub(super) struct SqliteReader<'c>(pub(super) &'c Connection);
+
+impl Reader for SqliteReader<'_> {
+    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError> {
+        each_row(&mut prepare(self.0, sql, parameters)?, each)
+    }
+}
+
+/// One change inside the writer's transaction.
+pub(super) struct SqliteTx<'c> {
+    connection: &'c Connection,
+    /// A change that has written nothing yet needs no savepoint.
+    savepoint: Cell<bool>,
+}
+
+impl<'c> SqliteTx<'c> {
+    pub(super) fn new(connection: &'c Connection) -> SqliteTx<'c> {
+        SqliteTx { connection, savepoint: Cell::new(false) }
+    }
+
+    fn prepare(&self, sql: &str, parameters: &[Value<'_>]) -> Result<CachedStatement<'c>, StoreError> {
+        // SQLite ends the whole transaction after some errors. Whatever ran then would be committed
+        // at once and alone.
+        if self.connection.is_autocommit() {
+            return Err(StoreError::Unavailable("the transaction was rolled back".to_owned()));
+        }
+        let statement = prepare(self.connection, sql, parameters)?;
+        if !self.savepoint.get() && !statement.readonly() {
+            self.run("SAVEPOINT change")?;
+            self.savepoint.set(true);
+        }
+        Ok(statement)
+    }
+
+    fn run(&self, sql: &str) -> Result<(), StoreError> {
+        let run = || self.connection.prepare_cached(sql)?.raw_execute();
+        run().map(|_rows| ()).map_err(|error| StoreError::from_sqlite(&error))
+    }
+
+    /// Keeps what the change wrote.
+    pub(super) fn keep(&self) -> Result<(), StoreError> {
+        if self.savepoint.get() { self.run("RELEASE change") } else { Ok(()) }
+    }
+
+    /// Takes back what the change wrote, and nothing else.
+    pub(super) fn undo(&self) -> Result<(), StoreError> {
+        if self.savepoint.get() {
+            self.run("ROLLBACK TO change")?;
+            self.run("RELEASE change")?;
+        }
+        Ok(())
+    }
+}
+
+impl Reader for SqliteTx<'_> {
+    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError> {
+        each_row(&mut self.prepare(sql, parameters)?, each)
+    }
+}
+
+impl Tx for SqliteTx<'_> {
+    fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError> {
+        let rows = self.prepare(sql, parameters)?.raw_execute();
+        rows.map(|rows| rows as u64).map_err(|error| StoreError::from_sqlite(&error))
+    }
+}

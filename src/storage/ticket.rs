@@ -1,0 +1,211 @@
+//! Tickets: how the one who handed over a change learns that it is on disk.
+//!
+//! All changes of one transaction share one outcome. Asking for one that is known is one atomic load;
+//! waiting for one that is not costs a place in a list and one park.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
+
+use parking_lot::Mutex;
+
+use super::StoreError;
+
+/// What became of a transaction, once it is over.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Committed; those listed (by place, in order) failed and left no trace.
+    Committed(Vec<(u32, StoreError)>),
+    /// Rolled back: none of its changes is there.
+    Lost(StoreError),
+}
+
+const PENDING: u8 = 0;
+/// Committed, and no change of it failed: there is nothing to look up.
+const ALL_COMMITTED: u8 = 1;
+const SEE_OUTCOME: u8 = 2;
+
+/// One transaction's changes, from the first hand-over to the outcome.
+#[derive(Debug)]
+pub(super) struct Batch {
+    status: AtomicU8,
+    outcome: OnceLock<Outcome>,
+    /// Who waits, while the outcome is not known.
+    waiting: Mutex<Vec<Thread>>,
+    /// Who waited when it became known: a tree in which each wakes the two below it, so that the
+    /// writer pays for one wake-up however many wait, and they share no lock.
+    woken: OnceLock<Vec<Thread>>,
+}
+
+impl Batch {
+    pub(super) fn new() -> Arc<Batch> {
+        Arc::new(Batch {
+            status: AtomicU8::new(PENDING),
+            outcome: OnceLock::new(),
+            waiting: Mutex::new(Vec::new()),
+            woken: OnceLock::new(),
+        })
+    }
+
+    /// Makes the outcome known. Called once; a second outcome would be ignored.
+    pub(super) fn publish(&self, outcome: Outcome) {
+        let status = match &outcome {
+            Outcome::Committed(failures) if failures.is_empty() => ALL_COMMITTED,
+            _ => SEE_OUTCOME,
+        };
+        if self.outcome.set(outcome).is_err() {
+            return;
+        }
+        let mut waiting = self.waiting.lock();
+        let woken = self.woken.get_or_init(|| std::mem::take(&mut *waiting));
+        // Under the lock, so that nobody joins the list after it was taken.
+        self.status.store(status, Ordering::Release);
+        drop(waiting);
+        if let Some(first) = woken.first() {
+            first.unpark();
+        }
+    }
+
+    /// Blocks until the outcome is known.
+    pub(super) fn wait(&self) {
+        if self.status.load(Ordering::Acquire) != PENDING {
+            return;
+        }
+        let place = {
+            let mut waiting = self.waiting.lock();
+            if self.status.load(Ordering::Acquire) != PENDING {
+                return;
+            }
+            waiting.push(thread::current());
+            waiting.len() - 1
+        };
+        while self.status.load(Ordering::Acquire) == PENDING {
+            thread::park();
+        }
+        if let Some(woken) = self.woken.get() {
+            woken.iter().skip(2 * place + 1).take(2).for_each(Thread::unpark);
+        }
+    }
+
+    /// What became of the change at a place; nothing while it is not known.
+    fn result_of(&self, place: u32) -> Option<Verdict> {
+        match self.status.load(Ordering::Acquire) {
+            PENDING => None,
+            ALL_COMMITTED => Some(Verdict::Committed),
+            _ => Some(match self.outcome.get() {
+                Some(Outcome::Committed(failures)) => match failures.binary_search_by_key(&place, |(at, _)| *at) {
+                    Ok(found) => Verdict::Failed(failures[found].1.clone()),
+                    Err(_) => Verdict::Committed,
+                },
+                Some(Outcome::Lost(error)) => Verdict::Lost(error.clone()),
+                // The outcome is set before the status: this cannot be, and if it were, nothing is certain.
+                None => Verdict::Lost(StoreError::Unavailable("the outcome is not known".to_owned())),
+            }),
+        }
+    }
+}
+
+/// What became of one change.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Committed,
+    /// It failed by itself, in a transaction that was committed: what it saw is on disk.
+    Failed(StoreError),
+    /// Its transaction failed: what it saw may never have been.
+    Lost(StoreError),
+}
+
+/// The receipt of a change that was handed over. Cheap to clone; may be dropped.
+#[derive(Clone)]
+pub struct Ticket {
+    seq: u64,
+    state: State,
+}
+
+#[derive(Clone)]
+enum State {
+    Done,
+    Refused(Arc<StoreError>),
+    In(Arc<Batch>, u32),
+}
+
+/// How far a change has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TicketState {
+    /// Not on disk yet.
+    Pending,
+    /// On disk, synced.
+    Committed,
+    /// It changed nothing and never will; [`Ticket::wait`] says why.
+    Failed,
+}
+
+impl Ticket {
+    /// The ticket of what depends on nothing: committed from the start, earlier than all others.
+    pub fn committed() -> Ticket {
+        Ticket { seq: 0, state: State::Done }
+    }
+
+    pub(super) fn refused(seq: u64, error: StoreError) -> Ticket {
+        Ticket { seq, state: State::Refused(Arc::new(error)) }
+    }
+
+    pub(super) fn of(seq: u64, batch: Arc<Batch>, place: u32) -> Ticket {
+        Ticket { seq, state: State::In(batch, place) }
+    }
+
+    /// The one that was handed over later; both must be of one store.
+    ///
+    /// Of two chained changes of one epoch, the later one is on disk only if the earlier one is.
+    /// Independent changes tell nothing about each other: wait for both.
+    pub fn later(a: Ticket, b: Ticket) -> Ticket {
+        if b.seq > a.seq { b } else { a }
+    }
+
+    /// The place in the order of all changes handed to this store since it was opened, from 1 on.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// How far the change has come; does not wait.
+    pub fn state(&self) -> TicketState {
+        match &self.state {
+            State::Done => TicketState::Committed,
+            State::Refused(_) => TicketState::Failed,
+            State::In(batch, place) => match batch.result_of(*place) {
+                None => TicketState::Pending,
+                Some(Verdict::Committed) => TicketState::Committed,
+                Some(Verdict::Failed(_) | Verdict::Lost(_)) => TicketState::Failed,
+            },
+        }
+    }
+
+    /// Waits until the change is on disk. Never call it inside a change: the writer would wait for itself.
+    ///
+    /// # Errors
+    /// Why it is not, and never will be.
+    pub fn wait(&self) -> Result<(), StoreError> {
+        match self.verdict() {
+            Verdict::Committed => Ok(()),
+            Verdict::Failed(error) | Verdict::Lost(error) => Err(error),
+        }
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        match &self.state {
+            State::Done => Verdict::Committed,
+            State::Refused(error) => Verdict::Lost(StoreError::clone(error)),
+            State::In(batch, place) => {
+                batch.wait();
+                batch.result_of(*place).unwrap_or_else(|| unreachable!("wait returns only once the outcome is known"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ticket({} {:?})", self.seq, self.state())
+    }
+}

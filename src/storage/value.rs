@@ -1,0 +1,231 @@
+//! What rooms see of a database: values in, rows out, in a dialect that SQLite and PostgreSQL share.
+//!
+//! Parameters are written `$1, $2, …`, each for the first time in this order. A sum needs a cast
+//! (`CAST(SUM(x) AS BIGINT)`), an upsert is `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x`.
+
+use rusqlite::types::ValueRef;
+
+use super::StoreError;
+use crate::model::{Cents, Millis, Name};
+
+/// A parameter of a statement. Borrows what it can: a change costs no copy of its texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// A whole number; booleans are 0 and 1.
+    Int(i64),
+    /// UTF-8 text.
+    Text(&'a str),
+    /// Bytes.
+    Blob(&'a [u8]),
+    /// Nothing.
+    Null,
+}
+
+macro_rules! value_from_int {
+    ($($int:ty),*) => {$(
+        impl From<$int> for Value<'_> {
+            fn from(number: $int) -> Self {
+                Value::Int(i64::from(number))
+            }
+        }
+    )*};
+}
+value_from_int!(i64, i32, i16, i8, u32, u16, u8, bool);
+
+impl From<Cents> for Value<'_> {
+    fn from(cents: Cents) -> Self {
+        Value::Int(cents.0)
+    }
+}
+
+/// Instants past the year 292,000,000 become the last one that fits.
+impl From<Millis> for Value<'_> {
+    fn from(instant: Millis) -> Self {
+        Value::Int(i64::try_from(instant.0).unwrap_or(i64::MAX))
+    }
+}
+
+impl<'a> From<&'a str> for Value<'a> {
+    fn from(text: &'a str) -> Self {
+        Value::Text(text)
+    }
+}
+
+impl<'a> From<&'a String> for Value<'a> {
+    fn from(text: &'a String) -> Self {
+        Value::Text(text)
+    }
+}
+
+impl<'a> From<&'a Name> for Value<'a> {
+    fn from(name: &'a Name) -> Self {
+        Value::Text(name.as_str())
+    }
+}
+
+impl<'a> From<&'a [u8]> for Value<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Value::Blob(bytes)
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Value<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        Value::Blob(bytes)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [u8; N]> for Value<'a> {
+    fn from(bytes: &'a [u8; N]) -> Self {
+        Value::Blob(bytes)
+    }
+}
+
+impl<'a, T: Into<Value<'a>>> From<Option<T>> for Value<'a> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Value::Null, Into::into)
+    }
+}
+
+/// One row of an answer; columns count from 0. A column of another type, or one that is not there,
+/// is [`StoreError::Invalid`]: data that this program did not write, or a mistake in it.
+#[derive(Debug)]
+pub struct Row<'a> {
+    pub(super) sqlite: &'a rusqlite::Row<'a>,
+}
+
+impl Row<'_> {
+    /// A whole number.
+    pub fn int(&self, column: usize) -> Result<i64, StoreError> {
+        self.opt_int(column)?.ok_or_else(|| wrong(column, "a whole number"))
+    }
+
+    /// A whole number or nothing.
+    pub fn opt_int(&self, column: usize) -> Result<Option<i64>, StoreError> {
+        match self.get(column)? {
+            ValueRef::Integer(number) => Ok(Some(number)),
+            ValueRef::Null => Ok(None),
+            _ => Err(wrong(column, "a whole number")),
+        }
+    }
+
+    /// A whole number that is not negative.
+    pub fn uint(&self, column: usize) -> Result<u64, StoreError> {
+        u64::try_from(self.int(column)?).map_err(|_| wrong(column, "a number that is not negative"))
+    }
+
+    /// 0 or 1.
+    pub fn bool(&self, column: usize) -> Result<bool, StoreError> {
+        match self.int(column)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(wrong(column, "0 or 1")),
+        }
+    }
+
+    /// Money in cents.
+    pub fn cents(&self, column: usize) -> Result<Cents, StoreError> {
+        self.int(column).map(Cents)
+    }
+
+    /// An instant in milliseconds since 1970.
+    pub fn millis(&self, column: usize) -> Result<Millis, StoreError> {
+        self.uint(column).map(Millis)
+    }
+
+    /// A text.
+    pub fn text(&self, column: usize) -> Result<&str, StoreError> {
+        self.opt_text(column)?.ok_or_else(|| wrong(column, "a text"))
+    }
+
+    /// A text or nothing.
+    pub fn opt_text(&self, column: usize) -> Result<Option<&str>, StoreError> {
+        match self.get(column)? {
+            ValueRef::Text(bytes) => std::str::from_utf8(bytes).map(Some).map_err(|_| wrong(column, "UTF-8 text")),
+            ValueRef::Null => Ok(None),
+            _ => Err(wrong(column, "a text")),
+        }
+    }
+
+    /// The name of a peer or a user; its rule is checked again.
+    pub fn name(&self, column: usize) -> Result<Name, StoreError> {
+        Name::new(self.text(column)?).map_err(|rule| wrong(column, &format!("a name ({rule})")))
+    }
+
+    /// Bytes.
+    pub fn blob(&self, column: usize) -> Result<&[u8], StoreError> {
+        self.opt_blob(column)?.ok_or_else(|| wrong(column, "bytes"))
+    }
+
+    /// Bytes or nothing.
+    pub fn opt_blob(&self, column: usize) -> Result<Option<&[u8]>, StoreError> {
+        match self.get(column)? {
+            ValueRef::Blob(bytes) => Ok(Some(bytes)),
+            ValueRef::Null => Ok(None),
+            _ => Err(wrong(column, "bytes")),
+        }
+    }
+
+    fn get(&self, column: usize) -> Result<ValueRef<'_>, StoreError> {
+        self.sqlite.get_ref(column).map_err(|_| wrong(column, "to exist"))
+    }
+}
+
+fn wrong(column: usize, expected: &str) -> StoreError {
+    StoreError::Invalid(format!("column {column} of a row in the store: expected {expected}"))
+}
+
+/// What is called with each row; an error ends the query and becomes its result.
+pub type EachRow<'a> = dyn FnMut(&Row<'_>) -> Result<(), StoreError> + 'a;
+
+/// Something that answers queries, all of one instant.
+pub trait Reader {
+    /// Calls `each` with every row of the answer, in its order.
+    ///
+    /// # Errors
+    /// Those of the store, and whatever `each` answers.
+    fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError>;
+}
+
+/// A change under way: it sees what it has written, nobody else does before the commit.
+pub trait Tx: Reader {
+    /// Runs one statement that answers no rows; tells how many rows it inserted, changed or deleted.
+    fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError>;
+}
+
+/// Shapes of answers that are asked for everywhere, for every [`Reader`] and [`Tx`].
+pub trait Query: Reader {
+    /// The first row, if there is one. (Say `LIMIT 1` where there may be many.)
+    fn first<T>(
+        &self,
+        sql: &str,
+        parameters: &[Value<'_>],
+        read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let mut first = None;
+        self.query(sql, parameters, &mut |row| {
+            if first.is_none() {
+                first = Some(read(row)?);
+            }
+            Ok(())
+        })?;
+        Ok(first)
+    }
+
+    /// All rows, in order.
+    fn all<T>(
+        &self,
+        sql: &str,
+        parameters: &[Value<'_>],
+        read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut all = Vec::new();
+        self.query(sql, parameters, &mut |row| {
+            all.push(read(row)?);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}
+
+impl<R: Reader + ?Sized> Query for R {}
