@@ -101,9 +101,15 @@ impl<J: Journal> Exchange<J> {
         Ok(outcome)
     }
 
-    /// Lets time do its work on a deal. Harmless when nothing is due.
+    /// Lets time do its work on a deal. Harmless when nothing is due; what is still to come is named
+    /// again.
     pub fn tick(&self, now: Millis, deal: u64) -> Outcome<J::Receipt> {
-        self.apply(now, deal, Event::Tick).unwrap_or_default()
+        let Ok(mut outcome) = self.apply(now, deal, Event::Tick) else { return Outcome::default() };
+        if outcome.deadlines.is_empty() {
+            let deadline = self.deal(deal).and_then(|cell| cell.state.lock().deal.deadline());
+            outcome.deadlines.extend(deadline.map(|at| (at, deal)));
+        }
+        outcome
     }
 
     /// Takes a settlement a step further. An `Err` means that the deal is not at that step.
@@ -138,12 +144,20 @@ impl<J: Journal> Exchange<J> {
     ) -> Result<Outcome<J::Receipt>, Refusal> {
         let mut next_mid = || self.number(1);
         let mut step = Step { now, windows: &self.rules.windows, next_mid: &mut next_mid };
+        let deadline = state.deal.deadline();
         let effects = state.deal.handle(event, &mut step)?;
-        Ok(self.commit(now, state, effects))
+        Ok(self.commit(now, state, effects, deadline))
     }
 
     /// Hands the effects of a step to the journal and does what is done in memory.
-    pub(super) fn commit(&self, now: Millis, state: &mut DealState<J>, effects: Effects) -> Outcome<J::Receipt> {
+    /// `armed` is the deadline that is armed already.
+    pub(super) fn commit(
+        &self,
+        now: Millis,
+        state: &mut DealState<J>,
+        effects: Effects,
+        armed: Option<Millis>,
+    ) -> Outcome<J::Receipt> {
         let deal = &state.deal;
         let mut changes = Vec::with_capacity(effects.sellers_changed.len() + effects.log.len() + 2);
         if effects.deal_changed {
@@ -207,7 +221,7 @@ impl<J: Journal> Exchange<J> {
                 }
             }
         } else {
-            outcome.deadlines.extend(deal.deadline().map(|at| (at, deal.id)));
+            outcome.deadlines.extend(deal.deadline().filter(|at| armed != Some(*at)).map(|at| (at, deal.id)));
         }
         if !changes.is_empty() {
             state.last = self.journal.append(changes);

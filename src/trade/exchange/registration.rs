@@ -115,11 +115,7 @@ impl<J: Journal> Exchange<J> {
             return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
         }
         let log = row.log("register", now, format!("at {}", row.addr));
-        let receipt = self.journal.append(vec![
-            Change::Peer(Box::new(row.clone())),
-            Change::Heard { name: row.name.clone(), at: now },
-            log,
-        ]);
+        let receipt = self.journal.append(vec![Change::Peer(Box::new(row.clone())), log]);
         *self.addresses.write().entry(row.addr).or_default() += 1;
         let peer = PeerCell::new(row, now);
         peer.state.lock().last = receipt.clone();

@@ -94,7 +94,7 @@ impl<J: Journal> Exchange<J> {
             &mut step,
         );
         state.deal = deal;
-        let mut outcome = self.commit(now, &mut state, effects);
+        let mut outcome = self.commit(now, &mut state, effects, None);
         // A seller that left between being chosen and being linked has not seen this deal among its own.
         for (place, (seller, _)) in asked.iter().enumerate() {
             if seller.state.lock().leaving

@@ -1,0 +1,227 @@
+//! Trade's tables: every statement that touches them stands here.
+//!
+//! Rows are written as the exchange hands them over, and read back whole at start. Bodies are JSON, so
+//! that a field more or less is no migration; what is searched for is a column.
+
+use std::sync::Arc;
+
+use super::deal::{Deal, Money, SellerSide};
+use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
+use crate::bank::ledger::{self, Account, Posting, Step};
+use crate::model::{Cents, Millis};
+use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, Tx};
+
+/// What makes an empty file trade's, one step a schema version.
+pub const MIGRATIONS: &[&str] = &[
+    ledger::MIGRATION,
+    "CREATE TABLE trade_number (id INTEGER PRIMARY KEY, ceiling BIGINT NOT NULL);
+     CREATE TABLE trade_peer (name TEXT PRIMARY KEY, heard_at BIGINT NOT NULL, body TEXT NOT NULL);
+     CREATE TABLE trade_farewell (name TEXT NOT NULL, rq BIGINT NOT NULL, at BIGINT NOT NULL, body TEXT NOT NULL,
+         PRIMARY KEY (name, rq));
+     CREATE TABLE trade_deal (id BIGINT PRIMARY KEY, body TEXT NOT NULL);
+     CREATE TABLE trade_seller (deal BIGINT NOT NULL, rq BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (deal, rq));
+     CREATE TABLE trade_log (id INTEGER PRIMARY KEY, at BIGINT NOT NULL, kind TEXT NOT NULL, peer TEXT NOT NULL,
+         deal BIGINT, rq BIGINT, item_name TEXT, price BIGINT, detail TEXT NOT NULL);
+     CREATE INDEX trade_log_at ON trade_log (at);",
+];
+
+/// The journal of a running server: changes go to the store's writer in their order.
+#[derive(Clone)]
+pub struct StoreJournal {
+    store: Arc<Store>,
+    chain: Chain,
+}
+
+impl StoreJournal {
+    /// Begins a chain: what is read from the store afterwards is what this journal goes on from.
+    pub fn begin(store: Arc<Store>) -> StoreJournal {
+        let chain = store.chain();
+        StoreJournal { store, chain }
+    }
+}
+
+/// A ticket of the store; the default depends on nothing.
+#[derive(Clone, Default)]
+pub struct Receipt(Option<Ticket>);
+
+impl Receipt {
+    /// Waits until everything up to here is on disk.
+    ///
+    /// # Errors
+    /// It could not be stored; then nothing after it is either.
+    pub fn wait(&self) -> Result<(), StoreError> {
+        self.0.as_ref().map_or(Ok(()), Ticket::wait)
+    }
+}
+
+impl Journal for StoreJournal {
+    type Receipt = Receipt;
+
+    fn append(&self, changes: Vec<Change>) -> Receipt {
+        Receipt(Some(self.store.append(self.chain, move |tx| changes.iter().try_for_each(|change| write(tx, change)))))
+    }
+
+    fn later(a: Receipt, b: Receipt) -> Receipt {
+        match (a.0, b.0) {
+            (Some(a), Some(b)) => Receipt(Some(Ticket::later(a, b))),
+            (a, b) => Receipt(a.or(b)),
+        }
+    }
+}
+
+fn write(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
+    match change {
+        Change::Ceiling(ceiling) => tx.execute(
+            "INSERT INTO trade_number (id, ceiling) VALUES (1, $1)
+             ON CONFLICT (id) DO UPDATE SET ceiling = excluded.ceiling",
+            &[number(*ceiling)?.into()],
+        ),
+        Change::Peer(row) => tx.execute(
+            "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
+             ON CONFLICT (name) DO UPDATE SET body = excluded.body",
+            &[(&row.name).into(), row.registered_at.into(), (&json(row)?).into()],
+        ),
+        Change::Heard { name, at } => {
+            tx.execute("UPDATE trade_peer SET heard_at = $1 WHERE name = $2", &[(*at).into(), name.into()])
+        }
+        Change::DropPeer(name) => tx.execute("DELETE FROM trade_peer WHERE name = $1", &[name.into()]),
+        Change::Farewell(row) => tx.execute(
+            "INSERT INTO trade_farewell (name, rq, at, body) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (name, rq) DO UPDATE SET at = excluded.at, body = excluded.body",
+            &[(&row.name).into(), number(row.rq)?.into(), row.at.into(), (&json(row)?).into()],
+        ),
+        Change::DropFarewells(before) => {
+            tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()])
+        }
+        Change::Deal { id, body } => tx.execute(
+            "INSERT INTO trade_deal (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+            &[number(*id)?.into(), body.into()],
+        ),
+        Change::Seller { deal, rq, body } => tx.execute(
+            "INSERT INTO trade_seller (deal, rq, body) VALUES ($1, $2, $3)
+             ON CONFLICT (deal, rq) DO UPDATE SET body = excluded.body",
+            &[number(*deal)?.into(), number(*rq)?.into(), body.into()],
+        ),
+        Change::DropDeal(id) => {
+            tx.execute("DELETE FROM trade_seller WHERE deal = $1", &[number(*id)?.into()])?;
+            tx.execute("DELETE FROM trade_deal WHERE id = $1", &[number(*id)?.into()])
+        }
+        Change::Log(row) => tx.execute(
+            "INSERT INTO trade_log (at, kind, peer, deal, rq, item_name, price, detail)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            &[
+                row.at.into(),
+                (&row.kind).into(),
+                (&row.peer).into(),
+                row.deal.map(number).transpose()?.into(),
+                row.rq.map(number).transpose()?.into(),
+                row.item_name.as_ref().into(),
+                row.price.into(),
+                (&row.detail).into(),
+            ],
+        ),
+        Change::Money(row) => return ledger::post(tx, &posting(row)),
+    }
+    .map(|_| ())
+}
+
+fn posting(row: &MoneyRow) -> Posting {
+    let card = Account::Card(row.buyer.clone());
+    let (step, entries) = match row.money {
+        Money::Authorise => (Step::Authorise, vec![(card, Cents(-row.price.0)), (Account::Escrow, row.price)]),
+        Money::Void => (Step::Void, vec![(Account::Escrow, Cents(-row.price.0)), (card, row.price)]),
+        Money::Capture => (
+            Step::Capture,
+            vec![
+                (Account::Escrow, Cents(-row.price.0)),
+                (Account::Payout(row.seller.clone()), Cents(row.price.0 - row.fee.0)),
+                (Account::Fee, row.fee),
+            ],
+        ),
+    };
+    Posting { key: row.key.clone(), step, at: row.at, entries }
+}
+
+/// Reads everything, all of one instant.
+///
+/// # Errors
+/// The store's; `Invalid` for a row that this program did not write.
+pub fn load(reader: &dyn Reader) -> Result<Snapshot, StoreError> {
+    let ceiling = reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0);
+    let peers = peers(reader)?;
+    let farewells =
+        reader.all("SELECT body FROM trade_farewell", &[], |row| parse::<FarewellRow>("trade_farewell", row.text(0)?))?;
+    let mut deals = deals(reader)?.into_iter().map(|deal| (deal, Vec::new())).collect::<Vec<_>>();
+    let mut at = 0;
+    reader.query("SELECT deal, rq, body FROM trade_seller ORDER BY deal, rq", &[], &mut |row| {
+        let (id, rq) = (row.uint(0)?, row.uint(1)?);
+        while deals.get(at).is_some_and(|(deal, _)| deal.id < id) {
+            at += 1;
+        }
+        let Some((deal, sellers)) = deals.get_mut(at).filter(|(deal, _)| deal.id == id) else {
+            return Err(StoreError::Invalid(format!("trade_seller: side {rq} belongs to no deal")));
+        };
+        if rq != deal.first_rq + sellers.len() as u64 {
+            return Err(StoreError::Invalid(format!("trade_seller: deal {id} lacks the side before {rq}")));
+        }
+        sellers.push(parse::<SellerSide>("trade_seller", row.text(2)?)?);
+        Ok(())
+    })?;
+    Ok(Snapshot { ceiling, peers, farewells, deals })
+}
+
+/// Every registered peer and when it was heard, by name.
+pub fn peers(reader: &dyn Reader) -> Result<Vec<(PeerRow, Millis)>, StoreError> {
+    reader.all("SELECT body, heard_at FROM trade_peer ORDER BY name", &[], |row| {
+        Ok((parse("trade_peer", row.text(0)?)?, row.millis(1)?))
+    })
+}
+
+/// Every deal that is not forgotten, by id; without its sellers.
+pub fn deals(reader: &dyn Reader) -> Result<Vec<Deal>, StoreError> {
+    reader.all("SELECT body FROM trade_deal ORDER BY id", &[], |row| parse("trade_deal", row.text(0)?))
+}
+
+/// The sellers asked in one deal, in the order of their numbers.
+pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreError> {
+    let parameters = [number(deal)?.into()];
+    reader.all("SELECT body FROM trade_seller WHERE deal = $1 ORDER BY rq", &parameters, |row| {
+        parse("trade_seller", row.text(0)?)
+    })
+}
+
+/// The log since an instant, oldest first; of one peer if a name is given.
+pub fn log(
+    reader: &dyn Reader,
+    peer: Option<&str>,
+    since: Millis,
+    each: &mut dyn FnMut(LogRow),
+) -> Result<(), StoreError> {
+    let sql = "SELECT at, kind, peer, deal, rq, item_name, price, detail FROM trade_log
+               WHERE at >= $1 AND ($2 IS NULL OR peer = $2) ORDER BY id";
+    reader.query(sql, &[since.into(), peer.into()], &mut |row| {
+        each(LogRow {
+            at: row.millis(0)?,
+            kind: row.text(1)?.to_owned(),
+            peer: row.name(2)?,
+            deal: row.opt_int(3)?.and_then(|deal| u64::try_from(deal).ok()),
+            rq: row.opt_int(4)?.and_then(|rq| u64::try_from(rq).ok()),
+            item_name: row.opt_text(5)?.map(str::to_owned),
+            price: row.opt_int(6)?.map(Cents),
+            detail: row.text(7)?.to_owned(),
+        });
+        Ok(())
+    })
+}
+
+fn number(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Invalid(error.to_string()))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(table: &str, body: &str) -> Result<T, StoreError> {
+    serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("{table}: {error}")))
+}
