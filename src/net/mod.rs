@@ -3,6 +3,7 @@
 //! Plain threads and blocking sockets; everything has a bound, and everything dropped, refused or
 //! failed is counted.
 
+pub mod conn; //     a connection, plain or TLS, read and written at once
 pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
 pub mod gate; //     how many connections may be open
@@ -11,6 +12,7 @@ mod refuse; //       turning connections away so that they hear why
 pub mod tcp; //      connections, each with a thread to itself
 pub mod threads; //  the executor: a thread per request, kept for the next
 pub mod timer; //    deadlines that become jobs
+pub mod tls; //      who we are, and who the other end must be
 pub mod udp; //      datagrams, each with a thread to itself
 
 #[cfg(test)]
