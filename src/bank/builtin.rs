@@ -1,0 +1,410 @@
+//! The built-in gateway: a bank of its own beside the rooms, with its own file that it commits by itself.
+
+use std::fmt;
+use std::path::Path;
+
+use super::{Authorisation, Capture, Gateway, GatewayError, Void};
+use crate::model::{Card, Cents, Millis, text};
+use crate::storage::{OpenError, Query, Reader, Store, StoreError, Tx};
+
+/// The file in the data dir.
+const FILE: &str = "bank.db";
+/// Most characters of a key: room for any id with a prefix.
+const KEY_MAX: usize = 128;
+/// The field's well-known test number for a card that is always declined.
+const ALWAYS_DECLINED: &str = "4000000000000002";
+
+const TABLES: &str = "
+    CREATE TABLE charge (
+        charge_key TEXT PRIMARY KEY,
+        state TEXT NOT NULL CHECK (state IN ('authorised', 'captured', 'voided', 'declined')),
+        cents BIGINT,          -- NULL: voided before it was ever authorised
+        last4 TEXT,            -- all of the card that is kept
+        reason TEXT,           -- why it was declined
+        created_ms BIGINT NOT NULL,
+        changed_ms BIGINT NOT NULL
+    )";
+
+/// Checks number (Luhn) and expiry, declines one test number, and lets all others pass.
+#[derive(Debug)]
+pub struct BuiltinGateway {
+    store: Store,
+}
+
+/// How far a charge has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChargeState {
+    /// Reserved.
+    Authorised,
+    /// Taken.
+    Captured,
+    /// Let go of, or never to be.
+    Voided,
+    /// Refused at the start.
+    Declined,
+}
+
+/// A charge as the bank remembers it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charge {
+    /// The purchase's idempotency key.
+    pub key: String,
+    /// How far it has come.
+    pub state: ChargeState,
+    /// The amount; none if it was voided before it was ever authorised.
+    pub amount: Option<Cents>,
+    /// The card's last four digits, likewise.
+    pub last4: Option<String>,
+}
+
+impl BuiltinGateway {
+    /// Opens the bank's file in a data dir, or makes one.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`].
+    pub fn open(dir: &Path) -> Result<BuiltinGateway, OpenError> {
+        Ok(BuiltinGateway { store: Store::open(&dir.join(FILE), &[TABLES])? })
+    }
+
+    /// All charges, by key.
+    ///
+    /// # Errors
+    /// Those of [`Store::read`].
+    pub fn charges(&self) -> Result<Vec<Charge>, StoreError> {
+        self.store.read(charges)
+    }
+
+    /// See [`Store::close`].
+    pub fn close(&self) {
+        self.store.close();
+    }
+
+    /// Looks a charge up and decides, in one transaction.
+    fn decide<T: Send + 'static>(
+        &self,
+        key: &str,
+        decide: impl FnOnce(&mut dyn Tx, &str, Option<Known>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, GatewayError> {
+        let key = key.to_owned();
+        self.store.write(move |tx| {
+            let known = known(tx, &key)?;
+            Ok(decide(tx, &key, known)?)
+        })
+    }
+}
+
+/// All charges in a bank's file, by key.
+///
+/// # Errors
+/// Those of the reader.
+pub fn charges(reader: &dyn Reader) -> Result<Vec<Charge>, StoreError> {
+    reader.all("SELECT charge_key, state, cents, last4 FROM charge ORDER BY charge_key", &[], |row| {
+        Ok(Charge {
+            key: row.text(0)?.to_owned(),
+            state: ChargeState::read(row.text(1)?)?,
+            amount: row.opt_int(2)?.map(Cents),
+            last4: row.opt_text(3)?.map(str::to_owned),
+        })
+    })
+}
+
+struct Known {
+    state: ChargeState,
+    amount: Option<Cents>,
+    last4: Option<String>,
+    reason: Option<String>,
+}
+
+fn known(tx: &dyn Tx, key: &str) -> Result<Option<Known>, StoreError> {
+    tx.first("SELECT state, cents, last4, reason FROM charge WHERE charge_key = $1", &[key.into()], |row| {
+        Ok(Known {
+            state: ChargeState::read(row.text(0)?)?,
+            amount: row.opt_int(1)?.map(Cents),
+            last4: row.opt_text(2)?.map(str::to_owned),
+            reason: row.opt_text(3)?.map(str::to_owned),
+        })
+    })
+}
+
+/// Why a card is declined, if it is.
+fn objection(card: &Card, now: Millis) -> Option<&'static str> {
+    if !card.number.passes_luhn() {
+        Some("card number is not valid")
+    } else if card.expiry.is_over(now) {
+        Some("card expired")
+    } else if card.number.reveal() == ALWAYS_DECLINED {
+        Some("card declined")
+    } else {
+        None
+    }
+}
+
+fn bad_key(key: &str) -> Option<String> {
+    text::check(key, 1, KEY_MAX).err().map(|rule| format!("key: {rule}"))
+}
+
+fn move_to(tx: &mut dyn Tx, key: &str, state: ChargeState, now: Millis) -> Result<(), StoreError> {
+    let parameters = [state.as_str().into(), now.into(), key.into()];
+    let rows = tx.execute("UPDATE charge SET state = $1, changed_ms = $2 WHERE charge_key = $3", &parameters)?;
+    if rows == 1 { Ok(()) } else { Err(StoreError::Invalid(format!("{rows} charges with one key"))) }
+}
+
+fn declined(reason: impl Into<String>) -> Authorisation {
+    Authorisation::Declined { reason: reason.into() }
+}
+
+impl Gateway for BuiltinGateway {
+    fn authorise(&self, key: &str, amount: Cents, card: &Card, now: Millis) -> Result<Authorisation, GatewayError> {
+        if let Some(reason) = bad_key(key) {
+            return Ok(declined(reason));
+        }
+        if amount.0 <= 0 {
+            return Ok(declined("amount: expected more than 0.00"));
+        }
+        // The card stays here: what goes to the writer is what may be kept.
+        let (last4, objection) = (card.number.last4().to_owned(), objection(card, now));
+        self.decide(key, move |tx, key, known| {
+            if let Some(known) = known {
+                return Ok(match known.state {
+                    ChargeState::Voided => declined("the charge was voided"),
+                    _ if known.amount != Some(amount) => declined("the key was used for another amount"),
+                    _ if known.last4.as_ref() != Some(&last4) => declined("the key was used for another card"),
+                    ChargeState::Authorised | ChargeState::Captured => Authorisation::Authorised,
+                    ChargeState::Declined => declined(known.reason.unwrap_or_default()),
+                });
+            }
+            let state = if objection.is_some() { ChargeState::Declined } else { ChargeState::Authorised };
+            tx.execute(
+                "INSERT INTO charge (charge_key, state, cents, last4, reason, created_ms, changed_ms)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                &[
+                    key.into(),
+                    state.as_str().into(),
+                    amount.into(),
+                    (&last4).into(),
+                    objection.into(),
+                    now.into(),
+                    now.into(),
+                ],
+            )?;
+            Ok(objection.map_or(Authorisation::Authorised, declined))
+        })
+    }
+
+    fn capture(&self, key: &str, now: Millis) -> Result<Capture, GatewayError> {
+        let refused = |reason: &str| Capture::Refused { reason: reason.to_owned() };
+        self.decide(key, move |tx, key, known| match known.map(|known| known.state) {
+            None => Ok(refused("nothing was authorised")),
+            Some(ChargeState::Declined) => Ok(refused("the charge was declined")),
+            Some(ChargeState::Voided) => Ok(refused("the charge was voided")),
+            Some(ChargeState::Captured) => Ok(Capture::Captured),
+            Some(ChargeState::Authorised) => {
+                move_to(tx, key, ChargeState::Captured, now)?;
+                Ok(Capture::Captured)
+            }
+        })
+    }
+
+    fn void(&self, key: &str, now: Millis) -> Result<Void, GatewayError> {
+        if let Some(reason) = bad_key(key) {
+            return Ok(Void::Refused { reason });
+        }
+        self.decide(key, move |tx, key, known| match known.map(|known| known.state) {
+            None => {
+                tx.execute(
+                    "INSERT INTO charge (charge_key, state, created_ms, changed_ms) VALUES ($1, $2, $3, $4)",
+                    &[key.into(), ChargeState::Voided.as_str().into(), now.into(), now.into()],
+                )?;
+                Ok(Void::Voided)
+            }
+            Some(ChargeState::Authorised) => {
+                move_to(tx, key, ChargeState::Voided, now)?;
+                Ok(Void::Voided)
+            }
+            // Nothing is reserved under a declined one, nor ever will be.
+            Some(ChargeState::Voided | ChargeState::Declined) => Ok(Void::Voided),
+            Some(ChargeState::Captured) => Ok(Void::Refused { reason: "already captured".to_owned() }),
+        })
+    }
+}
+
+impl ChargeState {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ChargeState::Authorised => "authorised",
+            ChargeState::Captured => "captured",
+            ChargeState::Voided => "voided",
+            ChargeState::Declined => "declined",
+        }
+    }
+
+    fn read(text: &str) -> Result<ChargeState, StoreError> {
+        [ChargeState::Authorised, ChargeState::Captured, ChargeState::Voided, ChargeState::Declined]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| StoreError::Invalid(format!("a charge in the unknown state {text:?}")))
+    }
+}
+
+impl fmt::Display for ChargeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{CardNumber, Expiry};
+
+    const GOOD: &str = "4111111111111111";
+    /// November 2026; the good card's last month is December 2026.
+    const NOW: Millis = Millis(1_795_253_400_000);
+
+    fn card(number: &str) -> Card {
+        Card { number: CardNumber::new(number).unwrap(), expiry: Expiry::parse("12/26").unwrap() }
+    }
+
+    #[test]
+    fn cards_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let bank = BuiltinGateway::open(dir.path()).unwrap();
+        let ask = |key: &str, card: &Card| bank.authorise(key, Cents(100), card, NOW).unwrap();
+        assert_eq!(ask("good", &card(GOOD)), Authorisation::Authorised);
+        assert_eq!(ask("luhn", &card("4111111111111112")), declined("card number is not valid"));
+        assert_eq!(ask("test", &card(ALWAYS_DECLINED)), declined("card declined"));
+        let last_month = Card { expiry: Expiry::parse("10/26").unwrap(), ..card(GOOD) };
+        assert_eq!(ask("old", &last_month), declined("card expired"));
+        let this_month = Card { expiry: Expiry::parse("11/26").unwrap(), ..card(GOOD) };
+        assert_eq!(ask("last", &this_month), Authorisation::Authorised);
+        for (key, amount) in [("", 1), ("a\nb", 1), ("zero", 0), ("negative", -5)] {
+            let answer = bank.authorise(key, Cents(amount), &card(GOOD), NOW).unwrap();
+            assert!(matches!(answer, Authorisation::Declined { .. }), "{key} {amount}");
+        }
+        assert!(matches!(bank.void(&"k".repeat(129), NOW), Ok(Void::Refused { .. })));
+        assert_eq!(bank.charges().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn a_key_stands_for_one_amount_and_card() {
+        let dir = tempfile::tempdir().unwrap();
+        let bank = BuiltinGateway::open(dir.path()).unwrap();
+        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(Authorisation::Authorised));
+        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(Authorisation::Authorised));
+        for (amount, number) in [(101, GOOD), (100, "5555555555554444")] {
+            let answer = bank.authorise("k", Cents(amount), &card(number), NOW).unwrap();
+            assert!(matches!(answer, Authorisation::Declined { .. }));
+        }
+        assert_eq!(bank.capture("k", NOW), Ok(Capture::Captured));
+        assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(Authorisation::Authorised));
+        let (state, amount) = (ChargeState::Captured, Some(Cents(100)));
+        let expected = Charge { key: "k".to_owned(), state, amount, last4: Some("1111".to_owned()) };
+        assert_eq!(bank.charges(), Ok(vec![expected]));
+    }
+
+    #[test]
+    fn of_a_card_only_four_digits_reach_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let bank = BuiltinGateway::open(dir.path()).unwrap();
+        bank.authorise("k", Cents(100), &card(GOOD), NOW).unwrap();
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            assert!(!bytes.windows(8).any(|window| window == b"41111111"));
+        }
+        bank.close();
+        assert!(matches!(bank.capture("k", NOW), Err(GatewayError::Unreachable(_))));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Call {
+        Authorise { key: usize, cents: i64, number: usize },
+        Capture { key: usize },
+        Void { key: usize },
+        Reopen,
+    }
+
+    fn calls() -> impl Strategy<Value = Vec<Call>> {
+        let call = prop_oneof![
+            6 => (0..3usize, 1..3i64, 0..3usize)
+                .prop_map(|(key, cents, number)| Call::Authorise { key, cents, number }),
+            4 => (0..3usize).prop_map(|key| Call::Capture { key }),
+            4 => (0..3usize).prop_map(|key| Call::Void { key }),
+            1 => Just(Call::Reopen),
+        ];
+        prop::collection::vec(call, 0..40)
+    }
+
+    /// The rules once more, as plainly as they can be said: what has ever happened to a key.
+    #[derive(Debug, Default)]
+    struct History {
+        authorised: Option<(i64, usize)>,
+        declined: Option<(i64, usize)>,
+        captured: bool,
+        voided: bool,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn any_order_of_calls_keeps_the_rules(calls in calls()) {
+            let numbers = [GOOD, "5555555555554444", ALWAYS_DECLINED];
+            let dir = tempfile::tempdir().unwrap();
+            let mut bank = BuiltinGateway::open(dir.path()).unwrap();
+            let mut model: BTreeMap<usize, History> = BTreeMap::new();
+            for call in calls {
+                match call {
+                    Call::Reopen => {
+                        drop(bank);
+                        bank = BuiltinGateway::open(dir.path()).unwrap();
+                    }
+                    Call::Authorise { key, cents, number } => {
+                        let answer = bank.authorise(&key.to_string(), Cents(cents), &card(numbers[number]), NOW);
+                        let history = model.entry(key).or_default();
+                        let asked = (cents, number);
+                        let first = history.authorised.is_none() && history.declined.is_none() && !history.voided;
+                        if first && number == 2 {
+                            history.declined = Some(asked);
+                        } else if first {
+                            history.authorised = Some(asked);
+                        }
+                        let passes = history.authorised == Some(asked) && !history.voided;
+                        prop_assert_eq!(answer.unwrap() == Authorisation::Authorised, passes);
+                    }
+                    Call::Capture { key } => {
+                        let answer = bank.capture(&key.to_string(), NOW).unwrap();
+                        let history = model.entry(key).or_default();
+                        history.captured |= history.authorised.is_some() && !history.voided;
+                        prop_assert_eq!(answer == Capture::Captured, history.captured);
+                    }
+                    Call::Void { key } => {
+                        let answer = bank.void(&key.to_string(), NOW).unwrap();
+                        let history = model.entry(key).or_default();
+                        history.voided |= !history.captured && history.declined.is_none();
+                        prop_assert_eq!(answer == Void::Voided, !history.captured);
+                    }
+                }
+                let expected: Vec<_> = model
+                    .iter()
+                    .filter_map(|(key, history)| {
+                        let state = match history {
+                            History { captured: true, .. } => ChargeState::Captured,
+                            History { voided: true, .. } => ChargeState::Voided,
+                            History { declined: Some(_), .. } => ChargeState::Declined,
+                            History { authorised: Some(_), .. } => ChargeState::Authorised,
+                            _ => return None,
+                        };
+                        let amount = history.authorised.or(history.declined).map(|(cents, _)| Cents(cents));
+                        Some((key.to_string(), state, amount))
+                    })
+                    .collect();
+                let found: Vec<_> = bank.charges().unwrap().into_iter().map(|c| (c.key, c.state, c.amount)).collect();
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! The ledger: double entry, in the file of the room that pays (SPEC.md section 7).
+//!
+//! Each step of a purchase is one posting whose entries sum to zero: authorise moves the price from the
+//! buyer's card into escrow, then either void moves it back or capture moves it on to the sellers and
+//! the house. So the ledger as a whole sums to zero, and escrow holds what is authorised and not decided.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::model::{Cents, Millis, Name};
+use crate::storage::{Query, Reader, Row, StoreError, Tx};
+
+/// The ledger's table, for the migrations of the room that keeps one.
+pub const MIGRATION: &str = "
+    CREATE TABLE ledger_entry (
+        charge_key TEXT NOT NULL,      -- the purchase's idempotency key
+        step INTEGER NOT NULL,         -- 1 authorise, 2 void, 3 capture
+        account TEXT NOT NULL,         -- card:NAME, escrow, payout:NAME, fee
+        cents BIGINT NOT NULL CHECK (cents <> 0),
+        at_ms BIGINT NOT NULL,
+        PRIMARY KEY (charge_key, step, account)
+    );
+    CREATE INDEX ledger_entry_by_time ON ledger_entry (at_ms, charge_key, step, account);
+    CREATE INDEX ledger_entry_by_account ON ledger_entry (account, cents)";
+
+/// Where money is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Account {
+    /// What a buyer's card was charged: its balance is negative.
+    Card(Name),
+    /// What is authorised and not decided yet: never below zero.
+    Escrow,
+    /// What a seller has earned.
+    Payout(Name),
+    /// What the house has earned.
+    Fee,
+}
+
+/// A purchase's way through the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Step {
+    /// Card to escrow.
+    Authorise = 1,
+    /// Escrow to card.
+    Void = 2,
+    /// Escrow to payouts and fee.
+    Capture = 3,
+}
+
+/// One step of one purchase. Its constructors give it the shape its step must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Posting {
+    key: String,
+    step: Step,
+    at: Millis,
+    /// One entry an account, none of them zero.
+    entries: BTreeMap<Account, Cents>,
+}
+
+/// One line of the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The purchase's key.
+    pub key: String,
+    /// The step it belongs to.
+    pub step: Step,
+    /// When that was booked.
+    pub at: Millis,
+    /// Whose it is.
+    pub account: Account,
+    /// What was added to (or, negative, taken from) the account.
+    pub cents: Cents,
+}
+
+impl Posting {
+    /// Reserves a price on a buyer's card.
+    ///
+    /// # Errors
+    /// A price that is not above zero.
+    pub fn authorise(key: &str, at: Millis, buyer: &Name, price: Cents) -> Result<Posting, StoreError> {
+        let price = positive(price)?;
+        let entries = [(Account::Card(buyer.clone()), Cents(-price.0)), (Account::Escrow, price)];
+        Ok(Posting { key: key.to_owned(), step: Step::Authorise, at, entries: entries.into() })
+    }
+
+    /// Gives a reserved price back.
+    ///
+    /// # Errors
+    /// A price that is not above zero.
+    pub fn void(key: &str, at: Millis, buyer: &Name, price: Cents) -> Result<Posting, StoreError> {
+        let price = positive(price)?;
+        let entries = [(Account::Card(buyer.clone()), price), (Account::Escrow, Cents(-price.0))];
+        Ok(Posting { key: key.to_owned(), step: Step::Void, at, entries: entries.into() })
+    }
+
+    /// Shares a reserved price out. A seller may be named several times; shares of zero are left out.
+    ///
+    /// # Errors
+    /// A share below zero, or a whole that is not above it.
+    pub fn capture<'n>(
+        key: &str,
+        at: Millis,
+        payouts: impl IntoIterator<Item = (&'n Name, Cents)>,
+        fee: Cents,
+    ) -> Result<Posting, StoreError> {
+        let shares = payouts.into_iter().map(|(seller, share)| (Account::Payout(seller.clone()), share));
+        let mut entries: BTreeMap<Account, Cents> = BTreeMap::new();
+        let mut whole = 0i64;
+        for (account, share) in shares.chain([(Account::Fee, fee)]) {
+            if share.0 < 0 {
+                return Err(StoreError::Refused(format!("a share of {share} in purchase {key}")));
+            }
+            whole = whole.checked_add(share.0).ok_or_else(too_large)?;
+            if share.0 > 0 {
+                entries.entry(account).or_default().0 += share.0; // at most `whole`
+            }
+        }
+        entries.insert(Account::Escrow, Cents(-positive(Cents(whole))?.0));
+        Ok(Posting { key: key.to_owned(), step: Step::Capture, at, entries })
+    }
+}
+
+fn positive(amount: Cents) -> Result<Cents, StoreError> {
+    if amount.0 > 0 { Ok(amount) } else { Err(StoreError::Refused(format!("an amount of {amount}"))) }
+}
+
+fn too_large() -> StoreError {
+    StoreError::Refused("a sum too large to count".to_owned())
+}
+
+/// Books a posting, once: the same key and step again, with the same entries, changes nothing.
+///
+/// # Errors
+/// [`StoreError::Refused`] for what makes no sense: the same step with other entries, void or capture
+/// of what was not authorised or was decided otherwise, or of another amount or card.
+pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
+    let refused = |why: &str| Err(StoreError::Refused(format!("{} of purchase {}: {why}", posting.step, posting.key)));
+    // What makes it double entry. The constructors see to it; nothing that breaks it may be written.
+    let sum: i128 = posting.entries.values().map(|cents| i128::from(cents.0)).sum();
+    if sum != 0 {
+        return refused("its entries do not sum to zero");
+    }
+    let mut booked: BTreeMap<Step, BTreeMap<Account, Cents>> = BTreeMap::new();
+    tx.query(
+        "SELECT step, account, cents FROM ledger_entry WHERE charge_key = $1",
+        &[posting.key.as_str().into()],
+        &mut |row| {
+            booked.entry(Step::read(row.int(0)?)?).or_default().insert(read_account(row, 1)?, row.cents(2)?);
+            Ok(())
+        },
+    )?;
+    if let Some(entries) = booked.get(&posting.step) {
+        return if *entries == posting.entries { Ok(()) } else { refused("it was booked with other amounts") };
+    }
+    if posting.step != Step::Authorise {
+        let Some(authorised) = booked.get(&Step::Authorise) else { return refused("nothing was authorised") };
+        if booked.contains_key(&Step::Void) {
+            return refused("it was voided");
+        }
+        if booked.contains_key(&Step::Capture) {
+            return refused("it was captured");
+        }
+        // What goes out of escrow is what came in: so escrow never goes below zero, and a voided
+        // price goes back to the card that it came from.
+        let goes_back =
+            |(account, cents): (&Account, &Cents)| posting.entries.get(account).is_some_and(|back| back.0 == -cents.0);
+        let escrow_empties = authorised.get(&Account::Escrow).is_some_and(|cents| goes_back((&Account::Escrow, cents)));
+        if !escrow_empties {
+            return refused("its amount is not the one authorised");
+        }
+        if posting.step == Step::Void && !authorised.iter().all(goes_back) {
+            return refused("the card is not the one authorised");
+        }
+    }
+    for (account, cents) in &posting.entries {
+        tx.execute(
+            "INSERT INTO ledger_entry (charge_key, step, account, cents, at_ms) VALUES ($1, $2, $3, $4, $5)",
+            &[
+                posting.key.as_str().into(),
+                (posting.step as i64).into(),
+                account.to_string().as_str().into(),
+                (*cents).into(),
+                posting.at.into(),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+/// What each account that was ever used holds, by its text.
+///
+/// # Errors
+/// Those of the reader.
+pub fn balances(reader: &dyn Reader) -> Result<Vec<(Account, Cents)>, StoreError> {
+    reader.all(
+        "SELECT account, CAST(SUM(cents) AS BIGINT) FROM ledger_entry GROUP BY account ORDER BY account",
+        &[],
+        |row| Ok((read_account(row, 0)?, row.cents(1)?)),
+    )
+}
+
+/// Calls `each` with the entries in the order of time, from place `offset` on, `limit` at most: a long
+/// ledger never lies in memory as a whole.
+///
+/// # Errors
+/// Those of the reader and of `each`.
+pub fn entries(
+    reader: &dyn Reader,
+    offset: u32,
+    limit: u32,
+    each: &mut dyn FnMut(Entry) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    reader.query(
+        "SELECT charge_key, step, at_ms, account, cents FROM ledger_entry
+         ORDER BY at_ms, charge_key, step, account LIMIT $1 OFFSET $2",
+        &[limit.into(), offset.into()],
+        &mut |row| {
+            each(Entry {
+                key: row.text(0)?.to_owned(),
+                step: Step::read(row.int(1)?)?,
+                at: row.millis(2)?,
+                account: read_account(row, 3)?,
+                cents: row.cents(4)?,
+            })
+        },
+    )
+}
+
+/// The sum of all entries: zero, or something is very wrong.
+///
+/// # Errors
+/// Those of the reader.
+pub fn sum(reader: &dyn Reader) -> Result<Cents, StoreError> {
+    let sum = reader.first("SELECT CAST(COALESCE(SUM(cents), 0) AS BIGINT) FROM ledger_entry", &[], |row| row.cents(0));
+    Ok(sum?.unwrap_or_default())
+}
+
+fn read_account(row: &Row<'_>, column: usize) -> Result<Account, StoreError> {
+    let text = row.text(column)?;
+    Account::parse(text).ok_or_else(|| StoreError::Invalid(format!("the ledger names the unknown account {text:?}")))
+}
+
+impl Account {
+    /// Reads `card:alice`, `escrow`, `payout:bob` or `fee`.
+    pub fn parse(text: &str) -> Option<Account> {
+        match text.split_once(':') {
+            None if text == "escrow" => Some(Account::Escrow),
+            None if text == "fee" => Some(Account::Fee),
+            Some(("card", name)) => Name::new(name).ok().map(Account::Card),
+            Some(("payout", name)) => Name::new(name).ok().map(Account::Payout),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Account::Card(name) => write!(f, "card:{name}"),
+            Account::Escrow => f.write_str("escrow"),
+            Account::Payout(name) => write!(f, "payout:{name}"),
+            Account::Fee => f.write_str("fee"),
+        }
+    }
+}
+
+impl Step {
+    fn read(number: i64) -> Result<Step, StoreError> {
+        [Step::Authorise, Step::Void, Step::Capture]
+            .into_iter()
+            .find(|step| *step as i64 == number)
+            .ok_or_else(|| StoreError::Invalid(format!("the ledger holds the unknown step {number}")))
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::Authorise => "authorise",
+            Step::Void => "void",
+            Step::Capture => "capture",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::Store;
+
+    const AT: Millis = Millis(1_795_253_400_000);
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn book(store: &Store, posting: Result<Posting, StoreError>) -> Result<(), StoreError> {
+        let posting = posting?;
+        store.write(move |tx| post(tx, &posting))
+    }
+
+    fn shown(store: &Store) -> Vec<String> {
+        let balances = store.read(balances).unwrap();
+        balances.iter().map(|(account, cents)| format!("{account} {cents}")).collect()
+    }
+
+    #[test]
+    fn a_purchase_goes_through_escrow() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("shop.db"), &[MIGRATION]).unwrap();
+        let (alice, bob, carol) = (name("alice"), name("bob"), name("carol:x"));
+        assert_eq!(store.read(sum), Ok(Cents(0)));
+        book(&store, Posting::authorise("p1", AT, &alice, Cents(1000))).unwrap();
+        assert_eq!(shown(&store), ["card:alice -10.00", "escrow 10.00"]);
+        let shares = [(&bob, Cents(300)), (&carol, Cents(500)), (&bob, Cents(100))];
+        let capture = Posting::capture("p1", AT.plus_ms(5), shares, Cents(100));
+        for _repeat in 0..2 {
+            book(&store, capture.clone()).unwrap();
+        }
+        assert_eq!(
+            shown(&store),
+            ["card:alice -10.00", "escrow 0.00", "fee 1.00", "payout:bob 4.00", "payout:carol:x 5.00"]
+        );
+        assert_eq!(store.read(sum), Ok(Cents(0)));
+        let mut lines = Vec::new();
+        store
+            .read(|reader| {
+                entries(reader, 1, 3, &mut |entry| {
+                    lines.push(format!("{} {} {} {}", entry.key, entry.step, entry.account, entry.cents));
+                    Ok(())
+                })
+            })
+            .unwrap();
+        assert_eq!(lines, ["p1 authorise escrow 10.00", "p1 capture escrow -10.00", "p1 capture fee 1.00"]);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("shop.db"), &[MIGRATION]).unwrap();
+        let (alice, bob) = (name("alice"), name("bob"));
+        let refused = |posting| {
+            let before = shown(&store);
+            let result = book(&store, posting);
+            assert!(matches!(result, Err(StoreError::Refused(_))), "{result:?}");
+            assert_eq!(shown(&store), before);
+        };
+        let capture = |key: &str, cents| Posting::capture(key, AT, [(&bob, Cents(cents))], Cents(0));
+        refused(Posting::void("p", AT, &alice, Cents(100)));
+        refused(capture("p", 100));
+        refused(Posting::authorise("p", AT, &alice, Cents(0)));
+        refused(Posting::authorise("p", AT, &alice, Cents(-1)));
+        refused(Posting::capture("p", AT, [(&bob, Cents(-1))], Cents(101)));
+        refused(Posting::capture("p", AT, [(&bob, Cents(i64::MAX))], Cents(1)));
+        refused(Posting::capture("p", AT, [], Cents(0)));
+
+        book(&store, Posting::authorise("p", AT, &alice, Cents(100))).unwrap();
+        book(&store, Posting::authorise("p", AT.plus_ms(9), &alice, Cents(100))).unwrap();
+        refused(Posting::authorise("p", AT, &alice, Cents(101)));
+        refused(Posting::authorise("p", AT, &bob, Cents(100)));
+        refused(capture("p", 99));
+        refused(Posting::void("p", AT, &alice, Cents(101)));
+        refused(Posting::void("p", AT, &bob, Cents(100)));
+        book(&store, Posting::void("p", AT, &alice, Cents(100))).unwrap();
+        refused(capture("p", 100));
+
+        book(&store, Posting::authorise("q", AT, &alice, Cents(100))).unwrap();
+        book(&store, capture("q", 100)).unwrap();
+        refused(Posting::void("q", AT, &alice, Cents(100)));
+        refused(capture("q", 101));
+        let lopsided = Posting { entries: [(Account::Fee, Cents(1))].into(), ..capture("q", 100).unwrap() };
+        refused(Ok(lopsided));
+        assert_eq!(shown(&store), ["card:alice -1.00", "escrow 0.00", "payout:bob 1.00"]);
+    }
+
+    #[test]
+    fn accounts_read_as_they_are_written() {
+        for account in [Account::Card(name("a:b")), Account::Escrow, Account::Payout(name("fee")), Account::Fee] {
+            assert_eq!(Account::parse(&account.to_string()), Some(account));
+        }
+        for text in ["", "card", "card:", "escrow:x", "Fee", "bank:x"] {
+            assert_eq!(Account::parse(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_order_of_postings_balances(steps in prop::collection::vec((0..4u8, 0..3u8, 1..4i64, 0..2i64), 0..60)) {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(&dir.path().join("shop.db"), &[MIGRATION]).unwrap();
+            let (alice, bob) = (name("alice"), name("bob"));
+            // What is authorised, and how it ended.
+            let mut model: BTreeMap<u8, (i64, Option<(u8, i64)>)> = BTreeMap::new();
+            for (key, step, cents, fee) in steps {
+                let text = key.to_string();
+                let posting = match step {
+                    0 => Posting::authorise(&text, AT, &alice, Cents(cents)),
+                    1 => Posting::void(&text, AT, &alice, Cents(cents)),
+                    _ => Posting::capture(&text, AT, [(&bob, Cents(cents - fee))], Cents(fee)),
+                };
+                let allowed = match (step, model.get_mut(&key)) {
+                    (0, None) => {
+                        model.insert(key, (cents, None));
+                        true
+                    }
+                    (0, Some((authorised, _))) => *authorised == cents,
+                    (_, Some((authorised, end @ None))) if *authorised == cents => {
+                        *end = Some((step, fee));
+                        true
+                    }
+                    (1, Some((authorised, Some((1, _))))) => *authorised == cents,
+                    (2, Some((authorised, Some((2, was))))) => *authorised == cents && *was == fee,
+                    _ => false,
+                };
+                prop_assert_eq!(book(&store, posting).is_ok(), allowed);
+                prop_assert_eq!(store.read(sum), Ok(Cents(0)));
+                let in_escrow: i64 = model.values().filter(|(_, end)| end.is_none()).map(|(cents, _)| cents).sum();
+                let found = store.read(balances).unwrap();
+                let escrow = found.iter().find(|(account, _)| *account == Account::Escrow);
+                prop_assert_eq!(escrow.map_or(0, |(_, cents)| cents.0), in_escrow);
+            }
+        }
+    }
+}
