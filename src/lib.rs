@@ -6,4 +6,5 @@ pub mod bank; //     ledger and payment gateway
 pub mod model;
 pub mod net; //      threads, timers, UDP, TCP, lines, TLS
 pub mod storage;
+pub mod cli; //      one file per command; words in, words out
 pub mod trade; //    peers that search, offer, negotiate and buy //  the store: SQLite with group commit //    plain values: money, names, cards, time

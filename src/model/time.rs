@@ -39,6 +39,13 @@ impl Millis {
         OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
+    /// Reads a date (midnight, UTC) or a date with time and zone, from 1970 on.
+    pub fn parse_iso(text: &str) -> Option<Millis> {
+        let midnight = format!("{text}T00:00:00Z");
+        let date = OffsetDateTime::parse(text, &Rfc3339).or_else(|_| OffsetDateTime::parse(&midnight, &Rfc3339)).ok()?;
+        u64::try_from(date.unix_timestamp()).ok().map(Millis::from_unix_s)
+    }
+
     /// `2026-11-21T09:30:00Z`.
     pub fn to_iso(self) -> String {
         self.to_utc().format(&Rfc3339).unwrap_or_default()
@@ -76,6 +83,9 @@ mod tests {
     fn instants_add_and_show() {
         let instant = Millis::from_unix_s(1_795_253_400);
         assert_eq!(instant.to_iso(), "2026-11-21T09:30:00Z");
+        assert_eq!(Millis::parse_iso("2026-11-21T09:30:00Z"), Some(instant));
+        assert_eq!(Millis::parse_iso("2026-11-21"), Some(Millis::from_unix_s(1_795_219_200)));
+        assert_eq!(Millis::parse_iso("yesterday"), None);
         assert_eq!(instant.until(instant.plus_ms(5)), Duration::from_millis(5));
         assert_eq!(instant.plus_ms(5).until(instant), Duration::ZERO);
         assert_eq!(Millis(u64::MAX).plus_ms(1), Millis(u64::MAX));

@@ -196,7 +196,8 @@ struct Numbers {
 /// Settlements under way.
 #[derive(Default)]
 struct Slots {
-    by_deal: HashMap<u64, [IpAddr; 2]>,
+    /// The addresses that each one counts for; none for one that was taken up after a restart.
+    by_deal: HashMap<u64, Vec<IpAddr>>,
     by_address: HashMap<IpAddr, usize>,
 }
 
@@ -258,7 +259,10 @@ impl<J: Journal> Exchange<J> {
             }
         }
         match deal.state() {
-            super::deal::State::Settling { payment, .. } => resumed.settlements.push((id, *payment)),
+            super::deal::State::Settling { payment, .. } => {
+                self.settling.lock().by_deal.insert(id, Vec::new());
+                resumed.settlements.push((id, *payment));
+            }
             _ => resumed.deadlines.extend(deal.deadline().map(|at| (at, id))),
         }
         if let Some(at) = deal.ended_at() {

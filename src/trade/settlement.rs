@@ -195,6 +195,16 @@ impl Settlement {
         }
     }
 
+    /// A number that changes whenever the time of a step begins anew.
+    pub fn step(&self) -> u8 {
+        match self.stage {
+            Stage::Informing => 0,
+            Stage::Authorising => 1,
+            Stage::Shipping => 2,
+            _ => 3,
+        }
+    }
+
     /// What it is about.
     pub fn order(&self) -> &Settling {
         &self.order

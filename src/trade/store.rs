@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::deal::{Deal, Money, SellerSide};
 use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
-use crate::bank::ledger::{self, Account, Posting, Step};
+use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Millis};
 use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, Tx};
 
@@ -90,9 +90,7 @@ fn write(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
              ON CONFLICT (name, rq) DO UPDATE SET at = excluded.at, body = excluded.body",
             &[(&row.name).into(), number(row.rq)?.into(), row.at.into(), (&json(row)?).into()],
         ),
-        Change::DropFarewells(before) => {
-            tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()])
-        }
+        Change::DropFarewells(before) => tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()]),
         Change::Deal { id, body } => tx.execute(
             "INSERT INTO trade_deal (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
             &[number(*id)?.into(), body.into()],
@@ -120,26 +118,18 @@ fn write(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
                 (&row.detail).into(),
             ],
         ),
-        Change::Money(row) => return ledger::post(tx, &posting(row)),
+        Change::Money(row) => return ledger::post(tx, &posting(row)?),
     }
     .map(|_| ())
 }
 
-fn posting(row: &MoneyRow) -> Posting {
-    let card = Account::Card(row.buyer.clone());
-    let (step, entries) = match row.money {
-        Money::Authorise => (Step::Authorise, vec![(card, Cents(-row.price.0)), (Account::Escrow, row.price)]),
-        Money::Void => (Step::Void, vec![(Account::Escrow, Cents(-row.price.0)), (card, row.price)]),
-        Money::Capture => (
-            Step::Capture,
-            vec![
-                (Account::Escrow, Cents(-row.price.0)),
-                (Account::Payout(row.seller.clone()), Cents(row.price.0 - row.fee.0)),
-                (Account::Fee, row.fee),
-            ],
-        ),
-    };
-    Posting { key: row.key.clone(), step, at: row.at, entries }
+fn posting(row: &MoneyRow) -> Result<Posting, StoreError> {
+    let MoneyRow { key, buyer, seller, price, fee, at, .. } = row;
+    match row.money {
+        Money::Authorise => Posting::authorise(key, *at, buyer, *price),
+        Money::Void => Posting::void(key, *at, buyer, *price),
+        Money::Capture => Posting::capture(key, *at, [(seller, Cents(price.0 - fee.0))], *fee),
+    }
 }
 
 /// Reads everything, all of one instant.
@@ -149,8 +139,8 @@ fn posting(row: &MoneyRow) -> Posting {
 pub fn load(reader: &dyn Reader) -> Result<Snapshot, StoreError> {
     let ceiling = reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0);
     let peers = peers(reader)?;
-    let farewells =
-        reader.all("SELECT body FROM trade_farewell", &[], |row| parse::<FarewellRow>("trade_farewell", row.text(0)?))?;
+    let farewells = reader
+        .all("SELECT body FROM trade_farewell", &[], |row| parse::<FarewellRow>("trade_farewell", row.text(0)?))?;
     let mut deals = deals(reader)?.into_iter().map(|deal| (deal, Vec::new())).collect::<Vec<_>>();
     let mut at = 0;
     reader.query("SELECT deal, rq, body FROM trade_seller ORDER BY deal, rq", &[], &mut |row| {

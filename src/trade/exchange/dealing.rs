@@ -314,7 +314,7 @@ impl<J: Journal> Exchange<J> {
         if slots.by_deal.len() >= SETTLEMENTS_MAX || addresses.iter().any(crowded) {
             return Err(Refusal::new(Code::Busy, "too many settlements are under way; try again"));
         }
-        slots.by_deal.insert(deal.id, addresses);
+        slots.by_deal.insert(deal.id, addresses.to_vec());
         for ip in addresses {
             *slots.by_address.entry(ip).or_default() += 1;
         }

@@ -1,0 +1,303 @@
+//! `p2s2 admin`: the operator's commands, beside a running server or without one.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::server::TRADE_DB;
+use crate::bank::ledger;
+use crate::model::{Cents, Clock, Millis, duration};
+use crate::storage::{Store, StoreError, backup};
+use crate::trade::deal::{Deal, Party, State};
+use crate::trade::store as trade_store;
+
+/// Look at a server's data, back it up, restore it
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  p2s2 admin deals
+  p2s2 admin log --peer alice --since 1h
+  p2s2 admin ledger --json
+  p2s2 admin backup market.tar && p2s2 admin restore market.tar --data-dir elsewhere")]
+pub struct AdminArgs {
+    #[command(subcommand)]
+    command: AdminCommand,
+    /// The server's data dir
+    #[arg(long, value_name = "DIR", env = "P2S2_ADMIN_DATA_DIR", default_value = "data/state", global = true)]
+    data_dir: PathBuf,
+    /// The server's database; without it, SQLite files in the data dir
+    #[arg(long, value_name = "URL", env = "P2S2_DB", global = true)]
+    db: Option<String>,
+    /// One JSON object a line instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum AdminCommand {
+    /// Balances and entries of every account; exit code 1 when they do not sum to zero
+    Ledger,
+    /// Who is registered
+    Peers,
+    /// The deals that are open or ended lately
+    Deals,
+    /// What happened: registrations, searches, offers, refusals, negotiations, cancels, purchases
+    Log {
+        /// Only what concerns this peer
+        #[arg(long, value_name = "NAME")]
+        peer: Option<String>,
+        /// Only since then: Unix seconds, a date such as 2026-11-21T09:30:00Z, or how long ago, such as 1h
+        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        since: Option<Since>,
+    },
+    /// Copy everything, of one instant, into one archive (it holds secrets: mode 600)
+    Backup {
+        /// The archive; must not exist
+        file: PathBuf,
+    },
+    /// Put a backup into an empty data dir
+    Restore {
+        /// The archive
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    At(Millis),
+    Ago(std::time::Duration),
+}
+
+fn parse_since(text: &str) -> Result<Since, String> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Ok(Since::At(Millis::from_unix_s(seconds)));
+    }
+    if let Ok(ago) = duration::parse(text) {
+        return Ok(Since::Ago(ago));
+    }
+    Millis::parse_iso(text)
+        .map(Since::At)
+        .ok_or_else(|| "expected Unix seconds, a date such as 2026-11-21 or 2026-11-21T09:30:00Z, or how long ago, such as 1h".to_owned())
+}
+
+/// Runs one of the operator's commands.
+///
+/// # Errors
+/// What kept it from doing so, in one line.
+pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
+    super::settings::init_log("warn");
+    if args.db.is_some() {
+        bail!("--db: this version keeps everything in SQLite files in --data-dir; leave --db (P2S2_DB) out");
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    let code = match &args.command {
+        AdminCommand::Ledger => show_ledger(&open(&args.data_dir)?, args.json, &mut out)?,
+        AdminCommand::Peers => show_peers(&open(&args.data_dir)?, args.json, &mut out)?,
+        AdminCommand::Deals => show_deals(&open(&args.data_dir)?, args.json, &mut out)?,
+        AdminCommand::Log { peer, since } => {
+            let since = match since {
+                None => Millis::default(),
+                Some(Since::At(at)) => *at,
+                Some(Since::Ago(ago)) => Millis(Clock::start().now().0.saturating_sub(ago.as_millis() as u64)),
+            };
+            show_log(&open(&args.data_dir)?, peer.as_deref(), since, args.json, &mut out)?
+        }
+        AdminCommand::Backup { file } => {
+            let bar = progress_bar();
+            backup::backup(&args.data_dir, file, &mut |done, total| show_progress(&bar, done, total))?;
+            bar.finish_and_clear();
+            let bytes = std::fs::metadata(file).context("the backup is gone")?.len();
+            say(&mut out, args.json, json!({"backup": file, "bytes": bytes}), &format!("{}: {bytes} bytes", file.display()))?
+        }
+        AdminCommand::Restore { file } => {
+            backup::restore(file, &args.data_dir)?;
+            let text = format!("restored into {}; start a server on it", args.data_dir.display());
+            say(&mut out, args.json, json!({"restored": args.data_dir}), &text)?
+        }
+    };
+    out.flush()?;
+    Ok(code)
+}
+
+fn open(data_dir: &Path) -> anyhow::Result<Store> {
+    let file = data_dir.join(TRADE_DB);
+    if !file.exists() {
+        bail!("{} has no {TRADE_DB}: name the server's own --data-dir", data_dir.display());
+    }
+    Ok(Store::open(&file, trade_store::MIGRATIONS)?)
+}
+
+fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {
+    if json { writeln!(out, "{value}")? } else { writeln!(out, "{text}")? }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn progress_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {percent:>3} % {elapsed}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    // Drawn on standard error, and only at a terminal.
+    ProgressBar::new(0).with_style(style)
+}
+
+fn show_progress(bar: &ProgressBar, done: u64, total: u64) {
+    bar.set_length(total);
+    bar.set_position(done);
+}
+
+fn table(head: &[&str], numbers: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(head.iter().copied());
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// Texts of strangers, without what could move the cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+fn unix_s(at: Millis) -> u64 {
+    at.0 / 1000
+}
+
+fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    const PAGE: u32 = 10_000;
+    // One instant for all of it: balances and entries must tell the same story.
+    store.read(|reader| -> anyhow::Result<ExitCode> {
+        let mut head = table(&["account", "balance"], &[1]);
+        for (account, balance) in ledger::balances(reader)? {
+            if json {
+                writeln!(out, "{}", json!({"account": account.to_string(), "balance": balance}))?;
+            } else {
+                head.add_row([printable(&account.to_string()), balance.to_string()]);
+            }
+        }
+        let mut lines = table(&["time", "purchase", "step", "account", "amount"], &[4]);
+        let mut offset = 0;
+        loop {
+            let mut page = Vec::new();
+            ledger::entries(reader, offset, PAGE, &mut |entry| {
+                page.push(entry);
+                Ok(())
+            })?;
+            offset += page.len() as u32;
+            for entry in &page {
+                let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
+                if json {
+                    let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.amount});
+                    writeln!(out, "{line}")?;
+                } else {
+                    lines.add_row([at.to_iso(), entry.key.clone(), step, printable(&account), entry.amount.to_string()]);
+                }
+            }
+            if page.len() < PAGE as usize {
+                break;
+            }
+        }
+        let sum = ledger::sum(reader)?;
+        if json {
+            writeln!(out, "{}", json!({"sum": sum}))?;
+        } else {
+            writeln!(out, "{head}\n\n{lines}\n\nsum: {sum}")?;
+        }
+        if sum != Cents(0) {
+            eprintln!("error: the ledger sums to {sum} instead of zero");
+            return Ok(ExitCode::FAILURE);
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn show_peers(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let peers = store.read(trade_store::peers)?;
+    let mut rows = table(&["name", "address", "tcp port", "registered", "last heard"], &[2]);
+    for (peer, heard_at) in &peers {
+        if json {
+            let line = json!({"name": peer.name, "ip": peer.addr.ip(), "udp_port": peer.addr.port(), "tcp_port": peer.tcp_port,
+                "registered_at": unix_s(peer.registered_at), "heard_at": unix_s(*heard_at)});
+            writeln!(out, "{line}")?;
+        } else {
+            rows.add_row([peer.name.to_string(), peer.addr.to_string(), peer.tcp_port.to_string(), peer.registered_at.to_iso(), heard_at.to_iso()]);
+        }
+    }
+    if !json {
+        writeln!(out, "{rows}\n{} registered", peers.len())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let deals = store.read(|reader| -> Result<_, StoreError> {
+        let deals = trade_store::deals(reader)?;
+        deals.into_iter().map(|deal| Ok((trade_store::sellers(reader, deal.id)?, deal))).collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut rows = table(&["deal", "opened", "buyer", "item", "maximum", "state", "seller", "price", "reason"], &[0, 4, 7]);
+    for (sellers, deal) in deals {
+        let deal = Deal::from_rows(deal, sellers);
+        let status = deal.status(Party::Buyer, Clock::start().now());
+        let Some(status) = status else { continue };
+        let seller = match deal.state() {
+            State::Negotiating { seller, .. }
+            | State::Reserved { seller, .. }
+            | State::Settling { seller, .. }
+            | State::Completed { seller, .. } => Some(deal.name_of(Party::Seller(*seller)).to_string()),
+            _ => None,
+        };
+        let state = serde_json::to_value(status.state)?;
+        if json {
+            let line = json!({"deal": deal.id, "opened_at": unix_s(deal.opened_at), "buyer": deal.buyer, "rq": deal.rq,
+                "item_name": deal.item_name, "max_price": deal.max_price, "state": state, "seller": seller,
+                "price": status.price, "reason": status.reason, "asked": deal.sellers().len()});
+            writeln!(out, "{line}")?;
+        } else {
+            rows.add_row([
+                deal.id.to_string(),
+                deal.opened_at.to_iso(),
+                deal.buyer.to_string(),
+                printable(&deal.item_name),
+                deal.max_price.to_string(),
+                state.as_str().unwrap_or_default().to_owned(),
+                seller.unwrap_or_default(),
+                status.price.map(|price| price.to_string()).unwrap_or_default(),
+                printable(&status.reason.unwrap_or_default()),
+            ]);
+        }
+    }
+    if !json {
+        writeln!(out, "{rows}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_log(store: &Store, peer: Option<&str>, since: Millis, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let mut failed = Ok(());
+    store.read(|reader| {
+        // Printed as it is read: a log of years never lies in memory.
+        trade_store::log(reader, peer, since, &mut |row| {
+            if failed.is_err() {
+                return;
+            }
+            let price = row.price.map(|price| price.to_string()).unwrap_or_default();
+            failed = if json {
+                let line = json!({"at": row.at.0 as f64 / 1000.0, "kind": row.kind, "peer": row.peer, "deal": row.deal, "rq": row.rq,
+                    "item_name": row.item_name, "price": row.price, "detail": row.detail});
+                writeln!(out, "{line}")
+            } else {
+                let item = row.item_name.as_deref().map(printable).unwrap_or_default();
+                let deal = row.deal.map(|deal| deal.to_string()).unwrap_or_default();
+                writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, row.peer, deal, price, item, printable(&row.detail))
+            };
+        })
+    })?;
+    failed?;
+    Ok(ExitCode::SUCCESS)
+}

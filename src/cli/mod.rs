@@ -1,0 +1,54 @@
+//! The commands: words in, words out. Each file is one command.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod admin;
+pub mod ready;
+pub mod server;
+pub mod settings;
+
+/// Peers that find each other, trade, shop and share.
+#[derive(Debug, Parser)]
+#[command(name = "p2s2", version, about, max_term_width = 100, after_help = "\
+Examples:
+  p2s2 server                                  a server on this machine, everything in data/state
+  p2s2 peer --name alice                       a trading peer that talks to it
+  p2s2 admin ledger                            who paid whom, and whether it adds up
+
+Every setting may also be an environment variable (or stand in .env): P2S2_, the command, the flag,
+as in P2S2_SERVER_TRADE_PORT=7001.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Server(Box<server::ServerArgs>),
+    Admin(admin::AdminArgs),
+}
+
+/// Runs the program: 0 when all went well, 1 when something failed, 2 when the words were wrong.
+pub fn main() -> ExitCode {
+    if let Err(error) = settings::load_dotenv() {
+        return fail(&error);
+    }
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Server(args) => server::run(*args),
+        Command::Admin(args) => admin::run(args),
+    };
+    result.unwrap_or_else(|error| fail(&error))
+}
+
+/// One line for a person: what failed, and why, from the outside in.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)) {
+        // Whoever read our output has seen enough.
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,360 @@
+//! Settlements: the lines to both sides, the bank and the disk around the [`Settlement`] core.
+//!
+//! One thread drives; each side has a thread that connects and reads, so that a side that goes away is
+//! noticed at once, whatever the other one does.
+
+use std::collections::VecDeque;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::{Due, LINE_MAX, MESSAGE_TIMEOUT, Shared};
+use crate::bank::{Authorisation, Capture, GatewayError, Void};
+use crate::net::conn::{Conn, ConnWriter};
+use crate::net::lines::{LineLimits, LineReader};
+use crate::trade::deal::Event;
+use crate::trade::exchange::{Settling, SettlingPeer};
+use crate::trade::settlement::{Action, Input, Milestone, Settlement};
+use crate::trade::wire::{Side, encode};
+
+/// How long the bank is left alone after it gave no answer; doubled each time.
+const BANK_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause.
+const BANK_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How long the last line may take to be read before the connection is cut.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// When a settlement that lost its thread is taken up again.
+const RECOVER_AFTER: Duration = Duration::from_secs(1);
+
+/// What a side's thread reports.
+enum Report {
+    Up(Side, ConnWriter),
+    Line(Side, String),
+    Lost(Side, String),
+    /// The thread is done.
+    Done,
+}
+
+/// The driver cannot go on: the store failed or the server ends. The record on disk says how far it
+/// was, and whoever takes it up goes on from there.
+struct Abandoned;
+
+impl Shared {
+    /// Begins the settlement of a deal whose BUY is on disk.
+    pub(super) fn begin_settlement(self: &Arc<Self>, deal: u64) {
+        self.counters.settlements.add(1);
+        let shared = Arc::clone(self);
+        let job = move || {
+            let guard = Guard { shared: &shared, deal };
+            if let Some(order) = shared.exchange().settling(deal) {
+                log::debug!("settlement of deal {deal}: begins");
+                shared.settle(order);
+            }
+            drop(guard);
+        };
+        if self.floor.executor.execute(job).is_err() {
+            log::warn!("settlement of deal {deal}: no thread is free; it is undone");
+            self.arm(Instant::now() + RECOVER_AFTER, Due::Recover(deal));
+        }
+    }
+
+    /// Brings an interrupted settlement to its end; on a request thread.
+    pub(super) fn recover_settlement(self: &Arc<Self>, deal: u64) {
+        let Some(order) = self.exchange().settling(deal) else { return };
+        let guard = Guard { shared: self, deal };
+        let (mut core, actions) = Settlement::recover(order);
+        // Abandoned: the guard sees to it.
+        let _ = self.act(&mut core, actions, &mut Lines::default());
+        drop(guard);
+    }
+
+    fn settle(self: &Arc<Self>, order: Settling) {
+        let (reports, inbox) = crossbeam_channel::bounded(64);
+        let mut readers = 0;
+        let mut lost = None;
+        for (side, peer) in [(Side::Buyer, &order.buyer), (Side::Seller, &order.seller)] {
+            let (shared, peer, reports) = (Arc::clone(self), peer.clone(), reports.clone());
+            match self.floor.executor.execute(move || shared.serve_line(side, &peer, &reports)) {
+                Ok(()) => readers += 1,
+                Err(_) => lost = Some((side, "the server is busy".to_owned())),
+            }
+        }
+        drop(reports);
+        let (mut core, opening) = Settlement::begin(order);
+        let mut lines = Lines::default();
+        // Connecting and TLS have the time of a step; the threads keep it, this only waits for both.
+        while lost.is_none() && !lines.both() {
+            match inbox.recv() {
+                Ok(Report::Up(side, writer)) => lines.put(side, writer),
+                Ok(Report::Lost(side, why)) => lost = Some((side, why)),
+                Ok(Report::Line(..)) => {}
+                Ok(Report::Done) | Err(_) => readers -= 1,
+            }
+        }
+        let opening = match &lost {
+            Some((side, why)) => core.handle(Input::Lost(*side, why)),
+            None => opening,
+        };
+        // Abandoned: the guard sees to it; the lines are cut, and STATUS tells both sides the end.
+        let _ = self
+            .act(&mut core, opening, &mut lines)
+            .and_then(|()| self.listen(&mut core, &inbox, &mut lines, &mut readers));
+        lines.end(&inbox, readers, LINGER_MAX.min(self.config.settle_timeout));
+    }
+
+    fn listen(
+        self: &Arc<Self>,
+        core: &mut Settlement,
+        inbox: &Receiver<Report>,
+        lines: &mut Lines,
+        readers: &mut usize,
+    ) -> Result<(), Abandoned> {
+        let mut step_ends = Instant::now() + self.config.settle_timeout;
+        while core.awaits_a_side() {
+            if self.is_stopping.load(Ordering::SeqCst) {
+                return Err(Abandoned);
+            }
+            let before = core.step();
+            let input =
+                inbox.recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(Duration::from_millis(500)));
+            let actions = match &input {
+                Ok(Report::Line(side, line)) => core.handle(Input::Line(*side, line)),
+                Ok(Report::Lost(side, why)) => core.handle(Input::Lost(*side, why)),
+                Ok(Report::Up(side, writer)) => {
+                    lines.put(*side, writer.clone());
+                    Vec::new()
+                }
+                Ok(Report::Done) => {
+                    *readers -= 1;
+                    Vec::new()
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= step_ends => core.handle(Input::TimedOut),
+                Err(RecvTimeoutError::Timeout) => Vec::new(),
+                Err(RecvTimeoutError::Disconnected) => core.handle(Input::TimedOut),
+            };
+            self.act(core, actions, lines)?;
+            if core.step() != before {
+                step_ends = Instant::now() + self.config.settle_timeout;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the core wants, until it wants to hear from a side again or is over.
+    fn act(self: &Arc<Self>, core: &mut Settlement, actions: Vec<Action>, lines: &mut Lines) -> Result<(), Abandoned> {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            let more = match action {
+                Action::Write(side, line) => {
+                    match lines.write(side, &encode(&line), self.config.settle_timeout.min(MESSAGE_TIMEOUT)) {
+                        Ok(()) => Vec::new(),
+                        Err(error) => core.handle(Input::Lost(side, &error.to_string())),
+                    }
+                }
+                Action::Authorise(card) => {
+                    let (key, price) = (core.order().key.clone(), core.order().price);
+                    let deadline = Instant::now() + self.config.settle_timeout;
+                    let answer =
+                        self.ask_bank(Some(deadline), || self.floor.gateway.authorise(&key, price, &card, self.now()))?;
+                    match answer {
+                        Some(Authorisation::Authorised) => core.handle(Input::Authorised),
+                        Some(Authorisation::Declined { reason }) => core.handle(Input::Declined(&reason)),
+                        None => core.handle(Input::Declined("the bank does not answer")),
+                    }
+                }
+                Action::Capture => {
+                    let key = core.order().key.clone();
+                    match self.ask_bank(None, || self.floor.gateway.capture(&key, self.now()))? {
+                        Some(Capture::Captured) => core.handle(Input::Captured),
+                        Some(Capture::Refused { reason }) => core.handle(Input::CaptureRefused(&reason)),
+                        None => return Err(Abandoned),
+                    }
+                }
+                Action::Void => {
+                    let key = core.order().key.clone();
+                    match self.ask_bank(None, || self.floor.gateway.void(&key, self.now()))? {
+                        Some(Void::Voided) => core.handle(Input::Voided),
+                        Some(Void::Refused { .. }) => core.handle(Input::AlreadyCaptured),
+                        None => return Err(Abandoned),
+                    }
+                }
+                Action::Store(milestone) => {
+                    self.record(core.order().deal, &milestone)?;
+                    core.handle(Input::Stored)
+                }
+                Action::Close => {
+                    lines.finish();
+                    Vec::new()
+                }
+            };
+            actions.extend(more);
+        }
+        Ok(())
+    }
+
+    fn record(self: &Arc<Self>, deal: u64, milestone: &Milestone) -> Result<(), Abandoned> {
+        let event = match milestone {
+            Milestone::Authorised => Event::Authorised,
+            Milestone::Shipped => Event::Shipped,
+            Milestone::Captured => Event::Captured,
+            Milestone::Failed(reason) => Event::SettlementFailed(reason),
+        };
+        let exchange = self.exchange();
+        let outcome = exchange.settlement(self.now(), deal, event).map_err(|refusal| {
+            log::error!("settlement of deal {deal}: {milestone:?} does not fit its record: {refusal}");
+            Abandoned
+        })?;
+        self.make_real(&exchange, outcome, &|_| {}).map_err(|_| Abandoned)?;
+        match milestone {
+            Milestone::Captured => self.counters.settlements_paid.add(1),
+            Milestone::Failed(reason) => {
+                self.counters.settlements_failed.add(1);
+                log::info!("settlement of deal {deal} failed: {reason}");
+            }
+            _ => return Ok(()),
+        }
+        // Under the lock, so that nobody who just looked misses it.
+        let _waiting = self.settled.0.lock();
+        self.settled.1.notify_all();
+        Ok(())
+    }
+
+    /// Asks until the bank answers; `None` when it did not before the deadline.
+    fn ask_bank<T>(
+        &self,
+        deadline: Option<Instant>,
+        ask: impl Fn() -> Result<T, GatewayError>,
+    ) -> Result<Option<T>, Abandoned> {
+        let mut pause = BANK_PAUSE;
+        loop {
+            match ask() {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(error) => {
+                    self.counters.bank_unreachable.add(1);
+                    log::warn!("trade: {error}");
+                }
+            }
+            if deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
+                return Ok(None);
+            }
+            // The condition that ends the pause early is the server's end.
+            let mut waiting = self.settled.0.lock();
+            if self.is_stopping.load(Ordering::SeqCst) {
+                return Err(Abandoned);
+            }
+            let _ = self.settled.1.wait_for(&mut waiting, pause);
+            drop(waiting);
+            pause = (2 * pause).min(BANK_PAUSE_MAX);
+        }
+    }
+
+    /// Connects to a side and reads what it says until it ends.
+    fn serve_line(&self, side: Side, peer: &SettlingPeer, reports: &Sender<Report>) {
+        // The driver that does not listen any more needs no report.
+        let report = |report| {
+            let _ = reports.send(report);
+        };
+        match self.connect(peer) {
+            Err(why) => report(Report::Lost(side, why)),
+            Ok(conn) => {
+                let (reader, writer) = conn.split();
+                report(Report::Up(side, writer));
+                let mut lines = LineReader::new(reader, LineLimits::new(LINE_MAX));
+                loop {
+                    match lines.read_line() {
+                        Ok(Some(line)) => report(Report::Line(side, line)),
+                        Ok(None) => break report(Report::Lost(side, "it closed the connection".to_owned())),
+                        Err(error) => break report(Report::Lost(side, error.to_string())),
+                    }
+                }
+            }
+        }
+        report(Report::Done);
+    }
+
+    fn connect(&self, peer: &SettlingPeer) -> Result<Conn, String> {
+        let addr = peer.tcp.ok_or("it is not registered any more")?;
+        let timeout = self.config.settle_timeout;
+        let stream = TcpStream::connect_timeout(&addr, timeout).map_err(|error| format!("cannot connect: {error}"))?;
+        // Small lines back and forth: without this each would wait for the last one's acknowledgement.
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        if self.config.plaintext {
+            return Ok(Conn::plain(stream));
+        }
+        Conn::tls_server(stream, &self.floor.identity, Instant::now() + timeout).map_err(|error| error.to_string())
+    }
+}
+
+/// The ends that are written to.
+#[derive(Default)]
+struct Lines {
+    buyer: Option<ConnWriter>,
+    seller: Option<ConnWriter>,
+}
+
+impl Lines {
+    fn put(&mut self, side: Side, writer: ConnWriter) {
+        *match side {
+            Side::Buyer => &mut self.buyer,
+            Side::Seller => &mut self.seller,
+        } = Some(writer);
+    }
+
+    fn both(&self) -> bool {
+        self.buyer.is_some() && self.seller.is_some()
+    }
+
+    fn each(&self) -> impl Iterator<Item = &ConnWriter> {
+        self.buyer.iter().chain(&self.seller)
+    }
+
+    /// A side without a line is told nothing here; STATUS and pushes tell it.
+    fn write(&self, side: Side, line: &[u8], timeout: Duration) -> std::io::Result<()> {
+        let writer = match side {
+            Side::Buyer => &self.buyer,
+            Side::Seller => &self.seller,
+        };
+        writer.as_ref().map_or(Ok(()), |writer| writer.write_line(line, Instant::now() + timeout))
+    }
+
+    fn finish(&self) {
+        self.each().for_each(ConnWriter::finish);
+    }
+
+    /// Leaves the sides a moment to read their last line, then cuts the lines, so that the threads end.
+    fn end(&self, inbox: &Receiver<Report>, mut readers: usize, linger: Duration) {
+        let deadline = Instant::now() + linger;
+        let mut late: Vec<ConnWriter> = Vec::new();
+        while readers > 0 {
+            match inbox.recv_deadline(deadline) {
+                Ok(Report::Done) => readers -= 1,
+                // Connected when it was too late already.
+                Ok(Report::Up(_, writer)) => {
+                    writer.finish();
+                    late.push(writer);
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        self.each().chain(&late).for_each(ConnWriter::close);
+    }
+}
+
+/// Whatever ends the driver (a panic included), a deal is not left in the middle.
+struct Guard<'a> {
+    shared: &'a Arc<Shared>,
+    deal: u64,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if self.shared.exchange().settling(self.deal).is_some() && !self.shared.is_stopping.load(Ordering::SeqCst) {
+            log::warn!("settlement of deal {} was interrupted and will be taken up", self.deal);
+            self.shared.arm(Instant::now() + RECOVER_AFTER, Due::Recover(self.deal));
+        }
+    }
+}
