@@ -11,7 +11,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustls::{CertificateError, ClientConnection, Connection, ServerConnection};
 
 use super::deadline::{ReadBefore, TimedStream};
@@ -312,7 +312,8 @@ impl ConnWriter {
             shared.shut_down(Shutdown::Both);
             return written;
         }
-        drop(side);
+        // Fair, so that one that writes line after line does not keep all others waiting.
+        MutexGuard::unlock_fair(side);
         if let Some(tls) = &shared.tls {
             shared.flush_if_nobody_writes(tls, deadline);
         }

@@ -7,8 +7,10 @@ pub mod conn; //     a connection, plain or TLS, read and written at once
 pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
 pub mod gate; //     how many connections may be open
+pub mod limits; //   what this machine allows
 pub mod lines; //    lines of text, each with a deadline
 mod refuse; //       turning connections away so that they hear why
+pub mod shutdown; // the signals that end a server
 pub mod tcp; //      connections, each with a thread to itself
 pub mod threads; //  the executor: a thread per request, kept for the next
 pub mod timer; //    deadlines that become jobs

@@ -233,9 +233,12 @@ fn a_peer_that_stops_reading_holds_nobody_past_the_deadline() {
                     }
                 }
             });
-            assert_eq!(first.join().unwrap(), ErrorKind::TimedOut);
-            assert!(matches!(second.join().unwrap(), ErrorKind::TimedOut | ErrorKind::BrokenPipe));
-            assert!(begun.elapsed() < Duration::from_secs(5));
+            // Whoever was writing at the deadline ran into it, and the other too or just after.
+            let ends = [first.join().unwrap(), second.join().unwrap()];
+            assert!(ends.contains(&ErrorKind::TimedOut), "{ends:?}");
+            assert!(ends.iter().all(|end| matches!(end, ErrorKind::TimedOut | ErrorKind::BrokenPipe)), "{ends:?}");
+            let took = begun.elapsed();
+            assert!(took < Duration::from_secs(5), "{took:?}");
         });
     }
 }

@@ -1,0 +1,159 @@
+use super::*;
+use crate::net::testing::{eventually, in_own_process};
+use std::io::{BufRead, BufReader, Read, Write};
+
+const BUSY: &[u8] = b"{\"type\":\"BUSY\"}\n";
+const SOON: Duration = Duration::from_secs(10);
+
+/// Echoes lines; "panic" panics.
+fn echo(max_connections: usize, max_threads: usize) -> (TcpServer, Arc<Executor>, Arc<Gate>) {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (executor, gate) = (Executor::new("test-tcp", max_threads), Gate::new(max_connections));
+    let handler = |stream: Arc<TcpStream>, _source| {
+        let mut reader = BufReader::new(&*stream);
+        let mut line = String::new();
+        while reader.read_line(&mut line).is_ok_and(|len| len > 0) {
+            assert_ne!(line, "panic\n", "on purpose");
+            if (&*stream).write_all(line.as_bytes()).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    };
+    let server =
+        TcpServer::start(listener, Arc::clone(&executor), Arc::clone(&gate), BUSY.to_vec(), Arc::new(handler)).unwrap();
+    (server, executor, gate)
+}
+
+fn connect(server: &TcpServer) -> TcpStream {
+    let stream = TcpStream::connect(server.local_addr()).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
+}
+
+fn ask(mut stream: &TcpStream, line: &str) -> String {
+    stream.write_all(line.as_bytes()).unwrap();
+    let mut answer = vec![0; line.len()];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+fn read_all(mut stream: &TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    all
+}
+
+#[test]
+fn serves_connections_side_by_side() {
+    let (server, executor, gate) = echo(100, 100);
+    let clients: Vec<_> = (0..20).map(|_| connect(&server)).collect();
+    for (n, client) in clients.iter().enumerate() {
+        let line = format!("hello {n}\n");
+        assert_eq!(ask(client, &line), line);
+    }
+    assert_eq!((server.open(), gate.open(), executor.in_hand()), (20, 20, 20));
+    drop(clients);
+    eventually(|| (server.open(), gate.open(), executor.in_hand()) == (0, 0, 0));
+}
+
+#[test]
+fn past_the_bound_busy_is_heard_and_it_recovers() {
+    let (server, _executor, gate) = echo(3, 100);
+    let mut clients: Vec<_> = (0..3).map(|_| connect(&server)).collect();
+    clients.iter().for_each(|client| assert_eq!(ask(client, "x\n"), "x\n"));
+    for _ in 0..200 {
+        let refused = connect(&server);
+        // What the client says first, as clients do, must not cost it the answer.
+        let _ = (&refused).write_all(&[b'x'; 3000]); // may fail: it has been refused
+        assert_eq!(read_all(&refused), BUSY);
+    }
+    assert_eq!(server.counters().refused.get(), 200);
+    clients.pop();
+    eventually(|| gate.open() == 2);
+    assert_eq!(ask(&connect(&server), "again\n"), "again\n");
+}
+
+#[test]
+fn without_a_thread_busy_is_heard() {
+    let (server, executor, gate) = echo(100, 1);
+    let client = connect(&server);
+    assert_eq!(ask(&client, "x\n"), "x\n");
+    assert_eq!(read_all(&connect(&server)), BUSY);
+    assert_eq!((server.open(), gate.open()), (1, 1));
+    drop(client);
+    eventually(|| executor.in_hand() == 0);
+    assert_eq!(ask(&connect(&server), "x\n"), "x\n");
+}
+
+#[test]
+fn a_panic_ends_one_connection_only() {
+    let (server, executor, gate) = echo(100, 100);
+    let other = connect(&server);
+    assert_eq!(ask(&other, "x\n"), "x\n");
+    let client = connect(&server);
+    (&client).write_all(b"panic\n").unwrap();
+    assert_eq!(read_all(&client), b"");
+    assert_eq!(ask(&other, "x\n"), "x\n");
+    eventually(|| (executor.counters().panics.get(), gate.open(), server.open()) == (1, 1, 1));
+}
+
+#[test]
+fn stopping_ends_idle_connections_at_once() {
+    let (server, executor, _gate) = echo(100, 100);
+    let client = connect(&server);
+    assert_eq!(ask(&client, "x\n"), "x\n");
+    let begun = Instant::now();
+    assert_eq!(server.stop(Duration::from_secs(30)), 0);
+    assert!(begun.elapsed() < SOON);
+    assert_eq!(read_all(&client), b"");
+    assert_eq!(executor.finish(SOON), 0);
+    assert!(TcpStream::connect(server.local_addr()).is_err());
+}
+
+#[test]
+fn stopping_cuts_off_those_who_write_on() {
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let endless = |stream: Arc<TcpStream>, _source| while (&*stream).write_all(&[7; 65_536]).is_ok() {};
+    let executor = Executor::new("test-tcp", 10);
+    let server =
+        TcpServer::start(listener, Arc::clone(&executor), Gate::new(10), BUSY.to_vec(), Arc::new(endless)).unwrap();
+    let _client = connect(&server);
+    eventually(|| server.open() == 1);
+    assert_eq!(server.stop(Duration::from_millis(50)), 0);
+    assert_eq!(executor.finish(SOON), 0);
+}
+
+#[test]
+fn without_descriptors_busy_is_heard_and_it_recovers() {
+    if !cfg!(unix) || !in_own_process("net::tcp::tests::without_descriptors_busy_is_heard_and_it_recovers") {
+        return;
+    }
+    let (server, _executor, _gate) = echo(100, 100);
+    assert_eq!(ask(&connect(&server), "x\n"), "x\n");
+    eventually(|| server.open() == 0);
+    let unconnected: Vec<_> =
+        (0..6).map(|_| socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap()).collect();
+    let (mut all_others, mut clients) = (Vec::new(), Vec::new());
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        all_others.push(file);
+    }
+    for (n, socket) in unconnected.into_iter().enumerate() {
+        socket.connect(&server.local_addr().into()).unwrap();
+        let client = TcpStream::from(socket);
+        client.set_read_timeout(Some(SOON)).unwrap();
+        if n == 0 {
+            // The accept that was waiting already had its descriptor.
+            assert_eq!(ask(&client, "x\n"), "x\n");
+        } else {
+            assert_eq!(read_all(&client), BUSY);
+        }
+        // The clients keep theirs, so that none becomes free.
+        clients.push(client);
+    }
+    assert_eq!(server.counters().refused.get(), 5);
+    assert!(server.counters().out_of_descriptors.get() >= 1);
+    clients.clear();
+    drop(all_others);
+    assert_eq!(ask(&connect(&server), "again\n"), "again\n");
+}
