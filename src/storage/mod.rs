@@ -27,6 +27,8 @@ mod sqlite;
 mod store;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_backup;
 mod ticket;
 mod value;
 mod writer;

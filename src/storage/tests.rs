@@ -478,6 +478,17 @@ fn migrations_run_once_each_and_a_failing_one_leaves_the_file_as_it_was() {
 }
 
 #[test]
+fn a_disk_that_is_full_at_start_is_said_so() {
+    let home = Home::new();
+    home.open().write(|tx| put(tx, 1)).unwrap();
+    let large = "PRAGMA max_page_count = 12; CREATE TABLE large (x);
+                 INSERT INTO large VALUES (zeroblob(1000000))";
+    let error = Store::open(&home.path(), &[TABLES, large]).unwrap_err();
+    assert!(matches!(error, OpenError::DiskFull { .. }), "{error}");
+    assert_eq!(keys(&home.open()), [1]);
+}
+
+#[test]
 fn what_is_no_store_is_left_alone() {
     let home = Home::new();
     std::fs::create_dir_all(home.path().parent().unwrap()).unwrap();
