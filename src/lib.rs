@@ -3,8 +3,8 @@
 //! Arrows go down only: a module may use those that stand below it.
 
 pub mod bank; //     ledger and payment gateway
+pub mod cli; //      one file per command; words in, words out
 pub mod model;
 pub mod net; //      threads, timers, UDP, TCP, lines, TLS
 pub mod storage;
-pub mod cli; //      one file per command; words in, words out
 pub mod trade; //    peers that search, offer, negotiate and buy //  the store: SQLite with group commit //    plain values: money, names, cards, time

@@ -81,9 +81,10 @@ fn parse_since(text: &str) -> Result<Since, String> {
     if let Ok(ago) = duration::parse(text) {
         return Ok(Since::Ago(ago));
     }
-    Millis::parse_iso(text)
-        .map(Since::At)
-        .ok_or_else(|| "expected Unix seconds, a date such as 2026-11-21 or 2026-11-21T09:30:00Z, or how long ago, such as 1h".to_owned())
+    Millis::parse_iso(text).map(Since::At).ok_or_else(|| {
+        "expected Unix seconds, a date such as 2026-11-21 or 2026-11-21T09:30:00Z, or how long ago, such as 1h"
+            .to_owned()
+    })
 }
 
 /// Runs one of the operator's commands.
@@ -113,7 +114,12 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
             backup::backup(&args.data_dir, file, &mut |done, total| show_progress(&bar, done, total))?;
             bar.finish_and_clear();
             let bytes = std::fs::metadata(file).context("the backup is gone")?.len();
-            say(&mut out, args.json, json!({"backup": file, "bytes": bytes}), &format!("{}: {bytes} bytes", file.display()))?
+            say(
+                &mut out,
+                args.json,
+                json!({"backup": file, "bytes": bytes}),
+                &format!("{}: {bytes} bytes", file.display()),
+            )?
         }
         AdminCommand::Restore { file } => {
             backup::restore(file, &args.data_dir)?;
@@ -134,12 +140,17 @@ fn open(data_dir: &Path) -> anyhow::Result<Store> {
 }
 
 fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {
-    if json { writeln!(out, "{value}")? } else { writeln!(out, "{text}")? }
+    if json {
+        writeln!(out, "{value}")?
+    } else {
+        writeln!(out, "{text}")?
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn progress_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3} % {elapsed}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style = ProgressStyle::with_template("{bar:40} {percent:>3} % {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
     // Drawn on standard error, and only at a terminal.
     ProgressBar::new(0).with_style(style)
 }
@@ -151,7 +162,7 @@ fn show_progress(bar: &ProgressBar, done: u64, total: u64) {
 
 fn table(head: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(head.iter().copied());
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(head.iter().copied());
     for column in numbers {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -193,10 +204,10 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
             for entry in &page {
                 let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
                 if json {
-                    let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.amount});
+                    let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.cents});
                     writeln!(out, "{line}")?;
                 } else {
-                    lines.add_row([at.to_iso(), entry.key.clone(), step, printable(&account), entry.amount.to_string()]);
+                    lines.add_row([at.to_iso(), entry.key.clone(), step, printable(&account), entry.cents.to_string()]);
                 }
             }
             if page.len() < PAGE as usize {
@@ -226,7 +237,13 @@ fn show_peers(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
                 "registered_at": unix_s(peer.registered_at), "heard_at": unix_s(*heard_at)});
             writeln!(out, "{line}")?;
         } else {
-            rows.add_row([peer.name.to_string(), peer.addr.to_string(), peer.tcp_port.to_string(), peer.registered_at.to_iso(), heard_at.to_iso()]);
+            rows.add_row([
+                peer.name.to_string(),
+                peer.addr.to_string(),
+                peer.tcp_port.to_string(),
+                peer.registered_at.to_iso(),
+                heard_at.to_iso(),
+            ]);
         }
     }
     if !json {
@@ -240,7 +257,8 @@ fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
         let deals = trade_store::deals(reader)?;
         deals.into_iter().map(|deal| Ok((trade_store::sellers(reader, deal.id)?, deal))).collect::<Result<Vec<_>, _>>()
     })?;
-    let mut rows = table(&["deal", "opened", "buyer", "item", "maximum", "state", "seller", "price", "reason"], &[0, 4, 7]);
+    let mut rows =
+        table(&["deal", "opened", "buyer", "item", "maximum", "state", "seller", "price", "reason"], &[0, 4, 7]);
     for (sellers, deal) in deals {
         let deal = Deal::from_rows(deal, sellers);
         let status = deal.status(Party::Buyer, Clock::start().now());
@@ -278,7 +296,13 @@ fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_log(store: &Store, peer: Option<&str>, since: Millis, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn show_log(
+    store: &Store,
+    peer: Option<&str>,
+    since: Millis,
+    json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<ExitCode> {
     let mut failed = Ok(());
     store.read(|reader| {
         // Printed as it is read: a log of years never lies in memory.

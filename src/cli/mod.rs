@@ -11,14 +11,20 @@ pub mod settings;
 
 /// Peers that find each other, trade, shop and share.
 #[derive(Debug, Parser)]
-#[command(name = "p2s2", version, about, max_term_width = 100, after_help = "\
+#[command(
+    name = "p2s2",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   p2s2 server                                  a server on this machine, everything in data/state
   p2s2 peer --name alice                       a trading peer that talks to it
   p2s2 admin ledger                            who paid whom, and whether it adds up
 
 Every setting may also be an environment variable (or stand in .env): P2S2_, the command, the flag,
-as in P2S2_SERVER_TRADE_PORT=7001.")]
+as in P2S2_SERVER_TRADE_PORT=7001."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -45,7 +51,9 @@ pub fn main() -> ExitCode {
 
 /// One line for a person: what failed, and why, from the outside in.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    if error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)) {
+    if error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+    }) {
         // Whoever read our output has seen enough.
         return ExitCode::SUCCESS;
     }

@@ -15,10 +15,10 @@ use super::{ready, settings};
 use crate::bank::BuiltinGateway;
 use crate::model::{Clock, FeeRate};
 use crate::net::gate::Gate;
+use crate::net::limits;
 use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
-use crate::net::limits;
 use crate::storage::lock::DataDirLock;
 use crate::storage::{Store, backup};
 use crate::trade;
@@ -169,7 +169,9 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     if let Some(url) = &args.db {
         // The URL may hold a password: it is not repeated.
         let kind = url.split_once("://").map_or("that", |(scheme, _)| scheme);
-        bail!("--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out");
+        bail!(
+            "--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out"
+        );
     }
     let ignored = args.other.given();
     if !ignored.is_empty() {
@@ -181,7 +183,9 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let gateway = Arc::new(BuiltinGateway::open(&args.data_dir)?);
     let store = Arc::new(Store::open(&args.data_dir.join(TRADE_DB), trade::store::MIGRATIONS)?);
 
-    limits::raise_open_files();
+    if let Err(error) = limits::raise_open_files() {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
     let fixed = trade::server::DATAGRAMS_IN_HAND_MAX + trade::server::SETTLEMENT_THREADS_MAX + OTHER_THREADS;
     let (threads, reason) = limits::machine_bound(args.max_connections + fixed);
     let max_connections = args.max_connections.min(threads.saturating_sub(fixed)).max(1);
@@ -224,7 +228,11 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
 
     let addr = server.local_addr();
     let mut out = io::stdout().lock();
-    writeln!(out, "trade: udp {addr}\ntrade: tcp {addr}{}\nready", if args.plaintext { " (settlement without TLS)" } else { "" })?;
+    writeln!(
+        out,
+        "trade: udp {addr}\ntrade: tcp {addr}{}\nready",
+        if args.plaintext { " (settlement without TLS)" } else { "" }
+    )?;
     out.flush()?;
     drop(out);
     if let Some(path) = &args.ready_file {

@@ -52,7 +52,11 @@ pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     let Ok(host) = std::env::var("SERVER_HOST") else {
         return Ok(Ipv4Addr::LOCALHOST.into());
     };
-    let bind = if host == "localhost" { Ipv4Addr::LOCALHOST.into() } else { host.parse::<IpAddr>().with_context(|| format!("SERVER_HOST={host}: expected an IP address"))? };
+    let bind = if host == "localhost" {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        host.parse::<IpAddr>().with_context(|| format!("SERVER_HOST={host}: expected an IP address"))?
+    };
     if bind.is_unspecified() {
         log::warn!("SERVER_HOST={host} is bound as 127.0.0.1; to serve other machines say --bind {host} --tls");
         return Ok(Ipv4Addr::LOCALHOST.into());
@@ -62,5 +66,7 @@ pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
 
 /// Begins logging: `RUST_LOG`, else this level for our own lines.
 pub fn init_log(default_filter: &str) {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter)).format_target(false).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter))
+        .format_target(false)
+        .init();
 }

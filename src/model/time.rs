@@ -42,7 +42,8 @@ impl Millis {
     /// Reads a date (midnight, UTC) or a date with time and zone, from 1970 on.
     pub fn parse_iso(text: &str) -> Option<Millis> {
         let midnight = format!("{text}T00:00:00Z");
-        let date = OffsetDateTime::parse(text, &Rfc3339).or_else(|_| OffsetDateTime::parse(&midnight, &Rfc3339)).ok()?;
+        let date =
+            OffsetDateTime::parse(text, &Rfc3339).or_else(|_| OffsetDateTime::parse(&midnight, &Rfc3339)).ok()?;
         u64::try_from(date.unix_timestamp()).ok().map(Millis::from_unix_s)
     }
 

@@ -56,10 +56,6 @@ impl DataDirLock {
         Ok(lock)
     }
 
-    #[allow(
-        clippy::incompatible_msrv,
-        reason = "File::try_lock is of Rust 1.89: Cargo.toml's rust-version wants raising"
-    )]
     pub(super) fn take_for_restore(dir: &Path) -> Result<DataDirLock, LockError> {
         let failed = |error| LockError::Io { dir: dir.to_owned(), error };
         files::create_private_dir(dir).map_err(failed)?;
