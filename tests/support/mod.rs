@@ -1,0 +1,444 @@
+//! What black-box tests share: a server process, peers on bare sockets, waiting for conditions.
+//!
+//! Peers here are written from the wire format alone: JSON in, JSON out.
+#![allow(dead_code, reason = "each test target uses its part")]
+
+use std::collections::{HashSet, VecDeque};
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use p2s2::net::conn::{Conn, ConnReader, ConnWriter};
+use p2s2::net::lines::{LineLimits, LineReader};
+use serde_json::{Value, json};
+
+/// Longer than anything that is not broken takes, also on a slow and shared machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A card that passes, and one that is declined.
+pub const GOOD_CARD: &str = "4111111111111111";
+pub const DECLINED_CARD: &str = "4000000000000002";
+
+/// How often the long tests run: in full with `P2S2_TEST_SCALE=full`, else a tenth.
+pub fn scaled(full: usize) -> usize {
+    if std::env::var("P2S2_TEST_SCALE").is_ok_and(|scale| scale == "full") { full } else { (full / 10).max(1) }
+}
+
+/// Waits until `check` gives something; fails the test when it takes too long.
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A `p2s2 server` process of our own. Ended by SIGKILL when dropped.
+pub struct Server {
+    child: Child,
+    pub dir: PathBuf,
+    pub addr: SocketAddr,
+    args: Vec<String>,
+    _temporary: Option<Arc<tempfile::TempDir>>,
+}
+
+impl Server {
+    /// Starts a server on a fresh data dir and free ports.
+    pub fn start(args: &[&str]) -> Server {
+        let temporary = Arc::new(tempfile::tempdir().unwrap());
+        let mut server = Server::start_in(temporary.path(), args, &[]);
+        server._temporary = Some(temporary);
+        server
+    }
+
+    /// Starts a server whose data dir is `dir/state`; with more environment.
+    pub fn start_in(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Server {
+        let ready = dir.join("ready.json");
+        match fs::remove_file(&ready) {
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+        let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
+        let mut child = program("server")
+            .args(args)
+            .args(if args.contains(&"--trade-port") { &[][..] } else { &["--trade-port", "0"] })
+            .arg("--data-dir")
+            .arg(dir.join("state"))
+            .arg("--ready-file")
+            .arg(&ready)
+            .envs(env.iter().copied())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let addr = eventually("the server to be ready", || {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("the server ended with {status}: {}", fs::read_to_string(dir.join("log")).unwrap());
+            }
+            let ready: Value = serde_json::from_str(&fs::read_to_string(&ready).ok()?).unwrap();
+            Some(ready["trade_udp"].as_str().unwrap().parse().unwrap())
+        });
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Server { child, dir: dir.to_owned(), addr, args, _temporary: None }
+    }
+
+    /// SIGKILL, and the same server again on the same data and the same port.
+    pub fn kill_and_restart(self) -> Server {
+        let (dir, port, temporary) = (self.dir.clone(), self.addr.port().to_string(), self._temporary.clone());
+        let mut args = self.args.clone();
+        drop(self);
+        if !args.iter().any(|arg| arg == "--trade-port") {
+            args.extend(["--trade-port".to_owned(), port]);
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut server = Server::start_in(&dir, &args, &[]);
+        server._temporary = temporary;
+        server
+    }
+
+    /// SIGTERM; the exit code, which must be 0 when all is well.
+    pub fn stop(mut self) -> i32 {
+        signal(self.child.id(), libc::SIGTERM);
+        let status = eventually("the server to end", || self.child.try_wait().unwrap());
+        status.code().unwrap_or(-1)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// Everything it wrote so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap()
+    }
+
+    /// Runs an admin command on its data.
+    pub fn admin(&self, args: &[&str]) -> Output {
+        program("admin").args(args).arg("--data-dir").arg(self.state_dir()).output().unwrap()
+    }
+
+    /// What an admin command prints with `--json`, line by line.
+    pub fn admin_json(&self, args: &[&str]) -> Vec<Value> {
+        let output = self.admin(&[args, &["--json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The balance of an account in cents; checks that the ledger sums to zero.
+    pub fn balance_cents(&self, account: &str) -> i64 {
+        let lines = self.admin_json(&["ledger"]);
+        assert_eq!(lines.last().unwrap()["sum"], json!(0), "the ledger does not sum to zero");
+        let balance = lines.iter().find(|line| line["account"] == account && !line["balance"].is_null());
+        balance.map_or(0, |line| (line["balance"].as_f64().unwrap() * 100.0).round() as i64)
+    }
+
+    /// Resident memory in KiB.
+    pub fn rss_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Has it ended already? Then there is nothing to kill.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The program under test, with nothing of this environment's settings.
+pub fn program(command: &str) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_p2s2"));
+    program.arg(command).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("P2S2_") {
+            program.env_remove(name);
+        }
+    }
+    program
+}
+
+pub fn signal(pid: u32, signal: i32) {
+    // SAFETY: kill(2) takes plain numbers; the pid is that of a child that was not waited for yet.
+    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0);
+}
+
+/// A trading peer on bare sockets. It acknowledges pushes unless told otherwise.
+pub struct Peer {
+    pub name: String,
+    pub server: SocketAddr,
+    pub udp: UdpSocket,
+    pub tcp: TcpListener,
+    pub token: Option<String>,
+    pub cert_sha256: Option<String>,
+    pub acknowledges: bool,
+    next_rq: u64,
+    pushes: VecDeque<Value>,
+    seen_mids: HashSet<u64>,
+}
+
+impl Peer {
+    /// Sockets, and no word to the server yet.
+    pub fn unregistered(server: SocketAddr, name: &str) -> Peer {
+        Peer {
+            name: name.to_owned(),
+            server,
+            udp: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+            tcp: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+            token: None,
+            cert_sha256: None,
+            acknowledges: true,
+            next_rq: 1,
+            pushes: VecDeque::new(),
+            seen_mids: HashSet::new(),
+        }
+    }
+
+    /// A registered peer.
+    pub fn new(server: &Server, name: &str) -> Peer {
+        let mut peer = Peer::unregistered(server.addr, name);
+        let answer = peer.register();
+        assert_eq!(answer["type"], "REGISTERED", "{answer}");
+        peer
+    }
+
+    pub fn register(&mut self) -> Value {
+        let fields = self.reach();
+        let answer = self.ask("REGISTER", fields);
+        if answer["type"] == "REGISTERED" {
+            self.token = Some(answer["token"].as_str().unwrap().to_owned());
+            self.cert_sha256 = answer["cert_sha256"].as_str().map(str::to_owned);
+        }
+        answer
+    }
+
+    /// The fields in which a peer says where it can be reached.
+    pub fn reach(&self) -> Value {
+        json!({"ip": "127.0.0.1", "udp_port": self.udp_port(), "tcp_port": self.tcp_port()})
+    }
+
+    pub fn udp_port(&self) -> u16 {
+        self.udp.local_addr().unwrap().port()
+    }
+
+    pub fn tcp_port(&self) -> u16 {
+        self.tcp.local_addr().unwrap().port()
+    }
+
+    pub fn fresh_rq(&mut self) -> u64 {
+        self.next_rq += 1;
+        self.next_rq - 1
+    }
+
+    /// A request with a fresh number; repeated until answered, as UDP wants it.
+    pub fn ask(&mut self, kind: &str, fields: Value) -> Value {
+        let rq = self.fresh_rq();
+        self.ask_rq(kind, rq, fields)
+    }
+
+    /// A request with this number.
+    pub fn ask_rq(&mut self, kind: &str, rq: u64, fields: Value) -> Value {
+        let message = self.message(kind, rq, fields);
+        self.ask_raw(&message, rq).unwrap_or_else(|| panic!("{}: no answer to {message}", self.name))
+    }
+
+    pub fn message(&self, kind: &str, rq: u64, fields: Value) -> Value {
+        let mut message = json!({"type": kind, "rq": rq, "name": self.name});
+        message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        message
+    }
+
+    /// Sends until an answer with this number comes; `None` after some ten seconds.
+    pub fn ask_raw(&mut self, message: &Value, rq: u64) -> Option<Value> {
+        for _ in 0..20 {
+            self.send(message);
+            let deadline = Instant::now() + Duration::from_millis(500);
+            while let Some(answer) = self.receive_until(deadline) {
+                if answer["mid"].is_null() && answer["rq"] == rq {
+                    return Some(answer);
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends one datagram.
+    pub fn send(&self, message: &Value) {
+        self.send_bytes(message.to_string().as_bytes());
+    }
+
+    pub fn send_bytes(&self, bytes: &[u8]) {
+        match self.udp.send_to(bytes, self.server) {
+            // A killed server's port answers "refused" to the next call.
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+            result => assert_eq!(result.unwrap(), bytes.len()),
+        }
+    }
+
+    /// The next datagram before the deadline. Pushes are acknowledged and kept for [`Peer::push`], once
+    /// per mid; they are returned as well.
+    pub fn receive_until(&mut self, deadline: Instant) -> Option<Value> {
+        let mut bytes = [0; 65_536];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            self.udp.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
+            let (length, source) = match self.udp.recv_from(&mut bytes) {
+                Ok(received) => received,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(source, self.server, "a datagram from someone else");
+            let message: Value = serde_json::from_slice(&bytes[..length]).unwrap();
+            if let Some(mid) = message["mid"].as_u64() {
+                if self.acknowledges {
+                    self.send(&json!({"type": "ACK", "mid": mid}));
+                }
+                if self.seen_mids.insert(mid) {
+                    self.pushes.push_back(message.clone());
+                }
+            }
+            return Some(message);
+        }
+    }
+
+    /// The next push of this type that was not taken yet, in whatever order they came.
+    pub fn push(&mut self, kind: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        self.push_until(kind, deadline)
+            .unwrap_or_else(|| panic!("{}: no {kind} came, but {:?}", self.name, self.pushes))
+    }
+
+    pub fn push_until(&mut self, kind: &str, deadline: Instant) -> Option<Value> {
+        loop {
+            if let Some(at) = self.pushes.iter().position(|push| push["type"] == kind) {
+                return self.pushes.remove(at);
+            }
+            self.receive_until(deadline)?;
+        }
+    }
+
+    /// LOOKING_FOR, and its number.
+    pub fn look_for(&mut self, item: &str, max_price: f64) -> u64 {
+        let rq = self.fresh_rq();
+        let answer =
+            self.ask_rq("LOOKING_FOR", rq, json!({"item_name": item, "description": "", "max_price": max_price}));
+        assert_eq!(answer["type"], "SEARCHING", "{answer}");
+        rq
+    }
+
+    /// Waits for a SEARCH and offers; the seller's number of the deal.
+    pub fn offer(&mut self, item: &str, price: f64) -> u64 {
+        let rq = self.push("SEARCH")["rq"].as_u64().unwrap();
+        let answer = self.ask_rq("OFFER", rq, json!({"item_name": item, "price": price}));
+        assert_eq!(answer["type"], "OFFERED", "{answer}");
+        rq
+    }
+
+    /// The peer's entry of a deal in STATUS.
+    pub fn deal(&mut self, rq: u64) -> Option<Value> {
+        let answer = self.ask("STATUS", json!({"rq_deal": rq}));
+        assert_eq!(answer["type"], "DEALS", "{answer}");
+        answer["deals"].as_array().unwrap().first().cloned()
+    }
+
+    /// The state of a deal once it has ended.
+    pub fn ended(&mut self, rq: u64) -> Value {
+        eventually("the deal to end", || {
+            self.deal(rq).filter(|deal| deal["state"] == "completed" || deal["state"] == "cancelled")
+        })
+    }
+
+    /// Accepts the server's settlement connection: TLS with the pinned certificate.
+    pub fn accept_line(&self) -> Line {
+        Line::accept(&self.tcp, self.cert_sha256.as_deref())
+    }
+
+    pub fn inform_res(&self, rq: u64, card: &str) -> Value {
+        json!({"type": "INFORM_RES", "rq": rq, "name": self.name, "token": self.token, "cc_number": card,
+            "cc_exp": "12/39", "address": format!("1 {} Street", self.name)})
+    }
+}
+
+/// One side's settlement connection.
+pub struct Line {
+    pub reader: LineReader<ConnReader>,
+    pub writer: ConnWriter,
+}
+
+impl Line {
+    pub fn accept(listener: &TcpListener, pin: Option<&str>) -> Line {
+        listener.set_nonblocking(true).unwrap();
+        let (stream, _) = eventually("the server to connect", || match listener.accept() {
+            Ok(accepted) => Some(accepted),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        });
+        stream.set_nonblocking(false).unwrap();
+        Line::over(stream, pin)
+    }
+
+    pub fn over(stream: TcpStream, pin: Option<&str>) -> Line {
+        let conn = match pin {
+            Some(pin) => Conn::tls_client(stream, pin, Instant::now() + PATIENCE).unwrap(),
+            None => Conn::plain(stream),
+        };
+        let (reader, writer) = conn.split();
+        Line { reader: LineReader::new(reader, LineLimits::new(1 << 20)), writer }
+    }
+
+    /// The next line, or `None` at the end.
+    pub fn read(&mut self) -> Option<Value> {
+        let line = self.reader.read_line_before(Instant::now() + PATIENCE).unwrap()?;
+        Some(serde_json::from_str(&line).unwrap())
+    }
+
+    pub fn write(&self, message: &Value) {
+        self.writer.write_line(message.to_string(), Instant::now() + PATIENCE).unwrap();
+    }
+}
+
+/// Buys what is reserved and settles on both sides, as two well-behaved peers do.
+pub fn settle(buyer: &mut Peer, buyer_rq: u64, seller: &mut Peer, card: &str) -> (Vec<Value>, Vec<Value>) {
+    let found = buyer.push("FOUND");
+    assert_eq!(found["rq"], buyer_rq);
+    let answer = buyer.ask_rq("BUY", buyer_rq, json!({"item_name": found["item_name"], "price": found["price"]}));
+    assert_eq!(answer["type"], "BUYING", "{answer}");
+    std::thread::scope(|scope| {
+        let seller = &*seller;
+        let sold = scope.spawn(move || answer_all(seller, seller.accept_line(), GOOD_CARD));
+        let bought = answer_all(buyer, buyer.accept_line(), card);
+        (bought, sold.join().unwrap())
+    })
+}
+
+/// Answers whatever the server asks on a settlement line; every line it wrote.
+pub fn answer_all(peer: &Peer, mut line: Line, card: &str) -> Vec<Value> {
+    let mut lines = Vec::new();
+    while let Some(message) = line.read() {
+        let rq = message["rq"].as_u64().unwrap();
+        match message["type"].as_str().unwrap() {
+            "INFORM_REQ" => line.write(&peer.inform_res(rq, card)),
+            "SHIPPING_INFO" => line.write(&json!({"type": "SHIPPED", "rq": rq})),
+            _ => {}
+        }
+        lines.push(message);
+    }
+    lines
+}

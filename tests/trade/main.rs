@@ -1,0 +1,6 @@
+//! Trade as its users see it: a server process, peers on bare sockets, nothing but the wire.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod purchase;
