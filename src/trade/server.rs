@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -134,7 +133,8 @@ struct Shared {
     counters: TradeCounters,
     /// Told whenever a settlement has ended; guards how many wait for that.
     settled: (Mutex<usize>, Condvar),
-    is_stopping: AtomicBool,
+    /// Set when the server ends: what is in hand by then is left for the next start.
+    stops_at: OnceLock<Instant>,
 }
 
 impl TradeServer {
@@ -157,7 +157,7 @@ impl TradeServer {
             strangers: Strangers::default(),
             counters: TradeCounters::default(),
             settled: (Mutex::new(0), Condvar::new()),
-            is_stopping: AtomicBool::new(false),
+            stops_at: OnceLock::new(),
             config,
             floor,
         });
@@ -214,8 +214,8 @@ impl TradeServer {
     /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        self.shared.is_stopping.store(true, Ordering::SeqCst);
-        self.shared.settled.1.notify_all();
+        // A second call changes nothing: the first grace counts.
+        let _ = self.shared.stops_at.set(deadline);
         self.udp.stop();
         if let Some(timers) = self.shared.timers.get() {
             timers.stop();
@@ -258,6 +258,11 @@ fn bind_both(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 impl Shared {
     fn exchange(&self) -> Arc<Ex> {
         Arc::clone(&self.exchange.read())
+    }
+
+    /// Whether the time to finish what is in hand is up.
+    fn is_over(&self) -> bool {
+        self.stops_at.get().is_some_and(|at| Instant::now() >= *at)
     }
 
     fn now(&self) -> Millis {
@@ -390,7 +395,7 @@ impl Shared {
             let look_again_at = deadline.min(Instant::now() + Duration::from_secs(1));
             let _ = self.settled.1.wait_until(&mut waiting, look_again_at);
             drop(waiting);
-            if Instant::now() >= deadline || self.is_stopping.load(Ordering::SeqCst) {
+            if Instant::now() >= deadline || self.is_over() {
                 exchange.stay(name);
                 answer(busy());
                 break;

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -24,6 +23,8 @@ use crate::trade::wire::{Side, encode};
 const BANK_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const BANK_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How often a driver looks whether the server ends.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the last line may take to be read before the connection is cut.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 /// When a settlement that lost its thread is taken up again.
@@ -114,12 +115,11 @@ impl Shared {
     ) -> Result<(), Abandoned> {
         let mut step_ends = Instant::now() + self.config.settle_timeout;
         while core.awaits_a_side() {
-            if self.is_stopping.load(Ordering::SeqCst) {
+            if self.is_over() {
                 return Err(Abandoned);
             }
             let before = core.step();
-            let input =
-                inbox.recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(Duration::from_millis(500)));
+            let input = inbox.recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
             let actions = match &input {
                 Ok(Report::Line(side, line)) => core.handle(Input::Line(*side, line)),
                 Ok(Report::Lost(side, why)) => core.handle(Input::Lost(*side, why)),
@@ -240,11 +240,11 @@ impl Shared {
             if deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
                 return Ok(None);
             }
-            // The condition that ends the pause early is the server's end.
-            let mut waiting = self.settled.0.lock();
-            if self.is_stopping.load(Ordering::SeqCst) {
+            if self.is_over() {
                 return Err(Abandoned);
             }
+            // Nothing but time makes a bank answer; any settlement's end is a good moment to look again.
+            let mut waiting = self.settled.0.lock();
             let _ = self.settled.1.wait_for(&mut waiting, pause);
             drop(waiting);
             pause = (2 * pause).min(BANK_PAUSE_MAX);
@@ -352,7 +352,7 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        if self.shared.exchange().settling(self.deal).is_some() && !self.shared.is_stopping.load(Ordering::SeqCst) {
+        if self.shared.exchange().settling(self.deal).is_some() && self.shared.stops_at.get().is_none() {
             log::warn!("settlement of deal {} was interrupted and will be taken up", self.deal);
             self.shared.arm(Instant::now() + RECOVER_AFTER, Due::Recover(self.deal));
         }
