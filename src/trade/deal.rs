@@ -220,6 +220,8 @@ pub struct Effects {
     pub sellers_changed: Vec<usize>,
     /// These have something new to be told (see [`Deal::push`]).
     pub told: Vec<Party>,
+    /// Pushes that go out once and are not repeated.
+    pub told_once: Vec<(Party, Push)>,
     /// Mids that need not be acknowledged any more.
     pub withdrawn_mids: Vec<u64>,
     /// To be written in the log.
@@ -309,6 +311,11 @@ impl Deal {
         deal.log(&mut effects, "search", Party::Buyer, Some(deal.max_price), &deal.description.clone());
         for seller in 0..deal.sellers.len() {
             deal.tell(Party::Seller(seller), Note::Search, step, &mut effects);
+        }
+        // Where nobody is waited for the window closes now. Those asked still hear of it, once: that is
+        // how they learn that they are to be waited for again.
+        if deal.sellers.iter().all(|side| !side.waited_for) {
+            effects.told_once = deal.parties().filter_map(|party| Some((party, deal.push(party)?))).collect();
         }
         deal.close_window_if_answered(step, &mut effects);
         (deal, effects)
@@ -734,11 +741,6 @@ impl Deal {
         }
     }
 
-    /// Forgets what a side was answered: later repeats are requests of their own.
-    pub fn forget_answers(&mut self, party: Party) {
-        self.answered_mut(party).clear();
-    }
-
     fn answered_mut(&mut self, party: Party) -> &mut Vec<Answered> {
         match party {
             Party::Buyer => &mut self.answered,
@@ -878,6 +880,14 @@ impl Deal {
     /// Everyone in it.
     pub fn parties(&self) -> impl Iterator<Item = Party> + use<> {
         std::iter::once(Party::Buyer).chain((0..self.sellers.len()).map(Party::Seller))
+    }
+
+    /// Whether a side has a part in it: buys, or has offered. Others were only asked.
+    pub fn concerns(&self, party: Party) -> bool {
+        match party {
+            Party::Buyer => true,
+            Party::Seller(seller) => self.sellers[seller].offer.is_some(),
+        }
     }
 
     /// The name behind a side.

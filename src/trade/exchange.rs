@@ -15,12 +15,14 @@ use parking_lot::{Mutex, RwLock};
 
 use super::deal::{Deal, Party, Payment, Windows};
 use super::journal::{Change, FarewellRow, Journal, LogRow, PeerRow, Snapshot};
-use super::wire::{Ask, Code, Refusal, Reply, Request, SERVER_NUMBERS};
+use super::wire::{Ask, Code, Push, Refusal, Reply, Request, SERVER_NUMBERS};
 use crate::model::{FeeRate, Millis, Name, Token};
 
 mod dealing;
 mod registration;
 mod search;
+#[cfg(test)]
+mod tests;
 
 pub use dealing::{Settling, SettlingPeer};
 
@@ -82,8 +84,10 @@ pub struct Outcome<R> {
     pub deadlines: Vec<(Millis, u64)>,
     /// A settlement to begin.
     pub settle: Option<u64>,
-    /// The peer leaves as soon as its settlements are over: see [`Exchange::leave`].
-    pub leaving: bool,
+    /// To be sent at once and only once: nobody waits for what comes of it.
+    pub once: Vec<(SocketAddr, Push)>,
+    /// The registration that ends as soon as its settlements are over: see [`Exchange::leave`].
+    pub leaving: Option<u64>,
     /// Ended deals that a peer let go of, to stay within its bound.
     let_go: Vec<u64>,
 }
@@ -96,7 +100,8 @@ impl<R: Default> Default for Outcome<R> {
             pushes: Vec::new(),
             deadlines: Vec::new(),
             settle: None,
-            leaving: false,
+            once: Vec::new(),
+            leaving: None,
             let_go: Vec::new(),
         }
     }
@@ -107,6 +112,7 @@ impl<R: Default> Outcome<R> {
     fn absorb<J: Journal<Receipt = R>>(&mut self, other: Outcome<R>) {
         self.receipt = J::later(std::mem::take(&mut self.receipt), other.receipt);
         self.pushes.extend(other.pushes);
+        self.once.extend(other.once);
         self.deadlines.extend(other.deadlines);
         self.let_go.extend(other.let_go);
     }
@@ -168,8 +174,10 @@ struct PeerState<J: Journal> {
     rqs: HashMap<u64, u64>,
     /// Every deal it is in that is not forgotten, by id, with its number there.
     links: BTreeMap<u64, u64>,
-    /// Those of them that have ended, oldest first.
+    /// Those of them that have ended, oldest first: where it bought or offered.
     ended: VecDeque<u64>,
+    /// Where it was only asked. They go first: other people's searches must not push out its own deals.
+    ended_aside: VecDeque<u64>,
     open_searches: usize,
     open_sides: usize,
     last: J::Receipt,
@@ -196,9 +204,20 @@ struct Numbers {
 /// Settlements under way.
 #[derive(Default)]
 struct Slots {
-    /// The addresses that each one counts for; none for one that was taken up after a restart.
+    /// The addresses that each one counts for; none where a side has left.
     by_deal: HashMap<u64, Vec<IpAddr>>,
     by_address: HashMap<IpAddr, usize>,
+}
+
+impl Slots {
+    /// Two sides at one address are one settlement with that address.
+    fn take(&mut self, deal: u64, mut addresses: Vec<IpAddr>) {
+        addresses.dedup();
+        for ip in &addresses {
+            *self.by_address.entry(*ip).or_default() += 1;
+        }
+        self.by_deal.insert(deal, addresses);
+    }
 }
 
 impl<J: Journal> Exchange<J> {
@@ -241,26 +260,28 @@ impl<J: Journal> Exchange<J> {
         deal.resume(now, &self.rules.windows);
         let id = deal.id;
         let mut holders = 0;
+        let heard_of = deal.ended_at().is_none_or(|at| at.until(now) < ANSWERS_KEPT);
         for party in deal.parties() {
             let Some(peer) = self.peer_in(&deal, party) else { continue };
             let mut peer = peer.state.lock();
             peer.link(id, deal.rq_of(party), party);
             holders += 1;
             if deal.ended_at().is_some() {
-                if id < peer.row.answers_from {
+                if peer.row.forgotten.contains(&id) {
                     peer.forget_number(id);
                 }
                 // More than the bound is let go at the next end of a deal.
-                peer.end(id, party, usize::MAX);
+                peer.end(&deal, party, usize::MAX);
             }
             if let Some(mid) = deal.outstanding_mid(party) {
                 self.mids.lock().insert(mid, (id, party));
-                resumed.pushes.push(Told { deal: id, party, mid });
+                resumed.pushes.extend(heard_of.then_some(Told { deal: id, party, mid }));
             }
         }
         match deal.state() {
-            super::deal::State::Settling { payment, .. } => {
-                self.settling.lock().by_deal.insert(id, Vec::new());
+            super::deal::State::Settling { seller, payment, .. } => {
+                let addresses = self.addresses_of(&deal, Party::Seller(*seller));
+                self.settling.lock().take(id, addresses.map(Vec::from).unwrap_or_default());
                 resumed.settlements.push((id, *payment));
             }
             _ => resumed.deadlines.extend(deal.deadline().map(|at| (at, id))),
@@ -408,6 +429,7 @@ impl<J: Journal> PeerCell<J> {
                 rqs: HashMap::new(),
                 links: BTreeMap::new(),
                 ended: VecDeque::new(),
+                ended_aside: VecDeque::new(),
                 open_searches: 0,
                 open_sides: 0,
                 last: J::Receipt::default(),
@@ -428,32 +450,41 @@ impl<J: Journal> PeerState<J> {
     }
 
     /// The deal has ended. Returns the ended deals that are let go to stay within `max`.
-    fn end(&mut self, deal: u64, party: Party, max: usize) -> Vec<u64> {
-        if !self.links.contains_key(&deal) {
+    fn end(&mut self, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
+        if !self.links.contains_key(&deal.id) {
             return Vec::new();
         }
         *self.open_count(party) -= 1;
-        self.ended.push_back(deal);
-        let excess = self.ended.len().saturating_sub(max);
-        let evicted: Vec<u64> = self.ended.drain(..excess).collect();
-        for deal in &evicted {
-            self.unlink(*deal);
+        let ended = if deal.concerns(party) { &mut self.ended } else { &mut self.ended_aside };
+        ended.push_back(deal.id);
+        let mut let_go = Vec::new();
+        while self.ended.len() + self.ended_aside.len() > max {
+            let Some(oldest) = self.ended_aside.pop_front().or_else(|| self.ended.pop_front()) else { break };
+            self.forget_number(oldest);
+            self.links.remove(&oldest);
+            let_go.push(oldest);
         }
-        evicted
+        let_go
     }
 
+    /// Nothing is left of an ended deal.
     fn unlink(&mut self, deal: u64) {
         self.forget_number(deal);
         self.links.remove(&deal);
+        self.ended.retain(|ended| *ended != deal);
+        self.ended_aside.retain(|ended| *ended != deal);
     }
 
     /// The peer's number for this deal may be used again.
     fn forget_number(&mut self, deal: u64) {
-        if let Some(rq) = self.links.get(&deal)
-            && self.rqs.get(rq) == Some(&deal)
-        {
-            self.rqs.remove(rq);
+        if self.knows_number(deal) {
+            self.rqs.remove(&self.links[&deal]);
         }
+    }
+
+    /// Whether the peer's number for this deal still stands for it.
+    fn knows_number(&self, deal: u64) -> bool {
+        self.links.get(&deal).is_some_and(|rq| self.rqs.get(rq) == Some(&deal))
     }
 
     fn open_count(&mut self, party: Party) -> &mut usize {

@@ -67,8 +67,8 @@ pub struct PeerRow {
     pub registered_at: Millis,
     /// Where the first REGISTER came from; its repeat gets the same token.
     pub first_source: SocketAddr,
-    /// Answers of ended deals below this number are forgotten.
-    pub answers_from: u64,
+    /// Ended deals whose answers its last REGISTER forgot: their numbers may be used again.
+    pub forgotten: Vec<u64>,
     /// LOGINs of the last minutes: a repeat must not move the peer back.
     pub logins: Vec<LoginRow>,
 }

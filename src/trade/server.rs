@@ -351,13 +351,13 @@ impl Shared {
         if let Err(error) = self.make_real(&exchange, outcome, answer) {
             return answer(unavailable(request.rq, &error));
         }
-        if leaving {
-            self.leave(source, request.rq, &request.name, answer);
+        if let Some(since) = leaving {
+            self.leave(source, request.rq, &request.name, since, answer);
         }
     }
 
     /// A DE-REGISTER waits here until the peer's settlements are over.
-    fn leave(self: &Arc<Self>, source: SocketAddr, rq: u64, name: &Name, answer: &dyn Fn(Reply)) {
+    fn leave(self: &Arc<Self>, source: SocketAddr, rq: u64, name: &Name, since: u64, answer: &dyn Fn(Reply)) {
         // Connecting, TLS, two answers and two visits to the bank: no settlement takes longer unless the
         // bank is away.
         let deadline = Instant::now() + 6 * self.config.settle_timeout + MESSAGE_TIMEOUT;
@@ -376,8 +376,8 @@ impl Shared {
         }
         loop {
             let exchange = self.exchange();
-            let outcome = exchange.leave(self.now(), source, rq, name);
-            let leaving = outcome.leaving;
+            let outcome = exchange.leave(self.now(), source, rq, name, since);
+            let leaving = outcome.leaving.is_some();
             if let Err(error) = self.make_real(&exchange, outcome, answer) {
                 answer(unavailable(rq, &error));
                 break;
@@ -391,7 +391,7 @@ impl Shared {
             let _ = self.settled.1.wait_until(&mut waiting, look_again_at);
             drop(waiting);
             if Instant::now() >= deadline || self.is_stopping.load(Ordering::SeqCst) {
-                exchange.stay(name);
+                exchange.stay(name, since);
                 answer(busy());
                 break;
             }
@@ -416,6 +416,10 @@ impl Shared {
         }
         if let Some(reply) = outcome.answer {
             answer(reply);
+        }
+        for (to, push) in outcome.once {
+            self.counters.pushes.add(1);
+            self.send(&encode(&push), to);
         }
         for told in outcome.pushes {
             self.push(exchange, told, 0);

@@ -6,12 +6,16 @@
 //! ```
 //!
 //! The driver does the [`Action`]s in their order and reports each [`Input`]. An action that asks the
-//! bank or the disk is the last of its batch: nothing goes on before its answer is in.
+//! bank or the disk is the last of its batch: nothing goes on before its answer is in. What a side does
+//! meanwhile may be reported at once; it counts when that answer is in.
 
 use super::deal::Payment;
 use super::exchange::{Settling, SettlingPeer};
 use super::wire::{Amount, Inform, SettlementAnswer, SettlementLine, Side, read_settlement};
 use crate::model::{Card, Cents};
+
+#[cfg(test)]
+mod tests;
 
 /// What happened.
 #[derive(Debug)]
@@ -90,6 +94,8 @@ pub struct Settlement {
     recorded: Payment,
     buyer: Option<Inform>,
     seller: Option<Inform>,
+    /// What went wrong while the bank or the disk was still at work.
+    doomed: Option<String>,
 }
 
 impl Settlement {
@@ -102,7 +108,7 @@ impl Settlement {
         };
         let actions = vec![ask(Side::Buyer, &order.buyer), ask(Side::Seller, &order.seller)];
         let recorded = order.payment;
-        (Settlement { order, stage: Stage::Informing, recorded, buyer: None, seller: None }, actions)
+        (Settlement { order, stage: Stage::Informing, recorded, buyer: None, seller: None, doomed: None }, actions)
     }
 
     /// Takes up a settlement that the server's end interrupted: captured if SHIPPED was on disk, else
@@ -113,7 +119,7 @@ impl Settlement {
             Payment::Shipped => (Stage::Capturing, Action::Capture),
             _ => (Stage::Undoing("the settlement was interrupted".to_owned()), Action::Void),
         };
-        (Settlement { order, stage, recorded, buyer: None, seller: None }, vec![action])
+        (Settlement { order, stage, recorded, buyer: None, seller: None, doomed: None }, vec![action])
     }
 
     /// Takes what happened; says what is to be done.
@@ -130,22 +136,26 @@ impl Settlement {
                 }
                 _ => self.fail("the seller sent nonsense: expected SHIPPED".to_owned()),
             },
-            (Stage::Authorising | Stage::Shipping, Input::Line(side, _)) => {
-                self.fail(format!("the {} sent nonsense: nothing was asked", name(side)))
-            }
-            (Stage::Informing | Stage::Authorising | Stage::Shipping, Input::Lost(side, why)) => {
-                self.fail(format!("lost the {}: {why}", name(side)))
-            }
+            (Stage::Shipping, Input::Line(side, _)) => self.fail(unasked(side)),
+            (Stage::Informing | Stage::Shipping, Input::Lost(side, why)) => self.fail(lost(side, why)),
+            (Stage::Authorising, Input::Line(side, _)) => self.doom(unasked(side)),
+            (Stage::Authorising, Input::Lost(side, why)) => self.doom(lost(side, why)),
             (Stage::Informing | Stage::Shipping, Input::TimedOut) => {
                 let silent =
                     if self.stage == Stage::Informing && self.buyer.is_none() { Side::Buyer } else { Side::Seller };
                 self.fail(format!("the {} did not answer in time", name(silent)))
             }
 
-            (Stage::Authorising, Input::Authorised) => vec![Action::Store(Milestone::Authorised)],
+            (Stage::Authorising, Input::Authorised) => match self.doomed.take() {
+                Some(reason) => self.fail(reason),
+                None => vec![Action::Store(Milestone::Authorised)],
+            },
             (Stage::Authorising, Input::Declined(reason)) => self.fail(format!("payment declined: {reason}")),
             (Stage::Authorising, Input::Stored) => {
                 self.recorded = Payment::Authorised;
+                if let Some(reason) = self.doomed.take() {
+                    return self.fail(reason);
+                }
                 self.stage = Stage::Shipping;
                 self.shipping_info()
             }
@@ -255,6 +265,12 @@ impl Settlement {
         vec![Action::Write(Side::Seller, line)]
     }
 
+    /// It will fail once the bank or the disk has answered.
+    fn doom(&mut self, reason: String) -> Vec<Action> {
+        self.doomed.get_or_insert(reason);
+        Vec::new()
+    }
+
     /// The authorisation is let go by key, also where none may be: the bank remembers, and refuses a
     /// late one.
     fn fail(&mut self, reason: String) -> Vec<Action> {
@@ -300,6 +316,14 @@ impl Settlement {
     fn payout(&self) -> Cents {
         Cents(self.order.price.0 - self.order.fee.0)
     }
+}
+
+fn unasked(side: Side) -> String {
+    format!("the {} sent nonsense: nothing was asked", name(side))
+}
+
+fn lost(side: Side, why: &str) -> String {
+    format!("lost the {}: {why}", name(side))
 }
 
 fn name(side: Side) -> &'static str {

@@ -327,8 +327,6 @@ fn a_request_is_done_once() {
     table.handle(Event::SettlementFailed("x")).unwrap();
     assert!(!table.ask(Party::Buyer, Kind::Buy, Some(8_000)).unwrap().deal_changed);
     assert!(!table.seller(0, Kind::Offer, Some(8_000)).deal_changed);
-    table.deal.forget_answers(Party::Buyer);
-    assert_eq!(table.code(Party::Buyer, Kind::Buy, Some(8_000)), Code::WrongState);
 }
 
 #[test]

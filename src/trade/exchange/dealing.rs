@@ -195,6 +195,9 @@ impl<J: Journal> Exchange<J> {
             })
         }));
         let mut outcome = Outcome::default();
+        for (party, push) in effects.told_once {
+            outcome.once.extend(self.peer_in(deal, party).map(|peer| (peer.state.lock().row.addr, push)));
+        }
         for party in effects.told {
             outcome.pushes.extend(deal.outstanding_mid(party).map(|mid| Told { deal: deal.id, party, mid }));
         }
@@ -217,7 +220,7 @@ impl<J: Journal> Exchange<J> {
             self.ended.lock().push_back((now, deal.id));
             for party in deal.parties() {
                 if let Some(peer) = self.peer_in(deal, party) {
-                    outcome.let_go.extend(peer.state.lock().end(deal.id, party, ENDED_MAX));
+                    outcome.let_go.extend(peer.state.lock().end(deal, party, ENDED_MAX));
                 }
             }
         } else {
@@ -314,10 +317,7 @@ impl<J: Journal> Exchange<J> {
         if slots.by_deal.len() >= SETTLEMENTS_MAX || addresses.iter().any(crowded) {
             return Err(Refusal::new(Code::Busy, "too many settlements are under way; try again"));
         }
-        slots.by_deal.insert(deal.id, addresses.to_vec());
-        for ip in addresses {
-            *slots.by_address.entry(ip).or_default() += 1;
-        }
+        slots.take(deal.id, addresses.to_vec());
         Ok(())
     }
 
@@ -408,9 +408,7 @@ impl<J: Journal> Exchange<J> {
         }
         for party in state.deal.parties() {
             if let Some(peer) = self.peer_in(&state.deal, party) {
-                let mut peer = peer.state.lock();
-                peer.unlink(id);
-                peer.ended.retain(|ended| *ended != id);
+                peer.state.lock().unlink(id);
             }
         }
         drop(state);

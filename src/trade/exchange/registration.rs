@@ -57,20 +57,20 @@ impl<J: Journal> Exchange<J> {
             }
             // A REGISTER begins anew: numbers of deals that have ended may be used again.
             let mut changes = Vec::new();
-            let ended: Vec<u64> = state.ended.iter().copied().collect();
-            if ended.iter().any(|deal| *deal >= state.row.answers_from) {
-                state.row.answers_from = self.number(1);
-                for deal in ended {
-                    state.forget_number(deal);
+            let before = (state.row.addr, state.row.tcp_port);
+            let ended: Vec<u64> = state.ended.iter().chain(&state.ended_aside).copied().collect();
+            let forgets = ended.iter().any(|deal| state.knows_number(*deal));
+            if forgets {
+                for deal in &ended {
+                    state.forget_number(*deal);
                 }
-                state.row.logins.clear();
+                state.row.forgotten = ended;
             }
-            let before = state.row.clone();
             self.move_to(&mut state.row, reach);
-            if state.row.addr != before.addr || state.row.tcp_port != before.tcp_port {
+            if (state.row.addr, state.row.tcp_port) != before {
                 changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
             }
-            if !changes.is_empty() || state.row.answers_from != before.answers_from {
+            if !changes.is_empty() || forgets {
                 changes.push(Change::Peer(Box::new(state.row.clone())));
             }
             if !changes.is_empty() {
@@ -100,7 +100,7 @@ impl<J: Journal> Exchange<J> {
             since: self.number(1),
             registered_at: now,
             first_source: source,
-            answers_from: 0,
+            forgotten: Vec::new(),
             logins: Vec::new(),
         };
         row.addr = SocketAddr::new(reach.ip, reach.udp_port as u16);
@@ -110,8 +110,9 @@ impl<J: Journal> Exchange<J> {
         if peers.contains_key(&row.name) {
             return Ok(None);
         }
-        if peers.len() >= PEERS_MAX {
-            let reason = format!("there are {PEERS_MAX} registrations already");
+        // Those who left lately count as well: what is kept of them is bounded like the rest.
+        if peers.len() + self.farewells.lock().len() >= 2 * PEERS_MAX || peers.len() >= PEERS_MAX {
+            let reason = "there are too many registrations; try again later";
             return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
         }
         let log = row.log("register", now, format!("at {}", row.addr));
@@ -143,6 +144,10 @@ impl<J: Journal> Exchange<J> {
         let mut state = peer.state.lock();
         if !request.token.as_ref().is_some_and(|token| state.row.token.matches(token)) {
             return denied("token: this is not the token of that name".to_owned(), state.last.clone());
+        }
+        // Its row may be gone from the disk already, and must not come back.
+        if state.leaving {
+            return denied("that name is about to become free; try again".to_owned(), state.last.clone());
         }
         state.row.logins.retain(|login| login.at.until(now) < ANSWERS_KEPT);
         let answered = state.row.logins.iter().find(|login| login.rq == request.rq);
@@ -192,8 +197,10 @@ impl<J: Journal> Exchange<J> {
         let farewell = self.farewells.lock().get(&(request.name.clone(), request.rq)).cloned();
         let repeat =
             farewell.is_some_and(|farewell| farewell.source == source && farewell.at.until(now) < ANSWERS_KEPT);
+        // A repeat of what a former holder asked cannot bear the token that came after it.
+        let newer = |state: &PeerRow| request.token.as_ref().is_some_and(|token| state.token.matches(token));
         let peer = self.peer(request.name.as_str());
-        let Some(peer) = peer.filter(|_| !repeat) else {
+        let Some(peer) = peer.filter(|peer| !repeat || newer(&peer.state.lock().row)) else {
             let receipt = self.directory_changed.lock().clone();
             let answer = Some(Reply::DeRegistered { rq: request.rq });
             return Ok(Outcome { receipt, answer, ..Outcome::default() });
@@ -202,7 +209,7 @@ impl<J: Journal> Exchange<J> {
         state.row.proves(request.token.as_ref(), source, via).map_err(|refusal| (refusal, state.last.clone()))?;
         drop(state);
         let outcome = self.depart(now, &peer);
-        if outcome.leaving {
+        if outcome.leaving.is_some() {
             return Ok(outcome);
         }
         let mut outcome = Outcome { answer: Some(Reply::DeRegistered { rq: request.rq }), ..outcome };
@@ -225,7 +232,7 @@ impl<J: Journal> Exchange<J> {
             let party = state.deal.parties().find(|party| *state.deal.name_of(*party) == peer.name);
             let Some(party) = party.filter(|_| !state.forgotten) else { continue };
             if matches!(state.deal.state(), State::Settling { .. }) && state.deal.is_settling_with(party) {
-                outcome.leaving = true;
+                outcome.leaving = Some(peer.since);
                 continue;
             }
             // Gone is never refused.
@@ -238,13 +245,14 @@ impl<J: Journal> Exchange<J> {
     }
 
     /// Goes on with a DE-REGISTER that waited for settlements: answers, or says that some still run.
-    pub fn leave(&self, now: Millis, source: SocketAddr, rq: u64, name: &Name) -> Outcome<J::Receipt> {
-        let Some(peer) = self.peer(name.as_str()) else {
+    /// `since` is what [`Outcome::leaving`] said: whoever has the name by now may be someone else.
+    pub fn leave(&self, now: Millis, source: SocketAddr, rq: u64, name: &Name, since: u64) -> Outcome<J::Receipt> {
+        let Some(peer) = self.peer(name.as_str()).filter(|peer| peer.since == since) else {
             let receipt = self.directory_changed.lock().clone();
             return Outcome { receipt, answer: Some(Reply::DeRegistered { rq }), ..Outcome::default() };
         };
         let outcome = self.depart(now, &peer);
-        if outcome.leaving {
+        if outcome.leaving.is_some() {
             return outcome;
         }
         let receipt = J::later(outcome.receipt.clone(), self.remove(now, &peer, Some((rq, source))));
@@ -252,8 +260,8 @@ impl<J: Journal> Exchange<J> {
     }
 
     /// A DE-REGISTER that could not wait any longer: the peer stays.
-    pub fn stay(&self, name: &Name) {
-        if let Some(peer) = self.peer(name.as_str()) {
+    pub fn stay(&self, name: &Name, since: u64) {
+        if let Some(peer) = self.peer(name.as_str()).filter(|peer| peer.since == since) {
             peer.state.lock().leaving = false;
         }
     }

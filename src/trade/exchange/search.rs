@@ -1,5 +1,6 @@
 //! LOOKING_FOR and STATUS.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,7 +61,7 @@ impl<J: Journal> Exchange<J> {
             };
         }
         let mut asked = Vec::new();
-        for seller in self.most_recently_heard(&buyer.name) {
+        for seller in self.most_recently_heard(&buyer.name, id) {
             let waited_for = seller.unanswered.load(Ordering::Relaxed) < UNANSWERED_MAX;
             let mut peer = seller.state.lock();
             if peer.leaving || peer.open_sides >= SIDES_MAX {
@@ -72,12 +73,13 @@ impl<J: Journal> Exchange<J> {
             asked.push((seller, waited_for));
         }
         let first_rq = self.number(asked.len() as u64);
+        // Before any of them can leave and let go of it.
+        cell.holders.store(1 + asked.len(), Ordering::Relaxed);
         for (place, (seller, _)) in asked.iter().enumerate() {
             let mut peer = seller.state.lock();
             peer.open_sides -= 1;
             peer.link(id, first_rq + place as u64, Party::Seller(place));
         }
-        cell.holders.store(1 + asked.len(), Ordering::Relaxed);
         let peers = asked.len();
         let sellers = asked.iter().map(|(seller, waited_for)| (seller.name.clone(), *waited_for)).collect();
         let mut next_mid = || self.number(1);
@@ -128,15 +130,21 @@ impl<J: Journal> Exchange<J> {
         Ok(Outcome { receipt: state.last.clone(), answer, ..Outcome::default() })
     }
 
-    /// Whom a search asks: everyone but the buyer, and of very many those heard last.
-    fn most_recently_heard(&self, buyer: &Name) -> Vec<Arc<PeerCell<J>>> {
-        let mut peers: Vec<_> = self.peers.read().values().filter(|peer| peer.name != *buyer).cloned().collect();
-        if peers.len() > ASKED_MAX {
-            peers
-                .select_nth_unstable_by_key(ASKED_MAX, |peer| std::cmp::Reverse(peer.heard_at.load(Ordering::Relaxed)));
-            peers.truncate(ASKED_MAX);
+    /// Whom a search asks: everyone but the buyer, and of very many those heard last; by age of their
+    /// registration. Who registered after the deal got its number is not in it: see `peer_in`.
+    fn most_recently_heard(&self, buyer: &Name, deal: u64) -> Vec<Arc<PeerCell<J>>> {
+        let peers = self.peers.read();
+        let others = peers.values().filter(|peer| peer.name != *buyer && peer.since < deal);
+        // The times are read once: they move while others sort by them.
+        let mut heard: Vec<_> =
+            others.map(|peer| (Reverse(peer.heard_at.load(Ordering::Relaxed)), peer.since, peer.clone())).collect();
+        drop(peers);
+        if heard.len() > ASKED_MAX {
+            heard.select_nth_unstable_by_key(ASKED_MAX, |(heard_at, since, _)| (*heard_at, *since));
+            heard.truncate(ASKED_MAX);
         }
-        peers
+        heard.sort_unstable_by_key(|(_, since, _)| *since);
+        heard.into_iter().map(|(.., peer)| peer).collect()
     }
 
     pub(super) fn status(&self, now: Millis, peer: &PeerCell<J>, rq: u64, rq_deal: Option<u64>) -> Outcome<J::Receipt> {

@@ -1,0 +1,287 @@
+//! Every stage with every input: when money moves, who is told what, and what must be on disk before.
+
+use super::*;
+use crate::model::{Name, Token};
+
+const BUYER_RQ: u64 = 7;
+const SELLER_RQ: u64 = 1 << 31;
+
+fn order(payment: Payment) -> Settling {
+    let peer = |name: &str, rq| SettlingPeer {
+        name: Name::new(name).unwrap(),
+        rq,
+        token: Some(Token::from_text(format!("token of {name}"))),
+        tcp: None,
+    };
+    Settling {
+        deal: 1,
+        key: "trade-1".to_owned(),
+        item_name: "lamp".into(),
+        price: Cents(9_500),
+        fee: Cents(950),
+        payment,
+        buyer: peer("bo", BUYER_RQ),
+        seller: peer("al", SELLER_RQ),
+    }
+}
+
+fn inform(name: &str, rq: u64) -> String {
+    serde_json::json!({"type": "INFORM_RES", "rq": rq, "name": name, "token": format!("token of {name}"),
+        "cc_number": "4111111111111111", "cc_exp": "12/99", "address": "Elm St 1"})
+    .to_string()
+}
+
+fn shipped(rq: u64) -> String {
+    serde_json::json!({"type": "SHIPPED", "rq": rq}).to_string()
+}
+
+/// The actions as a person reads them.
+fn shown(actions: &[Action]) -> Vec<String> {
+    let line = |line: &SettlementLine| serde_json::to_value(line).unwrap();
+    let show = |action: &Action| match action {
+        Action::Write(side, written) => format!("{} to the {}", line(written)["type"].as_str().unwrap(), name(*side)),
+        Action::Authorise(_) => "authorise".to_owned(),
+        Action::Capture => "capture".to_owned(),
+        Action::Void => "void".to_owned(),
+        Action::Store(milestone) => format!("store {milestone:?}"),
+        Action::Close => "close".to_owned(),
+    };
+    actions.iter().map(show).collect()
+}
+
+/// A settlement that has come so far; each name is that of the last thing done.
+const REACHED: [&str; 9] = [
+    "begun",
+    "buyer informed",
+    "seller informed",
+    "authorising",
+    "storing authorised",
+    "shipping",
+    "storing shipped",
+    "capturing",
+    "closing",
+];
+
+fn at(reached: &str) -> Settlement {
+    let (mut it, _) = Settlement::begin(order(Payment::Asked));
+    if reached == "buyer informed" {
+        it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)));
+        return it;
+    }
+    let place = REACHED.iter().position(|name| *name == reached).unwrap();
+    if place >= 2 {
+        assert!(it.handle(Input::Line(Side::Seller, &inform("al", SELLER_RQ))).is_empty());
+    }
+    if place >= 3 {
+        assert_eq!(shown(&it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["authorise"]);
+    }
+    if place >= 4 {
+        assert_eq!(shown(&it.handle(Input::Authorised)), ["store Authorised"]);
+    }
+    if place >= 5 {
+        assert_eq!(shown(&it.handle(Input::Stored)), ["SHIPPING_INFO to the seller"]);
+    }
+    if place >= 6 {
+        assert_eq!(shown(&it.handle(Input::Line(Side::Seller, &shipped(SELLER_RQ)))), ["store Shipped"]);
+    }
+    if place >= 7 {
+        assert_eq!(shown(&it.handle(Input::Stored)), ["capture"]);
+    }
+    if place >= 8 {
+        assert_eq!(shown(&it.handle(Input::Captured)), ["store Captured"]);
+    }
+    it
+}
+
+/// From a void on: everyone is told, and it is over.
+fn fails_with(it: &mut Settlement, reason: &str) {
+    let stored = it.handle(Input::Voided);
+    let [Action::Store(Milestone::Failed(why))] = &stored[..] else { panic!("{:?}", shown(&stored)) };
+    assert!(why.contains(reason), "{why:?} is not {reason:?}");
+    let told = it.handle(Input::Stored);
+    assert_eq!(shown(&told), ["CANCEL to the buyer", "CANCEL to the seller", "close"]);
+    for (action, rq) in told.iter().zip([BUYER_RQ, SELLER_RQ]) {
+        let Action::Write(_, line) = action else { panic!() };
+        let line = serde_json::to_value(line).unwrap();
+        assert_eq!((&line["rq"], &line["item_name"]), (&rq.into(), &"lamp".into()));
+        assert_eq!(line["reason"].as_str().unwrap(), why);
+    }
+}
+
+#[test]
+fn a_payment_that_goes_well_says_what_the_contract_says() {
+    let (_, begun) = Settlement::begin(order(Payment::Asked));
+    let lines = |actions: &[Action]| -> Vec<serde_json::Value> {
+        let lines = actions.iter().filter_map(|action| match action {
+            Action::Write(_, line) => Some(serde_json::to_value(line).unwrap()),
+            _ => None,
+        });
+        lines.collect()
+    };
+    let ask = |rq: u64| serde_json::json!({"type": "INFORM_REQ", "rq": rq, "item_name": "lamp", "price": 95});
+    assert_eq!(lines(&begun), [ask(BUYER_RQ), ask(SELLER_RQ)]);
+    let mut it = at("storing authorised");
+    let info = lines(&it.handle(Input::Stored));
+    assert_eq!(
+        info,
+        [
+            serde_json::json!({"type": "SHIPPING_INFO", "rq": SELLER_RQ, "name": "bo", "address": "Elm St 1", "price": 95,
+            "fee": 9.5, "payout": 85.5})
+        ]
+    );
+    let mut it = at("closing");
+    let end = it.handle(Input::Stored);
+    assert_eq!(shown(&end), ["SETTLED to the seller", "RECEIPT to the buyer", "close"]);
+    assert_eq!(
+        lines(&end),
+        [
+            serde_json::json!({"type": "SETTLED", "rq": SELLER_RQ, "payout": 85.5}),
+            serde_json::json!({"type": "RECEIPT", "rq": BUYER_RQ, "item_name": "lamp", "price": 95, "seller": "al"}),
+        ]
+    );
+}
+
+#[test]
+fn nonsense_in_any_step_before_shipped_voids_and_tells_both() {
+    let other_token = inform("bo", BUYER_RQ).replace("token of bo", "token of al");
+    let wrong = [
+        (Side::Buyer, "{".to_owned(), "expected one JSON object"),
+        (Side::Buyer, shipped(BUYER_RQ), "expected INFORM_RES"),
+        (Side::Buyer, inform("bo", SELLER_RQ), "rq: expected 7"),
+        (Side::Buyer, inform("al", BUYER_RQ), "name: "),
+        (Side::Buyer, other_token, "token: "),
+        (Side::Buyer, inform("bo", BUYER_RQ).replace("4111111111111111", "41"), "cc_number: "),
+        (Side::Seller, inform("bo", BUYER_RQ), "rq: expected"),
+    ];
+    for (side, line, reason) in wrong {
+        let mut it = at("begun");
+        assert_eq!(shown(&it.handle(Input::Line(side, &line))), ["void"], "{line}");
+        fails_with(&mut it, reason);
+    }
+    let mut it = at("buyer informed");
+    assert_eq!(shown(&it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["void"]);
+    fails_with(&mut it, "twice");
+    for (side, line) in
+        [(Side::Seller, shipped(BUYER_RQ)), (Side::Seller, "x".to_owned()), (Side::Buyer, shipped(SELLER_RQ))]
+    {
+        let mut it = at("shipping");
+        assert_eq!(shown(&it.handle(Input::Line(side, &line))), ["void"]);
+        fails_with(&mut it, "nonsense");
+    }
+    // A peer that is not registered any more has no token that could be right.
+    let mut gone = order(Payment::Asked);
+    gone.buyer.token = None;
+    let (mut it, _) = Settlement::begin(gone);
+    assert_eq!(shown(&it.handle(Input::Line(Side::Buyer, &inform("bo", BUYER_RQ)))), ["void"]);
+}
+
+#[test]
+fn silence_and_broken_lines_before_shipped_void_and_tell_both() {
+    for (reached, silent) in
+        [("begun", "buyer"), ("buyer informed", "seller"), ("seller informed", "buyer"), ("shipping", "seller")]
+    {
+        let mut it = at(reached);
+        assert!(it.awaits_a_side());
+        assert_eq!(shown(&it.handle(Input::TimedOut)), ["void"]);
+        fails_with(&mut it, &format!("the {silent} did not answer in time"));
+        for (side, who) in [(Side::Buyer, "buyer"), (Side::Seller, "seller")] {
+            let mut it = at(reached);
+            assert_eq!(shown(&it.handle(Input::Lost(side, "closed"))), ["void"]);
+            // What the broken line says later is not counted again.
+            assert!(it.handle(Input::Lost(side, "again")).is_empty());
+            assert!(it.handle(Input::TimedOut).is_empty());
+            assert!(it.handle(Input::Line(side, "x")).is_empty());
+            fails_with(&mut it, &format!("lost the {who}: closed"));
+        }
+    }
+}
+
+#[test]
+fn what_a_side_does_while_the_bank_or_the_disk_is_at_work_counts_afterwards() {
+    for (reached, answer) in [("authorising", Input::Authorised), ("storing authorised", Input::Stored)] {
+        for (input, reason) in [
+            (Input::Lost(Side::Seller, "closed"), "lost the seller: closed"),
+            (Input::Line(Side::Buyer, "{}"), "the buyer sent nonsense"),
+        ] {
+            let mut it = at(reached);
+            assert!(!it.awaits_a_side());
+            assert!(it.handle(input).is_empty(), "the answer is waited for");
+            assert!(it.handle(Input::Lost(Side::Buyer, "too")).is_empty());
+            let answer = if matches!(answer, Input::Stored) { Input::Stored } else { Input::Authorised };
+            assert_eq!(shown(&it.handle(answer)), ["void"]);
+            fails_with(&mut it, reason);
+        }
+    }
+    let mut it = at("authorising");
+    it.handle(Input::Lost(Side::Seller, "closed"));
+    assert_eq!(shown(&it.handle(Input::Declined("no money"))), ["void"]);
+    fails_with(&mut it, "payment declined: no money");
+}
+
+#[test]
+fn after_shipped_there_is_no_way_back_but_the_banks() {
+    for reached in ["storing shipped", "capturing", "closing"] {
+        let mut it = at(reached);
+        assert!(!it.awaits_a_side());
+        for side in [Side::Buyer, Side::Seller] {
+            assert!(it.handle(Input::Lost(side, "closed")).is_empty());
+            assert!(it.handle(Input::Line(side, "nonsense")).is_empty());
+        }
+        assert!(it.handle(Input::TimedOut).is_empty());
+    }
+    let mut it = at("capturing");
+    assert_eq!(shown(&it.handle(Input::CaptureRefused("card blocked"))), ["void"]);
+    fails_with(&mut it, "the bank refused the charge: card blocked");
+    assert_eq!(shown(&at("authorising").handle(Input::Declined("no"))), ["void"]);
+}
+
+#[test]
+fn nothing_is_charged_before_shipped_is_stored() {
+    // Whatever happens in whatever order, a capture is asked for only right after SHIPPED was stored.
+    let texts = [inform("bo", BUYER_RQ), inform("al", SELLER_RQ), shipped(SELLER_RQ)];
+    for reached in REACHED {
+        if reached == "storing shipped" {
+            continue;
+        }
+        for text in &texts {
+            for side in [Side::Buyer, Side::Seller] {
+                let mut it = at(reached);
+                let shown = shown(&it.handle(Input::Line(side, text)));
+                assert!(!shown.contains(&"capture".to_owned()), "{reached}: {shown:?}");
+            }
+        }
+    }
+    assert_eq!(shown(&at("storing shipped").handle(Input::Stored)), ["capture"]);
+}
+
+#[test]
+fn an_interrupted_settlement_is_completed_or_undone_by_what_is_on_disk() {
+    let (mut it, begun) = Settlement::recover(order(Payment::Shipped));
+    assert_eq!(shown(&begun), ["capture"]);
+    assert_eq!(shown(&it.handle(Input::Captured)), ["store Captured"]);
+    assert!(!it.awaits_a_side());
+    for payment in [Payment::Asked, Payment::Authorised] {
+        let (mut it, begun) = Settlement::recover(order(payment));
+        assert_eq!(shown(&begun), ["void"]);
+        fails_with(&mut it, "interrupted");
+    }
+}
+
+#[test]
+fn where_the_bank_has_charged_already_the_record_catches_up() {
+    for (payment, steps) in [
+        (Payment::Asked, vec!["store Authorised", "store Shipped", "capture"]),
+        (Payment::Authorised, vec!["store Shipped", "capture"]),
+    ] {
+        let (mut it, _) = Settlement::recover(order(payment));
+        let mut done = it.handle(Input::AlreadyCaptured);
+        for step in steps {
+            assert_eq!(shown(&done), [step]);
+            done = if step == "capture" { it.handle(Input::Captured) } else { it.handle(Input::Stored) };
+        }
+        assert_eq!(shown(&done), ["store Captured"]);
+    }
+    let mut it = at("capturing");
+    it.handle(Input::CaptureRefused("?"));
+    assert_eq!(shown(&it.handle(Input::AlreadyCaptured)), ["capture"]);
+}
