@@ -5,3 +5,4 @@ mod support;
 
 mod purchase;
 mod registration;
+mod settlement;
