@@ -204,14 +204,14 @@ struct Numbers {
 /// Settlements under way.
 #[derive(Default)]
 struct Slots {
+    /// The addresses that each one counts for; none where a side has left.
     by_deal: HashMap<u64, Vec<IpAddr>>,
     by_address: HashMap<IpAddr, usize>,
 }
 
 impl Slots {
     /// Two sides at one address are one settlement with that address.
-    fn take(&mut self, deal: u64, [buyer, seller]: [IpAddr; 2]) {
-        let mut addresses = vec![buyer, seller];
+    fn take(&mut self, deal: u64, mut addresses: Vec<IpAddr>) {
         addresses.dedup();
         for ip in &addresses {
             *self.by_address.entry(*ip).or_default() += 1;
@@ -280,9 +280,8 @@ impl<J: Journal> Exchange<J> {
         }
         match deal.state() {
             super::deal::State::Settling { seller, payment, .. } => {
-                if let Some(addresses) = self.addresses_of(&deal, Party::Seller(*seller)) {
-                    self.settling.lock().take(id, addresses);
-                }
+                let addresses = self.addresses_of(&deal, Party::Seller(*seller));
+                self.settling.lock().take(id, addresses.map(Vec::from).unwrap_or_default());
                 resumed.settlements.push((id, *payment));
             }
             _ => resumed.deadlines.extend(deal.deadline().map(|at| (at, id))),

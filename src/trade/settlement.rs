@@ -96,6 +96,8 @@ pub struct Settlement {
     seller: Option<Inform>,
     /// What went wrong while the bank or the disk was still at work.
     doomed: Option<String>,
+    /// Why it failed, once that is on disk.
+    failed: Option<String>,
 }
 
 impl Settlement {
@@ -108,7 +110,18 @@ impl Settlement {
         };
         let actions = vec![ask(Side::Buyer, &order.buyer), ask(Side::Seller, &order.seller)];
         let recorded = order.payment;
-        (Settlement { order, stage: Stage::Informing, recorded, buyer: None, seller: None, doomed: None }, actions)
+        (
+            Settlement {
+                order,
+                stage: Stage::Informing,
+                recorded,
+                buyer: None,
+                seller: None,
+                doomed: None,
+                failed: None,
+            },
+            actions,
+        )
     }
 
     /// Takes up a settlement that the server's end interrupted: captured if SHIPPED was on disk, else
@@ -119,7 +132,7 @@ impl Settlement {
             Payment::Shipped => (Stage::Capturing, Action::Capture),
             _ => (Stage::Undoing("the settlement was interrupted".to_owned()), Action::Void),
         };
-        (Settlement { order, stage, recorded, buyer: None, seller: None, doomed: None }, vec![action])
+        (Settlement { order, stage, recorded, buyer: None, seller: None, doomed: None, failed: None }, vec![action])
     }
 
     /// Takes what happened; says what is to be done.
@@ -182,6 +195,9 @@ impl Settlement {
 
             (Stage::Closing(milestone), Input::Stored) => {
                 self.stage = Stage::Over;
+                if let Milestone::Failed(reason) = &milestone {
+                    self.failed = Some(reason.clone());
+                }
                 self.farewell(&milestone)
             }
 
@@ -203,6 +219,11 @@ impl Settlement {
             Stage::Shipping => true,
             _ => false,
         }
+    }
+
+    /// Whether it waits for the bank's word on the card, or for that to be on disk.
+    pub fn is_authorising(&self) -> bool {
+        self.stage == Stage::Authorising
     }
 
     /// A number that changes whenever the time of a step begins anew.
@@ -298,9 +319,10 @@ impl Settlement {
         let Settling { buyer, seller, item_name, price, .. } = &self.order;
         let mut actions = match milestone {
             Milestone::Failed(reason) => {
-                let cancel =
-                    |rq| SettlementLine::Cancel { rq, item_name: item_name.clone(), reason: reason.as_str().into() };
-                vec![Action::Write(Side::Buyer, cancel(buyer.rq)), Action::Write(Side::Seller, cancel(seller.rq))]
+                vec![
+                    Action::Write(Side::Buyer, self.cancel(buyer.rq, reason)),
+                    Action::Write(Side::Seller, self.cancel(seller.rq, reason)),
+                ]
             }
             _ => {
                 let (item_name, price) = (item_name.clone(), *price);
@@ -311,6 +333,19 @@ impl Settlement {
         };
         actions.push(Action::Close);
         actions
+    }
+
+    /// The last line of a settlement that has failed, for a side that could not be told in time.
+    pub fn cancel_line(&self, side: Side) -> Option<SettlementLine> {
+        let peer = match side {
+            Side::Buyer => &self.order.buyer,
+            Side::Seller => &self.order.seller,
+        };
+        self.failed.as_ref().map(|reason| self.cancel(peer.rq, reason))
+    }
+
+    fn cancel(&self, rq: u64, reason: &str) -> SettlementLine {
+        SettlementLine::Cancel { rq, item_name: self.order.item_name.clone(), reason: reason.into() }
     }
 
     fn payout(&self) -> Cents {

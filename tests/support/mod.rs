@@ -230,6 +230,13 @@ impl Peer {
         json!({"ip": "127.0.0.1", "udp_port": self.udp_port(), "tcp_port": self.tcp_port()})
     }
 
+    /// The same with the token, as LOGIN wants it.
+    pub fn reach_with_token(&self) -> Value {
+        let mut reach = self.reach();
+        reach["token"] = json!(self.token);
+        reach
+    }
+
     pub fn udp_port(&self) -> u16 {
         self.udp.local_addr().unwrap().port()
     }
@@ -334,6 +341,27 @@ impl Peer {
         }
     }
 
+    /// The next push of this type about this item.
+    pub fn push_of(&mut self, kind: &str, item: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.pushes.iter().position(|push| push["type"] == kind && push["item_name"] == item) {
+                return self.pushes.remove(at).unwrap();
+            }
+            if self.receive_until(deadline).is_none() {
+                panic!("{}: no {kind} of {item} came, but {:?}", self.name, self.pushes);
+            }
+        }
+    }
+
+    /// What was pushed and not taken yet, once everything sent before now has arrived: a request's
+    /// answer is the fence.
+    pub fn pushed(&mut self) -> Vec<Value> {
+        let answer = self.ask("STATUS", json!({}));
+        assert!(answer["type"] == "DEALS" || answer["type"] == "ERROR", "{answer}");
+        self.pushes.iter().cloned().collect()
+    }
+
     /// LOOKING_FOR, and its number.
     pub fn look_for(&mut self, item: &str, max_price: f64) -> u64 {
         let rq = self.fresh_rq();
@@ -412,6 +440,23 @@ impl Line {
     pub fn write(&self, message: &Value) {
         self.writer.write_line(message.to_string(), Instant::now() + PATIENCE).unwrap();
     }
+}
+
+/// Takes a deal of these two (and no other peer) to where it is reserved; the buyer's and the seller's
+/// number.
+pub fn reserved(buyer: &mut Peer, seller: &mut Peer, item: &str, price: f64) -> (u64, u64) {
+    let rq = buyer.look_for(item, price);
+    let sold = seller.push_of("SEARCH", item)["rq"].as_u64().unwrap();
+    let answer = seller.ask_rq("OFFER", sold, json!({"item_name": item, "price": price}));
+    assert_eq!(answer["type"], "OFFERED", "{answer}");
+    assert_eq!(seller.push_of("RESERVE", item)["rq"], sold);
+    assert_eq!(buyer.push_of("FOUND", item)["rq"], rq);
+    (rq, sold)
+}
+
+/// BUY, and its answer.
+pub fn buy(buyer: &mut Peer, rq: u64, item: &str, price: f64) -> Value {
+    buyer.ask_rq("BUY", rq, json!({"item_name": item, "price": price}))
 }
 
 /// Buys what is reserved and settles on both sides, as two well-behaved peers do.

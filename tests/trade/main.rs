@@ -4,3 +4,5 @@
 mod support;
 
 mod purchase;
+mod registration;
+mod settlement;

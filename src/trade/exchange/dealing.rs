@@ -317,7 +317,7 @@ impl<J: Journal> Exchange<J> {
         if slots.by_deal.len() >= SETTLEMENTS_MAX || addresses.iter().any(crowded) {
             return Err(Refusal::new(Code::Busy, "too many settlements are under way; try again"));
         }
-        slots.take(deal.id, addresses);
+        slots.take(deal.id, addresses.to_vec());
         Ok(())
     }
 

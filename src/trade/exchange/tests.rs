@@ -896,7 +896,7 @@ mod bounds {
         assert_eq!(world.exchange.settlements(), 0);
         assert!(world.exchange.settling.lock().by_address.is_empty());
         for deal in 0..SETTLEMENTS_MAX as u64 {
-            world.exchange.settling.lock().take(deal, ["127.0.0.1".parse().unwrap(); 2]);
+            world.exchange.settling.lock().take(deal, vec!["127.0.0.1".parse().unwrap(); 2]);
         }
         world.search("cy", 200);
         let number = world.newest("al")["rq"].as_u64().unwrap();

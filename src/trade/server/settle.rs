@@ -68,31 +68,37 @@ impl Shared {
         let guard = Guard { shared: self, deal };
         let (mut core, actions) = Settlement::recover(order);
         // Abandoned: the guard sees to it.
-        let _ = self.act(&mut core, actions, &mut Lines::default());
+        let _ = self.act(&mut core, actions, &mut Lines::new(crossbeam_channel::never()));
         drop(guard);
     }
 
     fn settle(self: &Arc<Self>, order: Settling) {
         let (reports, inbox) = crossbeam_channel::bounded(64);
-        let mut readers = 0;
+        let mut lines = Lines::new(inbox);
         let mut lost = None;
         for (side, peer) in [(Side::Buyer, &order.buyer), (Side::Seller, &order.seller)] {
             let (shared, peer, reports) = (Arc::clone(self), peer.clone(), reports.clone());
             match self.floor.executor.execute(move || shared.serve_line(side, &peer, &reports)) {
-                Ok(()) => readers += 1,
+                Ok(()) => {
+                    lines.readers += 1;
+                    lines.connecting.push(side);
+                }
                 Err(_) => lost = Some((side, "the server is busy".to_owned())),
             }
         }
         drop(reports);
         let (mut core, opening) = Settlement::begin(order);
-        let mut lines = Lines::default();
         // Connecting and TLS have the time of a step; the threads keep it, this only waits for both.
         while lost.is_none() && !lines.both() {
-            match inbox.recv() {
+            match lines.inbox.recv() {
                 Ok(Report::Up(side, writer)) => lines.put(side, writer),
-                Ok(Report::Lost(side, why)) => lost = Some((side, why)),
-                Ok(Report::Line(..)) => {}
-                Ok(Report::Done) | Err(_) => readers -= 1,
+                Ok(Report::Lost(side, why)) => {
+                    lines.failed(side);
+                    lost = Some((side, why));
+                }
+                Ok(Report::Line(side, _)) => lost = Some((side, "it spoke before it was asked".to_owned())),
+                Ok(Report::Done) => lines.readers -= 1,
+                Err(_) => lost = Some((Side::Buyer, "the server failed".to_owned())),
             }
         }
         let opening = match &lost {
@@ -100,26 +106,18 @@ impl Shared {
             None => opening,
         };
         // Abandoned: the guard sees to it; the lines are cut, and STATUS tells both sides the end.
-        let _ = self
-            .act(&mut core, opening, &mut lines)
-            .and_then(|()| self.listen(&mut core, &inbox, &mut lines, &mut readers));
-        lines.end(&inbox, readers, LINGER_MAX.min(self.config.settle_timeout));
+        let _ = self.act(&mut core, opening, &mut lines).and_then(|()| self.listen(&mut core, &mut lines));
+        lines.end(&core, LINGER_MAX.min(self.config.settle_timeout), &|| self.stops_at.get().is_some());
     }
 
-    fn listen(
-        self: &Arc<Self>,
-        core: &mut Settlement,
-        inbox: &Receiver<Report>,
-        lines: &mut Lines,
-        readers: &mut usize,
-    ) -> Result<(), Abandoned> {
+    fn listen(self: &Arc<Self>, core: &mut Settlement, lines: &mut Lines) -> Result<(), Abandoned> {
         let mut step_ends = Instant::now() + self.config.settle_timeout;
         while core.awaits_a_side() {
             if self.is_over() {
                 return Err(Abandoned);
             }
             let before = core.step();
-            let input = inbox.recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
+            let input = lines.inbox.recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
             let actions = match &input {
                 Ok(Report::Line(side, line)) => core.handle(Input::Line(*side, line)),
                 Ok(Report::Lost(side, why)) => core.handle(Input::Lost(*side, why)),
@@ -128,7 +126,7 @@ impl Shared {
                     Vec::new()
                 }
                 Ok(Report::Done) => {
-                    *readers -= 1;
+                    lines.readers -= 1;
                     Vec::new()
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() >= step_ends => core.handle(Input::TimedOut),
@@ -159,6 +157,7 @@ impl Shared {
                     let deadline = Instant::now() + self.config.settle_timeout;
                     let answer =
                         self.ask_bank(Some(deadline), || self.floor.gateway.authorise(&key, price, &card, self.now()))?;
+                    lines.hear_what_came_early(core);
                     match answer {
                         Some(Authorisation::Authorised) => core.handle(Input::Authorised),
                         Some(Authorisation::Declined { reason }) => core.handle(Input::Declined(&reason)),
@@ -183,6 +182,7 @@ impl Shared {
                 }
                 Action::Store(milestone) => {
                     self.record(core.order().deal, &milestone)?;
+                    lines.hear_what_came_early(core);
                     core.handle(Input::Stored)
                 }
                 Action::Close => {
@@ -253,22 +253,24 @@ impl Shared {
 
     /// Connects to a side and reads what it says until it ends.
     fn serve_line(&self, side: Side, peer: &SettlingPeer, reports: &Sender<Report>) {
-        // The driver that does not listen any more needs no report.
-        let report = |report| {
-            let _ = reports.send(report);
-        };
+        // When the driver does not listen any more, the connection has no purpose.
+        let report = |report| reports.send(report).is_ok();
         match self.connect(peer) {
-            Err(why) => report(Report::Lost(side, why)),
+            Err(why) => {
+                report(Report::Lost(side, why));
+            }
             Ok(conn) => {
                 let (reader, writer) = conn.split();
-                report(Report::Up(side, writer));
                 let mut lines = LineReader::new(reader, LineLimits::new(LINE_MAX));
-                loop {
-                    match lines.read_line() {
-                        Ok(Some(line)) => report(Report::Line(side, line)),
-                        Ok(None) => break report(Report::Lost(side, "it closed the connection".to_owned())),
-                        Err(error) => break report(Report::Lost(side, error.to_string())),
-                    }
+                let mut is_heard = report(Report::Up(side, writer));
+                while is_heard {
+                    let next = match lines.read_line() {
+                        Ok(Some(line)) => Report::Line(side, line),
+                        Ok(None) => Report::Lost(side, "it closed the connection".to_owned()),
+                        Err(error) => Report::Lost(side, error.to_string()),
+                    };
+                    let is_last = matches!(next, Report::Lost(..));
+                    is_heard = report(next) && !is_last;
                 }
             }
         }
@@ -288,15 +290,50 @@ impl Shared {
     }
 }
 
-/// The ends that are written to.
-#[derive(Default)]
+/// The lines to both sides: the ends that are written to, and what the threads at the other ends report.
 struct Lines {
     buyer: Option<ConnWriter>,
     seller: Option<ConnWriter>,
+    inbox: Receiver<Report>,
+    /// Threads that have not reported that they are done.
+    readers: usize,
+    /// Sides whose thread has reported neither a connection nor its loss.
+    connecting: Vec<Side>,
 }
 
 impl Lines {
+    fn new(inbox: Receiver<Report>) -> Lines {
+        Lines { buyer: None, seller: None, inbox, readers: 0, connecting: Vec::new() }
+    }
+
+    /// What a side said or did before the bank and the disk were done, it did without being asked: a
+    /// SHIPPED that was sent before SHIPPING_INFO must not pass for its answer.
+    fn hear_what_came_early(&mut self, core: &mut Settlement) {
+        while core.is_authorising()
+            && let Ok(report) = self.inbox.try_recv()
+        {
+            let actions = match report {
+                Report::Line(side, line) => core.handle(Input::Line(side, &line)),
+                Report::Lost(side, why) => core.handle(Input::Lost(side, &why)),
+                Report::Up(side, writer) => {
+                    self.put(side, writer);
+                    Vec::new()
+                }
+                Report::Done => {
+                    self.readers -= 1;
+                    Vec::new()
+                }
+            };
+            debug_assert!(actions.is_empty(), "it counts when the bank's or the disk's answer is in");
+        }
+    }
+
+    fn failed(&mut self, side: Side) {
+        self.connecting.retain(|connecting| *connecting != side);
+    }
+
     fn put(&mut self, side: Side, writer: ConnWriter) {
+        self.failed(side);
         *match side {
             Side::Buyer => &mut self.buyer,
             Side::Seller => &mut self.seller,
@@ -325,22 +362,32 @@ impl Lines {
     }
 
     /// Leaves the sides a moment to read their last line, then cuts the lines, so that the threads end.
-    fn end(&self, inbox: &Receiver<Report>, mut readers: usize, linger: Duration) {
-        let deadline = Instant::now() + linger;
-        let mut late: Vec<ConnWriter> = Vec::new();
-        while readers > 0 {
-            match inbox.recv_deadline(deadline) {
-                Ok(Report::Done) => readers -= 1,
-                // Connected when it was too late already.
-                Ok(Report::Up(_, writer)) => {
+    ///
+    /// A side that was still connecting when the other one failed is told as well: its connection is
+    /// open, and nothing else would ever come on it.
+    fn end(&mut self, core: &Settlement, linger: Duration, is_stopping: &dyn Fn() -> bool) {
+        let mut deadline = Instant::now() + linger;
+        while self.readers > 0 && !(is_stopping() && Instant::now() >= deadline) {
+            let until = if self.connecting.is_empty() { deadline } else { Instant::now() + LINGER_MAX };
+            match self.inbox.recv_deadline(until) {
+                Ok(Report::Done) => self.readers -= 1,
+                Ok(Report::Up(side, writer)) => {
+                    if let Some(cancel) = core.cancel_line(side) {
+                        // Who does not take it hears of it by the push and STATUS.
+                        let _ = writer.write_line(encode(&cancel), Instant::now() + linger);
+                    }
                     writer.finish();
-                    late.push(writer);
+                    self.put(side, writer);
+                    deadline = Instant::now() + linger;
                 }
-                Ok(_) => {}
+                Ok(Report::Lost(side, _)) => self.failed(side),
+                Ok(Report::Line(..)) => {}
+                // The threads keep their own time while they connect.
+                Err(RecvTimeoutError::Timeout) if !self.connecting.is_empty() => {}
                 Err(_) => break,
             }
         }
-        self.each().chain(&late).for_each(ConnWriter::close);
+        self.each().for_each(ConnWriter::close);
     }
 }
 
