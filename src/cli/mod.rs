@@ -8,6 +8,7 @@ pub mod admin;
 pub mod ready;
 pub mod server;
 pub mod settings;
+pub mod story;
 
 /// Peers that find each other, trade, shop and share.
 #[derive(Debug, Parser)]
@@ -34,6 +35,7 @@ struct Cli {
 enum Command {
     Server(Box<server::ServerArgs>),
     Admin(admin::AdminArgs),
+    Story(story::StoryArgs),
 }
 
 /// Runs the program: 0 when all went well, 1 when something failed, 2 when the words were wrong.
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Server(args) => server::run(*args),
         Command::Admin(args) => admin::run(args),
+        Command::Story(args) => story::run(args),
     };
     result.unwrap_or_else(|error| fail(&error))
 }
