@@ -271,10 +271,10 @@ fn read_terminal(
         .build();
     let mut editor = Editor::<Completing, _>::with_config(config)?;
     editor.set_helper(Some(Completing(Arc::clone(commands))));
-    if let Some(path) = history.as_deref().filter(|path| path.exists()) {
-        if let Err(error) = editor.load_history(path) {
-            screen.error(&format!("{}: {error}", path.display()));
-        }
+    if let Some(path) = history.as_deref().filter(|path| path.exists())
+        && let Err(error) = editor.load_history(path)
+    {
+        screen.error(&format!("{}: {error}", path.display()));
     }
     let mut printer = editor.create_external_printer()?;
     *screen.sink.lock() = Sink::Terminal(Box::new(move |text| printer.print(text)));

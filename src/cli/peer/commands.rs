@@ -10,11 +10,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::show;
-use crate::cli::repl::{Commands, Flow, Screen, Style, clean};
+use crate::cli::repl::{Commands, Flow, Screen, clean};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;
-use crate::trade::peer::{Item, catalogue};
+use crate::trade::peer::{Item, Note, catalogue};
 use crate::trade::wire::DealStatus;
 
 /// How long `wait` waits when it is not told: a search, five negotiations, a reservation, a settlement.
@@ -184,7 +184,7 @@ impl PeerCommands {
         let max = amount("MAX", max).map_err(in_quotes)?;
         let (rq, peers) = self.node.find(item_name, max, description)?;
         self.say("find", json!({ "rq": rq, "peers": peers }), || {
-            format!("searching [{rq}] {item_name} for at most {max}: {peers} peers are asked")
+            format!("searching [{rq}] {item_name} for at most {max}: {} asked", show::peers(peers))
         });
         Ok(())
     }
@@ -195,8 +195,15 @@ impl PeerCommands {
         if self.screen.is_json() {
             self.screen.print(&json!({ "ok": "wait", "rq": rq, "outcome": outcome }).to_string());
         } else {
-            self.screen.print(&self.screen.paint(Style::Dim, "waited for:"));
-            show::note(&self.screen, &outcome);
+            // What happened was printed when it did; this is the answer.
+            let text = match outcome {
+                Note::Found { price, .. } => format!("found [{rq}] for {price}: `buy {rq}` or `cancel {rq}`"),
+                Note::Bought { price, .. } => format!("done [{rq}]: bought for {price}"),
+                Note::Sold { price, .. } => format!("done [{rq}]: sold for {price}"),
+                Note::Cancelled { reason, .. } => format!("done [{rq}]: no sale, {reason}"),
+                _ => format!("done [{rq}]"),
+            };
+            self.screen.print(&clean(&text));
         }
         Ok(())
     }

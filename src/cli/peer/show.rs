@@ -12,7 +12,7 @@ pub(super) fn note(screen: &Screen, note: &Note) {
     let seller = |seller: &Option<Name>| seller.as_ref().map(|name| format!(" from {name}")).unwrap_or_default();
     let (style, text) = match note {
         Note::Searching { rq, item_name, peers } => {
-            (None, format!("searching [{rq}] {item_name}: {peers} peers are asked"))
+            (None, format!("searching [{rq}] {item_name}: {} asked", self::peers(*peers)))
         }
         Note::Found { rq, item_name, price, seller: from } => (
             Some(Style::Good),
@@ -61,4 +61,9 @@ pub(super) fn note(screen: &Screen, note: &Note) {
         Some(style) => screen.print(&screen.paint(style, &text)),
         None => screen.print(&text),
     }
+}
+
+/// `1 peer is`, `2 peers are`.
+pub(super) fn peers(count: u64) -> String {
+    if count == 1 { "1 peer is".to_owned() } else { format!("{count} peers are") }
 }

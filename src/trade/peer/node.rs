@@ -435,7 +435,6 @@ impl Inner {
             self.rebuild();
             return Err(error.into());
         }
-        self.changed.notify_all();
         match refused {
             Some(refused) if effects.is_empty() => Err(refused.into()),
             _ => Ok(effects),
@@ -474,6 +473,8 @@ impl Inner {
         for note in &effects.notes {
             self.tell(note);
         }
+        // Last, so that who waits for an end hears of it first.
+        self.changed.notify_all();
     }
 
     fn tell(&self, note: &Note) {

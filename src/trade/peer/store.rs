@@ -73,9 +73,8 @@ impl PeerStore {
     /// Why it cannot be read.
     pub fn load(&self) -> Result<Snapshot, StoreError> {
         self.store.read(|reader| {
-            let mut snapshot = Snapshot::default();
-            snapshot.items =
-                reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
+            let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
+            let mut snapshot = Snapshot { items, ..Snapshot::default() };
             reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
                 match row.text(0)? {
                     "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
