@@ -318,7 +318,7 @@ fn show_log(
                     "item_name": row.item_name, "price": row.price, "detail": row.detail});
                 writeln!(out, "{line}")
             } else {
-                let item = row.item_name.as_deref().map(printable).unwrap_or_default();
+                let item = row.item_name.as_deref().map(clean).unwrap_or_default();
                 let deal = row.deal.map(|deal| deal.to_string()).unwrap_or_default();
                 writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, row.peer, deal, price, item, clean(&row.detail))
             };
