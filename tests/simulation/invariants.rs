@@ -47,6 +47,8 @@ pub struct Invariants {
     /// What was promised by an answer that left.
     registered: BTreeMap<Name, String>,
     promises: Vec<Promise>,
+    /// How often a name was given up: an answer from before promises nothing after.
+    departures: BTreeMap<Name, u32>,
     mids: HashMap<u64, (u64, Party, Push)>,
     numbers: HashMap<u64, (u64, Party)>,
     /// The newest FOUND of each deal.
@@ -101,8 +103,12 @@ impl Invariants {
     }
 
     /// The same request gets the same answer; another under its number is refused.
-    pub fn answer(&mut self, rows: &Rows, request: &Request, reply: &Reply) {
+    /// `asked_in` is the [`Invariants::era`] in which it was asked.
+    pub fn answer(&mut self, rows: &Rows, request: &Request, asked_in: u32, reply: &Reply) {
         let name = &request.name;
+        if asked_in != self.era(name) {
+            return;
+        }
         let mut promise = |what| {
             let deal = rows.deal_of(name, request.rq);
             self.promises.push(Promise { name: name.clone(), rq: request.rq, deal, what });
@@ -144,8 +150,14 @@ impl Invariants {
         }
     }
 
+    /// Which registration of a name this is.
+    pub fn era(&self, name: &Name) -> u32 {
+        self.departures.get(name).copied().unwrap_or_default()
+    }
+
     /// A DE-REGISTER has been read: what was promised to that name may end at any moment.
     pub fn leaving(&mut self, name: &Name) {
+        *self.departures.entry(name.clone()).or_default() += 1;
         self.registered.remove(name);
         self.answers.retain(|(whose, ..), _| whose != name);
         self.promises.retain(|promise| promise.name != *name);

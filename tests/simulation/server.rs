@@ -32,7 +32,8 @@ pub struct Server {
 
 /// What becomes of an outcome once it is on disk.
 enum Then {
-    Answer(SocketAddr, Box<Request>),
+    /// To whom, to what, and in which era of that name it was asked.
+    Answer(SocketAddr, Box<Request>, u32),
     Leave(SocketAddr, Box<Request>),
     Nothing,
     Stored(u64),
@@ -144,7 +145,7 @@ impl World {
         let start = self.starts;
         for Waiting(_, then) in std::mem::take(&mut server.waiting) {
             match then {
-                Then::Answer(to, request) | Then::Leave(to, request) => {
+                Then::Answer(to, request, _) | Then::Leave(to, request) => {
                     let reply =
                         Reply::Error { rq: Some(request.rq), code: Code::Unavailable, reason: "try again".to_owned() };
                     self.network(Event::Reply { to, reply: Box::new(reply) });
@@ -179,9 +180,10 @@ impl World {
                 if let (Ask::Buy { price, .. }, Some(deal)) = (&request.ask, outcome.settle) {
                     self.rules.bought(deal, price.0);
                 }
+                let era = self.rules.era(&request.name);
                 let then = match outcome.leaving {
                     Some(_) => Then::Leave(from, request),
-                    None => Then::Answer(from, request),
+                    None => Then::Answer(from, request, era),
                 };
                 self.outcome(outcome, then);
             }
@@ -303,9 +305,9 @@ impl World {
     fn release(&mut self, Waiting(outcome, then): Waiting) {
         let Outcome { receipt, answer, pushes, once, deadlines, settle, leaving, .. } = outcome;
         let start = self.starts;
-        if let (Then::Answer(to, request), Some(reply)) = (&then, answer) {
+        if let (Then::Answer(to, request, era), Some(reply)) = (&then, answer) {
             self.rules.leaves(&self.disk, receipt, &reply);
-            self.rules.answer(&self.disk.lock().rows, request, &reply);
+            self.rules.answer(&self.disk.lock().rows, request, *era, &reply);
             self.network(Event::Reply { to: *to, reply: Box::new(reply) });
         }
         for told in pushes {
@@ -367,7 +369,8 @@ impl World {
             let Leaver { source, request, since, until_ms } = leaver;
             let outcome = server.exchange.leave(now, source, request.rq, &request.name, since);
             if outcome.leaving.is_none() {
-                outcomes.push((outcome, Then::Answer(source, request)));
+                let era = self.rules.era(&request.name);
+                outcomes.push((outcome, Then::Answer(source, request, era)));
                 continue;
             }
             outcomes.push((outcome, Then::Nothing));
