@@ -129,7 +129,9 @@ impl Platter {
     fn keep(&mut self, changes: Vec<Change>) {
         for change in changes {
             let lost = match self.fault {
-                Some(Fault::LoseSellerRows) => matches!(change, Change::Seller { .. }),
+                Some(Fault::LoseOffers) => {
+                    matches!(&change, Change::Seller { deal, rq, .. } if self.rows.sides.contains_key(&(*deal, *rq)))
+                }
                 Some(Fault::LosePeerRows) => matches!(change, Change::Peer(_)),
                 Some(Fault::LoseCeiling) => matches!(change, Change::Ceiling(_)),
                 Some(Fault::LoseCaptures) => {

@@ -51,7 +51,7 @@ pub struct Invariants {
     departures: BTreeMap<Name, u32>,
     mids: HashMap<u64, (u64, Party, Push)>,
     numbers: HashMap<u64, (u64, Party)>,
-    /// The newest FOUND of each deal.
+    /// The newest FOUND of each deal that left.
     found: HashMap<u64, (u64, i64)>,
 }
 
@@ -75,6 +75,10 @@ impl Invariants {
             let home = disk.newest_address(&name);
             self.hold(home == Some(to), "pushes go home", || format!("{push:?} for {name} at {home:?} went to {to}"));
         }
+        if let Push::Found { mid, price, .. } = push {
+            let newest = self.found.entry(told.deal).or_default();
+            *newest = (*newest).max((*mid, price.0));
+        }
         let (mid, rq) = numbers_of(push);
         let meant = self.mids.entry(mid).or_insert_with(|| (told.deal, told.party, push.clone())).clone();
         let now = (told.deal, told.party, push.clone());
@@ -83,14 +87,6 @@ impl Invariants {
             let side = *self.numbers.entry(rq).or_insert((told.deal, told.party));
             let now = (told.deal, told.party);
             self.hold(side == now, "a number is used once", || format!("rq {rq} meant {side:?} and now {now:?}"));
-        }
-    }
-
-    /// The newest FOUND of a deal names the price.
-    pub fn found(&mut self, told: Told, push: &Push) {
-        if let Push::Found { mid, price, .. } = push {
-            let newest = self.found.entry(told.deal).or_default();
-            *newest = (*newest).max((*mid, price.0));
         }
     }
 

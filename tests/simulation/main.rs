@@ -22,7 +22,7 @@ use world::{Tally, World};
 /// A rule broken on purpose, between the cores and the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    LoseSellerRows,
+    LoseOffers,
     LosePeerRows,
     LoseCaptures,
     LoseCeiling,
@@ -115,7 +115,7 @@ mod a_broken_rule_is_caught {
 
     #[test]
     fn a_row_that_never_reaches_the_disk() {
-        caught(Fault::LoseSellerRows, &["an offer is kept"]);
+        caught(Fault::LoseOffers, &["an offer is kept"]);
         caught(Fault::LosePeerRows, &["a registration is kept"]);
         caught(Fault::LoseCaptures, &["escrow is what is held"]);
     }

@@ -249,13 +249,6 @@ impl World {
     }
 
     fn outcome(&mut self, outcome: Outcome<u64>, then: Then) {
-        if let Some(server) = &self.server {
-            for told in &outcome.pushes {
-                if let Some((_, push)) = server.exchange.push(*told) {
-                    self.rules.found(*told, &push);
-                }
-            }
-        }
         let early = self.fault == Some(Fault::SendBeforeCommit);
         if early || self.disk.has_committed(outcome.receipt) {
             return self.release(Waiting(outcome, then));
