@@ -47,8 +47,8 @@ pub struct Invariants {
     /// What was promised by an answer that left.
     registered: BTreeMap<Name, String>,
     promises: Vec<Promise>,
-    /// How often a name was given up: an answer from before promises nothing after.
-    departures: BTreeMap<Name, u32>,
+    /// How often a name was given up or began anew: an answer from before promises nothing after.
+    eras: BTreeMap<Name, u32>,
     mids: HashMap<u64, (u64, Party, Push)>,
     numbers: HashMap<u64, (u64, Party)>,
     /// The newest FOUND of each deal that left.
@@ -146,16 +146,15 @@ impl Invariants {
         }
     }
 
-    /// Which registration of a name this is.
+    /// Which DE-REGISTER or REGISTER of a name was the last.
     pub fn era(&self, name: &Name) -> u32 {
-        self.departures.get(name).copied().unwrap_or_default()
+        self.eras.get(name).copied().unwrap_or_default()
     }
 
     /// A DE-REGISTER has been read: what was promised to that name may end at any moment.
     pub fn leaving(&mut self, name: &Name) {
-        *self.departures.entry(name.clone()).or_default() += 1;
+        self.begins_anew(name);
         self.registered.remove(name);
-        self.answers.retain(|(whose, ..), _| whose != name);
         self.promises.retain(|promise| promise.name != *name);
     }
 
@@ -171,6 +170,7 @@ impl Invariants {
 
     /// A REGISTER has been read: numbers of ended deals may mean something else from here on.
     pub fn begins_anew(&mut self, name: &Name) {
+        *self.eras.entry(name.clone()).or_default() += 1;
         self.answers.retain(|(whose, ..), _| whose != name);
     }
 
