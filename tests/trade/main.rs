@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod deals;
 mod purchase;
 mod registration;
 mod settlement;
