@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use p2s2::net::conn::{Conn, ConnReader, ConnWriter};
@@ -185,6 +185,9 @@ pub struct Peer {
     pub token: Option<String>,
     pub cert_sha256: Option<String>,
     pub acknowledges: bool,
+    /// Every datagram, either way, is lost the first time; its repeats arrive.
+    pub loses_first: bool,
+    passed: Mutex<HashSet<Vec<u8>>>,
     next_rq: u64,
     pushes: VecDeque<Value>,
     seen_mids: HashSet<u64>,
@@ -201,6 +204,8 @@ impl Peer {
             token: None,
             cert_sha256: None,
             acknowledges: true,
+            loses_first: false,
+            passed: Mutex::default(),
             next_rq: 1,
             pushes: VecDeque::new(),
             seen_mids: HashSet::new(),
@@ -288,6 +293,9 @@ impl Peer {
     }
 
     pub fn send_bytes(&self, bytes: &[u8]) {
+        if self.is_lost(bytes) {
+            return;
+        }
         match self.udp.send_to(bytes, self.server) {
             // A killed server's port answers "refused" to the next call.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
@@ -312,6 +320,9 @@ impl Peer {
                 Err(error) => panic!("{error}"),
             };
             assert_eq!(source, self.server, "a datagram from someone else");
+            if self.is_lost(&bytes[..length]) {
+                continue;
+            }
             let message: Value = serde_json::from_slice(&bytes[..length]).unwrap();
             if let Some(mid) = message["mid"].as_u64() {
                 if self.acknowledges {
@@ -323,6 +334,28 @@ impl Peer {
             }
             return Some(message);
         }
+    }
+
+    fn is_lost(&self, datagram: &[u8]) -> bool {
+        self.loses_first && self.passed.lock().unwrap().insert(datagram.to_owned())
+    }
+
+    /// Every datagram that came up to the answer of a request that is asked now, in order; with repeats.
+    pub fn datagrams_until_fence(&mut self) -> Vec<Value> {
+        let rq = self.fresh_rq();
+        let fence = self.message("STATUS", rq, json!({"token": self.token}));
+        let mut came = Vec::new();
+        self.send(&fence);
+        eventually("the fence's answer", || {
+            let message = self.receive_until(Instant::now() + Duration::from_millis(500));
+            if message.is_none() {
+                self.send(&fence);
+            }
+            let is_answer = message.as_ref().is_some_and(|m| m["mid"].is_null() && m["rq"] == rq);
+            came.extend(message.filter(|_| !is_answer));
+            is_answer.then_some(())
+        });
+        came
     }
 
     /// The next push of this type that was not taken yet, in whatever order they came.

@@ -3,6 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bounds;
+mod deals;
 mod purchase;
+mod pushes;
 mod registration;
 mod settlement;
