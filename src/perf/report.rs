@@ -163,7 +163,7 @@ fn limits(outcome: &Outcome) -> Value {
             });
             ((*name).to_owned(), side)
         });
-        let key = format!("{} of {}, {} clients", share.result, share.limits.join(" or "), share.clients);
+        let key = format!("{} of {} at {}", share.result, share.limits.join(" or "), share.clients);
         limits.insert(
             key,
             json!({
@@ -277,8 +277,9 @@ pub fn requirements(outcome: &Outcome, relax: f64) -> (Vec<String>, bool) {
         all_met &= met;
         let Share { result, clients, limits, .. } = share;
         Some(format!(
-            "{:<6} {result} at {clients} clients: {:.2} of {} (required {required:.2})",
+            "{:<6} {result} at {clients} client{}: {:.2} of {} (required {required:.2})",
             if met { "ok" } else { "MISSED" },
+            if *clients == 1 { "" } else { "s" },
             share.median(),
             limits.join(" or "),
         ))

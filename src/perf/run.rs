@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -11,6 +11,9 @@ use super::plan::{Effort, Group, Outcome};
 use super::report::{Report, requirements, table};
 use super::stop::Stop;
 use super::{INTERRUPTED, MISSED, RunArgs, plan};
+
+/// A quick run is over within a minute: from here on it does without repetitions that compare nothing.
+const QUICK_HURRY_AFTER: Duration = Duration::from_secs(35);
 
 /// What a scenario is given: its words, and the means to measure.
 pub struct Run<'a> {
@@ -100,7 +103,7 @@ pub fn scenario(
 
 fn effort(args: &RunArgs) -> Effort {
     let (runs, time_ms, warm_up_ms) = match (args.quick, args.full) {
-        (true, _) => (5, 350, 150),
+        (true, _) => (5, 250, 100),
         (_, true) => (11, 3000, 1000),
         _ => (7, 1000, 300),
     };
@@ -109,5 +112,6 @@ fn effort(args: &RunArgs) -> Effort {
         runs: args.runs.map_or(runs, usize::from),
         length: args.calls.map_or(Length::Time(time), Length::Calls),
         warm_up: Duration::from_millis(warm_up_ms),
+        hurry_from: args.quick.then(|| Instant::now() + QUICK_HURRY_AFTER),
     }
 }

@@ -24,7 +24,7 @@ use crate::perf::load::{self, Length, Sample};
 use crate::perf::stop::Stop;
 
 /// A request is sent again when nothing came for so long.
-const AGAIN_AFTER: Duration = Duration::from_millis(250);
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// So often.
 const SENDINGS_MAX: u32 = 8;
 /// A search, and a settlement, may take so long: longer than the server's own windows.
@@ -141,7 +141,8 @@ impl Drop for Market {
         for peer in &self.peers {
             peer.is_closing.store(true, Ordering::Relaxed);
             // Wakes the thread that accepts; if that fails it has ended already.
-            let _ = peer.listener.local_addr().and_then(|addr| TcpStream::connect_timeout(&addr, AGAIN_AFTER));
+            let _ =
+                peer.listener.local_addr().and_then(|addr| TcpStream::connect_timeout(&addr, Duration::from_secs(1)));
         }
         for thread in self.threads.drain(..) {
             // A panic was logged by the thread itself.
@@ -272,13 +273,18 @@ impl Peer {
     fn read(&self) -> anyhow::Result<()> {
         let mut buffer = vec![0; 8 * 1024];
         // Answers to a SEARCH that the server has not confirmed: with one missing, everyone waits.
-        let mut unconfirmed: Vec<(u64, String)> = Vec::new();
+        let mut unconfirmed: Vec<(u64, String, Instant)> = Vec::new();
         while !self.is_closing() {
             let length = match self.socket.recv(&mut buffer) {
                 Ok(length) => length,
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                        unconfirmed.iter().try_for_each(|(_, answer)| self.send(answer))?;
+                        for (_, answer, sent_at) in &mut unconfirmed {
+                            if sent_at.elapsed() >= AGAIN_AFTER {
+                                *sent_at = Instant::now();
+                                self.send(answer)?;
+                            }
+                        }
                         continue;
                     }
                     ErrorKind::Interrupted => continue,
@@ -294,10 +300,10 @@ impl Peer {
                 ("SEARCH", Some(rq)) => {
                     let answer = self.answer(rq, heard.item_name.as_deref().unwrap_or(ITEM));
                     self.send(&answer)?;
-                    unconfirmed.push((rq, answer));
+                    unconfirmed.push((rq, answer, Instant::now()));
                 }
                 ("OFFERED" | "NOTED" | "ERROR", Some(rq)) if rq >= crate::trade::wire::SERVER_NUMBERS => {
-                    unconfirmed.retain(|(of, _)| *of != rq);
+                    unconfirmed.retain(|(of, ..)| *of != rq);
                 }
                 _ => self.tell(News::Heard(heard)),
             }
