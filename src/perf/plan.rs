@@ -12,14 +12,17 @@ use super::child::Usage;
 use super::load::{Length, Sample};
 use super::stop::Stop;
 
+/// One measurement of this length; ends early when asked to.
+pub type Measure<'a> = Box<dyn FnMut(Length, &Stop) -> anyhow::Result<Sample> + 'a>;
+
 /// One thing that is measured.
 pub struct Bench<'a> {
     /// As reports call it.
     pub name: &'static str,
     /// A limit: reported by what is a share of it, not by itself.
     pub is_limit: bool,
-    /// One measurement of this length.
-    pub measure: Box<dyn FnMut(Length, &Stop) -> anyhow::Result<Sample> + 'a>,
+    /// Measures it once.
+    pub measure: Measure<'a>,
 }
 
 impl<'a> Bench<'a> {
@@ -272,7 +275,8 @@ mod tests {
         Sample { done, elapsed: Duration::from_secs(1), ..Sample::new() }
     }
 
-    const EFFORT: Effort = Effort { runs: 5, length: Length::Calls(10), warm_up: Duration::from_millis(1) };
+    const EFFORT: Effort =
+        Effort { runs: 5, length: Length::Calls(10), warm_up: Duration::from_millis(1), hurry_from: None };
 
     #[test]
     fn a_share_is_that_of_its_turn_and_the_lower_limit_counts() {
