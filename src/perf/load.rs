@@ -1,0 +1,349 @@
+//! Clients in a closed loop: each has a thread and a connected UDP socket, and asks again as soon as it
+//! was answered.
+//!
+//! What is measured shares the machine with us, so a call costs as little as can be: the request is made
+//! once and only its number is written into it, the answer is compared with the beginning that it must
+//! have, and the clock is read once.
+
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use crossbeam_channel::bounded;
+use hdrhistogram::Histogram;
+use serde_json::Value;
+
+use super::stop::Stop;
+
+/// An answer that takes longer counts as lost, and the request is sent again.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// A call fails after so many sendings.
+const SENDINGS_MAX: u32 = 20;
+/// Stack of a client's thread, bytes: it calls nothing deep.
+const STACK_BYTES: usize = 128 * 1024;
+/// Numbers of requests all have nine digits, so that one can be written over the other.
+const RQ_DIGITS: usize = 9;
+const RQ_FIRST: u64 = 100_000_000;
+const RQ_END: u64 = 1_000_000_000;
+/// The longest answer.
+const ANSWER_MAX: usize = 8 * 1024;
+
+/// How long a measurement lasts.
+#[derive(Debug, Clone, Copy)]
+pub enum Length {
+    /// So many calls of each client.
+    Calls(u64),
+    /// So long.
+    Time(Duration),
+}
+
+impl Length {
+    /// Whether that was enough.
+    pub fn is_over(self, calls: u64, started: Instant, now: Instant) -> bool {
+        match self {
+            Length::Calls(most) => calls >= most,
+            Length::Time(most) => now - started >= most,
+        }
+    }
+}
+
+/// What one measurement brought.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Calls that were answered as they should be.
+    pub done: u64,
+    /// Calls that were refused, answered wrongly, or never.
+    pub failed: u64,
+    /// Datagrams that were sent again because no answer came.
+    pub lost: u64,
+    /// From the first call's beginning to the last one's end.
+    pub elapsed: Duration,
+    /// Of the calls that were answered, nanoseconds; none where calls were not timed one by one.
+    pub latency_ns: Histogram<u64>,
+    /// What the server used meanwhile, where it is known.
+    pub server: Option<super::child::Usage>,
+}
+
+impl Sample {
+    /// Nothing yet.
+    pub fn new() -> Sample {
+        // A minute is far above what a call may take: see SENDINGS_MAX.
+        let latency_ns = Histogram::new_with_bounds(64, 60_000_000_000, 3).expect("the bounds are in order");
+        Sample { done: 0, failed: 0, lost: 0, elapsed: Duration::ZERO, latency_ns, server: None }
+    }
+
+    /// Calls a second that were answered as they should be.
+    pub fn ops_per_s(&self) -> f64 {
+        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Counts a call that was answered.
+    pub fn answered(&mut self, latency: Duration) {
+        self.done += 1;
+        self.latency_ns.saturating_record(latency.as_nanos() as u64);
+    }
+
+    /// Adds what another client of the same measurement did; the time stays.
+    pub fn absorb(&mut self, other: &Sample) {
+        self.done += other.done;
+        self.failed += other.failed;
+        self.lost += other.lost;
+        self.latency_ns += &other.latency_ns;
+    }
+}
+
+impl Default for Sample {
+    fn default() -> Sample {
+        Sample::new()
+    }
+}
+
+/// A request with a place for its number, and the beginning that its answer must have.
+#[derive(Debug, Clone)]
+pub struct Call {
+    request: Vec<u8>,
+    rq_at: usize,
+    /// A digit that changes from call to call between 0 and 1, so that each asks for something new.
+    vary_at: Option<usize>,
+    /// The answer up to its number.
+    answer_head: Vec<u8>,
+}
+
+impl Call {
+    /// A request of this text; `RQ` stands for the number, `~` (if there is one) for the digit that
+    /// varies. The answer is known once it was [learned](Client::learn).
+    pub fn new(text: &str) -> Call {
+        let digits = RQ_FIRST.to_string();
+        let rq_at = text.find("RQ").expect("a request has a number");
+        let text = text.replacen("RQ", &digits, 1);
+        let vary_at = text.find('~');
+        Call { request: text.replace('~', "9").into_bytes(), rq_at, vary_at, answer_head: Vec::new() }
+    }
+
+    /// The same request to a server that sends back what it got.
+    pub fn echoed(&self) -> Call {
+        Call { answer_head: self.request[..self.rq_at].to_vec(), ..self.clone() }
+    }
+
+    /// Bytes of the request.
+    pub fn request_bytes(&self) -> usize {
+        self.request.len()
+    }
+
+    fn number(&mut self, rq: u64) {
+        let mut left = rq;
+        for digit in self.request[self.rq_at..self.rq_at + RQ_DIGITS].iter_mut().rev() {
+            *digit = b'0' + (left % 10) as u8;
+            left /= 10;
+        }
+        if let Some(at) = self.vary_at {
+            self.request[at] = b'0' + (rq % 2) as u8;
+        }
+    }
+
+    fn digits(&self) -> &[u8] {
+        &self.request[self.rq_at..self.rq_at + RQ_DIGITS]
+    }
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Client {
+    socket: UdpSocket,
+    call: Call,
+    next_rq: u64,
+    answer: Box<[u8]>,
+}
+
+enum Answer {
+    Right,
+    Wrong,
+    None,
+}
+
+impl Client {
+    /// A socket of its own that speaks with this server alone.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn connect(server: SocketAddr, call: Call) -> io::Result<Client> {
+        Ok(Client::over(connect(server)?, call))
+    }
+
+    /// The same with a socket that is there.
+    pub fn over(socket: UdpSocket, call: Call) -> Client {
+        Client { socket, call, next_rq: RQ_FIRST, answer: vec![0; ANSWER_MAX].into() }
+    }
+
+    /// Asks once, checks that the answer is of this type and bears the number, and remembers how it
+    /// begins. Gives the answer.
+    ///
+    /// # Errors
+    /// No answer, or another one.
+    pub fn learn(&mut self, answer_type: &str) -> anyhow::Result<Vec<u8>> {
+        self.call.number(self.next_rq);
+        let answer = ask(&self.socket, &self.call.request)?;
+        let value: Value = serde_json::from_slice(&answer).context("the server's answer is no JSON")?;
+        if value["type"] != answer_type || value["rq"] != self.next_rq {
+            bail!("expected {answer_type} from the server, not {}", String::from_utf8_lossy(&answer));
+        }
+        self.next_rq += 1;
+        let digits = self.call.digits();
+        let at = answer.windows(RQ_DIGITS).position(|window| window == digits);
+        let at = at.context("the server writes rq in a way of its own")?;
+        self.call.answer_head = answer[..at].to_vec();
+        Ok(answer)
+    }
+
+    /// The request and the answer that it knows.
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    fn drive(&mut self, length: Length, stop: &Stop) -> io::Result<Sample> {
+        let mut sample = Sample::new();
+        let started = Instant::now();
+        let (mut before, mut calls) = (started, 0);
+        while !length.is_over(calls, started, before) && !stop.is_asked() {
+            self.call.number(self.next_rq);
+            let answer = self.call_once(&mut sample.lost, stop)?;
+            self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
+            let now = Instant::now();
+            match answer {
+                Answer::Right => sample.answered(now - before),
+                Answer::Wrong | Answer::None => sample.failed += 1,
+            }
+            before = now;
+            calls += 1;
+        }
+        sample.elapsed = started.elapsed();
+        Ok(sample)
+    }
+
+    fn call_once(&mut self, lost: &mut u64, stop: &Stop) -> io::Result<Answer> {
+        for _ in 0..SENDINGS_MAX {
+            self.socket.send(&self.call.request)?;
+            loop {
+                match self.socket.recv(&mut self.answer) {
+                    Ok(length) => match self.look(length) {
+                        // Late, or of the server's own accord.
+                        Answer::None => {}
+                        known => return Ok(known),
+                    },
+                    Err(error) => match error.kind() {
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut => break,
+                        ErrorKind::Interrupted => {}
+                        _ => return Err(error),
+                    },
+                }
+            }
+            if stop.is_asked() {
+                break;
+            }
+            *lost += 1;
+        }
+        Ok(Answer::None)
+    }
+
+    fn look(&self, length: usize) -> Answer {
+        let (answer, digits) = (&self.answer[..length], self.call.digits());
+        match answer.strip_prefix(self.call.answer_head.as_slice()) {
+            Some(rest) if rest.starts_with(digits) => Answer::Right,
+            Some(_) => Answer::None,
+            None if answer.windows(RQ_DIGITS).any(|window| window == digits) => Answer::Wrong,
+            None => Answer::None,
+        }
+    }
+}
+
+/// A socket that speaks with this server alone and does not wait for ever.
+///
+/// # Errors
+/// The system's.
+pub fn connect(server: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = match server {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(AGAIN_AFTER))?;
+    Ok(socket)
+}
+
+/// Asks outside of a measurement, again and again for five seconds.
+///
+/// # Errors
+/// No answer.
+pub fn ask(socket: &UdpSocket, request: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut answer = vec![0; ANSWER_MAX];
+    for _ in 0..SENDINGS_MAX {
+        socket.send(request).context("the server cannot be reached")?;
+        match socket.recv(&mut answer) {
+            Ok(length) => {
+                answer.truncate(length);
+                return Ok(answer);
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+                _ => return Err(error).context("the server does not answer"),
+            },
+        }
+    }
+    bail!("the server does not answer");
+}
+
+/// Lets all clients call at once for that long.
+///
+/// # Errors
+/// A thread or socket fails; a server that is gone.
+pub fn run(clients: &mut [Client], length: Length, stop: &Stop) -> anyhow::Result<Sample> {
+    run_all(clients, |client| client.drive(length, stop).context("a client's socket failed"))
+}
+
+/// Lets each of them work on a thread of its own, all beginning at once, and adds up what they did.
+///
+/// # Errors
+/// No thread, or the first error of one of them.
+pub fn run_all<T: Send>(
+    all: &mut [T],
+    work: impl Fn(&mut T) -> anyhow::Result<Sample> + Sync,
+) -> anyhow::Result<Sample> {
+    // Closing the gate is the start for everyone at once.
+    let (gate, start) = bounded::<()>(0);
+    let mut total = Sample::new();
+    thread::scope(|scope| {
+        let mut threads = Vec::with_capacity(all.len());
+        let mut failure = None;
+        for one in all.iter_mut() {
+            let (start, work) = (start.clone(), &work);
+            let thread = thread::Builder::new().name("client".to_owned()).stack_size(STACK_BYTES);
+            let spawned = thread.spawn_scoped(scope, move || {
+                // Nothing is ever sent: an error is the start.
+                let _ = start.recv();
+                work(one)
+            });
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    failure = Some(anyhow::Error::new(error).context("the system gives no more threads"));
+                    break;
+                }
+            }
+        }
+        let started = Instant::now();
+        drop(gate);
+        for thread in threads {
+            match thread.join() {
+                Ok(Ok(sample)) => total.absorb(&sample),
+                Ok(Err(error)) => failure = failure.take().or(Some(error)),
+                Err(_) => failure = failure.take().or_else(|| Some(anyhow::anyhow!("a client panicked"))),
+            }
+        }
+        total.elapsed = started.elapsed();
+        failure.map_or(Ok(()), Err)
+    })?;
+    Ok(total)
+}

@@ -1,0 +1,141 @@
+//! The load generator: `p2s2-perf`.
+//!
+//! A scenario (one file each) starts what it needs as children and describes its measurements as
+//! [`plan::Group`]s; everything else is common: the clients ([`load`]), what the machine could do at
+//! all ([`limits`]), taking turns and medians ([`plan`]), the report ([`report`]).
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+pub mod child;
+pub mod compare;
+pub mod limits;
+pub mod load;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod stop;
+pub mod trade;
+
+/// Everything was measured, but a requirement was missed (with `--check`).
+const MISSED: u8 = 3;
+/// Ended by a signal: as shells report a death by SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// How fast is it, and how fast could it be here?
+#[derive(Debug, Parser)]
+#[command(
+    name = "p2s2-perf",
+    version,
+    max_term_width = 100,
+    about = "Measure how fast P2S2 is, as a share of what this machine can do at all",
+    after_help = "\
+Examples:
+  p2s2-perf trade --quick                      within a minute: echo, STATUS, REGISTER, rounds, purchases
+  p2s2-perf trade --clients 1,100 --only STATUS,REGISTER
+  p2s2-perf trade --quick --json > now.json    the report as one JSON object instead of the table
+  p2s2-perf compare before.json now.json       two runs side by side
+
+Exit codes: 0 measured; 1 could not measure; 2 wrong words; 3 a requirement was missed (--check);
+130 ended by a signal (what was measured until then is written)."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Peers that search, offer and buy, over UDP and TLS
+    #[command(after_help = "\
+Examples:
+  p2s2-perf trade --quick
+  p2s2-perf trade --full --out /mnt/disk/perf       the store's files lie below --out: choose the disk
+  p2s2-perf trade --target 127.0.0.1:7001 --only STATUS --clients 1,10,100")]
+    Trade(RunArgs),
+    /// Show two reports side by side
+    #[command(after_help = "Example:\n  p2s2-perf compare data/perf/before.json data/perf/trade.json")]
+    Compare(compare::CompareArgs),
+    /// One of the servers that results are compared with (a child of a run)
+    #[command(hide = true)]
+    LimitServer(limits::LimitServerArgs),
+}
+
+/// What every scenario takes.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// A small run, within a minute
+    #[arg(long, conflicts_with = "full")]
+    pub quick: bool,
+    /// A long run
+    #[arg(long)]
+    pub full: bool,
+    /// How many clients at once; each number is measured
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1000), default_value = "1,10,100")]
+    pub clients: Vec<u16>,
+    /// Calls of each client in a measurement, instead of a fixed time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub calls: Option<u64>,
+    /// Measurements of each kind (5 or more for medians that mean something)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub runs: Option<u16>,
+    /// Where reports go; data of the measured servers lies there meanwhile, on that disk
+    #[arg(long, value_name = "DIR", default_value = "data/perf")]
+    pub out: std::path::PathBuf,
+    /// Measure a running server instead of starting one (its CPU and memory are then unknown)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub target: Option<String>,
+    /// Measure these operations alone (limits come along as needed)
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Print the report as JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Exit with 3 when a requirement is missed
+    #[arg(long)]
+    pub check: bool,
+    /// Multiply what is required by this, for machines that are shared
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = parse_factor)]
+    pub relax: f64,
+}
+
+impl RunArgs {
+    /// Ends the process with a usage error if an operation is asked for that the scenario does not have.
+    fn check(&self, operations: &[&str]) {
+        let unknown = self.only.iter().find(|only| !operations.iter().any(|known| known.eq_ignore_ascii_case(only)));
+        if let Some(unknown) = unknown {
+            let message = format!("--only: there is no operation {unknown:?}; choose from {}", operations.join(", "));
+            Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
+        }
+    }
+}
+
+fn parse_factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse::<f64>().ok().filter(|factor| (0.0..=1.0).contains(factor));
+    factor.ok_or_else(|| "expected a factor from 0 to 1".to_owned())
+}
+
+/// Runs the program; see the exit codes in its help.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Trade(args) => {
+            args.check(trade::OPERATIONS);
+            run::scenario("trade", &args, trade::measure)
+        }
+        Command::Compare(args) => compare::run(&args),
+        Command::LimitServer(args) => limits::serve(&args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        let pipe_closed = error.chain().any(|cause| {
+            cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+        });
+        if pipe_closed {
+            // Whoever read our output has seen enough.
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

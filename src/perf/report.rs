@@ -1,0 +1,348 @@
+//! What is told of a run: one JSON object (SPEC section 9), a table, a line for each requirement.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::load::Sample;
+use super::plan::{Measured, Outcome, Share};
+
+/// A run, as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// `trade`, …
+    pub scenario: String,
+    /// Where it ran.
+    pub machine: Value,
+    /// Every comparison, turn by turn.
+    pub limits: Value,
+    /// A line for each result (and limit).
+    pub results: Vec<Row>,
+}
+
+/// One result. What does not apply is null.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Row {
+    /// The operation.
+    pub name: String,
+    /// Clients at once.
+    pub clients: usize,
+    /// Operations a second, median of the runs.
+    pub ops_per_s: f64,
+    /// What it is a share of; of several, the lower.
+    pub limit: Option<String>,
+    /// The limit's rate, median.
+    pub limit_ops_per_s: Option<f64>,
+    /// The median of the runs' own shares.
+    pub share_of_limit: Option<f64>,
+    /// Measurements.
+    pub runs: usize,
+    /// Standard deviation of the runs' rates.
+    pub ops_per_s_stddev: f64,
+    /// Latency, microseconds; over all runs, as are the others.
+    pub mean_us: Option<f64>,
+    /// Half of the calls took no longer.
+    pub p50_us: Option<f64>,
+    /// 95 of 100 took no longer.
+    pub p95_us: Option<f64>,
+    /// 99 of 100 took no longer.
+    pub p99_us: Option<f64>,
+    /// The longest.
+    pub max_us: Option<f64>,
+    /// Calls that failed, and datagrams that had to be sent again.
+    pub errors: u64,
+    /// Calls answered as they should be, of all.
+    pub success_rate: f64,
+    /// Payload a second, 10^6 bytes.
+    pub mb_per_s: Option<f64>,
+    /// CPU time of the server in all runs, seconds.
+    pub server_cpu_s: Option<f64>,
+    /// Most memory that the server held, 10^6 bytes.
+    pub server_peak_rss_mb: Option<f64>,
+}
+
+impl Report {
+    /// What is to be written of an outcome.
+    pub fn new(scenario: &str, outcome: &Outcome) -> Report {
+        let results = outcome.measured.iter().filter(|one| !one.is_limit).flat_map(|one| rows(one, outcome));
+        Report {
+            scenario: scenario.to_owned(),
+            machine: machine(),
+            limits: limits(outcome),
+            results: results.collect(),
+        }
+    }
+
+    /// Writes it to the folder as `SCENARIO.json`; the one of before becomes `SCENARIO.previous.json`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&self, dir: &Path) -> anyhow::Result<PathBuf> {
+        let path = dir.join(format!("{}.json", self.scenario));
+        let write = || -> std::io::Result<()> {
+            fs::create_dir_all(dir)?;
+            let new = dir.join(format!("{}.json.{}", self.scenario, std::process::id()));
+            let mut file = fs::File::create(&new)?;
+            serde_json::to_writer_pretty(&mut file, self)?;
+            writeln!(file)?;
+            if path.exists() {
+                fs::rename(&path, dir.join(format!("{}.previous.json", self.scenario)))?;
+            }
+            fs::rename(&new, &path)
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Reads a report of before.
+    ///
+    /// # Errors
+    /// It cannot be read, or is none.
+    pub fn read(path: &Path) -> anyhow::Result<Report> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is no report of p2s2-perf", path.display()))
+    }
+}
+
+/// A result stands once for each of its limits.
+fn rows(measured: &Measured, outcome: &Outcome) -> Vec<Row> {
+    let shares: Vec<&Share> = shares_of(measured, outcome).collect();
+    if shares.is_empty() {
+        return vec![row(measured, None)];
+    }
+    shares.into_iter().map(|share| row(measured, Some(share))).collect()
+}
+
+fn shares_of<'a>(measured: &'a Measured, outcome: &'a Outcome) -> impl Iterator<Item = &'a Share> {
+    outcome.shares.iter().filter(|share| share.result == measured.name && share.clients == measured.clients)
+}
+
+fn row(measured: &Measured, share: Option<&Share>) -> Row {
+    let total = measured.total();
+    let latency = |at: fn(&Sample) -> f64| (!total.latency_ns.is_empty()).then(|| at(&total) / 1e3);
+    let calls = total.done + total.failed;
+    Row {
+        name: measured.name.to_owned(),
+        clients: measured.clients,
+        ops_per_s: measured.ops_per_s(),
+        limit: share.map(|share| share.limits.join(" or ")),
+        limit_ops_per_s: share.map(|share| share.limit_ops_per_s),
+        share_of_limit: share.map(Share::median),
+        runs: measured.samples.len(),
+        ops_per_s_stddev: measured.ops_per_s_stddev(),
+        mean_us: latency(|sample| sample.latency_ns.mean()),
+        p50_us: latency(|sample| sample.latency_ns.value_at_quantile(0.50) as f64),
+        p95_us: latency(|sample| sample.latency_ns.value_at_quantile(0.95) as f64),
+        p99_us: latency(|sample| sample.latency_ns.value_at_quantile(0.99) as f64),
+        max_us: latency(|sample| sample.latency_ns.max() as f64),
+        errors: total.failed + total.lost,
+        success_rate: if calls == 0 { 0.0 } else { total.done as f64 / calls as f64 },
+        mb_per_s: None,
+        server_cpu_s: total.server.map(|server| server.cpu_s),
+        server_peak_rss_mb: total.server.map(|server| server.peak_rss_mb),
+    }
+}
+
+/// The comparisons behind the shares, and what a call cost the servers.
+fn limits(outcome: &Outcome) -> Value {
+    let of = |name: &str, clients| outcome.measured.iter().find(|one| one.name == name && one.clients == clients);
+    let mut limits = Map::new();
+    for share in &outcome.shares {
+        let sides = share.limits.iter().chain([&share.result]).map(|name| {
+            let one = of(name, share.clients);
+            let cost = one.map(|one| Cost::of(&one.total()));
+            let side = json!({
+                "ops_per_s": one.map(|one| one.samples.iter().map(Sample::ops_per_s).collect::<Vec<_>>()),
+                "server_cpu_us_per_op": cost.and_then(|cost| cost.cpu_us),
+                "server_context_switches_per_op": cost.and_then(|cost| cost.switches),
+            });
+            ((*name).to_owned(), side)
+        });
+        let key = format!("{} of {} at {}", share.result, share.limits.join(" or "), share.clients);
+        limits.insert(
+            key,
+            json!({
+                "shares": share.shares,
+                "median": share.median(),
+                "required": share.required,
+                "runs": sides.collect::<Map<_, _>>(),
+            }),
+        );
+    }
+    Value::Object(limits)
+}
+
+/// What a call costs the server.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    cpu_us: Option<f64>,
+    switches: Option<f64>,
+}
+
+impl Cost {
+    fn of(total: &Sample) -> Cost {
+        let calls = (total.done + total.failed) as f64;
+        let per_call = |used: f64| (calls > 0.0).then(|| used / calls);
+        Cost {
+            cpu_us: total.server.and_then(|server| per_call(server.cpu_s * 1e6)),
+            switches: total.server.and_then(|server| per_call(server.switches as f64)),
+        }
+    }
+}
+
+/// Every measurement, limits included, for people.
+pub fn table(outcome: &Outcome) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "operation",
+        "clients",
+        "ops/s",
+        "±",
+        "limit",
+        "limit/s",
+        "share",
+        "min–max",
+        "p50 µs",
+        "p99 µs",
+        "max µs",
+        "errors",
+        "CPU µs/op",
+        "switches/op",
+        "RSS MB",
+    ]);
+    for measured in &outcome.measured {
+        let total = measured.total();
+        let cost = Cost::of(&total);
+        let all: Vec<Row> = if measured.is_limit { vec![row(measured, None)] } else { rows(measured, outcome) };
+        let shares: Vec<Option<&Share>> =
+            shares_of(measured, outcome).map(Some).chain([None]).take(all.len()).collect();
+        for (row, share) in all.iter().zip(shares) {
+            let spread = share.map(|share| {
+                let bound = |fold: fn(f64, f64) -> f64, from| share.shares.iter().copied().fold(from, fold);
+                format!("{:.2}–{:.2}", bound(f64::min, f64::INFINITY), bound(f64::max, 0.0))
+            });
+            table.add_row([
+                row.name.clone(),
+                row.clients.to_string(),
+                number(Some(row.ops_per_s), 0),
+                number(Some(row.ops_per_s_stddev), 0),
+                row.limit.clone().unwrap_or_default(),
+                number(row.limit_ops_per_s, 0),
+                number(row.share_of_limit, 2),
+                spread.unwrap_or_default(),
+                number(row.p50_us, 0),
+                number(row.p99_us, 0),
+                number(row.max_us, 0),
+                row.errors.to_string(),
+                number(cost.cpu_us, 1),
+                number(cost.switches, 2),
+                number(row.server_peak_rss_mb, 0),
+            ]);
+        }
+    }
+    for (place, column) in table.column_iter_mut().enumerate() {
+        if place != 0 && place != 4 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// A number for people: whole thousands apart, nothing where it does not apply.
+pub fn number(value: Option<f64>, decimals: usize) -> String {
+    let Some(value) = value else { return String::new() };
+    let text = format!("{value:.decimals$}");
+    let (whole, rest) = text.find('.').map_or((text.as_str(), ""), |point| text.split_at(point));
+    let mut spaced = String::new();
+    for (place, digit) in whole.chars().enumerate() {
+        if place > 0 && (whole.len() - place) % 3 == 0 && !spaced.ends_with('-') {
+            spaced.push(' ');
+        }
+        spaced.push(digit);
+    }
+    spaced + rest
+}
+
+/// A line for each requirement, and whether all are met.
+pub fn requirements(outcome: &Outcome, relax: f64) -> (Vec<String>, bool) {
+    let mut all_met = true;
+    let lines = outcome.shares.iter().filter_map(|share| {
+        let (met, required) = (share.is_met(relax)?, share.required? * relax);
+        all_met &= met;
+        let Share { result, clients, limits, .. } = share;
+        Some(format!(
+            "{:<6} {result} at {clients} client{}: {:.2} of {} (required {required:.2})",
+            if met { "ok" } else { "MISSED" },
+            if *clients == 1 { "" } else { "s" },
+            share.median(),
+            limits.join(" or "),
+        ))
+    });
+    (lines.collect(), all_met)
+}
+
+fn machine() -> Value {
+    let file = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let after = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let memory = after(&file("/proc/meminfo"), "MemTotal");
+    let memory_kb = memory.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+    let now = time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339);
+    let kernel = file("/proc/sys/kernel/osrelease");
+    json!({
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "kernel": (!kernel.is_empty()).then(|| kernel.trim().to_owned()),
+        "cpu": after(&file("/proc/cpuinfo"), "model name"),
+        "cores": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        "memory_mb": memory_kb.map(|kb| kb * 1024 / 1_000_000),
+        "load_average": file("/proc/loadavg").split_whitespace().next().and_then(|text| text.parse::<f64>().ok()),
+        "version": env!("CARGO_PKG_VERSION"),
+        "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+        "finished_at": now.ok(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(number(Some(1234567.0), 0), "1 234 567");
+        assert_eq!(number(Some(999.994), 2), "999.99");
+        assert_eq!(number(Some(1000.5), 1), "1 000.5");
+        assert_eq!(number(Some(-123456.0), 0), "-123 456");
+        assert_eq!(number(None, 1), "");
+    }
+
+    #[test]
+    fn a_missed_requirement_is_told() {
+        let share = |required| Share {
+            result: "STATUS",
+            clients: 10,
+            limits: &["bare"],
+            limit_ops_per_s: 100.0,
+            shares: vec![0.5, 0.7, 0.6],
+            required,
+        };
+        let outcome = Outcome { measured: Vec::new(), shares: vec![share(Some(0.65)), share(None), share(Some(0.5))] };
+        let (lines, met) = requirements(&outcome, 1.0);
+        assert_eq!(
+            lines,
+            [
+                "MISSED STATUS at 10 clients: 0.60 of bare (required 0.65)",
+                "ok     STATUS at 10 clients: 0.60 of bare (required 0.50)"
+            ]
+        );
+        assert!(!met && requirements(&outcome, 0.9).1);
+    }
+}
