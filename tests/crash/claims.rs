@@ -178,15 +178,6 @@ impl Claims {
         (self.registered.len(), self.deals.len(), self.answers.len())
     }
 
-    /// Deals of which a side was told that they ended with a sale.
-    pub fn completed(&self) -> usize {
-        self.deals.values().filter(|level| **level == Level::Completed).count()
-    }
-
-    pub fn is_completed(&self, who: Who, rq: u64) -> bool {
-        self.deals.get(&(who, rq)) == Some(&Level::Completed)
-    }
-
     /// How each item ended, as far as a side was told. (A seller is told CANCELLED of offers that were
     /// not taken as well: that says nothing of the item.)
     pub fn ends(&self, roster: &Roster) -> Vec<Told> {

@@ -5,10 +5,10 @@ mod support;
 
 mod claims;
 //mod disk;
-//mod disk_log;
+mod disk_log;
 mod kill;
 mod money;
-//mod powercut;
+mod powercut;
 mod rng;
-//mod shim;
+mod shim;
 mod traders;

@@ -21,8 +21,10 @@ use crate::claims::{Claims, Member, Roster, SERVER_NUMBERS, Who};
 use crate::rng::Rng;
 use crate::support::{DECLINED_CARD, GOOD_CARD};
 
-/// Longer than a deal takes with a server that dies every second.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than a deal takes with a server that dies every second (and gives every window 5 s more).
+const PATIENCE: Duration = Duration::from_secs(400);
+/// After this most buyers do not wait for a window's end any more.
+const BOREDOM: Duration = Duration::from_secs(2);
 const RESEND_AFTER: Duration = Duration::from_millis(150);
 
 /// What a peer has just seen or done: moments at which a kill may hurt.
@@ -269,8 +271,11 @@ impl Life {
                     ("ERROR", Some("BUSY" | "UNAVAILABLE")) => {}
                     ("REGISTER-DENIED", _) if answer["reason"].as_str().unwrap().contains("about to become free") => {}
                     ("ERROR" | "REGISTER-DENIED", _) => {
+                        // Another offer is the newest by now.
+                        let outbid = kind == "BUY" && answer["reason"].as_str().unwrap().starts_with("price: ");
                         let lost = ["NOT_REGISTERED", "FORBIDDEN", "BAD_REQUEST"].map(Some);
-                        assert!(!lost.contains(&answer["code"].as_str()), "{}: {request}: {answer}", self.name);
+                        let lost = lost.contains(&answer["code"].as_str()) && !outbid;
+                        assert!(!lost, "{}: {request}: {answer}", self.name);
                         return Ok(Err(answer));
                     }
                     _ => {}
@@ -387,8 +392,14 @@ impl Life {
             let _ = self.ask("CANCEL", rq, name.clone(), "CANCELLED")?;
         }
         let give_up_at = Instant::now() + PATIENCE;
+        let mut bored_at = self.rng.percent(90).then(|| Instant::now() + BOREDOM);
         let (mut found_at, mut bought_at) = (None, None);
         loop {
+            if bored_at.is_some_and(|at| Instant::now() > at) {
+                bored_at = None;
+                // Refused when it is being paid, or over.
+                let _ = self.ask("CANCEL", rq, name.clone(), "CANCELLED")?;
+            }
             assert!(Instant::now() < give_up_at, "{}: {item} never ends", self.name);
             // A receipt comes on the settlement's line: STATUS shows it here.
             let patience = Duration::from_millis(if bought_at.is_some() { 30 } else { 250 });
