@@ -1,0 +1,14 @@
+//! What a server must keep whatever ends it: SIGKILL, a power cut, a disk that fails.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod claims;
+//mod disk;
+mod disk_log;
+mod kill;
+mod money;
+mod powercut;
+mod rng;
+mod shim;
+mod traders;

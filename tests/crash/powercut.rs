@@ -1,0 +1,181 @@
+//! Power cuts. SIGKILL leaves the system's page cache whole and so proves nothing about syncing; here a
+//! server's writes are recorded by a shim, and folders are built that hold what was synced and a part of
+//! the rest. A server that starts on one must stand by all that was said before the cut.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use serde_json::Value;
+
+use crate::claims::{Claims, Roster};
+use crate::disk_log::{DiskLog, Event, Unsynced};
+use crate::money;
+use crate::rng::{Rng, Seed};
+use crate::shim;
+use crate::support::{Server, eventually, scaled};
+use crate::traders::{Book, Hub, Market};
+
+const WINDOWS: [&str; 8] =
+    ["--offer-window", "1s", "--negotiate-window", "1s", "--reserve-window", "2s", "--settle-timeout", "2s"];
+/// Requests made once more after a cut.
+const REPEATS: usize = 30;
+
+/// Peers that traded with a server until its power was cut: what they know, and what its disk was told.
+struct Recording {
+    log: DiskLog,
+    roster: Roster,
+    plaintext: bool,
+}
+
+/// Without TLS what the settlement's lines said can be read from the log as well.
+fn args(plaintext: bool) -> Vec<&'static str> {
+    let mut args = WINDOWS.to_vec();
+    args.extend(plaintext.then_some("--plaintext"));
+    args
+}
+
+/// Runs a server over the shim until that many deals are over, and kills it in the midst of others.
+fn record(deals: usize, plaintext: bool, lie: Option<&str>, rng: &mut Rng) -> Recording {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    let log = root.join("disk.log");
+    let state = root.join("state");
+    let mut env = vec![
+        ("LD_PRELOAD", shim::library().unwrap().to_str().unwrap()),
+        ("POWERCUT_DIR", state.to_str().unwrap()),
+        ("POWERCUT_LOG", log.to_str().unwrap()),
+    ];
+    env.extend(lie.map(|lie| ("POWERCUT_LIE", lie)));
+    let server = Server::start_in(&root, &args(plaintext), &env);
+    let (steps, _seen) = crossbeam_channel::bounded(1);
+    let hub = Hub::new(server.addr, plaintext, Some(log.clone()), steps);
+    let market = Market::open(&hub, rng);
+    eventually("deals to be over", || {
+        assert!(!hub.failed.load(Ordering::SeqCst), "a peer has failed: see above");
+        (hub.deals_over.load(Ordering::SeqCst) >= deals).then_some(())
+    });
+    drop(server);
+    market.abandon();
+    let Book { roster, .. } = std::mem::take(&mut *hub.book());
+    Recording { log: DiskLog::read(&log, BTreeMap::new()), roster, plaintext }
+}
+
+impl Recording {
+    /// What was said before the cut.
+    fn claims(&self, cut: usize) -> Claims {
+        let mut claims = Claims::default();
+        for (_, event) in &self.log.events[..cut] {
+            let Event::Said { port, bytes } = event else { continue };
+            let Some(who) = self.roster.by_port(*port) else { continue };
+            for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                match serde_json::from_slice::<Value>(line) {
+                    Ok(message) => claims.said(&self.roster, who, &message),
+                    // On a line with TLS.
+                    Err(error) => assert!(!self.plaintext, "{error}: {}", String::from_utf8_lossy(line)),
+                }
+            }
+        }
+        claims
+    }
+
+    /// Any point; often one at which something was just said, because that is where promises are young.
+    fn any_cut(&self, rng: &mut Rng) -> usize {
+        let any = 1 + rng.below(self.log.events.len() as u64) as usize;
+        if rng.percent(40) {
+            return any;
+        }
+        let said = |(_, event): &(u64, Event)| matches!(event, Event::Said { .. });
+        self.log.events[any - 1..].iter().position(said).map_or(any, |ahead| any + ahead)
+    }
+
+    /// Builds the folder, starts a server on it, and checks. Panics if a promise was broken.
+    fn survives(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> money::Counted {
+        let mut claims = self.claims(cut);
+        let log_length = self.log.events.get(cut).map_or(u64::MAX, |(before, _)| *before);
+        let dir = tempfile::tempdir().unwrap();
+        lay_out(&self.log.after(cut, unsynced, rng), &dir.path().join("state"));
+        let server = Server::start_in(dir.path(), &args(self.plaintext), &[]);
+        // From its DE-REGISTER to the answer nobody knows whether a peer has left.
+        let in_limbo = |who: usize| self.roster.peers[who].leaving_from.is_some_and(|from| from < log_length);
+        claims.check(&self.roster, server.addr, &in_limbo, REPEATS, rng);
+        claims.check_fresh_numbers(server.addr);
+        let state = server.state_dir();
+        assert_eq!(server.stop(), 0);
+        money::check(&state, &claims, &self.roster)
+    }
+}
+
+fn lay_out(files: &BTreeMap<String, Vec<u8>>, state: &Path) {
+    fs::create_dir(state).unwrap();
+    for (name, content) in files {
+        fs::write(state.join(name), content).unwrap();
+    }
+}
+
+fn any_unsynced(rng: &mut Rng) -> Unsynced {
+    match rng.below(100) {
+        0..25 => Unsynced::Lost,
+        25..40 => Unsynced::Kept,
+        40..65 => Unsynced::Some,
+        _ => Unsynced::Torn,
+    }
+}
+
+#[test]
+fn what_was_said_before_a_power_cut_holds_after_it() {
+    if shim::library().is_none() {
+        return;
+    }
+    let seed = Seed::of_this_run();
+    let mut rng = Rng::new(seed.0);
+    let cuts = scaled(100);
+    let (mut captured, mut told, mut longest) = (0, 0, 0);
+    for plaintext in [true, false] {
+        let recording = record(scaled(150), plaintext, None, &mut rng);
+        longest = longest.max(recording.log.events.len());
+        for _ in 0..cuts.div_ceil(2) {
+            let (cut, unsynced) = (recording.any_cut(&mut rng), any_unsynced(&mut rng));
+            let mut chance = rng.fork();
+            let survives = || recording.survives(cut, unsynced, &mut chance);
+            captured += panic::catch_unwind(AssertUnwindSafe(survives))
+                .unwrap_or_else(|_| {
+                    panic!("the cut after event {cut} of {}, {unsynced:?}: see above", recording.log.events.len())
+                })
+                .captured;
+            told += recording.claims(cut).sizes().1;
+        }
+        // And one after everything: the whole story.
+        let end = recording.log.events.len();
+        let counted = recording.survives(end, Unsynced::Lost, &mut rng);
+        assert!(counted.captured > 0, "nothing was ever bought");
+    }
+    println!("{cuts} cuts of up to {longest} events: {told} deals' sides and {captured} captured charges stood");
+}
+
+#[test]
+fn syncs_that_do_nothing_are_found_out() {
+    if shim::library().is_none() {
+        return;
+    }
+    let seed = Seed::of_this_run();
+    let mut rng = Rng::new(seed.0);
+    // All of them; trade's log; the bank's log, whose loss breaks money alone.
+    for lie in ["", "trade.db-wal", "bank.db-wal"] {
+        let recording = record(8, true, Some(lie), &mut rng);
+        let end = recording.log.events.len();
+        let tries = 10;
+        let found = (0..tries)
+            .filter(|nth| {
+                // Not before something was said; the last cut has heard it all.
+                let cut = if *nth == 0 { end } else { recording.any_cut(&mut rng).max(end / 2) };
+                let survives = || recording.survives(cut, Unsynced::Lost, &mut rng);
+                panic::catch_unwind(AssertUnwindSafe(survives)).is_err()
+            })
+            .count();
+        println!("lying about {lie:?}: {found} of {tries} cuts were found out (the panics above are theirs)");
+        assert!(found > 0, "a disk that lies about {lie:?} was not found out");
+    }
+}

@@ -1,0 +1,32 @@
+//! Servers with the shim of `examples/powercut.rs` under them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The shim's file; `None`, with a line that says so, where there can be none.
+pub fn library() -> Option<&'static Path> {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    if !cfg!(all(target_os = "linux", target_env = "gnu")) {
+        println!("skipped: the shim under the server is for Linux with glibc");
+        return None;
+    }
+    Some(LIBRARY.get_or_init(|| {
+        // target/PROFILE/deps/crash-… runs; the shim is target/PROFILE/examples/libpowercut.so. Cargo
+        // builds examples with all tests, but not when this target alone was asked for: so it is asked.
+        let program = std::env::current_exe().unwrap();
+        let profile = program.parent().and_then(Path::parent).unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--offline", "--example", "powercut", "--manifest-path"]);
+        cargo.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        cargo.arg("--target-dir").arg(profile.parent().unwrap());
+        if profile.file_name().is_some_and(|name| name == "release") {
+            cargo.arg("--release");
+        }
+        let output = cargo.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let library = profile.join("examples/libpowercut.so");
+        assert!(library.is_file(), "{} is missing", library.display());
+        library
+    }))
+}
