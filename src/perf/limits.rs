@@ -204,7 +204,7 @@ impl Registered {
             since: crate::trade::wire::SERVER_NUMBERS,
             registered_at: Clock::start().now(),
             first_source: addr,
-            answers_from: 0,
+            forgotten: Vec::new(),
             logins: Vec::new(),
         };
         let first = serde_json::to_string(&row)?;
