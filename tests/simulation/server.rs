@@ -45,7 +45,8 @@ struct Running {
     core: Settlement,
     /// The peer at the other end of each line that is open.
     lines: [Option<usize>; 2],
-    step: u32,
+    /// The step whose time runs.
+    step: Option<u8>,
     storing: Option<Milestone>,
 }
 
@@ -54,6 +55,16 @@ struct Leaver {
     request: Box<Request>,
     since: u64,
     until_ms: u64,
+}
+
+impl Server {
+    fn has_line(&self, deal: u64, side: Side) -> bool {
+        self.settlements.get(&deal).is_some_and(|running| running.lines[place(side)].is_some())
+    }
+
+    fn is_in_step(&self, deal: u64, step: u8) -> bool {
+        self.settlements.get(&deal).is_some_and(|running| running.step == Some(step))
+    }
 }
 
 fn rules() -> Rules {
@@ -111,7 +122,7 @@ impl World {
             }
             if let Some(order) = server.exchange.settling(deal) {
                 let (core, actions) = Settlement::recover(order);
-                self.run_settlement(deal, Running { core, lines: [None; 2], step: 0, storing: None }, actions);
+                self.run_settlement(deal, Running { core, lines: [None; 2], step: None, storing: None }, actions);
             }
         }
     }
@@ -151,7 +162,13 @@ impl World {
                     self.network(Event::Reply { to, reply: Box::new(reply) });
                 }
                 Then::Nothing => {}
-                Then::Stored(deal) => self.at(100, Event::StoreAgain { start, deal }),
+                Then::Stored(deal) if self.rng.permille(500) => self.at(100, Event::StoreAgain { start, deal }),
+                // Its thread gives up; the lines are cut, and it is taken up again by what is on disk.
+                Then::Stored(deal) => {
+                    if let Some(server) = &mut self.server {
+                        server.settlements.remove(&deal);
+                    }
+                }
             }
         }
         self.rules.loaded(&self.disk.lock().rows);
@@ -210,10 +227,8 @@ impl World {
                 self.leavers();
                 self.at(1_000, Event::Leavers { start });
             }
-            Event::LineToServer { start, deal, side, text } if start == current => {
-                if server.settlements.get(&deal).is_some_and(|running| running.lines[place(side)].is_some()) {
-                    self.settlement(deal, Input::Line(side, &text));
-                }
+            Event::LineToServer { start, deal, side, text } if start == current && server.has_line(deal, side) => {
+                self.settlement(deal, Input::Line(side, &text));
             }
             Event::LineBroke { start, deal, side } if start == current => {
                 let line = server.settlements.get_mut(&deal).and_then(|running| running.lines[place(side)].take());
@@ -221,10 +236,8 @@ impl World {
                     self.settlement(deal, Input::Lost(side, "closed"));
                 }
             }
-            Event::StepTimeout { start, deal, step } if start == current => {
-                if server.settlements.get(&deal).is_some_and(|running| running.step == step) {
-                    self.settlement(deal, Input::TimedOut);
-                }
+            Event::StepTimeout { start, deal, step } if start == current && server.is_in_step(deal, step) => {
+                self.settlement(deal, Input::TimedOut);
             }
             Event::BankSaid { start, deal, answer } if start == current => {
                 let input = match answer {
@@ -392,7 +405,7 @@ impl World {
         };
         let lines = [find(&order.buyer.name, order.buyer.tcp), find(&order.seller.name, order.seller.tcp)];
         let (core, actions) = Settlement::begin(order);
-        self.run_settlement(deal, Running { core, lines, step: 0, storing: None }, actions);
+        self.run_settlement(deal, Running { core, lines, step: None, storing: None }, actions);
         for (side, line) in [Side::Buyer, Side::Seller].into_iter().zip(lines) {
             if line.is_none() {
                 self.settlement(deal, Input::Lost(side, "refused"));
@@ -450,9 +463,10 @@ impl World {
             }
         }
         let running = self.server.as_mut().and_then(|server| server.settlements.get_mut(&deal));
-        if let Some(running) = running.filter(|running| running.core.awaits_a_side()) {
-            running.step += 1;
-            let step = running.step;
+        let begins = |running: &Running| running.core.awaits_a_side() && running.step != Some(running.core.step());
+        if let Some(running) = running.filter(|running| begins(running)) {
+            let step = running.core.step();
+            running.step = Some(step);
             self.at(SETTLE_TIMEOUT_MS, Event::StepTimeout { start, deal, step });
         }
     }

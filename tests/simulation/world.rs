@@ -36,7 +36,7 @@ pub enum Event {
     // Events of the server die with it: they bear the number of its start.
     LineToServer { start: u32, deal: u64, side: Side, text: String },
     LineBroke { start: u32, deal: u64, side: Side },
-    StepTimeout { start: u32, deal: u64, step: u32 },
+    StepTimeout { start: u32, deal: u64, step: u8 },
     Bank { start: u32, deal: u64, key: String, call: Call, tries: u32 },
     BankSaid { start: u32, deal: u64, answer: Answer },
     StoreAgain { start: u32, deal: u64 },
