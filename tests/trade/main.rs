@@ -3,9 +3,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuse;
 mod bounds;
 mod deals;
 mod purchase;
 mod pushes;
 mod registration;
+mod secrets;
 mod settlement;
