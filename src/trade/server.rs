@@ -135,6 +135,8 @@ struct Shared {
     /// Told whenever a settlement has ended; guards how many wait for that.
     settled: (Mutex<usize>, Condvar),
     is_stopping: AtomicBool,
+    /// Set with it: when what still waits for a peer or for the bank is left to the next start.
+    gives_up_at: OnceLock<Instant>,
 }
 
 impl TradeServer {
@@ -158,6 +160,7 @@ impl TradeServer {
             counters: TradeCounters::default(),
             settled: (Mutex::new(0), Condvar::new()),
             is_stopping: AtomicBool::new(false),
+            gives_up_at: OnceLock::new(),
             config,
             floor,
         });
@@ -214,6 +217,8 @@ impl TradeServer {
     /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
+        // Some of the time is for what giving up itself takes.
+        self.shared.gives_up_at.get_or_init(|| deadline - grace / 5);
         self.shared.is_stopping.store(true, Ordering::SeqCst);
         self.shared.settled.1.notify_all();
         self.udp.stop();
@@ -268,6 +273,11 @@ impl Shared {
         if let Some(timers) = self.timers.get() {
             timers.at(at, due);
         }
+    }
+
+    /// Whether the server ends and the time for what is in hand is over.
+    fn must_give_up(&self) -> bool {
+        self.gives_up_at.get().is_some_and(|at| Instant::now() >= *at)
     }
 
     // What comes in.
@@ -390,7 +400,7 @@ impl Shared {
             let look_again_at = deadline.min(Instant::now() + Duration::from_secs(1));
             let _ = self.settled.1.wait_until(&mut waiting, look_again_at);
             drop(waiting);
-            if Instant::now() >= deadline || self.is_stopping.load(Ordering::SeqCst) {
+            if Instant::now() >= deadline || self.must_give_up() {
                 exchange.stay(name, since);
                 answer(busy());
                 break;

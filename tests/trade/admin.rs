@@ -332,9 +332,32 @@ fn ended(child: &mut Child) -> Option<i32> {
 }
 
 #[test]
-fn a_signal_ends_it_with_what_is_in_hand_done() {
+fn a_signal_ends_it_when_what_is_in_hand_is_done() {
+    let server = Server::start(&[]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let (rq, sold) = reserved(&mut bob, &mut alice, "lamp", 10.0);
+    assert_eq!(buy(&mut bob, rq, "lamp", 10.0)["type"], "BUYING");
+    let (mut seller, mut buyer) = (alice.accept_line(), bob.accept_line());
+    assert_eq!(buyer.read().unwrap()["type"], "INFORM_REQ");
+    assert_eq!(seller.read().unwrap()["type"], "INFORM_REQ");
+    signal(server.pid(), libc::SIGTERM);
+    eventually("it to take no more work", || std::net::TcpStream::connect(server.addr).err());
+    // The settlement was begun: it is brought to its end.
+    buyer.write(&bob.inform_res(rq, GOOD_CARD));
+    seller.write(&alice.inform_res(sold, GOOD_CARD));
+    assert_eq!(seller.read().unwrap()["type"], "SHIPPING_INFO");
+    seller.write(&json!({"type": "SHIPPED", "rq": sold}));
+    assert_eq!(seller.read().unwrap()["type"], "SETTLED");
+    assert_eq!(buyer.read().unwrap()["type"], "RECEIPT");
+    drop((buyer, seller));
+    assert_eq!(server.balance_cents("payout:alice"), 900);
+    assert_eq!(server.wait(), 0);
+}
+
+#[test]
+fn a_signal_ends_it_within_five_seconds_whoever_is_silent() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start_in(dir.path(), &[], &[]);
+    let server = Server::start_in(dir.path(), &["--settle-timeout", "1h"], &[]);
     let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
     let (rq, sold) = reserved(&mut bob, &mut alice, "lamp", 10.0);
     assert_eq!(buy(&mut bob, rq, "lamp", 10.0)["type"], "BUYING");

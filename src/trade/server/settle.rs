@@ -112,7 +112,7 @@ impl Shared {
     fn listen(self: &Arc<Self>, core: &mut Settlement, lines: &mut Lines) -> Result<(), Abandoned> {
         let mut step_ends = Instant::now() + self.config.settle_timeout;
         while core.awaits_a_side() {
-            if self.is_stopping.load(Ordering::SeqCst) {
+            if self.must_give_up() {
                 return Err(Abandoned);
             }
             let before = core.step();
@@ -241,9 +241,9 @@ impl Shared {
             if deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
                 return Ok(None);
             }
-            // The condition that ends the pause early is the server's end.
+            // Ended early when the server is about to end.
             let mut waiting = self.settled.0.lock();
-            if self.is_stopping.load(Ordering::SeqCst) {
+            if self.must_give_up() {
                 return Err(Abandoned);
             }
             let _ = self.settled.1.wait_for(&mut waiting, pause);
