@@ -6,11 +6,15 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::repl::clean;
 use super::server::TRADE_DB;
+use super::table::{
+    Align::{Left, Right},
+    table,
+};
 use crate::bank::ledger;
 use crate::model::{Cents, Clock, Millis, duration};
 use crate::storage::{Store, StoreError, backup};
@@ -160,22 +164,6 @@ fn show_progress(bar: &ProgressBar, done: u64, total: u64) {
     bar.set_position(done);
 }
 
-fn table(head: &[&str], numbers: &[usize]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(head.iter().copied());
-    for column in numbers {
-        if let Some(column) = table.column_mut(*column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
-/// Texts of strangers, without what could move the cursor.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
 fn unix_s(at: Millis) -> u64 {
     at.0 / 1000
 }
@@ -184,15 +172,15 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
     const PAGE: u32 = 10_000;
     // One instant for all of it: balances and entries must tell the same story.
     store.read(|reader| -> anyhow::Result<ExitCode> {
-        let mut head = table(&["account", "balance"], &[1]);
+        let mut balances = Vec::new();
         for (account, balance) in ledger::balances(reader)? {
             if json {
                 writeln!(out, "{}", json!({"account": account.to_string(), "balance": balance}))?;
             } else {
-                head.add_row([printable(&account.to_string()), balance.to_string()]);
+                balances.push(vec![account.to_string(), balance.to_string()]);
             }
         }
-        let mut lines = table(&["time", "purchase", "step", "account", "amount"], &[4]);
+        let mut lines = Vec::new();
         let mut offset = 0;
         loop {
             let mut page = Vec::new();
@@ -207,7 +195,7 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
                     let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.cents});
                     writeln!(out, "{line}")?;
                 } else {
-                    lines.add_row([at.to_iso(), entry.key.clone(), step, printable(&account), entry.cents.to_string()]);
+                    lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.cents.to_string()]);
                 }
             }
             if page.len() < PAGE as usize {
@@ -218,7 +206,9 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
         if json {
             writeln!(out, "{}", json!({"sum": sum}))?;
         } else {
-            writeln!(out, "{head}\n\n{lines}\n\nsum: {sum}")?;
+            let balances = table(&[("account", Left), ("balance", Right)], &balances);
+            let columns = [("time", Left), ("purchase", Left), ("step", Left), ("account", Left), ("amount", Right)];
+            writeln!(out, "{balances}\n\n{}\n\nsum: {sum}", table(&columns, &lines))?;
         }
         if sum != Cents(0) {
             eprintln!("error: the ledger sums to {sum} instead of zero");
@@ -230,14 +220,14 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
 
 fn show_peers(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let peers = store.read(trade_store::peers)?;
-    let mut rows = table(&["name", "address", "tcp port", "registered", "last heard"], &[2]);
+    let mut rows = Vec::new();
     for (peer, heard_at) in &peers {
         if json {
             let line = json!({"name": peer.name, "ip": peer.addr.ip(), "udp_port": peer.addr.port(), "tcp_port": peer.tcp_port,
                 "registered_at": unix_s(peer.registered_at), "heard_at": unix_s(*heard_at)});
             writeln!(out, "{line}")?;
         } else {
-            rows.add_row([
+            rows.push(vec![
                 peer.name.to_string(),
                 peer.addr.to_string(),
                 peer.tcp_port.to_string(),
@@ -247,7 +237,9 @@ fn show_peers(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
         }
     }
     if !json {
-        writeln!(out, "{rows}\n{} registered", peers.len())?;
+        let columns =
+            [("name", Left), ("address", Left), ("tcp port", Right), ("registered", Left), ("last heard", Left)];
+        writeln!(out, "{}\n\n{} registered", table(&columns, &rows), peers.len())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -257,8 +249,7 @@ fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
         let deals = trade_store::deals(reader)?;
         deals.into_iter().map(|deal| Ok((trade_store::sellers(reader, deal.id)?, deal))).collect::<Result<Vec<_>, _>>()
     })?;
-    let mut rows =
-        table(&["deal", "opened", "buyer", "item", "maximum", "state", "seller", "price", "reason"], &[0, 4, 7]);
+    let mut rows = Vec::new();
     for (sellers, deal) in deals {
         let deal = Deal::from_rows(deal, sellers);
         let status = deal.status(Party::Buyer, Clock::start().now());
@@ -277,21 +268,32 @@ fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
                 "price": status.price, "reason": status.reason, "asked": deal.sellers().len()});
             writeln!(out, "{line}")?;
         } else {
-            rows.add_row([
+            rows.push(vec![
                 deal.id.to_string(),
                 deal.opened_at.to_iso(),
                 deal.buyer.to_string(),
-                printable(&deal.item_name),
+                deal.item_name.to_string(),
                 deal.max_price.to_string(),
                 state.as_str().unwrap_or_default().to_owned(),
                 seller.unwrap_or_default(),
                 status.price.map(|price| price.to_string()).unwrap_or_default(),
-                printable(&status.reason.unwrap_or_default()),
+                status.reason.unwrap_or_default().to_string(),
             ]);
         }
     }
     if !json {
-        writeln!(out, "{rows}")?;
+        let columns = [
+            ("deal", Right),
+            ("opened", Left),
+            ("buyer", Left),
+            ("item", Left),
+            ("maximum", Right),
+            ("state", Left),
+            ("seller", Left),
+            ("price", Right),
+            ("reason", Left),
+        ];
+        writeln!(out, "{}", table(&columns, &rows))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -316,9 +318,9 @@ fn show_log(
                     "item_name": row.item_name, "price": row.price, "detail": row.detail});
                 writeln!(out, "{line}")
             } else {
-                let item = row.item_name.as_deref().map(printable).unwrap_or_default();
+                let item = row.item_name.as_deref().map(clean).unwrap_or_default();
                 let deal = row.deal.map(|deal| deal.to_string()).unwrap_or_default();
-                writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, row.peer, deal, price, item, printable(&row.detail))
+                writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, row.peer, deal, price, item, clean(&row.detail))
             };
         })
     })?;

@@ -5,9 +5,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod admin;
+pub mod peer;
 pub mod ready;
+pub mod repl;
 pub mod server;
 pub mod settings;
+pub mod story;
+pub mod table;
 
 /// Peers that find each other, trade, shop and share.
 #[derive(Debug, Parser)]
@@ -33,7 +37,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Server(Box<server::ServerArgs>),
+    Peer(peer::PeerArgs),
     Admin(admin::AdminArgs),
+    Story(story::StoryArgs),
 }
 
 /// Runs the program: 0 when all went well, 1 when something failed, 2 when the words were wrong.
@@ -44,7 +50,9 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Server(args) => server::run(*args),
+        Command::Peer(args) => peer::run(args),
         Command::Admin(args) => admin::run(args),
+        Command::Story(args) => story::run(args),
     };
     result.unwrap_or_else(|error| fail(&error))
 }

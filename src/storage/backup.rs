@@ -4,7 +4,7 @@
 //! of each opens a snapshot, and the small files beside them (certificate, keys) are read. Then the locks
 //! are let go: servers write on while the snapshots are copied, so that a large backup holds nobody up.
 //!
-//! The archive is a plain tar: the files, then [`MANIFEST`] with the size and SHA-256 of each, so that one
+//! The archive is a plain tar: the files, then `MANIFEST` with the size and SHA-256 of each, so that one
 //! which was cut short or damaged is told from a whole one. It holds secrets: mode 600.
 
 use std::fs::File;

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -134,9 +133,8 @@ struct Shared {
     counters: TradeCounters,
     /// Told whenever a settlement has ended; guards how many wait for that.
     settled: (Mutex<usize>, Condvar),
-    is_stopping: AtomicBool,
-    /// Set with it: when what still waits for a peer or for the bank is left to the next start.
-    gives_up_at: OnceLock<Instant>,
+    /// Set when the server ends: what is in hand by then is left for the next start.
+    stops_at: OnceLock<Instant>,
 }
 
 impl TradeServer {
@@ -159,8 +157,7 @@ impl TradeServer {
             strangers: Strangers::default(),
             counters: TradeCounters::default(),
             settled: (Mutex::new(0), Condvar::new()),
-            is_stopping: AtomicBool::new(false),
-            gives_up_at: OnceLock::new(),
+            stops_at: OnceLock::new(),
             config,
             floor,
         });
@@ -217,10 +214,8 @@ impl TradeServer {
     /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        // Some of the time is for what giving up itself takes.
-        self.shared.gives_up_at.get_or_init(|| deadline - grace / 5);
-        self.shared.is_stopping.store(true, Ordering::SeqCst);
-        self.shared.settled.1.notify_all();
+        // A second call changes nothing: the first grace counts.
+        let _ = self.shared.stops_at.set(deadline);
         self.udp.stop();
         if let Some(timers) = self.shared.timers.get() {
             timers.stop();
@@ -265,6 +260,11 @@ impl Shared {
         Arc::clone(&self.exchange.read())
     }
 
+    /// Whether the time to finish what is in hand is up.
+    fn is_over(&self) -> bool {
+        self.stops_at.get().is_some_and(|at| Instant::now() >= *at)
+    }
+
     fn now(&self) -> Millis {
         self.floor.clock.now()
     }
@@ -273,11 +273,6 @@ impl Shared {
         if let Some(timers) = self.timers.get() {
             timers.at(at, due);
         }
-    }
-
-    /// Whether the server ends and the time for what is in hand is over.
-    fn must_give_up(&self) -> bool {
-        self.gives_up_at.get().is_some_and(|at| Instant::now() >= *at)
     }
 
     // What comes in.
@@ -400,7 +395,7 @@ impl Shared {
             let look_again_at = deadline.min(Instant::now() + Duration::from_secs(1));
             let _ = self.settled.1.wait_until(&mut waiting, look_again_at);
             drop(waiting);
-            if Instant::now() >= deadline || self.must_give_up() {
+            if Instant::now() >= deadline || self.is_over() {
                 exchange.stay(name, since);
                 answer(busy());
                 break;

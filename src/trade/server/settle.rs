@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -24,6 +23,8 @@ use crate::trade::wire::{Side, encode};
 const BANK_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const BANK_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// How often a driver looks whether the server ends.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the last line may take to be read before the connection is cut.
 const LINGER_MAX: Duration = Duration::from_secs(2);
 /// When a settlement that lost its thread is taken up again.
@@ -106,19 +107,17 @@ impl Shared {
         };
         // Abandoned: the guard sees to it; the lines are cut, and STATUS tells both sides the end.
         let _ = self.act(&mut core, opening, &mut lines).and_then(|()| self.listen(&mut core, &mut lines));
-        lines.end(&core, LINGER_MAX.min(self.config.settle_timeout), &self.is_stopping);
+        lines.end(&core, LINGER_MAX.min(self.config.settle_timeout), &|| self.stops_at.get().is_some());
     }
 
     fn listen(self: &Arc<Self>, core: &mut Settlement, lines: &mut Lines) -> Result<(), Abandoned> {
         let mut step_ends = Instant::now() + self.config.settle_timeout;
         while core.awaits_a_side() {
-            if self.must_give_up() {
+            if self.is_over() {
                 return Err(Abandoned);
             }
             let before = core.step();
-            let input = lines
-                .inbox
-                .recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(Duration::from_millis(500)));
+            let input = lines.inbox.recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
             let actions = match &input {
                 Ok(Report::Line(side, line)) => core.handle(Input::Line(*side, line)),
                 Ok(Report::Lost(side, why)) => core.handle(Input::Lost(*side, why)),
@@ -241,11 +240,11 @@ impl Shared {
             if deadline.is_some_and(|deadline| Instant::now() + pause >= deadline) {
                 return Ok(None);
             }
-            // Ended early when the server is about to end.
-            let mut waiting = self.settled.0.lock();
-            if self.must_give_up() {
+            if self.is_over() {
                 return Err(Abandoned);
             }
+            // Nothing but time makes a bank answer; any settlement's end is a good moment to look again.
+            let mut waiting = self.settled.0.lock();
             let _ = self.settled.1.wait_for(&mut waiting, pause);
             drop(waiting);
             pause = (2 * pause).min(BANK_PAUSE_MAX);
@@ -366,9 +365,9 @@ impl Lines {
     ///
     /// A side that was still connecting when the other one failed is told as well: its connection is
     /// open, and nothing else would ever come on it.
-    fn end(&mut self, core: &Settlement, linger: Duration, is_stopping: &AtomicBool) {
+    fn end(&mut self, core: &Settlement, linger: Duration, is_stopping: &dyn Fn() -> bool) {
         let mut deadline = Instant::now() + linger;
-        while self.readers > 0 && !(is_stopping.load(Ordering::SeqCst) && Instant::now() >= deadline) {
+        while self.readers > 0 && !(is_stopping() && Instant::now() >= deadline) {
             let until = if self.connecting.is_empty() { deadline } else { Instant::now() + LINGER_MAX };
             match self.inbox.recv_deadline(until) {
                 Ok(Report::Done) => self.readers -= 1,
@@ -400,7 +399,7 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        if self.shared.exchange().settling(self.deal).is_some() && !self.shared.is_stopping.load(Ordering::SeqCst) {
+        if self.shared.exchange().settling(self.deal).is_some() && self.shared.stops_at.get().is_none() {
             log::warn!("settlement of deal {} was interrupted and will be taken up", self.deal);
             self.shared.arm(Instant::now() + RECOVER_AFTER, Due::Recover(self.deal));
         }

@@ -1,0 +1,47 @@
+# P2S2. `make` alone lists what there is.
+
+CARGO ?= cargo
+RELEASE = target/release
+
+.DEFAULT_GOAL := help
+.PHONY: help build run-server run-clients perf test test-full lint clean need-tools
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: need-tools ## build the programs (release)
+	$(CARGO) build --release --locked
+
+run-server: build ## run the server; everything it keeps is in data/state
+	$(RELEASE)/p2s2 server
+
+run-clients: build ## play one whole story against the running server (or one of its own)
+	$(RELEASE)/p2s2 story
+
+perf: build ## measure: how fast, and how far from what the machine could do
+	$(RELEASE)/p2s2-perf trade
+
+test: need-tools ## every test; kills, simulations and floods at a tenth
+	$(CARGO) test --locked
+
+test-full: build ## every test in full, and the speed that is promised
+	P2S2_TEST_SCALE=full $(CARGO) test --release --locked
+	$(RELEASE)/p2s2-perf trade --quick
+
+lint: need-tools ## format, clippy and documentation, all without a word
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
+
+clean: ## remove what was built (not what the server keeps)
+	$(CARGO) clean
+
+# Rust has to be there; the C compiler (for SQLite, which is built in) is installed where we may.
+need-tools:
+	@command -v $(CARGO) >/dev/null || { echo "error: Rust is missing: install it from https://rustup.rs (1.95 or newer)" >&2; exit 1; }
+	@command -v cc >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update -qq && apt-get install -y -qq gcc libc6-dev; \
+	    else \
+	        echo "error: a C compiler is missing: install gcc (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; \
+	    fi; }

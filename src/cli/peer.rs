@@ -1,0 +1,282 @@
+//! `p2s2 peer`: a trading peer, interactive.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::json;
+
+use super::repl::{self, Screen};
+use super::{ready, settings};
+use crate::model::Name;
+use crate::net::shutdown::Shutdown;
+use crate::trade::client::{Config, OpenError};
+use crate::trade::peer::node::{Node, NodeError, Settings};
+use crate::trade::peer::wallet::{self, Wallet};
+
+mod commands;
+mod show;
+
+/// The port of trade, where none is named.
+const TRADE_PORT: u16 = 7001;
+/// Most bytes of a folder's name that every file system takes, less what stands before it.
+const FOLDER_NAME_MAX: usize = 200;
+
+/// Take part in the trade: sell, search, buy
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  p2s2 peer --name alice --wallet data/samples/wallet-alice.json
+  p2s2 peer --name bob --server shop.example.org:7001 --bind 192.0.2.7 --auto-buy --wallet ~/wallet.json
+  printf 'load data/samples/catalogue.json\\nitems\\n' | p2s2 peer --name carol --json
+
+Commands are read from standard input; `help` lists them. The peer stops when its input ends: offers
+that are still open then bind nothing any more once the server's windows have passed, and what was
+missed is asked for at the next start. The wallet is a JSON file with cc_number, cc_exp (\"MM/YY\") and
+address; it is read when something is paid, and never stored.")]
+pub struct PeerArgs {
+    /// Who you are; asked for when it is not given
+    #[arg(long, value_name = "NAME", value_parser = Name::new, env = "P2S2_PEER_NAME")]
+    name: Option<Name>,
+    /// The server's trade port
+    #[arg(long, value_name = "HOST:PORT", env = "P2S2_PEER_SERVER", default_value = "127.0.0.1:7001")]
+    server: String,
+    /// Address to listen on; the server must be reachable from it
+    #[arg(long, value_name = "IP", env = "P2S2_PEER_BIND", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    bind: IpAddr,
+    /// Port for datagrams, from 1024 on; without it (or 0) any free one
+    #[arg(long, value_name = "PORT", value_parser = parse_port, env = "P2S2_PEER_UDP_PORT", default_value_t = 0)]
+    udp_port: u16,
+    /// Port for settlements, from 1024 on; without it (or 0) any free one
+    #[arg(long, value_name = "PORT", value_parser = parse_port, env = "P2S2_PEER_TCP_PORT", default_value_t = 0)]
+    tcp_port: u16,
+    /// Where items and deals are kept; data/state/peer-NAME without it
+    #[arg(long, value_name = "DIR", env = "P2S2_PEER_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// What to pay with: a JSON file with cc_number, cc_exp and address
+    #[arg(long, value_name = "FILE", env = "P2S2_PEER_WALLET")]
+    wallet: Option<PathBuf>,
+    /// Buy whatever is found for a search
+    #[arg(long, env = "P2S2_PEER_AUTO_BUY")]
+    auto_buy: bool,
+    /// Settle without TLS, if the server does too
+    #[arg(long, env = "P2S2_PEER_PLAINTEXT")]
+    plaintext: bool,
+    /// The server's fingerprint (64 hex digits), if it is known beforehand or has changed
+    #[arg(long, value_name = "HEX", value_parser = parse_fingerprint, env = "P2S2_PEER_SERVER_CERT")]
+    server_cert: Option<String>,
+    /// Write the real addresses there, as JSON, when the server knows us
+    #[arg(long, value_name = "PATH", env = "P2S2_PEER_READY_FILE")]
+    ready_file: Option<PathBuf>,
+    /// Print one JSON object a line, for answers and events
+    #[arg(long, env = "P2S2_PEER_JSON")]
+    json: bool,
+}
+
+/// Runs the peer until its input ends, `quit`, SIGINT or SIGTERM.
+///
+/// # Errors
+/// Why it cannot begin.
+pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
+    settings::init_log("error");
+    let Some(name) = args.name.clone().map_or_else(ask_name, |name| Ok(Some(name)))? else {
+        eprintln!("error: a peer needs a name: --name NAME (or P2S2_PEER_NAME)");
+        return Ok(ExitCode::from(2));
+    };
+    if args.auto_buy && args.wallet.is_none() {
+        eprintln!("error: --auto-buy needs something to pay with: --wallet FILE");
+        return Ok(ExitCode::from(2));
+    }
+    let (server, key) = resolve(&args.server, args.bind)?;
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| default_data_dir(&name));
+    let shutdown = Shutdown::install().context("cannot listen to signals")?;
+    let screen = Screen::new(args.json, shutdown.clone());
+    check_wallet(args.wallet.as_deref())?;
+
+    let mut client = Config::new(name.clone(), server);
+    (client.bind, client.udp_port, client.tcp_port) = (args.bind, args.udp_port, args.tcp_port);
+    let settings = Settings {
+        client,
+        server: key,
+        data_dir: data_dir.clone(),
+        wallet: args.wallet,
+        auto_buy: args.auto_buy,
+        plaintext: args.plaintext,
+        server_cert: args.server_cert,
+    };
+    let observer = {
+        let screen = screen.clone();
+        move |note: &_| show::note(&screen, note)
+    };
+    let node = Arc::new(Node::open(settings, observer).map_err(name_the_flag)?);
+    let came_back = node.join()?;
+    let reach = node.client().reach();
+    let (udp, tcp) = (address(reach.ip, reach.udp_port), address(reach.ip, reach.tcp_port));
+    if args.json {
+        let joined = if came_back { "logged_in" } else { "registered" };
+        screen.print_json(&json!({ "event": joined, "name": name, "udp": udp, "tcp": tcp }));
+    } else {
+        let word = if came_back { "logged in" } else { "registered" };
+        screen.print(&format!(
+            "{word} as {} at {}; `help` lists the commands",
+            repl::clean(name.as_str()),
+            args.server
+        ));
+    }
+    if let Some(path) = &args.ready_file {
+        ready::write(path, &json!({ "udp": udp, "tcp": tcp }))?;
+    }
+    let commands = Arc::new(commands::PeerCommands { node: Arc::clone(&node), screen: screen.clone() });
+    let prompt = format!("{}> ", repl::clean(name.as_str()));
+    let looped = repl::run(&prompt, Some(data_dir.join("history")), &screen, &shutdown, commands);
+    node.close();
+    looped.context("cannot read commands")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// At a terminal the name is asked for; in a pipe the input is for commands.
+fn ask_name() -> anyhow::Result<Option<Name>> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return Ok(None);
+    }
+    loop {
+        print!("Your name: ");
+        io::stdout().flush()?;
+        let mut line = String::new();
+        if io::stdin().lock().read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        match Name::new(line.trim()) {
+            Ok(name) => return Ok(Some(name)),
+            Err(wrong) => println!("{wrong}"),
+        }
+    }
+}
+
+fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
+    let Some(path) = path else {
+        eprintln!("note: without --wallet FILE nothing can be bought, and what is sold cannot be settled");
+        return Ok(());
+    };
+    // Better now than when money is to move.
+    Wallet::read(path).map_err(anyhow::Error::msg)?;
+    if let Some(warning) = wallet::warning(path) {
+        eprintln!("warning: {warning}");
+    }
+    Ok(())
+}
+
+/// The server's address, and the name that its fingerprint is kept under: the host as it was written,
+/// because an address behind a name may change while the server stays the same.
+fn resolve(server: &str, bind: IpAddr) -> anyhow::Result<(SocketAddr, String)> {
+    let server = server.trim();
+    let with_port = match (server.parse::<SocketAddr>(), server.parse::<IpAddr>()) {
+        (Ok(address), _) => address.to_string(),
+        (_, Ok(ip)) => SocketAddr::new(ip, TRADE_PORT).to_string(),
+        _ if server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => server.to_owned(),
+        _ if !server.is_empty() && !server.contains(':') => format!("{server}:{TRADE_PORT}"),
+        _ => bail!("--server {server}: expected HOST:PORT"),
+    };
+    let addresses = with_port.to_socket_addrs().with_context(|| format!("--server {server}"))?;
+    let mut addresses: Vec<SocketAddr> = addresses.collect();
+    addresses.sort_by_key(|address| address.is_ipv4() != bind.is_ipv4());
+    let address = *addresses.first().with_context(|| format!("--server {server}: no address"))?;
+    if address.is_ipv4() != bind.is_ipv4() {
+        bail!("--server {server} ({address}) cannot be reached from --bind {bind}: one is IPv4, the other IPv6");
+    }
+    let key = if address.ip().is_loopback() { address.to_string() } else { with_port.to_lowercase() };
+    Ok((address, key))
+}
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(port) if port == 0 || port >= 1024 => Ok(port),
+        _ => Err("expected a port from 1024 to 65535, or 0 for any free one".to_owned()),
+    }
+}
+
+fn parse_fingerprint(text: &str) -> Result<String, String> {
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_lowercase());
+    }
+    Err("expected 64 hex digits".to_owned())
+}
+
+/// A port that is in use is named with its flag.
+fn name_the_flag(error: NodeError) -> anyhow::Error {
+    match error {
+        NodeError::Open(OpenError::InUse { what, port }) => {
+            let flag = format!("--{}-port", what.to_lowercase());
+            anyhow::anyhow!("{what} port {port} is in use: choose another one with {flag}, or leave it out")
+        }
+        other => other.into(),
+    }
+}
+
+/// `data/state/peer-NAME`, with what may not be in a folder's name written as `%XX`.
+fn default_data_dir(name: &Name) -> PathBuf {
+    let mut folder = String::from("peer-");
+    for c in name.as_str().chars() {
+        if c.is_alphanumeric() || matches!(c, '-' | '_') {
+            folder.push(c);
+        } else {
+            let mut bytes = [0; 4];
+            folder.extend(c.encode_utf8(&mut bytes).bytes().map(|byte| format!("%{byte:02X}")));
+        }
+    }
+    if folder.len() > FOLDER_NAME_MAX {
+        let digest = ring::digest::digest(&ring::digest::SHA256, name.as_str().as_bytes());
+        folder = format!("peer-{}", crate::model::secret::hex(digest.as_ref()));
+    }
+    Path::new("data/state").join(folder)
+}
+
+fn address(ip: IpAddr, port: u32) -> String {
+    match ip {
+        IpAddr::V4(ip) => format!("{ip}:{port}"),
+        IpAddr::V6(ip) => format!("[{ip}]:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_named_with_and_without_port() {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        for (text, key) in [
+            ("127.0.0.1:9", "127.0.0.1:9"),
+            ("127.0.0.1", "127.0.0.1:7001"),
+            ("localhost:9", "127.0.0.1:9"),
+            ("localhost", "127.0.0.1:7001"),
+        ] {
+            let (address, kept) = resolve(text, loopback).unwrap();
+            assert_eq!((address.to_string().as_str(), kept.as_str()), (key, key), "{text}");
+        }
+        for text in ["", ":", "host:x", "[::1]:9", "127.0.0.1:99999"] {
+            assert!(resolve(text, loopback).unwrap_err().to_string().contains("--server"), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_name_has_a_folder_of_its_own_inside_the_data_dir() {
+        for (name, folder) in [("alice", "peer-alice"), ("../x y", "peer-%2E%2E%2Fx%20y"), ("Zoë", "peer-Zoë")] {
+            assert_eq!(default_data_dir(&Name::new(name).unwrap()), Path::new("data/state").join(folder));
+        }
+        let long = |last: &str| default_data_dir(&Name::new(&format!("{}{last}", "\u{1f600}".repeat(63))).unwrap());
+        assert!(long("a").file_name().unwrap().len() < 255 && long("a") != long("b"));
+    }
+
+    #[test]
+    fn ports_and_fingerprints_are_checked() {
+        assert!(parse_port("0").is_ok() && parse_port("1024").is_ok());
+        assert!(parse_port("80").is_err() && parse_port("70000").is_err());
+        assert_eq!(parse_fingerprint(&"AB".repeat(32)).unwrap(), "ab".repeat(32));
+        assert!(parse_fingerprint("ab").is_err());
+    }
+}

@@ -1,0 +1,300 @@
+//! The commands of a peer.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::show;
+use crate::cli::repl::{Commands, Flow, Screen, clean};
+use crate::cli::table::{Align, table};
+use crate::model::{Cents, duration};
+use crate::trade::peer::node::Node;
+use crate::trade::peer::{Item, Note, catalogue};
+use crate::trade::wire::DealStatus;
+
+/// How long `wait` waits when it is not told: a search, five negotiations, a reservation, a settlement.
+const WAIT: Duration = Duration::from_secs(300);
+
+/// Name, arguments, what it does.
+const COMMANDS: [(&str, &str, &str); 14] = [
+    ("sell", "NAME PRICE [MIN_PRICE] [QTY] [DESCRIPTION]", "put an item on sale (or change it); one unit, firm price"),
+    ("items", "", "what is on sale"),
+    ("load", "FILE", "put a JSON catalogue on sale, all of it or nothing"),
+    ("remove", "NAME", "take an item off sale"),
+    ("find", "NAME MAX [DESCRIPTION]", "look for something, for at most MAX"),
+    ("buy", "RQ", "buy what was found"),
+    ("cancel", "RQ", "step back from a deal, on either side"),
+    ("deals", "", "every deal, and how the server sees it"),
+    ("wait", "RQ [TIME]", "wait until a deal has ended, or is found and yours to buy"),
+    ("login", "", "tell the server that we are (still) here"),
+    ("leave", "", "de-register: every open deal ends, the name is free"),
+    ("help", "", "this list"),
+    ("quit", "", "stop; deals go on at the server"),
+    ("exit", "", "the same"),
+];
+
+pub(super) struct PeerCommands {
+    pub(super) node: Arc<Node>,
+    pub(super) screen: Screen,
+}
+
+impl Commands for PeerCommands {
+    fn run(&self, words: &[String]) -> anyhow::Result<Flow> {
+        let (command, arguments) = (words[0].to_lowercase(), &words[1..]);
+        let Some((name, usage, _)) = COMMANDS.iter().find(|(name, ..)| *name == command) else {
+            bail!("there is no command {:?}; `help` lists them", words[0]);
+        };
+        let wrong_words = || anyhow!("usage: {name} {usage}");
+        match (*name, arguments) {
+            ("sell", [item, price, rest @ ..]) => self.sell(item, price, rest)?,
+            ("items", []) => self.items(),
+            ("load", [file]) => self.load(file)?,
+            ("remove", [item]) => {
+                self.node.remove(item)?;
+                self.say("remove", json!({ "name": item }), || format!("{item} is off sale"));
+            }
+            ("find", [item, max, description @ ..]) => self.find(item, max, &description.join(" "))?,
+            ("buy", [rq]) => {
+                let rq = self.rq(rq)?;
+                let price = self.node.buy(rq)?;
+                self.say("buy", json!({ "rq": rq, "price": price }), || format!("buying [{rq}] for {price}"));
+            }
+            ("cancel", [rq]) => {
+                let rq = self.rq(rq)?;
+                self.node.cancel(rq)?;
+                self.say("cancel", json!({ "rq": rq }), || format!("cancelled [{rq}]"));
+            }
+            ("deals", []) => self.deals(),
+            ("wait", [rq]) => self.wait(rq, WAIT)?,
+            ("wait", [rq, time]) => self.wait(rq, duration::parse(time).map_err(|wrong| anyhow!("TIME: {wrong}"))?)?,
+            ("login", []) => {
+                let came_back = self.node.join()?;
+                self.say("login", json!({ "registered": !came_back }), || {
+                    if came_back { "logged in" } else { "registered" }.to_owned()
+                });
+            }
+            ("leave", []) => {
+                self.node.leave()?;
+                self.say("leave", json!({}), || "the server has let us go; `login` registers anew".to_owned());
+            }
+            ("help", []) => self.help(),
+            ("quit" | "exit", []) => return Ok(Flow::Quit),
+            _ => return Err(wrong_words()),
+        }
+        Ok(Flow::Next)
+    }
+
+    fn complete(&self, before: &[String]) -> Vec<String> {
+        match before {
+            [] => COMMANDS.iter().map(|(name, ..)| (*name).to_owned()).collect(),
+            [command] if matches!(command.as_str(), "sell" | "remove") => {
+                self.node.items().into_iter().map(|(item, _)| item.name).collect()
+            }
+            [command] if matches!(command.as_str(), "buy" | "cancel" | "wait") => {
+                let (purchases, sales) = self.node.deals();
+                let mut open: Vec<u64> = purchases.iter().filter(|it| !it.is_over()).map(|it| it.rq).collect();
+                if command != "buy" {
+                    open.extend(sales.iter().filter(|it| !it.is_over()).map(|it| it.rq));
+                }
+                open.iter().map(u64::to_string).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl PeerCommands {
+    /// The answer of a command: its fields with `--json`, else a sentence.
+    fn say(&self, command: &str, mut fields: Value, text: impl FnOnce() -> String) {
+        if self.screen.is_json() {
+            fields["ok"] = command.into();
+            self.screen.print(&fields.to_string());
+        } else {
+            self.screen.print(&clean(&text()));
+        }
+    }
+
+    fn sell(&self, name: &str, price: &str, rest: &[String]) -> anyhow::Result<()> {
+        let price = amount("PRICE", price).map_err(in_quotes)?;
+        let min_price = rest.first().map_or(Ok(price), |text| amount("MIN_PRICE", text))?;
+        let quantity = match rest.get(1) {
+            Some(text) => text.parse().map_err(|_| anyhow!("QTY: expected a whole number"))?,
+            None => 1,
+        };
+        let description = rest.get(2..).unwrap_or_default().join(" ");
+        let item = Item::new(name, price, min_price, quantity, &description).map_err(anyhow::Error::msg)?;
+        self.node.stock(vec![item])?;
+        let fields = json!({ "name": name, "price": price, "min_price": min_price, "quantity": quantity });
+        self.say("sell", fields, || format!("{quantity} of {name} on sale for {price}, at least {min_price}"));
+        Ok(())
+    }
+
+    fn items(&self) {
+        let items = self.node.items();
+        if self.screen.is_json() {
+            let items: Vec<Value> = items
+                .iter()
+                .map(|(item, bound)| {
+                    json!({
+                        "name": item.name, "price": item.price, "min_price": item.min_price, "sold": item.sold,
+                        "quantity": item.quantity, "bound": bound, "description": item.description,
+                    })
+                })
+                .collect();
+            return self.screen.print(&json!({ "ok": "items", "items": items }).to_string());
+        }
+        if items.is_empty() {
+            return self.screen.print("nothing is on sale; `sell` or `load` changes that");
+        }
+        let columns = [
+            ("name", Align::Left),
+            ("price", Align::Right),
+            ("min price", Align::Right),
+            ("qty", Align::Right),
+            ("bound", Align::Right),
+            ("sold", Align::Right),
+            ("description", Align::Left),
+        ];
+        let rows: Vec<Vec<String>> = items
+            .into_iter()
+            .map(|(item, bound)| {
+                let numbers = [item.quantity, bound, item.sold].map(|number| number.to_string());
+                let [quantity, bound, sold] = numbers;
+                let (price, min_price) = (item.price.to_string(), item.min_price.to_string());
+                vec![item.name, price, min_price, quantity, bound, sold, item.description]
+            })
+            .collect();
+        self.screen.print(&table(&columns, &rows));
+    }
+
+    fn load(&self, file: &str) -> anyhow::Result<()> {
+        let items = catalogue::read(Path::new(file)).map_err(anyhow::Error::msg)?;
+        let count = items.len();
+        self.node.stock(items)?;
+        self.say("load", json!({ "items": count }), || format!("{count} items on sale"));
+        Ok(())
+    }
+
+    fn find(&self, item_name: &str, max: &str, description: &str) -> anyhow::Result<()> {
+        let max = amount("MAX", max).map_err(in_quotes)?;
+        let (rq, peers) = self.node.find(item_name, max, description)?;
+        self.say("find", json!({ "rq": rq, "peers": peers }), || {
+            format!("searching [{rq}] {item_name} for at most {max}: {} asked", show::peers(peers))
+        });
+        Ok(())
+    }
+
+    fn wait(&self, rq: &str, at_most: Duration) -> anyhow::Result<()> {
+        let rq = self.rq(rq)?;
+        let outcome = self.node.wait(rq, at_most)?;
+        if self.screen.is_json() {
+            self.screen.print(&json!({ "ok": "wait", "rq": rq, "outcome": outcome }).to_string());
+        } else {
+            // What happened was printed when it did; this is the answer.
+            let text = match outcome {
+                Note::Found { price, .. } => format!("found [{rq}] for {price}: `buy {rq}` or `cancel {rq}`"),
+                Note::Bought { price, .. } => format!("done [{rq}]: bought for {price}"),
+                Note::Sold { price, .. } => format!("done [{rq}]: sold for {price}"),
+                Note::Cancelled { reason, .. } => format!("done [{rq}]: no sale, {reason}"),
+                _ => format!("done [{rq}]"),
+            };
+            self.screen.print(&clean(&text));
+        }
+        Ok(())
+    }
+
+    /// Our own record, each deal with what the server says of it now.
+    fn deals(&self) {
+        let status = self.node.status();
+        if let Err(error) = &status {
+            self.screen.error(&format!("our own record alone: {error}"));
+        }
+        let status = status.unwrap_or_default();
+        let at_server: HashMap<u64, &DealStatus> = status.iter().map(|deal| (deal.rq, deal)).collect();
+        let (purchases, sales) = self.node.deals();
+        let bought = purchases.iter().map(|it| {
+            let price = it.price.unwrap_or(it.max_price);
+            (it.rq, "buyer", &it.item_name, word(&it.state), price, it.seller.clone(), &it.reason)
+        });
+        let sold = sales.iter().map(|it| (it.rq, "seller", &it.item_name, word(&it.state), it.price, None, &it.reason));
+        let rows = bought.chain(sold);
+        if self.screen.is_json() {
+            let deals: Vec<Value> = rows
+                .map(|(rq, side, item_name, state, price, seller, reason)| {
+                    json!({
+                        "rq": rq, "side": side, "item_name": item_name, "state": state, "price": price,
+                        "seller": seller, "reason": reason, "server": at_server.get(&rq),
+                    })
+                })
+                .collect();
+            return self.screen.print(&json!({ "ok": "deals", "deals": deals }).to_string());
+        }
+        let rows: Vec<Vec<String>> = rows
+            .map(|(rq, side, item_name, state, price, seller, reason)| {
+                let server = at_server.get(&rq).map(|deal| {
+                    let left = deal.ends_in_ms.map(|ms| format!(", {} s left", ms.div_ceil(1000)));
+                    format!("{}{}", word(&deal.state), left.unwrap_or_default())
+                });
+                let remark = seller.map(|name| format!("from {name}")).or(reason.as_ref().map(|it| it.to_string()));
+                let (rq, price) = (rq.to_string(), price.to_string());
+                let (side, item_name) = (side.to_owned(), item_name.to_string());
+                vec![rq, side, item_name, price, state, server.unwrap_or_default(), remark.unwrap_or_default()]
+            })
+            .collect();
+        if rows.is_empty() {
+            return self.screen.print("no deals yet; `find` begins one");
+        }
+        let columns = [
+            ("rq", Align::Right),
+            ("side", Align::Left),
+            ("item", Align::Left),
+            ("price", Align::Right),
+            ("state", Align::Left),
+            ("server", Align::Left),
+            ("", Align::Left),
+        ];
+        self.screen.print(&table(&columns, &rows));
+    }
+
+    fn help(&self) {
+        if self.screen.is_json() {
+            let commands: Vec<Value> = COMMANDS
+                .iter()
+                .map(|(name, arguments, does)| json!({ "name": name, "arguments": arguments, "does": does }))
+                .collect();
+            return self.screen.print(&json!({ "ok": "help", "commands": commands }).to_string());
+        }
+        let rows = COMMANDS.map(|(name, arguments, does)| vec![format!("{name} {arguments}"), does.to_owned()]);
+        self.screen.print(&table(&[("command", Align::Left), ("", Align::Left)], &rows));
+        self.screen.print("RQ is the number in brackets; `last` is that of your newest search.");
+    }
+
+    fn rq(&self, text: &str) -> anyhow::Result<u64> {
+        if text == "last" {
+            return self.node.newest_search().context("RQ: there was no search yet");
+        }
+        text.trim_matches(['[', ']']).parse().map_err(|_| anyhow!("RQ: expected the number of a deal, or `last`"))
+    }
+}
+
+/// The likeliest reason why something is no amount.
+fn in_quotes(error: anyhow::Error) -> anyhow::Error {
+    anyhow!("{error} (a NAME of several words stands in quotes)")
+}
+
+/// The word that stands for a state on the wire and in the record.
+fn word(state: &impl Serialize) -> String {
+    match serde_json::to_value(state) {
+        Ok(Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+fn amount(what: &str, text: &str) -> anyhow::Result<Cents> {
+    Cents::parse_price(text).map_err(|wrong| anyhow!("{what}: {wrong}"))
+}

@@ -1,0 +1,446 @@
+//! The loop of every interactive command: lines in, words to a command, lines out.
+//!
+//! At a terminal with history and completion, and what happens meanwhile is printed above the line that
+//! is being typed. In a pipe: plain lines, no escape codes, the end of input ends the program with 0.
+//! A command that failed prints `error: …` and the loop goes on.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::bail;
+use parking_lot::Mutex;
+use rustyline::completion::{Completer, Pair};
+use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::validate::Validator;
+use rustyline::{CompletionType, Config, Context, Editor, ExternalPrinter, Helper};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::net::shutdown::Shutdown;
+use crate::net::threads;
+
+/// Most bytes of a line of input.
+const LINE_MAX: usize = 64 * 1024;
+/// Lines of history that are kept.
+const HISTORY_MAX: usize = 1_000;
+
+/// What goes on after a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// The next line.
+    Next,
+    /// The end.
+    Quit,
+}
+
+/// The commands of one program.
+pub trait Commands: Send + Sync + 'static {
+    /// Does what the words say; the first is the command, there is at least one.
+    ///
+    /// # Errors
+    /// What to print after `error: `.
+    fn run(&self, words: &[String]) -> anyhow::Result<Flow>;
+
+    /// What the next word may be, given those before it (none: a command).
+    fn complete(&self, before: &[String]) -> Vec<String>;
+}
+
+/// Where a program prints: safe to use from any thread, and it never tears a line that is being typed.
+#[derive(Clone)]
+pub struct Screen {
+    sink: Arc<Mutex<Sink>>,
+    json: bool,
+    colour: bool,
+    /// Ends the program when nobody reads any more.
+    shutdown: Shutdown,
+}
+
+enum Sink {
+    Stdout,
+    Terminal(Box<dyn FnMut(String) -> rustyline::Result<()> + Send>),
+    /// Whoever read has gone.
+    Gone,
+}
+
+/// How a text is shown at a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Good news.
+    Good,
+    /// Bad news.
+    Bad,
+    /// Of less weight.
+    Dim,
+}
+
+impl Screen {
+    /// Prints to standard output; with `json`, one object a line.
+    pub fn new(json: bool, shutdown: Shutdown) -> Screen {
+        let colour = !json && io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        Screen { sink: Arc::new(Mutex::new(Sink::Stdout)), json, colour, shutdown }
+    }
+
+    /// Whether answers are JSON objects.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints a text, which may have several lines, and ends it.
+    pub fn print(&self, text: &str) {
+        let mut sink = self.sink.lock();
+        let written = match &mut *sink {
+            Sink::Gone => return,
+            Sink::Terminal(print) => print(format!("{text}\n")).map_err(io::Error::other),
+            Sink::Stdout => {
+                let mut out = io::stdout().lock();
+                writeln!(out, "{text}").and_then(|()| out.flush())
+            }
+        };
+        if let Err(error) = written {
+            log::debug!("nobody reads what is printed any more: {error}");
+            *sink = Sink::Gone;
+            drop(sink);
+            self.shutdown.trigger();
+        }
+    }
+
+    /// Prints an object on one line.
+    pub fn print_json(&self, value: &impl Serialize) {
+        match serde_json::to_string(value) {
+            Ok(text) => self.print(&text),
+            Err(error) => self.error(&error.to_string()),
+        }
+    }
+
+    /// Prints what went wrong.
+    pub fn error(&self, reason: &str) {
+        if self.json {
+            self.print(&json!({ "error": clean(reason) }).to_string());
+        } else {
+            self.print(&format!("{} {}", self.paint(Style::Bad, "error:"), clean(reason)));
+        }
+    }
+
+    /// The text in a style, where there are colours.
+    pub fn paint(&self, style: Style, text: &str) -> String {
+        let code = match style {
+            _ if !self.colour => return text.to_owned(),
+            Style::Good => 32,
+            Style::Bad => 31,
+            Style::Dim => 2,
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+/// A text of someone else's, safe to print: what could move the cursor, ring, hide or turn around text
+/// is replaced.
+pub fn clean(text: &str) -> String {
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The words of a line: separated by blanks; quotes (double or single) keep a word together, and
+/// within double ones a backslash keeps the next character as it is.
+///
+/// # Errors
+/// A quote that is not closed.
+pub fn words(line: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' | '\'' => {
+                let word = word.get_or_insert_default();
+                loop {
+                    match chars.next() {
+                        None => return Err(format!("a quote ({c}) is not closed")),
+                        Some(end) if end == c => break,
+                        Some('\\') if c == '"' => word.extend(chars.next()),
+                        Some(other) => word.push(other),
+                    }
+                }
+            }
+            c if c.is_whitespace() => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+/// Reads lines and runs commands until the input ends, a command says [`Flow::Quit`], or SIGINT or
+/// SIGTERM comes. What waits for input then is left behind: the caller ends the program.
+///
+/// # Errors
+/// The system's, when it gives no thread.
+pub fn run(
+    prompt: &str,
+    history: Option<PathBuf>,
+    screen: &Screen,
+    shutdown: &Shutdown,
+    commands: Arc<dyn Commands>,
+) -> io::Result<()> {
+    let terminal = terminal::Saved::take();
+    let reader = {
+        let (screen, shutdown, prompt) = (screen.clone(), shutdown.clone(), prompt.to_owned());
+        move || {
+            let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
+            let read = if interactive {
+                read_terminal(&prompt, history, &screen, &shutdown, &commands)
+            } else {
+                read_pipe(io::stdin().lock(), &screen, &shutdown, &*commands).map_err(anyhow::Error::from)
+            };
+            *screen.sink.lock() = Sink::Stdout;
+            if let Err(error) = read {
+                screen.error(&format!("reading the input: {error:#}"));
+            }
+            shutdown.trigger();
+        }
+    };
+    threads::spawn("input", reader)?;
+    shutdown.wait();
+    // The thread that reads may be left behind in the middle of a line, with the terminal in its hands.
+    terminal.restore();
+    Ok(())
+}
+
+/// One line: nothing for an empty one or a comment.
+fn take(line: &str, screen: &Screen, commands: &dyn Commands) -> Flow {
+    if line.trim_start().starts_with('#') {
+        return Flow::Next;
+    }
+    let done = words(line).map_err(anyhow::Error::msg).and_then(|words| match words.is_empty() {
+        true => Ok(Flow::Next),
+        false => commands.run(&words),
+    });
+    done.unwrap_or_else(|error| {
+        screen.error(&format!("{error:#}"));
+        Flow::Next
+    })
+}
+
+fn read_pipe(mut input: impl BufRead, screen: &Screen, shutdown: &Shutdown, commands: &dyn Commands) -> io::Result<()> {
+    let mut line = Vec::new();
+    while !shutdown.is_asked() {
+        line.clear();
+        if io::Read::take(&mut input, LINE_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        if line.len() > LINE_MAX {
+            // The rest of it belongs to it.
+            while !line.ends_with(b"\n") {
+                line.clear();
+                if io::Read::take(&mut input, LINE_MAX as u64).read_until(b'\n', &mut line)? == 0 {
+                    break;
+                }
+            }
+            screen.error(&format!("a line has more than {LINE_MAX} bytes"));
+            continue;
+        }
+        let flow = match std::str::from_utf8(&line) {
+            Ok(line) => take(line, screen, commands),
+            Err(_) => {
+                screen.error("a line is not UTF-8");
+                Flow::Next
+            }
+        };
+        if flow == Flow::Quit {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn read_terminal(
+    prompt: &str,
+    history: Option<PathBuf>,
+    screen: &Screen,
+    shutdown: &Shutdown,
+    commands: &Arc<dyn Commands>,
+) -> anyhow::Result<()> {
+    let config = Config::builder()
+        .max_history_size(HISTORY_MAX)?
+        .history_ignore_space(true)
+        .completion_type(CompletionType::List)
+        .auto_add_history(true)
+        .build();
+    let mut editor = Editor::<Completing, _>::with_config(config)?;
+    editor.set_helper(Some(Completing(Arc::clone(commands))));
+    if let Some(path) = history.as_deref().filter(|path| path.exists())
+        && let Err(error) = editor.load_history(path)
+    {
+        screen.error(&format!("{}: {error}", path.display()));
+    }
+    let mut printer = editor.create_external_printer()?;
+    *screen.sink.lock() = Sink::Terminal(Box::new(move |text| printer.print(text)));
+    while !shutdown.is_asked() {
+        match editor.readline(prompt) {
+            Ok(line) => {
+                if take(&line, screen, &**commands) == Flow::Quit {
+                    break;
+                }
+            }
+            // In raw mode ^C is a key, not a signal.
+            Err(ReadlineError::Eof | ReadlineError::Interrupted) => break,
+            Err(error) => bail!(error),
+        }
+    }
+    if let Some(path) = history {
+        editor.save_history(&path)?;
+    }
+    Ok(())
+}
+
+/// Completion at the terminal; nothing else of an editor's help.
+struct Completing(Arc<dyn Commands>);
+
+impl Helper for Completing {}
+impl Hinter for Completing {
+    type Hint = String;
+}
+impl Highlighter for Completing {}
+impl Validator for Completing {}
+
+impl Completer for Completing {
+    type Candidate = Pair;
+
+    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let (start, before, begun) = word_at(line.get(..pos).unwrap_or(line));
+        let fits = |word: &String| word.to_lowercase().starts_with(&begun.to_lowercase());
+        let candidates = self.0.complete(&before).into_iter().filter(fits);
+        Ok((start, candidates.map(|word| Pair { replacement: quoted(&word), display: word }).collect()))
+    }
+}
+
+/// Where the word that is being typed begins, the words before it, and as much of it as there is.
+fn word_at(typed: &str) -> (usize, Vec<String>, String) {
+    let mut start = 0;
+    let mut quote = None;
+    for (at, c) in typed.char_indices() {
+        match (quote, c) {
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            (None, c) if c.is_whitespace() => start = at + c.len_utf8(),
+            _ => {}
+        }
+    }
+    let begun = typed[start..].trim_matches(['"', '\'']).to_owned();
+    (start, words(&typed[..start]).unwrap_or_default(), begun)
+}
+
+/// The word as it can be typed.
+fn quoted(word: &str) -> String {
+    let plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | '#'));
+    if plain { word.to_owned() } else { format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")) }
+}
+
+/// The terminal's own settings, for when the line editor cannot put them back.
+#[cfg(unix)]
+mod terminal {
+    use std::mem::MaybeUninit;
+
+    pub(super) struct Saved(Option<libc::termios>);
+
+    impl Saved {
+        pub(super) fn take() -> Saved {
+            let mut settings = MaybeUninit::uninit();
+            // SAFETY: `tcgetattr` writes to the place it is given or fails; it is read only if it did not.
+            let saved = unsafe {
+                (libc::tcgetattr(libc::STDIN_FILENO, settings.as_mut_ptr()) == 0).then(|| settings.assume_init())
+            };
+            Saved(saved)
+        }
+
+        pub(super) fn restore(&self) {
+            if let Some(settings) = &self.0 {
+                // SAFETY: the settings are those that `tcgetattr` gave for this descriptor. Should it fail,
+                // the terminal has gone, and nobody misses its settings.
+                unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) };
+            }
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod terminal {
+    pub(super) struct Saved;
+
+    impl Saved {
+        pub(super) fn take() -> Saved {
+            Saved
+        }
+
+        pub(super) fn restore(&self) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_keep_together_what_is_quoted() {
+        for (line, expected) in [
+            ("", vec![]),
+            ("  find  lamp 20 ", vec!["find", "lamp", "20"]),
+            ("sell \"desk lamp\" 20 'brass, old'", vec!["sell", "desk lamp", "20", "brass, old"]),
+            (r#"sell "the \"best\" \\" 1"#, vec!["sell", r#"the "best" \"#, "1"]),
+            ("a\"b c\"d \"\"", vec!["ab cd", ""]),
+        ] {
+            assert_eq!(words(line).unwrap(), expected, "{line}");
+        }
+        for line in ["sell \"desk", "it's", "\"a\\"] {
+            assert!(words(line).unwrap_err().contains("not closed"), "{line}");
+        }
+        assert_eq!(words(&format!("x {}", quoted("a \"b\" \\c"))).unwrap(), ["x", "a \"b\" \\c"]);
+    }
+
+    #[test]
+    fn nothing_that_moves_the_cursor_is_printed() {
+        assert_eq!(clean("a\x1b[2Jb\r\u{9b}\u{202e}ü"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}ü");
+    }
+
+    #[test]
+    fn completion_sees_the_words_before() {
+        assert_eq!(word_at("fi"), (0, vec![], "fi".to_owned()));
+        assert_eq!(word_at("remove \"desk la"), (7, vec!["remove".to_owned()], "desk la".to_owned()));
+        assert_eq!(word_at("buy "), (4, vec!["buy".to_owned()], String::new()));
+    }
+
+    struct Recorder(Mutex<Vec<Vec<String>>>);
+
+    impl Commands for Recorder {
+        fn run(&self, words: &[String]) -> anyhow::Result<Flow> {
+            self.0.lock().push(words.to_vec());
+            match words[0].as_str() {
+                "quit" => Ok(Flow::Quit),
+                "fail" => bail!("it failed"),
+                _ => Ok(Flow::Next),
+            }
+        }
+
+        fn complete(&self, _: &[String]) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_read_to_its_end_whatever_it_holds() {
+        let mut input = b"one\n\n# a comment\nfail now\n\"open\n\xff\xfe\n".to_vec();
+        input.extend(std::iter::repeat_n(b'x', 3 * LINE_MAX));
+        input.extend(b"\ntwo");
+        let recorder = Recorder(Mutex::default());
+        let shutdown = Shutdown::default();
+        let screen = Screen::new(false, shutdown.clone());
+        *screen.sink.lock() = Sink::Gone;
+        read_pipe(&input[..], &screen, &shutdown, &recorder).unwrap();
+        assert_eq!(*recorder.0.lock(), [vec!["one"], vec!["fail", "now"], vec!["two"]]);
+        read_pipe(&b"quit\nthree\n"[..], &screen, &shutdown, &recorder).unwrap();
+        assert_eq!(recorder.0.lock().last().unwrap(), &["quit"]);
+    }
+}

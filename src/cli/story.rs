@@ -1,0 +1,270 @@
+//! `p2s2 story`, what `make run-clients` runs: one whole story, told by real processes on loopback.
+//!
+//! Every line that a process prints is shown with who printed it; each step waits for what it needs to
+//! see. It ends well only if all of it worked.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use serde_json::{Value, json};
+
+use crate::model::Token;
+use crate::net::threads;
+
+/// Longer than any step takes that works.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a running server has to answer.
+const ANSWER: Duration = Duration::from_millis(300);
+
+/// Play one whole story against the running server, or against one of its own
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  p2s2 story                      against 127.0.0.1:7001; starts (and stops) a server if none answers")]
+pub struct StoryArgs {
+    /// The server's trade port, on this machine
+    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SERVER", default_value = "127.0.0.1:7001")]
+    server: SocketAddr,
+}
+
+/// Plays the story.
+///
+/// # Errors
+/// The step that did not work.
+pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
+    super::settings::init_log("warn");
+    ensure!(args.server.ip().is_loopback(), "--server {}: the story is played on loopback alone", args.server);
+    let mark = &Token::random().reveal()[..4].to_owned();
+    let stage = Stage::set(mark)?;
+    let (server, addr) = if answers(args.server)? {
+        println!("A server answers at {}.\n", args.server);
+        (None, args.server)
+    } else {
+        println!("No server answers at {}: here is one for this story.\n", args.server);
+        let (server, addr) = stage.start_server()?;
+        (Some(server), addr)
+    };
+    trade(&stage, addr, mark)?;
+    if let Some(mut server) = server {
+        server.end()?;
+    }
+    println!("\nAll of it worked.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A seller's and a buyer's peer: a negotiation, a reservation, a settlement over TLS.
+fn trade(stage: &Stage, server: SocketAddr, mark: &str) -> anyhow::Result<()> {
+    let (alice, bob) = (format!("alice-{mark}"), format!("bob-{mark}"));
+    println!("TRADE: {alice} sells a lamp for 120.00, or 90.00 at least; {bob} pays 100.00 at most.");
+    let mut alice = stage.start_peer(&alice, server, "4242424242424242", "2 Harbour Lane, Port Elm")?;
+    let mut bob = stage.start_peer(&bob, server, "4111111111111111", "7 Mill Road, Oakfield")?;
+    let lamp = format!("\"brass lamp {mark}\"");
+
+    alice.tell(&format!("sell {lamp} 120 90 1 a desk lamp with a green shade"))?;
+    alice.await_line("on sale for 120.00")?;
+    bob.tell(&format!("find {lamp} 100"))?;
+    bob.await_line("searching [")?;
+    println!("   (the only offer is above the maximum: the server negotiates)");
+    alice.await_line("accepted [")?;
+    alice.await_line("reserved [")?;
+    bob.await_line("found [")?;
+    bob.tell("buy last")?;
+    bob.await_line("buying [")?;
+    println!("   (the server connects to both, over TLS with the certificate they know)");
+    bob.await_line("bought [")?;
+    alice.await_line("sold [")?;
+    for peer in [&mut bob, &mut alice] {
+        peer.tell("deals")?;
+        peer.await_line("completed")?;
+        peer.tell("leave")?;
+        peer.await_line("let us go")?;
+        peer.tell("quit")?;
+        peer.end()?;
+    }
+    Ok(())
+}
+
+/// Where the story's processes keep what is theirs; gone afterwards.
+struct Stage {
+    dir: std::path::PathBuf,
+}
+
+impl Stage {
+    fn set(mark: &str) -> anyhow::Result<Stage> {
+        let dir = std::env::temp_dir().join(format!("p2s2-story-{}-{mark}", std::process::id()));
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Stage { dir })
+    }
+
+    fn start_server(&self) -> anyhow::Result<(Actor, SocketAddr)> {
+        let ready = self.dir.join("server.json");
+        let mut command = program("server")?;
+        command.args(["--bind", "127.0.0.1", "--trade-port", "0", "--data-dir"]).arg(self.dir.join("server"));
+        command.arg("--ready-file").arg(&ready);
+        let mut server = Actor::start("server", command)?;
+        server.await_line("ready")?;
+        let addresses = wait_for_file(&ready)?;
+        let addr = addresses["trade_udp"].as_str().context("the server's ready file names no trade_udp")?;
+        Ok((server, addr.parse()?))
+    }
+
+    fn start_peer(&self, name: &str, server: SocketAddr, card: &str, address: &str) -> anyhow::Result<Actor> {
+        let wallet = self.dir.join(format!("{name}.wallet.json"));
+        write_private(&wallet, &json!({"cc_number": card, "cc_exp": "12/39", "address": address}))?;
+        let mut command = program("peer")?;
+        command.args(["--name", name, "--bind", "127.0.0.1", "--server", &server.to_string(), "--wallet"]).arg(&wallet);
+        command.arg("--data-dir").arg(self.dir.join(name));
+        let mut peer = Actor::start(name, command)?;
+        peer.await_line("registered as")?;
+        Ok(peer)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            log::warn!("cannot remove {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// One of the story's processes. Ended when it goes out of sight.
+struct Actor {
+    name: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+}
+
+impl Actor {
+    fn start(name: &str, mut command: Command) -> anyhow::Result<Actor> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {name}"))?;
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        // A few lines a step: this many are never waiting.
+        let (sender, lines) = crossbeam_channel::bounded(1024);
+        let shown_as = name.to_owned();
+        let stdout = stdout.context("the process has no output")?;
+        threads::spawn("story-reader", move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                println!("{shown_as:>12} | {line}");
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        })?;
+        Ok(Actor { name: name.to_owned(), child, stdin, lines })
+    }
+
+    fn tell(&mut self, words: &str) -> anyhow::Result<()> {
+        println!("{:>12} > {words}", self.name);
+        let stdin = self.stdin.as_mut().with_context(|| format!("{} listens no more", self.name))?;
+        writeln!(stdin, "{words}").with_context(|| format!("{} does not listen", self.name))
+    }
+
+    /// Waits for a line with these words; a line that says that something went wrong ends the story.
+    fn await_line(&mut self, words: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_deadline(deadline) {
+                Ok(line) if line.contains(words) => return Ok(()),
+                Ok(line) if line.starts_with("error:") || line.starts_with("cancelled [") => {
+                    bail!("{}: {line}", self.name)
+                }
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => bail!("{}: waited {} s for {words:?}", self.name, PATIENCE.as_secs()),
+                Err(RecvTimeoutError::Disconnected) => bail!("{} ended before it said {words:?}", self.name),
+            }
+        }
+    }
+
+    /// Ends the process in good order.
+    fn end(&mut self) -> anyhow::Result<()> {
+        // The end of its input ends a peer; a server wants a signal.
+        drop(self.stdin.take());
+        #[cfg(unix)]
+        if self.name == "server" {
+            let pid = i32::try_from(self.child.id()).context("a process id that is none")?;
+            // SAFETY: kill(2) takes plain numbers; the child was not waited for, so the pid is still its own.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while self.lines.recv_deadline(deadline).is_ok() {}
+        if cfg!(not(unix)) && self.name == "server" {
+            self.child.kill()?;
+            self.child.wait()?;
+            return Ok(());
+        }
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{} ended with {status}", self.name);
+        Ok(())
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // Fails only for a process that has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// This very program, with nothing of our settings but what the story says.
+fn program(command: &str) -> anyhow::Result<Command> {
+    let mut program = Command::new(std::env::current_exe().context("where is this program?")?);
+    program.arg(command);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("P2S2_") {
+            program.env_remove(name);
+        }
+    }
+    Ok(program)
+}
+
+/// Whether a trade server answers there.
+fn answers(server: SocketAddr) -> anyhow::Result<bool> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_read_timeout(Some(ANSWER))?;
+    // Long enough for an answer to a stranger, which is at most three times as long.
+    let question = json!({"type": "STATUS", "rq": 1, "name": "story", "padding": " ".repeat(64)}).to_string();
+    for _ in 0..3 {
+        let mut bytes = [0; 1024];
+        // Nobody there: the system may say so on either call.
+        let answer = socket.send_to(question.as_bytes(), server).and_then(|_| socket.recv_from(&mut bytes));
+        if let Ok((length, _)) = answer {
+            let answer: Value = serde_json::from_slice(&bytes[..length]).unwrap_or_default();
+            ensure!(answer["rq"] == 1, "what answers at {server} is no trade server");
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn wait_for_file(path: &Path) -> anyhow::Result<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Ok(text) = std::fs::read_to_string(path) {
+            return Ok(serde_json::from_str(&text)?);
+        }
+        ensure!(Instant::now() < deadline, "waited in vain for {}", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn write_private(path: &Path, value: &Value) -> anyhow::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(writeln!(file, "{value}")?)
+}

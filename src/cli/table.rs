@@ -1,0 +1,50 @@
+//! Tables for people: aligned columns without lines, the same at a terminal and in a pipe.
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use super::repl::clean;
+
+/// How a column is aligned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Texts.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// The rows under their headers. Cells are cleaned, so that a text of someone else's stays in its cell.
+pub fn table(columns: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(columns.iter().map(|(name, _)| name.to_uppercase()));
+    for row in rows {
+        table.add_row(row.iter().map(|cell| clean(cell)));
+    }
+    for (column, (_, align)) in table.column_iter_mut().zip(columns) {
+        column.set_padding((0, 2));
+        column.set_cell_alignment(match align {
+            Align::Left => CellAlignment::Left,
+            Align::Right => CellAlignment::Right,
+        });
+    }
+    // No blanks at the ends: whoever compares or cuts lines is spared them.
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_cells_stay_in_their_rows() {
+        let rows = [vec!["lamp".to_owned(), "9.50".to_owned()], vec!["a\nb\x1b[2J".to_owned(), "10.00".to_owned()]];
+        let text = table(&[("name", Align::Left), ("price", Align::Right)], &rows);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines[0], "NAME     PRICE");
+        assert_eq!(lines[1], "lamp      9.50");
+        assert!(!text.contains('\x1b'));
+    }
+}

@@ -1,0 +1,672 @@
+//! A running peer: the core, the client and the store, joined in one fixed order: store, then
+//! acknowledge, then send, then tell the person.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex};
+
+use super::store::{PeerStore, PeerStoreError};
+use super::wallet::Wallet;
+use super::{Core, Effects, Event, Item, Note, Purchase, PurchaseState, Refused, Sale};
+use crate::model::{Cents, Clock, Name};
+use crate::net::threads;
+use crate::storage::{Chain, StoreError, Ticket};
+use crate::trade::client::messages::Answer;
+use crate::trade::client::{self, Client, ClientError, Handler, OpenError, Security, Shipping};
+use crate::trade::wire::{Amount, Ask, Code, DealStatus, Inform, Push};
+
+/// Pushes that wait for their turn; one past that is not acknowledged, and so comes again.
+const PUSHES_MAX: usize = 1_024;
+/// Events that share one transaction at most.
+const BATCH_MAX: usize = 64;
+/// How often quiet deals are looked for.
+const TICK_EVERY: Duration = Duration::from_secs(5);
+
+/// What a peer is started with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where it is and where the server is.
+    pub client: client::Config,
+    /// The server as the person wrote it: its token and fingerprint are kept under this name.
+    pub server: String,
+    /// Where it keeps things.
+    pub data_dir: PathBuf,
+    /// What it pays with.
+    pub wallet: Option<PathBuf>,
+    /// Whatever is FOUND is bought.
+    pub auto_buy: bool,
+    /// Settle without TLS, if the server says so too.
+    pub plaintext: bool,
+    /// The server's fingerprint, known beforehand.
+    pub server_cert: Option<String>,
+}
+
+/// Why something is not done.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The command makes no sense as things stand.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The server does not answer.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The server says no.
+    #[error("{reason}")]
+    Server {
+        /// For programs.
+        code: Code,
+        /// For people.
+        reason: String,
+    },
+    /// The server does not take us.
+    #[error("the server at {server} does not take {name:?}: {reason}")]
+    Denied {
+        /// The server.
+        server: String,
+        /// Our name.
+        name: Name,
+        /// Why.
+        reason: String,
+    },
+    /// The server is not who it was, or does not settle as we want.
+    #[error("{0}")]
+    Security(String),
+    /// The wallet is missing or wrong.
+    #[error("{0}")]
+    Wallet(String),
+    /// It could not be stored, and so it was not done.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The data dir cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] PeerStoreError),
+    /// The sockets cannot be had.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The system gives no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+    /// It did not come about in time.
+    #[error("{0}")]
+    TimedOut(String),
+}
+
+/// A running peer. Closed when dropped.
+pub struct Node {
+    inner: Arc<Inner>,
+    worker: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+}
+
+struct Inner {
+    settings: Settings,
+    store: PeerStore,
+    clock: Clock,
+    state: Mutex<State>,
+    /// Told whenever the state has changed.
+    changed: Condvar,
+    /// Not bounded by itself: pushes are (see `push`), and answers by the client's bound on requests.
+    events: Sender<Event>,
+    client: OnceLock<Client>,
+    observer: Box<dyn Fn(&Note) + Send + Sync>,
+}
+
+struct State {
+    core: Core,
+    chain: Chain,
+    /// The newest change: nothing built on it goes out before it is on disk.
+    last: Ticket,
+}
+
+impl Node {
+    /// Opens the data dir and the sockets. [`Node::join`] then makes it part of the trade. `observer`
+    /// hears what happens, on the peer's threads.
+    ///
+    /// # Errors
+    /// Which part cannot be had, and what to do.
+    pub fn open(settings: Settings, observer: impl Fn(&Note) + Send + Sync + 'static) -> Result<Node, NodeError> {
+        let store = PeerStore::open(&settings.data_dir, &settings.client.name)?;
+        let state = State {
+            chain: store.chain(),
+            core: Core::new(store.load()?, settings.auto_buy),
+            last: Ticket::committed(),
+        };
+        let (events, incoming) = crossbeam_channel::unbounded();
+        let inner = Arc::new(Inner {
+            store,
+            clock: Clock::start(),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            events,
+            client: OnceLock::new(),
+            observer: Box::new(observer),
+            settings,
+        });
+        let client = Client::open(inner.settings.client.clone(), Arc::new(Ear(Arc::downgrade(&inner))))?;
+        inner.client.get_or_init(|| client);
+        let (stop, stopped) = crossbeam_channel::bounded(0);
+        let worker = {
+            let inner = Arc::clone(&inner);
+            threads::spawn("peer", move || inner.work(&incoming, &stopped)).map_err(NodeError::Thread)?
+        };
+        Ok(Node { inner, worker: Mutex::new(Some((stop, worker))) })
+    }
+
+    /// The sockets' side.
+    pub fn client(&self) -> &Client {
+        self.inner.client()
+    }
+
+    /// LOGIN with the token that is kept, else (or if the server does not know it any more) REGISTER;
+    /// then asks what was missed. True if it was a LOGIN.
+    ///
+    /// # Errors
+    /// Why the server does not take us, or why we do not take the server.
+    pub fn join(&self) -> Result<bool, NodeError> {
+        let inner = &*self.inner;
+        let server = &inner.settings.server;
+        let client = inner.client();
+        let token = inner.store.token(server)?;
+        client.set_token(token.clone());
+        if token.is_some() {
+            match client.call(inner.number()?, Ask::Login(client.reach()))? {
+                Answer::LoggedIn { cert_sha256, .. } => {
+                    inner.secure(cert_sha256.as_deref())?;
+                    inner.step(vec![Event::AskStatus])?;
+                    return Ok(true);
+                }
+                Answer::LoginDenied { reason, .. } => log::info!("LOGIN was denied ({reason}): registering anew"),
+                Answer::Error { code: Code::NotRegistered, .. } => {}
+                answer => return Err(inner.unexpected(answer)),
+            }
+        }
+        match client.call(inner.number()?, Ask::Register(client.reach()))? {
+            Answer::Registered { token, cert_sha256, .. } => {
+                // First of all: without it the name would be lost to us.
+                inner.store.set_token(server, Some(&token))?;
+                client.set_token(Some(token));
+                inner.secure(cert_sha256.as_deref())?;
+                inner.step(vec![Event::AskStatus])?;
+                Ok(false)
+            }
+            answer => Err(inner.unexpected(answer)),
+        }
+    }
+
+    /// DE-REGISTER: the server ends our open deals; the token is forgotten.
+    ///
+    /// # Errors
+    /// Why the server does not let us go.
+    pub fn leave(&self) -> Result<(), NodeError> {
+        let inner = &*self.inner;
+        match inner.client().call(inner.number()?, Ask::DeRegister)? {
+            Answer::DeRegistered { .. } => {
+                inner.store.set_token(&inner.settings.server, None)?;
+                inner.client().set_token(None);
+                inner.step(vec![Event::Left])?;
+                Ok(())
+            }
+            answer => Err(inner.unexpected(answer)),
+        }
+    }
+
+    /// Puts items on sale: all or none.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn stock(&self, items: Vec<Item>) -> Result<(), NodeError> {
+        self.inner.step(vec![Event::Stock(items)])
+    }
+
+    /// Takes an item off sale.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn remove(&self, name: &str) -> Result<(), NodeError> {
+        self.inner.step(vec![Event::Remove { name: name.to_owned() }])
+    }
+
+    /// LOOKING_FOR; answers our number for it and how many peers were asked.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn find(&self, item_name: &str, max_price: Cents, description: &str) -> Result<(u64, u64), NodeError> {
+        let event = Event::Find { item_name: item_name.into(), description: description.into(), max_price };
+        match self.inner.command(event)? {
+            Some(Answer::Searching { rq, peers }) => Ok((rq, peers)),
+            answer => Err(self.inner.unexpected_or_none(answer)),
+        }
+    }
+
+    /// BUY what was found; answers the price.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn buy(&self, rq: u64) -> Result<Cents, NodeError> {
+        // Better now than in the settlement, when a seller waits.
+        self.inner.wallet().map_err(NodeError::Wallet)?;
+        match self.inner.command(Event::Buy { rq })? {
+            Some(Answer::Buying { .. }) => {
+                let state = self.inner.state.lock();
+                Ok(state.core.purchase(rq).and_then(|purchase| purchase.price).unwrap_or_default())
+            }
+            answer => Err(self.inner.unexpected_or_none(answer)),
+        }
+    }
+
+    /// CANCEL, on either side.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn cancel(&self, rq: u64) -> Result<(), NodeError> {
+        match self.inner.command(Event::Cancel { rq })? {
+            Some(Answer::Cancelled { .. }) | None => Ok(()),
+            Some(answer) => Err(self.inner.unexpected(answer)),
+        }
+    }
+
+    /// How the server sees our deals; ours are squared with it.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub fn status(&self) -> Result<Vec<DealStatus>, NodeError> {
+        match self.inner.command(Event::AskStatus)? {
+            Some(Answer::Deals { deals, .. }) => Ok(deals),
+            answer => Err(self.inner.unexpected_or_none(answer)),
+        }
+    }
+
+    /// Items, each with the number of units that are bound.
+    pub fn items(&self) -> Vec<(Item, u64)> {
+        let state = self.inner.state.lock();
+        state.core.items().map(|item| (item.clone(), state.core.bound(&item.name))).collect()
+    }
+
+    /// Our record of all deals.
+    pub fn deals(&self) -> (Vec<Purchase>, Vec<Sale>) {
+        let state = self.inner.state.lock();
+        (state.core.purchases().cloned().collect(), state.core.sales().cloned().collect())
+    }
+
+    /// The number of our newest search.
+    pub fn newest_search(&self) -> Option<u64> {
+        self.inner.state.lock().core.purchases().next_back().map(|purchase| purchase.rq)
+    }
+
+    /// Waits until nothing more happens to a deal without us: it has ended, or it is found and ours to
+    /// buy. Answers what it came to.
+    ///
+    /// # Errors
+    /// If that takes longer, or there is no such deal.
+    pub fn wait(&self, rq: u64, at_most: Duration) -> Result<Note, NodeError> {
+        let inner = &*self.inner;
+        let give_up_at = Instant::now() + at_most;
+        let mut state = inner.state.lock();
+        loop {
+            match outcome(&state.core, rq, inner.settings.auto_buy) {
+                None => return Err(Refused(format!("there is no deal {rq}")).into()),
+                Some(Some(note)) => return Ok(note),
+                Some(None) => {}
+            }
+            if inner.changed.wait_until(&mut state, give_up_at).timed_out() {
+                return Err(NodeError::TimedOut(format!("deal {rq} has not ended after {} s", at_most.as_secs_f64())));
+            }
+        }
+    }
+
+    /// Ends everything: the sockets, then what was under way, then the store.
+    pub fn close(&self) {
+        let Some((stop, worker)) = self.worker.lock().take() else { return };
+        self.inner.client().close();
+        drop(stop);
+        // An Err would be a panic, which `threads::spawn` has caught and logged.
+        let _ = worker.join();
+        self.inner.store.close();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Nothing: no such deal. Nothing within: it goes on.
+fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
+    let reason = |reason: &Option<Arc<str>>| reason.clone().unwrap_or_else(|| "over".into());
+    if let Some(it) = core.purchase(rq) {
+        let (item_name, price, seller) = (it.item_name.clone(), it.price.unwrap_or_default(), it.seller.clone());
+        return Some(match it.state {
+            PurchaseState::Found if !auto_buy => Some(Note::Found { rq, item_name, price, seller }),
+            PurchaseState::Bought => Some(Note::Bought { rq, item_name, price, seller }),
+            PurchaseState::Over => {
+                let side = crate::trade::wire::Side::Buyer;
+                Some(Note::Cancelled { rq, side, item_name, reason: reason(&it.reason) })
+            }
+            _ => None,
+        });
+    }
+    let sale = core.sale(rq)?;
+    let item_name = sale.item_name.clone();
+    Some(match sale.state {
+        super::SaleState::Sold => Some(Note::Sold { rq, item_name, price: sale.price, payout: None }),
+        super::SaleState::Over => {
+            let side = crate::trade::wire::Side::Seller;
+            Some(Note::Cancelled { rq, side, item_name, reason: reason(&sale.reason) })
+        }
+        _ => None,
+    })
+}
+
+impl Inner {
+    fn client(&self) -> &Client {
+        match self.client.get() {
+            Some(client) => client,
+            // `Node::open` sets it before anyone else has the `Inner` but the client's own threads,
+            // which reach it only through events that the worker, started later, takes up.
+            None => unreachable!("the client is there before the worker is"),
+        }
+    }
+
+    /// Takes events one after the other, and time with them.
+    fn work(&self, incoming: &Receiver<Event>, stopped: &Receiver<()>) {
+        let ticks = crossbeam_channel::tick(TICK_EVERY);
+        loop {
+            let mut events = Vec::new();
+            let ends = crossbeam_channel::select! {
+                recv(incoming) -> event => { events.extend(event); false }
+                recv(ticks) -> _ => { events.push(Event::Tick); false }
+                recv(stopped) -> _ => true,
+            };
+            events.extend(incoming.try_iter().take(BATCH_MAX - 1));
+            if let Err(error) = self.step(events) {
+                self.tell(&Note::Trouble { rq: None, reason: error.to_string() });
+            }
+            if ends && incoming.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Handles events and makes their effects real.
+    fn step(&self, events: Vec<Event>) -> Result<(), NodeError> {
+        let effects = self.stored(events)?;
+        self.carry_out(effects);
+        Ok(())
+    }
+
+    /// A person's command: its request is waited for. Nothing if it needed none.
+    fn command(&self, event: Event) -> Result<Option<Answer>, NodeError> {
+        let mut effects = self.stored(vec![event])?;
+        let request = if effects.requests.is_empty() { None } else { Some(effects.requests.remove(0)) };
+        self.carry_out(effects);
+        let Some((rq, ask)) = request else { return Ok(None) };
+        let answer = self.client().call(rq, ask.clone());
+        let mut effects = self.stored(vec![Event::Answered { rq, ask, answer: answer.clone() }])?;
+        // Who gave the command gets this as its answer.
+        effects.notes.retain(|note| note.rq() != Some(rq) && !matches!(note, Note::Trouble { .. }));
+        self.carry_out(effects);
+        Ok(Some(answer?))
+    }
+
+    /// Handles events; what they change is on disk when this returns.
+    fn stored(&self, events: Vec<Event>) -> Result<Effects, NodeError> {
+        let mut effects = Effects::default();
+        let mut refused = None;
+        let ticket = {
+            let mut state = self.state.lock();
+            for event in events {
+                match state.core.handle(self.clock.now(), event) {
+                    Ok(more) => effects.absorb(more),
+                    Err(error) => refused = Some(error),
+                }
+            }
+            if !effects.changes.is_empty() {
+                let changes = std::mem::take(&mut effects.changes);
+                let ticket = self.store.append(state.chain, changes);
+                state.last = Ticket::later(state.last.clone(), ticket);
+            }
+            state.last.clone()
+        };
+        if let Err(error) = ticket.wait() {
+            self.rebuild();
+            return Err(error.into());
+        }
+        match refused {
+            Some(refused) if effects.is_empty() => Err(refused.into()),
+            _ => Ok(effects),
+        }
+    }
+
+    /// A change was not stored: what is in memory is not true. The disk is.
+    fn rebuild(&self) {
+        let mut state = self.state.lock();
+        let chain = self.store.chain();
+        if chain == state.chain {
+            return; // another thread has done it
+        }
+        match self.store.load() {
+            Ok(snapshot) => {
+                let core = Core::new(snapshot, self.settings.auto_buy);
+                *state = State { core, chain, last: Ticket::committed() };
+            }
+            // The old chain stays, so that every further change fails and this is tried again.
+            Err(error) => log::error!("the peer's store cannot be read: {error}"),
+        }
+    }
+
+    fn carry_out(&self, effects: Effects) {
+        let client = self.client();
+        for mid in effects.acks {
+            client.ack(mid);
+        }
+        for (rq, ask) in effects.requests {
+            let events = self.events.clone();
+            client.post(rq, ask.clone(), move |answer| {
+                // Nobody reads any more only once the peer has closed.
+                let _ = events.send(Event::Answered { rq, ask, answer });
+            });
+        }
+        for note in &effects.notes {
+            self.tell(note);
+        }
+        // Last, so that who waits for an end hears of it first.
+        self.changed.notify_all();
+    }
+
+    fn tell(&self, note: &Note) {
+        (self.observer)(note);
+    }
+
+    fn trouble(&self, rq: Option<u64>, reason: impl Into<String>) {
+        self.tell(&Note::Trouble { rq, reason: reason.into() });
+    }
+
+    /// A number for a request that is not a deal's.
+    fn number(&self) -> Result<u64, NodeError> {
+        let (rq, ticket) = {
+            let mut state = self.state.lock();
+            let mut effects = Effects::default();
+            let rq = state.core.number(&mut effects)?;
+            let ticket = self.store.append(state.chain, effects.changes);
+            state.last = Ticket::later(state.last.clone(), ticket.clone());
+            (rq, ticket)
+        };
+        if let Err(error) = ticket.wait() {
+            self.rebuild();
+            return Err(error.into());
+        }
+        Ok(rq)
+    }
+
+    /// Judges the fingerprint that the server told (SPEC section 3: the first one is kept).
+    fn secure(&self, told: Option<&str>) -> Result<(), NodeError> {
+        let Settings { server, plaintext, server_cert, data_dir, .. } = &self.settings;
+        let kept = self.store.pin(server)?;
+        let security = judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir)
+            .map_err(NodeError::Security);
+        let security = match security {
+            Ok(security) => security,
+            Err(error) => {
+                self.client().set_security(Security::Unknown);
+                return Err(error);
+            }
+        };
+        if let Security::Pinned(pin) = &security
+            && kept.as_deref() != Some(&**pin)
+        {
+            self.store.set_pin(server, pin)?;
+        }
+        self.client().set_security(security);
+        Ok(())
+    }
+
+    fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<Inform, String> {
+        let last = {
+            let mut state = self.state.lock();
+            loop {
+                match state.core.may_inform(rq, item_name, price) {
+                    Ok(_) => break state.last.clone(),
+                    Err(not_held) if !not_held.may_come => return Err(not_held.why),
+                    Err(not_held) => {
+                        if self.changed.wait_until(&mut state, deadline).timed_out() {
+                            return Err(not_held.why);
+                        }
+                    }
+                }
+            }
+        };
+        last.wait().map_err(|error| error.to_string())?;
+        let Wallet { cc_number, cc_exp, address } = self.wallet()?;
+        let token = self.store.token(&self.settings.server).map_err(|error| error.to_string())?;
+        let token = token.ok_or("we have left")?;
+        Ok(Inform { name: self.settings.client.name.clone(), token, cc_number, cc_exp, address })
+    }
+
+    fn wallet(&self) -> Result<Wallet, String> {
+        let path = self.settings.wallet.as_deref();
+        Wallet::read(path.ok_or("there is no wallet to pay or be paid with: start with --wallet FILE")?)
+    }
+
+    fn unexpected(&self, answer: Answer) -> NodeError {
+        let (server, name) = (self.settings.server.clone(), self.settings.client.name.clone());
+        match answer {
+            Answer::Error { code, reason, .. } => NodeError::Server { code, reason },
+            Answer::RegisterDenied { reason, .. } | Answer::LoginDenied { reason, .. } => {
+                NodeError::Denied { server, name, reason }
+            }
+            // The client lets through only what fits the request.
+            _ => NodeError::Denied { server, name, reason: "its answer makes no sense".to_owned() },
+        }
+    }
+
+    fn unexpected_or_none(&self, answer: Option<Answer>) -> NodeError {
+        answer.map_or_else(|| Refused("nothing was to be asked".to_owned()).into(), |answer| self.unexpected(answer))
+    }
+}
+
+fn judge(
+    server: &str,
+    told: Option<&str>,
+    plaintext: bool,
+    given: Option<&str>,
+    kept: Option<&str>,
+    data_dir: &std::path::Path,
+) -> Result<Security, String> {
+    let Some(told) = told else {
+        if let Some(given) = given {
+            return Err(format!("the server at {server} settles without TLS, but --server-cert expects {given}"));
+        }
+        return if plaintext {
+            Ok(Security::Plaintext)
+        } else {
+            Err(format!(
+                "the server at {server} settles without TLS, so that anyone on the way could read card numbers: \
+                 start with --plaintext if you want that"
+            ))
+        };
+    };
+    let is_pin = told.len() == 64 && told.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if !is_pin {
+        return Err(format!("the server at {server} told no fingerprint: expected 64 hex digits"));
+    }
+    let told_is = |other: &str| other.eq_ignore_ascii_case(told);
+    match (given, kept) {
+        (Some(given), _) if !told_is(given) => Err(format!(
+            "the server at {server} shows the certificate {told}, but --server-cert expects {given}: \
+             this may be another server that pretends to be it"
+        )),
+        (None, Some(kept)) if !told_is(kept) => Err(format!(
+            "the server at {server} shows the certificate {told}, but it was {kept} when we first met: this may be \
+             another server that pretends to be it. If its operator confirms the new one, start once with \
+             --server-cert {told} (kept in {})",
+            data_dir.display()
+        )),
+        _ => Ok(Security::Pinned(told.into())),
+    }
+}
+
+/// What the client talks to. Weak, because the client is the inner one's own.
+struct Ear(Weak<Inner>);
+
+impl Handler for Ear {
+    fn push(&self, push: Push) {
+        if let Some(inner) = self.0.upgrade()
+            && inner.events.len() < PUSHES_MAX
+        {
+            // Nobody reads any more only once the peer has closed.
+            let _ = inner.events.send(Event::Push(push));
+        }
+    }
+
+    fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<Inform, String> {
+        self.0.upgrade().ok_or("the peer is closed")?.inform(rq, item_name, price, deadline)
+    }
+
+    fn ship(&self, shipping: &Shipping) -> Result<(), String> {
+        let Shipping { rq, price, .. } = *shipping;
+        let inner = self.0.upgrade().ok_or("the peer is closed")?;
+        inner.step(vec![Event::Ship { rq, price }]).map_err(|error| error.to_string())
+    }
+
+    fn settled(&self, rq: u64, payout: Amount) {
+        self.after_settlement(rq, Event::Settled { rq, payout });
+    }
+
+    fn receipt(&self, rq: u64, item_name: Arc<str>, price: Cents, seller: Name) {
+        self.after_settlement(rq, Event::Receipt { rq, item_name, price, seller });
+    }
+
+    fn cancelled(&self, rq: u64, reason: Arc<str>) {
+        self.after_settlement(rq, Event::SettlementCancelled { rq, reason });
+    }
+
+    fn broke(&self, rq: u64, why: &str) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.trouble(Some(rq), format!("the settlement broke off: {why}; the server is asked how it ended"));
+        }
+        self.after_settlement(rq, Event::SettlementBroke { rq });
+    }
+
+    fn refused(&self, why: &str) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.trouble(None, why);
+        }
+    }
+}
+
+impl Ear {
+    fn after_settlement(&self, rq: u64, event: Event) {
+        let Some(inner) = self.0.upgrade() else { return };
+        // What could not be stored will be learnt from STATUS.
+        if let Err(error) = inner.step(vec![event]) {
+            inner.trouble(Some(rq), error.to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

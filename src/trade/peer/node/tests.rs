@@ -1,0 +1,176 @@
+//! A whole peer against a server that says what the test wants.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::trade::client::tests::FakeServer;
+use crate::trade::peer::SaleState;
+use crate::trade::wire::Side;
+use std::net::SocketAddr;
+use std::path::Path;
+
+const WAIT: Duration = Duration::from_secs(10);
+const SIDE: u64 = crate::trade::wire::SERVER_NUMBERS + 3;
+const CERT: &str = "abababababababababababababababababababababababababababababababab";
+
+fn settings(server: &FakeServer, dir: &Path) -> Settings {
+    let mut client = client::Config::new(Name::new("alice").unwrap(), server.address());
+    client.pauses = vec![Duration::from_millis(50); 100];
+    Settings {
+        client,
+        server: server.address().to_string(),
+        data_dir: dir.to_owned(),
+        wallet: None,
+        auto_buy: false,
+        plaintext: false,
+        server_cert: None,
+    }
+}
+
+/// Joins while the server answers as told; STATUS gets these deals.
+fn join(server: &FakeServer, settings: Settings, kind: &str, answer: Value, deals: Value) -> Result<Node, NodeError> {
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| {
+            let (request, source) = server.expect(kind);
+            let mut answer = answer;
+            answer["rq"] = request["rq"].clone();
+            server.send(source, &answer);
+            request
+        });
+        let node = Node::open(settings, |_| {})?;
+        let joined = node.join();
+        answering.join().unwrap();
+        joined?;
+        let (request, source) = server.expect("STATUS");
+        server.send(source, &json!({"type":"DEALS","rq":request["rq"],"deals":deals,"more":false}));
+        Ok(node)
+    })
+}
+
+fn registered() -> Value {
+    json!({"type":"REGISTERED","token":"t0ken","cert_sha256":CERT})
+}
+
+fn here(node: &Node) -> SocketAddr {
+    let reach = node.client().reach();
+    SocketAddr::new(reach.ip, reach.udp_port as u16)
+}
+
+fn eventually(mut holds: impl FnMut() -> bool) {
+    let give_up_at = Instant::now() + WAIT;
+    while !holds() {
+        assert!(Instant::now() < give_up_at, "waited in vain");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn items_deals_and_pushes_outlive_a_restart() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    let node = join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    node.stock(vec![Item::new("lamp", Cents(2_000), Cents(1_500), 2, "").unwrap()]).unwrap();
+    let search = json!({"type":"SEARCH","rq":SIDE,"mid":5,"item_name":"lamp","description":""});
+    server.send(here(&node), &search);
+    let (ack, _) = server.expect("ACK");
+    assert_eq!((&ack["mid"], &ack["token"]), (&json!(5), &json!("t0ken")));
+    let (offer, source) = server.expect("OFFER");
+    assert_eq!((&offer["rq"], &offer["price"], &offer["name"]), (&json!(SIDE), &json!(20), &json!("alice")));
+    server.send(source, &json!({"type":"OFFERED","rq":SIDE}));
+    server.send(source, &search);
+    assert_eq!(server.expect("ACK").0["mid"], 5, "every copy");
+    drop(node);
+
+    // Back with LOGIN and the token; the server says that the offer was taken meanwhile.
+    let deals = json!([{"rq":SIDE,"side":"seller","item_name":"lamp","state":"reserved","price":20}]);
+    let logged_in = json!({"type":"LOGGED-IN","cert_sha256":CERT});
+    let node = join(&server, settings(&server, dir.path()), "LOGIN", logged_in, deals).unwrap();
+    let reserved = || matches!(&node.deals().1[..], [sale] if sale.state == SaleState::Reserved);
+    eventually(reserved);
+    assert!(matches!(&node.items()[..], [(item, 1)] if item.quantity == 2));
+    server.send(here(&node), &search);
+    server.expect("ACK");
+    let cancel = json!({"type":"CANCEL","rq":SIDE,"mid":6,"item_name":"lamp","reason":"the reservation ran out"});
+    server.send(here(&node), &cancel);
+    loop {
+        let (message, _) = server.receive();
+        assert_ne!(message["type"], "OFFER", "the old SEARCH is known");
+        if message["mid"] == 6 {
+            break;
+        }
+    }
+    assert_eq!(node.items()[0].1, 0);
+    assert!(matches!(node.wait(SIDE, WAIT).unwrap(), Note::Cancelled { side: Side::Seller, .. }));
+}
+
+#[test]
+fn the_first_fingerprint_is_kept_and_another_refused_until_a_person_says_so() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    let other = "cd".repeat(32);
+    let another = json!({"type":"LOGGED-IN","cert_sha256":other});
+    let error =
+        join(&server, settings(&server, dir.path()), "LOGIN", another.clone(), json!([])).err().unwrap().to_string();
+    assert!(error.contains(CERT) && error.contains(&format!("--server-cert {other}")), "{error}");
+    let plain = json!({"type":"LOGGED-IN","cert_sha256":null});
+    let error = join(&server, settings(&server, dir.path()), "LOGIN", plain, json!([])).err().unwrap().to_string();
+    assert!(error.contains("--plaintext"), "{error}");
+    let told = |cert: &str| Settings { server_cert: Some(cert.to_owned()), ..settings(&server, dir.path()) };
+    join(&server, told(&other), "LOGIN", another.clone(), json!([])).unwrap();
+    join(&server, settings(&server, dir.path()), "LOGIN", another.clone(), json!([])).unwrap();
+    let error = join(&server, told(CERT), "LOGIN", another, json!([])).err().unwrap().to_string();
+    assert!(error.contains("--server-cert expects"), "{error}");
+}
+
+#[test]
+fn a_token_that_the_server_forgot_leads_to_register() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (login, source) = server.expect("LOGIN");
+            assert_eq!(login["token"], "t0ken");
+            server.send(source, &json!({"type":"LOGIN-DENIED","rq":login["rq"],"reason":"name: not registered"}));
+            let (register, source) = server.expect("REGISTER");
+            assert_ne!(login["rq"], register["rq"]);
+            let reason = "name: taken by another peer";
+            server.send(source, &json!({"type":"REGISTER-DENIED","rq":register["rq"],"reason":reason}));
+        });
+        let node = Node::open(settings(&server, dir.path()), |_| {}).unwrap();
+        let error = node.join().unwrap_err().to_string();
+        assert!(error.contains("taken by another") && error.contains("alice"), "{error}");
+    });
+}
+
+#[test]
+fn commands_wait_for_their_answers_and_say_why_not() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    let node = join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (search, source) = server.expect("LOOKING_FOR");
+            assert_eq!((&search["max_price"], &search["description"]), (&json!(12.5), &json!("any")));
+            server.send(source, &json!({"type":"SEARCHING","rq":search["rq"],"peers":4}));
+            let found = json!({"type":"FOUND","rq":search["rq"],"mid":8,"item_name":"lamp","price":12,"seller":"bob"});
+            server.send(source, &found);
+            let (cancel, source) = server.expect("CANCEL");
+            server.send(source, &json!({"type":"ERROR","rq":cancel["rq"],"code":"WRONG_STATE","reason":"too late"}));
+        });
+        let (rq, peers) = node.find("lamp", Cents(1_250), "any").unwrap();
+        assert_eq!(peers, 4);
+        assert!(matches!(node.wait(rq, WAIT).unwrap(), Note::Found { price: Cents(1_200), .. }));
+        assert!(node.buy(rq).unwrap_err().to_string().contains("--wallet"));
+        assert_eq!(node.cancel(rq).unwrap_err().to_string(), "too late");
+        assert!(node.buy(rq + 1).is_err() && node.wait(99, WAIT).is_err());
+    });
+}
+
+#[test]
+fn one_process_a_data_dir_and_one_name() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    let node = Node::open(settings(&server, dir.path()), |_| {}).unwrap();
+    assert!(Node::open(settings(&server, dir.path()), |_| {}).err().unwrap().to_string().contains("in use"));
+    drop(node);
+    let mut other = settings(&server, dir.path());
+    other.client.name = Name::new("bob").unwrap();
+    assert!(Node::open(other, |_| {}).err().unwrap().to_string().contains("alice"));
+}

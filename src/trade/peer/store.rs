@@ -1,0 +1,208 @@
+//! What a peer keeps in its data dir: items, deals, pushes it has seen, its token, and the fingerprint
+//! of each server it trades with. The wallet is never among it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Change, Item, Purchase, Sale, Snapshot, stall};
+use crate::model::{Millis, Name, Token};
+use crate::storage::lock::{DataDirLock, LockError};
+use crate::storage::{Chain, OpenError, Query, Store, StoreError, Ticket, Tx};
+
+/// The file in the data dir.
+const FILE: &str = "peer.db";
+
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE items (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+    CREATE TABLE deals (rq BIGINT PRIMARY KEY, side TEXT NOT NULL, body TEXT NOT NULL);
+    CREATE TABLE seen (mid BIGINT PRIMARY KEY, at BIGINT NOT NULL);
+    CREATE TABLE pins (server TEXT PRIMARY KEY, cert_sha256 TEXT NOT NULL);
+"];
+
+/// Why a data dir cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerStoreError {
+    /// Another process has it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Its file cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Its file cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is another peer's.
+    #[error("{} is the data dir of peer {owner:?}: choose another --data-dir or --name", dir.display())]
+    NotOurs {
+        /// The data dir.
+        dir: PathBuf,
+        /// Whose it is.
+        owner: String,
+    },
+}
+
+/// A peer's data dir, held by this process.
+#[derive(Debug)]
+pub struct PeerStore {
+    store: Store,
+    _lock: DataDirLock,
+}
+
+impl PeerStore {
+    /// Opens the data dir of the peer of that name; makes it if there is none.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn open(dir: &Path, name: &Name) -> Result<PeerStore, PeerStoreError> {
+        let lock = DataDirLock::take(dir)?;
+        let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
+        match store.meta("name")? {
+            Some(owner) if owner != name.as_str() => {
+                return Err(PeerStoreError::NotOurs { dir: dir.to_owned(), owner });
+            }
+            Some(_) => {}
+            None => store.set_meta("name", Some(name.as_str().to_owned()))?,
+        }
+        Ok(store)
+    }
+
+    /// Everything that a core is made of.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn load(&self) -> Result<Snapshot, StoreError> {
+        self.store.read(|reader| {
+            let items = reader.all("SELECT body FROM items ORDER BY name", &[], |row| json::<Item>(row.text(0)?))?;
+            let mut snapshot = Snapshot { items, ..Snapshot::default() };
+            reader.query("SELECT side, body FROM deals ORDER BY rq", &[], &mut |row| {
+                match row.text(0)? {
+                    "seller" => snapshot.sales.push(json::<Sale>(row.text(1)?)?),
+                    _ => snapshot.purchases.push(json::<Purchase>(row.text(1)?)?),
+                }
+                Ok(())
+            })?;
+            snapshot.seen = reader
+                .all("SELECT mid, at FROM seen ORDER BY at, mid", &[], |row| Ok((row.uint(0)?, row.millis(1)?)))?;
+            let ceiling = reader.first("SELECT value FROM meta WHERE key = 'ceiling'", &[], |row| {
+                row.text(0)?.parse().map_err(|_| StoreError::Invalid("ceiling: expected a number".to_owned()))
+            })?;
+            snapshot.ceiling = ceiling.unwrap_or(1);
+            Ok(snapshot)
+        })
+    }
+
+    /// Where a core that was just loaded goes on writing.
+    pub fn chain(&self) -> Chain {
+        self.store.chain()
+    }
+
+    /// Hands over what a step changed; on disk once the ticket says so.
+    pub fn append(&self, chain: Chain, changes: Vec<Change>) -> Ticket {
+        self.store.append(chain, move |tx| changes.iter().try_for_each(|change| apply(tx, change)))
+    }
+
+    /// The token of our registration with a server.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn token(&self, server: &str) -> Result<Option<Token>, StoreError> {
+        Ok(self.meta(&format!("token {server}"))?.map(Token::from_text))
+    }
+
+    /// Keeps the token, or forgets it.
+    ///
+    /// # Errors
+    /// Why it cannot be stored.
+    pub fn set_token(&self, server: &str, token: Option<&Token>) -> Result<(), StoreError> {
+        self.set_meta(&format!("token {server}"), token.map(|token| token.reveal().to_owned()))
+    }
+
+    /// The fingerprint that a server showed first.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub fn pin(&self, server: &str) -> Result<Option<Arc<str>>, StoreError> {
+        self.store.read(|reader| {
+            reader.first("SELECT cert_sha256 FROM pins WHERE server = $1", &[server.into()], |row| {
+                Ok(Arc::from(row.text(0)?))
+            })
+        })
+    }
+
+    /// Keeps a server's fingerprint.
+    ///
+    /// # Errors
+    /// Why it cannot be stored.
+    pub fn set_pin(&self, server: &str, pin: &str) -> Result<(), StoreError> {
+        let (server, pin) = (server.to_owned(), pin.to_owned());
+        self.store.write(move |tx| {
+            let sql = "INSERT INTO pins (server, cert_sha256) VALUES ($1, $2) \
+                       ON CONFLICT (server) DO UPDATE SET cert_sha256 = excluded.cert_sha256";
+            tx.execute(sql, &[(&server).into(), (&pin).into()]).map(drop)
+        })
+    }
+
+    /// Stores what was handed over and closes the file.
+    pub fn close(&self) {
+        self.store.close();
+    }
+
+    fn meta(&self, key: &str) -> Result<Option<String>, StoreError> {
+        self.store.read(|reader| {
+            reader.first("SELECT value FROM meta WHERE key = $1", &[key.into()], |row| Ok(row.text(0)?.to_owned()))
+        })
+    }
+
+    fn set_meta(&self, key: &str, value: Option<String>) -> Result<(), StoreError> {
+        let key = key.to_owned();
+        self.store.write(move |tx| match value {
+            Some(value) => set_meta(tx, &key, &value),
+            None => tx.execute("DELETE FROM meta WHERE key = $1", &[(&key).into()]).map(drop),
+        })
+    }
+}
+
+fn set_meta(tx: &mut dyn Tx, key: &str, value: &str) -> Result<(), StoreError> {
+    let sql = "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    tx.execute(sql, &[key.into(), value.into()]).map(drop)
+}
+
+fn apply(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
+    match change {
+        Change::Item(item) => {
+            let sql = "INSERT INTO items (name, body) VALUES ($1, $2) \
+                       ON CONFLICT (name) DO UPDATE SET body = excluded.body";
+            tx.execute(sql, &[(&stall::fold(&item.name)).into(), (&text(item)?).into()])
+        }
+        Change::DropItem(name) => tx.execute("DELETE FROM items WHERE name = $1", &[(&stall::fold(name)).into()]),
+        Change::Sale(sale) => set_deal(tx, sale.rq, "seller", &text(sale)?),
+        Change::Purchase(purchase) => set_deal(tx, purchase.rq, "buyer", &text(purchase)?),
+        Change::DropDeal(rq) => tx.execute("DELETE FROM deals WHERE rq = $1", &[int(*rq)?.into()]),
+        Change::Seen { mid, at } => {
+            let sql = "INSERT INTO seen (mid, at) VALUES ($1, $2) ON CONFLICT (mid) DO UPDATE SET at = excluded.at";
+            tx.execute(sql, &[int(*mid)?.into(), Millis(at.0).into()])
+        }
+        Change::DropSeen(mid) => tx.execute("DELETE FROM seen WHERE mid = $1", &[int(*mid)?.into()]),
+        Change::Ceiling(ceiling) => return set_meta(tx, "ceiling", &ceiling.to_string()),
+    }
+    .map(drop)
+}
+
+fn set_deal(tx: &mut dyn Tx, rq: u64, side: &str, body: &str) -> Result<u64, StoreError> {
+    let sql = "INSERT INTO deals (rq, side, body) VALUES ($1, $2, $3) \
+               ON CONFLICT (rq) DO UPDATE SET side = excluded.side, body = excluded.body";
+    tx.execute(sql, &[int(rq)?.into(), side.into(), body.into()])
+}
+
+fn int(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Invalid("a number is too large to be stored".to_owned()))
+}
+
+fn text<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Invalid(error.to_string()))
+}
+
+fn json<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, StoreError> {
+    serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("a row of the peer's store: {error}")))
+}
