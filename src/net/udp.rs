@@ -199,7 +199,9 @@ impl UdpServer {
                 shared.left.1.wait_for(&mut waiting, wait);
             }
             // Another process may share the port: it should not be flooded by our wake-ups.
-            wait *= 2;
+            // Each receiver that leaves ends the wait early: without a limit, some sixty of them would double
+            // it past what a Duration holds.
+            wait = (2 * wait).min(RECEIVE_TIMEOUT);
         }
     }
 }

@@ -104,8 +104,13 @@ impl Server {
     }
 
     /// SIGTERM; the exit code, which must be 0 when all is well.
-    pub fn stop(mut self) -> i32 {
+    pub fn stop(self) -> i32 {
         signal(self.child.id(), libc::SIGTERM);
+        self.wait()
+    }
+
+    /// The exit code of a server that was told to end.
+    pub fn wait(mut self) -> i32 {
         let status = eventually("the server to end", || self.child.try_wait().unwrap());
         status.code().unwrap_or(-1)
     }

@@ -3,9 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuse;
+mod admin;
 mod bounds;
 mod deals;
 mod purchase;
 mod pushes;
 mod registration;
+mod secrets;
 mod settlement;

@@ -614,3 +614,36 @@ fn the_fee_is_rounded_half_up_to_a_cent() {
         assert_eq!(server.balance_cents("payout:alice") - paid, cents(&json!(price)) - fee);
     }
 }
+
+#[test]
+fn past_256_settlements_buy_is_busy() {
+    let server = Server::start(&["--plaintext", "--settle-timeout", "1h", "--offer-window", "1h"]);
+    let mut alice = Peer::new(&server, "alice");
+    let mut others: Vec<Peer> = Vec::new();
+    let mut under_way = 0;
+    // A peer has 64 deals open at most: five buyers.
+    for n in 0..5 {
+        let mut bob = Peer::new(&server, &format!("bob {n}"));
+        for item in 0..52 {
+            let item = format!("item {n} {item}");
+            let rq = bob.look_for(&item, 1.0);
+            for other in &mut others {
+                let asked = other.push_of("SEARCH", &item)["rq"].as_u64().unwrap();
+                assert_eq!(other.ask_rq("NOT_AVAILABLE", asked, json!({"item_name": item}))["type"], "NOTED");
+            }
+            let sold = alice.push_of("SEARCH", &item)["rq"].as_u64().unwrap();
+            assert_eq!(alice.ask_rq("OFFER", sold, json!({"item_name": item, "price": 1}))["type"], "OFFERED");
+            let answer = buy(&mut bob, rq, &item, 1.0);
+            if under_way < 256 {
+                assert_eq!(answer["type"], "BUYING", "{answer}");
+                under_way += 1;
+            } else {
+                assert_eq!(answer["code"], "BUSY", "{answer}");
+                assert_eq!(bob.deal(rq).unwrap()["state"], "reserved", "nothing changed");
+                return;
+            }
+        }
+        others.push(bob);
+    }
+    panic!("{under_way} settlements and no end");
+}
