@@ -7,6 +7,7 @@ use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -15,11 +16,13 @@ use crate::disk_log::{DiskLog, Event, Unsynced};
 use crate::money;
 use crate::rng::{Rng, Seed};
 use crate::shim;
-use crate::support::{Server, eventually, scaled};
+use crate::support::{Server, scaled};
 use crate::traders::{Book, Hub, Market};
 
 const WINDOWS: [&str; 8] =
     ["--offer-window", "1s", "--negotiate-window", "1s", "--reserve-window", "2s", "--settle-timeout", "2s"];
+/// Far more than the deals of a recording take.
+const RECORDING_MAX: Duration = Duration::from_secs(180);
 /// Requests made once more after a cut.
 const REPEATS: usize = 30;
 
@@ -46,13 +49,16 @@ fn record(deals: usize, plaintext: bool, lie: Option<&str>, rng: &mut Rng) -> Re
     let mut env = environment(&state, &log);
     env.extend(lie.map(|lie| ("POWERCUT_LIE", lie)));
     let server = Server::start_in(&root, &args(plaintext), &env);
-    let (steps, _seen) = crossbeam_channel::bounded(1);
+    let (steps, seen) = crossbeam_channel::bounded(1);
     let hub = Hub::new(server.addr, plaintext, Some(log.clone()), steps);
     let market = Market::open(&hub, rng);
-    eventually("deals to be over", || {
+    let deadline = Instant::now() + RECORDING_MAX;
+    while hub.deals_over.load(Ordering::SeqCst) < deals {
         assert!(!hub.failed.load(Ordering::SeqCst), "a peer has failed: see above");
-        (hub.deals_over.load(Ordering::SeqCst) >= deals).then_some(())
-    });
+        assert!(Instant::now() < deadline, "{deals} deals take too long");
+        // Whatever a peer does may have been a deal's end.
+        let _ = seen.recv_timeout(Duration::from_millis(100));
+    }
     drop(server);
     market.abandon();
     let Book { roster, .. } = std::mem::take(&mut *hub.book());
