@@ -362,7 +362,7 @@ mod shim {
         let real = real!(sendmsg: fn(c_int, *const msghdr, c_int) -> ssize_t);
         // SAFETY: sendmsg(2) wants a valid message of valid parts.
         let (parts, to) =
-            unsafe { (parts((*message).msg_iov, (*message).msg_iovlen as usize), port((*message).msg_name.cast())) };
+            unsafe { (parts((*message).msg_iov, (*message).msg_iovlen), port((*message).msg_name.cast())) };
         // SAFETY: likewise.
         written(fd, None, &parts, to, || unsafe { real(fd, message, flags) })
     }

@@ -350,14 +350,21 @@ impl Shared {
     }
 
     fn run(self: &Arc<Self>, source: SocketAddr, via: Via, request: &Request, answer: &dyn Fn(Reply)) {
-        let exchange = self.exchange();
-        let outcome = exchange.request(self.now(), source, via, request);
-        let leaving = outcome.leaving;
-        if let Err(error) = self.make_real(&exchange, outcome, answer) {
-            return answer(unavailable(request.rq, &error));
-        }
-        if let Some(since) = leaving {
-            self.leave(source, request.rq, &request.name, since, answer);
+        let mut first = true;
+        loop {
+            let exchange = self.exchange();
+            let outcome = exchange.request(self.now(), source, via, request);
+            let leaving = outcome.leaving;
+            match self.make_real(&exchange, outcome, answer) {
+                Ok(()) => match leaving {
+                    Some(since) => return self.leave(source, request.rq, &request.name, since, answer),
+                    None => return,
+                },
+                // It may have failed for something earlier that nobody waits for (an ACK), on a disk that
+                // works by now. Memory has been built anew: nothing of this request is left in it.
+                Err(StoreError::Unavailable(_)) if first => first = false,
+                Err(error) => return answer(unavailable(request.rq, &error)),
+            }
         }
     }
 

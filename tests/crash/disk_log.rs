@@ -125,6 +125,10 @@ impl DiskLog {
     /// The files that a power cut may leave, after the first `cut` events.
     pub fn after(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> BTreeMap<String, Vec<u8>> {
         let mut disk = Disk::default();
+        // Under numbers of their own, until the server opens them.
+        for (number, (name, content)) in (1..).map(|n| u64::MAX - n).zip(&self.base) {
+            disk.begins_with(number, name, content);
+        }
         for (_, event) in &self.events[..cut] {
             disk.apply(event, &self.base);
         }
@@ -163,12 +167,10 @@ impl Disk {
                 self.files.insert(*file, File::default());
                 self.rename(vec![(name.clone(), Some(*file))]);
             }
-            // There from the start. (The folder itself has an empty name and no content.)
+            // There from the start.
             Event::Opened { file, name, is_new: false } => {
                 if let Some(content) = base.get(name) {
-                    self.files.insert(*file, File { synced: content.clone(), pending: Vec::new() });
-                    self.names.insert(name.clone(), *file);
-                    self.synced_names.insert(name.clone(), *file);
+                    self.begins_with(*file, name, content);
                 }
             }
             Event::Write { file, offset, bytes } => {
@@ -197,6 +199,12 @@ impl Disk {
             Event::Unlink { name } => self.rename(vec![(name.clone(), None)]),
             Event::Said { .. } => {}
         }
+    }
+
+    fn begins_with(&mut self, file: u64, name: &str, content: &[u8]) {
+        self.files.insert(file, File { synced: content.to_vec(), pending: Vec::new() });
+        self.names.insert(name.to_owned(), file);
+        self.synced_names.insert(name.to_owned(), file);
     }
 
     fn file(&mut self, number: u64) -> &mut File {

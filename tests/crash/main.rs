@@ -4,7 +4,7 @@
 mod support;
 
 mod claims;
-//mod disk;
+mod disk;
 mod disk_log;
 mod kill;
 mod money;

@@ -7,6 +7,7 @@ use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -15,11 +16,13 @@ use crate::disk_log::{DiskLog, Event, Unsynced};
 use crate::money;
 use crate::rng::{Rng, Seed};
 use crate::shim;
-use crate::support::{Server, eventually, scaled};
+use crate::support::{Server, scaled};
 use crate::traders::{Book, Hub, Market};
 
 const WINDOWS: [&str; 8] =
     ["--offer-window", "1s", "--negotiate-window", "1s", "--reserve-window", "2s", "--settle-timeout", "2s"];
+/// Far more than the deals of a recording take.
+const RECORDING_MAX: Duration = Duration::from_secs(180);
 /// Requests made once more after a cut.
 const REPEATS: usize = 30;
 
@@ -43,20 +46,19 @@ fn record(deals: usize, plaintext: bool, lie: Option<&str>, rng: &mut Rng) -> Re
     let root = dir.path().canonicalize().unwrap();
     let log = root.join("disk.log");
     let state = root.join("state");
-    let mut env = vec![
-        ("LD_PRELOAD", shim::library().unwrap().to_str().unwrap()),
-        ("POWERCUT_DIR", state.to_str().unwrap()),
-        ("POWERCUT_LOG", log.to_str().unwrap()),
-    ];
+    let mut env = environment(&state, &log);
     env.extend(lie.map(|lie| ("POWERCUT_LIE", lie)));
     let server = Server::start_in(&root, &args(plaintext), &env);
-    let (steps, _seen) = crossbeam_channel::bounded(1);
+    let (steps, seen) = crossbeam_channel::bounded(1);
     let hub = Hub::new(server.addr, plaintext, Some(log.clone()), steps);
     let market = Market::open(&hub, rng);
-    eventually("deals to be over", || {
+    let deadline = Instant::now() + RECORDING_MAX;
+    while hub.deals_over.load(Ordering::SeqCst) < deals {
         assert!(!hub.failed.load(Ordering::SeqCst), "a peer has failed: see above");
-        (hub.deals_over.load(Ordering::SeqCst) >= deals).then_some(())
-    });
+        assert!(Instant::now() < deadline, "{deals} deals take too long");
+        // Whatever a peer does may have been a deal's end.
+        let _ = seen.recv_timeout(Duration::from_millis(100));
+    }
     drop(server);
     market.abandon();
     let Book { roster, .. } = std::mem::take(&mut *hub.book());
@@ -72,9 +74,9 @@ impl Recording {
             let Some(who) = self.roster.by_port(*port) else { continue };
             for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 match serde_json::from_slice::<Value>(line) {
-                    Ok(message) => claims.said(&self.roster, who, &message),
-                    // On a line with TLS.
-                    Err(error) => assert!(!self.plaintext, "{error}: {}", String::from_utf8_lossy(line)),
+                    Ok(message) if message.is_object() => claims.said(&self.roster, who, &message),
+                    // On a line with TLS (whose bytes may well look like a number).
+                    _ => assert!(!self.plaintext, "no message: {}", String::from_utf8_lossy(line)),
                 }
             }
         }
@@ -91,12 +93,28 @@ impl Recording {
         self.log.events[any - 1..].iter().position(said).map_or(any, |ahead| any + ahead)
     }
 
+    /// The power fails again while a server recovers from the first cut.
+    fn cut_again(&self, files: BTreeMap<String, Vec<u8>>, rng: &mut Rng) -> BTreeMap<String, Vec<u8>> {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (log, state) = (root.join("disk.log"), root.join("state"));
+        lay_out(&files, &state);
+        drop(Server::start_in(&root, &args(self.plaintext), &environment(&state, &log)));
+        let log = DiskLog::read(&log, files);
+        let cut = rng.below(log.events.len() as u64 + 1) as usize;
+        log.after(cut, any_unsynced(rng), rng)
+    }
+
     /// Builds the folder, starts a server on it, and checks. Panics if a promise was broken.
     fn survives(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> money::Counted {
         let mut claims = self.claims(cut);
         let log_length = self.log.events.get(cut).map_or(u64::MAX, |(before, _)| *before);
+        let mut files = self.log.after(cut, unsynced, rng);
+        if rng.percent(30) {
+            files = self.cut_again(files, rng);
+        }
         let dir = tempfile::tempdir().unwrap();
-        lay_out(&self.log.after(cut, unsynced, rng), &dir.path().join("state"));
+        lay_out(&files, &dir.path().join("state"));
         let server = Server::start_in(dir.path(), &args(self.plaintext), &[]);
         // From its DE-REGISTER to the answer nobody knows whether a peer has left.
         let in_limbo = |who: usize| self.roster.peers[who].leaving_from.is_some_and(|from| from < log_length);
@@ -106,6 +124,15 @@ impl Recording {
         assert_eq!(server.stop(), 0);
         money::check(&state, &claims, &self.roster)
     }
+}
+
+/// What makes a server run over the shim.
+fn environment<'a>(state: &'a Path, log: &'a Path) -> Vec<(&'static str, &'a str)> {
+    vec![
+        ("LD_PRELOAD", shim::library().unwrap().to_str().unwrap()),
+        ("POWERCUT_DIR", state.to_str().unwrap()),
+        ("POWERCUT_LOG", log.to_str().unwrap()),
+    ]
 }
 
 fn lay_out(files: &BTreeMap<String, Vec<u8>>, state: &Path) {

@@ -1,0 +1,344 @@
+//! A disk that is full, that fails, or that holds what is not ours to change.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use crate::claims::{Claims, Roster};
+use crate::money;
+use crate::shim;
+use crate::support::{GOOD_CARD, Line, Peer, Server, answer_all, eventually, program, settle};
+
+/// A server over a disk that fails when it is told to.
+struct Faulty {
+    server: Server,
+    switch: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Faulty {
+    /// `None`, with a line that says why, where it cannot be played.
+    fn start() -> Option<Faulty> {
+        let library = shim::library()?;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (switch, state) = (root.join("fault"), root.join("state"));
+        let env = [
+            ("LD_PRELOAD", library.to_str().unwrap()),
+            ("POWERCUT_DIR", state.to_str().unwrap()),
+            ("POWERCUT_FAULT", switch.to_str().unwrap()),
+        ];
+        let server = Server::start_in(&root, &["--offer-window", "1s", "--settle-timeout", "3s"], &env);
+        Some(Faulty { server, switch, _dir: dir })
+    }
+
+    fn fails(&self, fault: &str) {
+        fs::write(&self.switch, fault).unwrap();
+    }
+
+    fn works(&self) {
+        fs::remove_file(&self.switch).unwrap();
+    }
+}
+
+/// One request, without repeating it.
+fn once(peer: &mut Peer, kind: &str, fields: Value) -> Value {
+    let rq = peer.fresh_rq();
+    peer.ask_rq(kind, rq, fields)
+}
+
+fn wish(item: &str) -> Value {
+    json!({"item_name": item, "description": "", "max_price": 50})
+}
+
+/// What must hold of a disk on which nothing can be stored: UNAVAILABLE, nothing changed, reading goes
+/// on; and when it works again, so does everything, without a restart.
+fn nothing_is_stored_while(fault: &str) {
+    let Some(faulty) = Faulty::start() else { return };
+    let server = &faulty.server;
+    let (mut alice, mut bob) = (Peer::new(server, "alice"), Peer::new(server, "bob"));
+    let before = bob.look_for("before", 50.0);
+    let offered = alice.offer("before", 40.0);
+    alice.push("RESERVE");
+
+    faulty.fails(fault);
+    let search_rq = bob.fresh_rq();
+    for _ in 0..3 {
+        let refused = bob.ask_rq("LOOKING_FOR", search_rq, wish("while"));
+        assert_eq!(refused["code"], "UNAVAILABLE", "{refused}");
+    }
+    let buy = json!({"item_name": "before", "price": 40});
+    assert_eq!(bob.ask_rq("BUY", before, buy)["code"], "UNAVAILABLE");
+    assert_eq!(alice.ask_rq("CANCEL", offered, json!({"item_name": "before"}))["code"], "UNAVAILABLE");
+    let left = once(&mut alice, "DE-REGISTER", json!({}));
+    assert_eq!(left["code"], "UNAVAILABLE", "{left}");
+    let mut carol = Peer::unregistered(server.addr, "carol");
+    let refused = carol.register();
+    assert_eq!(refused["code"], "UNAVAILABLE", "{refused}");
+    // Nothing has changed. A read that meets the failure of another's change may be refused once.
+    let deals = eventually("STATUS to be answered", || {
+        let answer = once(&mut bob, "STATUS", json!({}));
+        assert!(answer["type"] == "DEALS" || answer["code"] == "UNAVAILABLE", "{answer}");
+        answer["deals"].as_array().cloned()
+    });
+    let states: Vec<_> = deals.iter().map(|deal| (&deal["item_name"], &deal["state"])).collect();
+    assert_eq!(states, [(&json!("before"), &json!("reserved"))], "{deals:?}");
+
+    faulty.works();
+    let answer = bob.ask_rq("LOOKING_FOR", search_rq, wish("while"));
+    assert_eq!(answer, json!({"type": "SEARCHING", "rq": search_rq, "peers": 1}));
+    assert_eq!(carol.register()["type"], "REGISTERED");
+    settle(&mut bob, before, &mut alice, GOOD_CARD);
+    assert_eq!(bob.ended(before)["state"], "completed");
+    alice.offer("while", 30.0);
+    settle(&mut bob, search_rq, &mut alice, GOOD_CARD);
+    assert_eq!(alice.ask("DE-REGISTER", json!({}))["type"], "DE-REGISTERED");
+    let state = server.state_dir();
+    assert_eq!(faulty.server.stop(), 0);
+    let counted = money::check(&state, &Claims::default(), &Roster::default());
+    assert_eq!((counted.captured, counted.not_captured), (2, 0));
+}
+
+#[test]
+fn a_full_disk_refuses_changes_and_nothing_else() {
+    nothing_is_stored_while("full");
+}
+
+#[test]
+fn a_disk_that_cannot_sync_refuses_changes_and_nothing_else() {
+    nothing_is_stored_while("sync");
+}
+
+#[test]
+fn a_settlement_waits_for_a_disk_that_fails() {
+    let Some(faulty) = Faulty::start() else { return };
+    let server = &faulty.server;
+    let (mut alice, mut bob) = (Peer::new(server, "alice"), Peer::new(server, "bob"));
+    let rq = bob.look_for("lamp", 50.0);
+    let sold = alice.offer("lamp", 40.0);
+    let found = bob.push("FOUND");
+    let answer = bob.ask_rq("BUY", rq, json!({"item_name": "lamp", "price": found["price"]}));
+    assert_eq!(answer["type"], "BUYING", "{answer}");
+    let bobs = bob.accept_line();
+    let mut alices: Line = alice.accept_line();
+    assert_eq!(alices.read().unwrap()["type"], "INFORM_REQ");
+    alices.write(&alice.inform_res(sold, GOOD_CARD));
+    let bought = std::thread::scope(|scope| {
+        let bob = &bob;
+        let bobs = scope.spawn(move || answer_all(bob, bobs, GOOD_CARD));
+        assert_eq!(alices.read().unwrap()["type"], "SHIPPING_INFO");
+        // Full just before the seller ships: SHIPPED cannot be stored, so nobody is told of a sale.
+        faulty.fails("full");
+        alices.write(&json!({"type": "SHIPPED", "rq": sold}));
+        assert_eq!(alices.read(), None, "a line after a SHIPPED that could not be stored");
+        bobs.join().unwrap()
+    });
+    assert_eq!(bought.len(), 1, "{bought:?}");
+    faulty.works();
+    assert_eq!(bob.ended(rq)["state"], "cancelled");
+    assert_eq!(bob.push("CANCEL")["rq"], rq);
+    assert_eq!(alice.push("CANCEL")["rq"], sold);
+    let state = server.state_dir();
+    assert_eq!(faulty.server.stop(), 0);
+    let counted = money::check(&state, &Claims::default(), &Roster::default());
+    assert_eq!((counted.captured, counted.not_captured), (0, 1));
+}
+
+/// A small disk of memory, as root can make one; gone when dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<SmallDisk> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "p2s2-test"]).arg(dir.path()).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(SmallDisk(dir)),
+            _ => {
+                println!("skipped: only root may mount a small tmpfs here");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking(), "cannot umount");
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_while_it_trades_can_be_emptied_again() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let root = disk.0.path();
+    let server = Server::start_in(root, &["--offer-window", "1s"], &[]);
+    let mut bob = Peer::new(&server, "bob");
+    // Fills what is left, but for what one change needs or so; searches do the rest.
+    let ballast = root.join("ballast");
+    let mut chunk = 64 * 1024;
+    let mut bytes = Vec::new();
+    while chunk >= 4096 {
+        bytes.resize(bytes.len() + chunk, 7);
+        if fs::write(&ballast, &bytes).is_err() {
+            bytes.truncate(bytes.len() - chunk);
+            chunk /= 2;
+        }
+    }
+    fs::write(&ballast, &bytes).unwrap();
+    let mut searched = Vec::new();
+    let refused = eventually("the disk to be full", || {
+        let rq = bob.fresh_rq();
+        let answer = bob.ask_rq("LOOKING_FOR", rq, wish("lamp"));
+        if answer["type"] == "SEARCHING" {
+            searched.push(rq);
+            return None;
+        }
+        Some((rq, answer))
+    });
+    assert_eq!(refused.1["code"], "UNAVAILABLE", "{}", refused.1);
+    fs::remove_file(&ballast).unwrap();
+    let again = bob.ask_rq("LOOKING_FOR", refused.0, wish("lamp"));
+    assert_eq!(again["type"], "SEARCHING", "{again}");
+    searched.push(refused.0);
+    for rq in &searched {
+        assert!(bob.deal(*rq).is_some(), "search {rq} is lost");
+    }
+    let server = server.kill_and_restart();
+    for rq in &searched {
+        assert!(bob.deal(*rq).is_some(), "search {rq} is lost after a restart");
+    }
+    assert_eq!(server.stop(), 0);
+}
+
+// What must not be started on.
+
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    // The lock names whoever tried last.
+    let files = entries.filter(|path| path.file_name().is_some_and(|name| name != "lock"));
+    files.map(|path| (path.clone(), fs::read(&path).unwrap())).collect()
+}
+
+/// A data dir of a server that has traded and ended.
+fn used_state() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path(), &[], &[]);
+    let mut bob = Peer::new(&server, "bob");
+    bob.look_for("lamp", 50.0);
+    assert_eq!(server.stop(), 0);
+    dir
+}
+
+fn start_on(state: &Path) -> Output {
+    program("server").args(["--trade-port", "0", "--data-dir"]).arg(state).output().unwrap()
+}
+
+/// One clear line with these words, exit 1, and not a byte changed.
+fn assert_refused(state: &Path, words: &[&str]) {
+    let before = contents(state);
+    let output = start_on(state);
+    let (said, printed) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{said}{printed}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    assert!(said.lines().last().is_some_and(|last| last == errors[0]), "more than one line: {said}");
+    for word in words {
+        assert!(errors[0].contains(word), "{word:?} is not in {said}");
+    }
+    assert!(!printed.contains("ready"), "{printed}");
+    let after = contents(state);
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&before), names(&after), "files came or went");
+    for (path, bytes) in &before {
+        assert!(after[path] == *bytes, "{} was changed", path.display());
+    }
+}
+
+#[test]
+fn a_damaged_file_is_left_as_it_is() {
+    for file in ["trade.db", "bank.db"] {
+        let dir = used_state();
+        let state = dir.path().join("state");
+        let whole = fs::read(state.join(file)).unwrap();
+        // Its beginning, a page within, its end.
+        let mut beginning = whole.clone();
+        beginning[..64].fill(0xAA);
+        let mut within = whole.clone();
+        within[4096..4096 + 200].fill(0x55);
+        for damaged in [beginning, within, whole[..whole.len() / 2].to_vec(), b"no database at all".to_vec()] {
+            fs::write(state.join(file), damaged).unwrap();
+            assert_refused(&state, &[file]);
+        }
+        fs::write(state.join(file), whole).unwrap();
+        let server = Server::start_in(dir.path(), &[], &[]);
+        assert_eq!(server.stop(), 0);
+    }
+}
+
+#[test]
+fn a_file_of_a_newer_version_is_left_as_it_is() {
+    for file in ["trade.db", "bank.db"] {
+        let dir = used_state();
+        let state = dir.path().join("state");
+        let db = Connection::open(state.join(file)).unwrap();
+        db.pragma_update(None, "user_version", 999).unwrap();
+        drop(db);
+        assert_refused(&state, &[file, "newer version", "999"]);
+    }
+}
+
+#[test]
+fn a_damaged_certificate_is_left_as_it_is() {
+    let dir = used_state();
+    let state = dir.path().join("state");
+    fs::write(state.join("identity.pem"), "-----BEGIN NONSENSE-----").unwrap();
+    assert_refused(&state, &["identity.pem"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_missing_permission_is_one_clear_line() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+
+    const NOBODY: u32 = 65_534;
+    // SAFETY: takes nothing, and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let dir = used_state();
+    let state = dir.path().join("state");
+    let before = contents(&state);
+    // Root may do everything: the server then runs as someone who may not.
+    if is_root {
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+    } else {
+        fs::set_permissions(state.join("trade.db"), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let mut command = program("server");
+    command.args(["--trade-port", "0", "--data-dir"]).arg(&state);
+    if is_root {
+        // Where the program itself lies may be closed to others: a copy beside the data is not.
+        let copy = dir.path().join("p2s2");
+        fs::copy(env!("CARGO_BIN_EXE_p2s2"), &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        command = Command::new(copy);
+        command.args(["server", "--trade-port", "0", "--data-dir"]).arg(&state);
+        command.current_dir(dir.path()).uid(NOBODY).gid(NOBODY);
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    assert!(errors[0].to_lowercase().contains("permission"), "{said}");
+    if !is_root {
+        fs::set_permissions(state.join("trade.db"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    assert!(contents(&state) == before, "something was changed");
+}
