@@ -220,8 +220,10 @@ pub fn table(outcome: &Outcome) -> Table {
         let total = measured.total();
         let cost = Cost::of(&total);
         let all: Vec<Row> = if measured.is_limit { vec![row(measured, None)] } else { rows(measured, outcome) };
-        let shares: Vec<Option<&Share>> =
-            shares_of(measured, outcome).map(Some).chain([None]).take(all.len()).collect();
+        let shares: Vec<Option<&Share>> = match measured.is_limit {
+            true => vec![None],
+            false => shares_of(measured, outcome).map(Some).chain([None]).take(all.len()).collect(),
+        };
         for (row, share) in all.iter().zip(shares) {
             let spread = share.map(|share| {
                 let bound = |fold: fn(f64, f64) -> f64, from| share.shares.iter().copied().fold(from, fold);

@@ -58,7 +58,11 @@ impl Journal for StoreJournal {
     type Receipt = Receipt;
 
     fn append(&self, changes: Vec<Change>) -> Receipt {
-        Receipt(Some(self.store.append(self.chain, move |tx| changes.iter().try_for_each(|change| write(tx, change)))))
+        // The writer is one thread for everybody: what a request's own thread can do is done here.
+        let with_body = |change| (body(&change), change);
+        let changes: Vec<(Body, Change)> = changes.into_iter().map(with_body).collect();
+        let write_all = move |tx: &mut dyn Tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body));
+        Receipt(Some(self.store.append(self.chain, write_all)))
     }
 
     fn later(a: Receipt, b: Receipt) -> Receipt {
@@ -69,7 +73,19 @@ impl Journal for StoreJournal {
     }
 }
 
-fn write(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
+/// A row's JSON, where the change is of a row that is kept as JSON and does not bring it along.
+type Body = Result<String, StoreError>;
+
+fn body(change: &Change) -> Body {
+    match change {
+        Change::Peer(row) => json(row),
+        Change::Farewell(row) => json(row),
+        _ => Ok(String::new()),
+    }
+}
+
+fn write(tx: &mut dyn Tx, change: &Change, body: &Body) -> Result<(), StoreError> {
+    let json = body.as_ref().map_err(Clone::clone)?;
     match change {
         Change::Ceiling(ceiling) => tx.execute(
             "INSERT INTO trade_number (id, ceiling) VALUES (1, $1)
@@ -79,7 +95,7 @@ fn write(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
         Change::Peer(row) => tx.execute(
             "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body",
-            &[(&row.name).into(), row.registered_at.into(), (&json(row)?).into()],
+            &[(&row.name).into(), row.registered_at.into(), json.into()],
         ),
         Change::Heard { name, at } => {
             tx.execute("UPDATE trade_peer SET heard_at = $1 WHERE name = $2", &[(*at).into(), name.into()])
@@ -88,7 +104,7 @@ fn write(tx: &mut dyn Tx, change: &Change) -> Result<(), StoreError> {
         Change::Farewell(row) => tx.execute(
             "INSERT INTO trade_farewell (name, rq, at, body) VALUES ($1, $2, $3, $4)
              ON CONFLICT (name, rq) DO UPDATE SET at = excluded.at, body = excluded.body",
-            &[(&row.name).into(), number(row.rq)?.into(), row.at.into(), (&json(row)?).into()],
+            &[(&row.name).into(), number(row.rq)?.into(), row.at.into(), json.into()],
         ),
         Change::DropFarewells(before) => tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()]),
         Change::Deal { id, body } => tx.execute(
