@@ -1,4 +1,4 @@
-//! The log of the shim (`examples/powercut.rs`), and the folders that a power cut may leave.
+//! The log of the shim (`preloaded.rs`), and the folders that a power cut may leave.
 //!
 //! The disk is taken at its word and no further: what was synced is there. Of the rest, anything may be:
 //! each write whole, in part (by sectors of 512 bytes) or not at all, whatever its order; each name that

@@ -1,4 +1,4 @@
-//! Servers with the shim of `examples/powercut.rs` under them.
+//! Servers with the shim of `preloaded.rs` under them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
