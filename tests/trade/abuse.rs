@@ -142,8 +142,7 @@ fn garbage_on_connections_harms_nothing() {
         let mut stream = TcpStream::connect(server.addr).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         for _ in 0..10 {
-            let mut line = garbage(&mut dice, "alice");
-            line.push(b'\n');
+            let line = [garbage(&mut dice, "alice"), b"\n".to_vec()].concat();
             // It may have hung up on us: what is no text closes a connection.
             if stream.write_all(&line).is_err() {
                 break;
