@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -169,6 +169,10 @@ fn garbage_on_connections_harms_nothing() {
     assert_eq!(server.stop(), 0);
 }
 
+fn threads(server: &Server) -> usize {
+    std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().count()
+}
+
 /// Ends the flood also when the test fails.
 struct EndOnDrop<'a>(&'a AtomicBool);
 
@@ -200,15 +204,26 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
     let search = bob.message("LOOKING_FOR", rq, json!({"item_name": "lamp", "description": "", "max_price": 10}));
     bob.send(&search);
     let status = bob.message("STATUS", 1, json!({"token": bob.token})).to_string();
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-                for _ in 0..150 {
-                    socket.send_to(status.as_bytes(), server.addr).unwrap();
-                }
-            });
+    let is_over = AtomicBool::new(false);
+    let sent = AtomicUsize::new(0);
+    // More than the server can take, and yet the machine's few cores have something left for it.
+    let flood = || {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        while !is_over.load(Ordering::Relaxed) {
+            for _ in 0..10 {
+                socket.send_to(status.as_bytes(), server.addr).unwrap();
+            }
+            sent.fetch_add(10, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(10));
         }
+    };
+    std::thread::scope(|scope| {
+        (0..CLIENTS).for_each(|_| drop(scope.spawn(flood)));
+        let _end = EndOnDrop(&is_over);
+        eventually("every thread to be in use", || (threads(&server) >= 512).then_some(()));
+        // As many as the queue holds, and twice that for what the kernel may lose.
+        let full_at = sent.load(Ordering::Relaxed);
+        eventually("the queue to be full", || (sent.load(Ordering::Relaxed) > full_at + 3 * 4096 + 2000).then_some(()));
     });
     held.execute_batch("ROLLBACK").unwrap();
     drop(held);
@@ -217,21 +232,9 @@ fn a_flood_past_the_bound_is_dropped_and_counted() {
     assert_eq!(alice.push("RESERVE")["rq"], sold);
 
     // Hammered without end, the server still serves: a whole purchase goes through.
-    let is_over = AtomicBool::new(false);
+    is_over.store(false, Ordering::Relaxed);
     std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-                while !is_over.load(Ordering::Relaxed) {
-                    for _ in 0..10 {
-                        socket.send_to(status.as_bytes(), server.addr).unwrap();
-                    }
-                    // More than the server can take, and yet the machine's two cores have something
-                    // left for the server.
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            });
-        }
+        (0..CLIENTS).for_each(|_| drop(scope.spawn(flood)));
         let _end = EndOnDrop(&is_over);
         settle(&mut bob, rq, &mut alice, GOOD_CARD);
         let ended = bob.ended(rq);
