@@ -203,13 +203,18 @@ impl Reader for SqliteReader<'_> {
 /// One change inside the writer's transaction.
 pub(super) struct SqliteTx<'c> {
     connection: &'c Connection,
+    /// Whether what it writes can be taken back by itself.
+    guarded: bool,
     /// A change that has written nothing yet needs no savepoint.
     savepoint: Cell<bool>,
+    wrote: Cell<bool>,
 }
 
 impl<'c> SqliteTx<'c> {
-    pub(super) fn new(connection: &'c Connection) -> SqliteTx<'c> {
-        SqliteTx { connection, savepoint: Cell::new(false) }
+    /// A `guarded` change pays for a savepoint and can be undone; another one can only be undone with
+    /// its whole transaction, once it has written anything.
+    pub(super) fn new(connection: &'c Connection, guarded: bool) -> SqliteTx<'c> {
+        SqliteTx { connection, guarded, savepoint: Cell::new(false), wrote: Cell::new(false) }
     }
 
     fn prepare(&self, sql: &str, parameters: &[Value<'_>]) -> Result<CachedStatement<'c>, StoreError> {
@@ -219,7 +224,7 @@ impl<'c> SqliteTx<'c> {
             return Err(StoreError::Unavailable("the transaction was rolled back".to_owned()));
         }
         let statement = prepare(self.connection, sql, parameters)?;
-        if !self.savepoint.get() && !statement.readonly() {
+        if self.guarded && !self.savepoint.get() && !statement.readonly() {
             self.run("SAVEPOINT change")?;
             self.savepoint.set(true);
         }
@@ -236,6 +241,11 @@ impl<'c> SqliteTx<'c> {
         if self.savepoint.get() { self.run("RELEASE change") } else { Ok(()) }
     }
 
+    /// Whether [`undo`](SqliteTx::undo) leaves no trace. (A statement that failed left none by itself.)
+    pub(super) fn can_undo(&self) -> bool {
+        self.guarded || !self.wrote.get()
+    }
+
     /// Takes back what the change wrote, and nothing else.
     pub(super) fn undo(&self) -> Result<(), StoreError> {
         if self.savepoint.get() {
@@ -248,13 +258,17 @@ impl<'c> SqliteTx<'c> {
 
 impl Reader for SqliteTx<'_> {
     fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError> {
-        each_row(&mut self.prepare(sql, parameters)?, each)
+        let mut statement = self.prepare(sql, parameters)?;
+        // One that writes and answers (RETURNING) has written as soon as it has begun.
+        self.wrote.set(self.wrote.get() || !statement.readonly());
+        each_row(&mut statement, each)
     }
 }
 
 impl Tx for SqliteTx<'_> {
     fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError> {
         let rows = self.prepare(sql, parameters)?.raw_execute();
+        self.wrote.set(self.wrote.get() || rows.is_ok());
         rows.map(|rows| rows as u64).map_err(|error| StoreError::from_sqlite(&error))
     }
 }

@@ -5,8 +5,11 @@
 //!
 //! **Chained** changes are the history of a room's memory, and the disk always holds a prefix of it:
 //! from the first chained change that fails on, every later one of the same epoch fails too, those
-//! already in the queue included. Those before it are not harmed. Once the transaction that it was in
-//! is over, the epoch moves on. The room then reads its state back and goes on with the new epoch:
+//! already in the queue included. Those of earlier transactions are not harmed, nor are those of its own
+//! if it failed before it wrote anything. Else the whole transaction is lost: chained changes have no
+//! savepoint, for they fail only with the disk or by a mistake in the program, and a savepoint would cost
+//! each of them a quarter of its time. Once the transaction is over, the epoch moves on. The room then
+//! reads its state back and goes on with the new epoch:
 //!
 //! 1. it keeps everyone from its memory (its own lock),
 //! 2. [`Store::chain`](super::Store::chain): from then on no change of an older epoch can reach the disk,
@@ -225,7 +228,7 @@ impl Writer {
                 done.failures.push((place, StoreError::superseded()));
                 continue;
             }
-            match self.apply(waiting.change) {
+            match self.apply(waiting.change, !chained) {
                 Ok(()) => {}
                 Err(Failure::Change(error)) => {
                     done.failures.push((place, error));
@@ -253,9 +256,9 @@ impl Writer {
         Ok(done)
     }
 
-    /// One change in a savepoint of its own.
-    fn apply(&self, change: Change) -> Result<(), Failure> {
-        let mut tx = SqliteTx::new(&self.connection);
+    /// One change; a guarded one in a savepoint of its own.
+    fn apply(&self, change: Change, guarded: bool) -> Result<(), Failure> {
+        let mut tx = SqliteTx::new(&self.connection, guarded);
         let result = panic::catch_unwind(AssertUnwindSafe(|| change(&mut tx)))
             .unwrap_or_else(|_| Err(StoreError::Invalid("a change panicked".to_owned())));
         // SQLite ends the whole transaction after some errors (disk full, I/O), whatever the change
@@ -269,6 +272,10 @@ impl Writer {
         }
         match result {
             Ok(()) => tx.keep().map_err(Failure::Transaction),
+            Err(error) if !tx.can_undo() => {
+                let error = StoreError::Unavailable(format!("a change that others build on failed: {error}"));
+                Err(Failure::Transaction(error))
+            }
             Err(error) => {
                 tx.undo().map_err(Failure::Transaction)?;
                 Err(Failure::Change(error))

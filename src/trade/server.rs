@@ -3,6 +3,7 @@
 //! Every outcome is made real in one order: it is on disk, then it is sent, then timers are armed. When
 //! the disk fails, the exchange is built anew from what the disk holds before the next request.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{Arc, OnceLock};
@@ -131,6 +132,8 @@ struct Shared {
     timers: OnceLock<Timers<Due>>,
     strangers: Strangers,
     counters: TradeCounters,
+    /// Deals whose settlement has a driver.
+    driven: Mutex<HashSet<u64>>,
     /// Told whenever a settlement has ended; guards how many wait for that.
     settled: (Mutex<usize>, Condvar),
     /// Set when the server ends: what is in hand by then is left for the next start.
@@ -156,6 +159,7 @@ impl TradeServer {
             timers: OnceLock::new(),
             strangers: Strangers::default(),
             counters: TradeCounters::default(),
+            driven: Mutex::default(),
             settled: (Mutex::new(0), Condvar::new()),
             stops_at: OnceLock::new(),
             config,

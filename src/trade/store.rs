@@ -21,8 +21,7 @@ pub const MIGRATIONS: &[&str] = &[
      CREATE TABLE trade_deal (id BIGINT PRIMARY KEY, body TEXT NOT NULL);
      CREATE TABLE trade_seller (deal BIGINT NOT NULL, rq BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (deal, rq));
      CREATE TABLE trade_log (id INTEGER PRIMARY KEY, at BIGINT NOT NULL, kind TEXT NOT NULL, peer TEXT NOT NULL,
-         deal BIGINT, rq BIGINT, item_name TEXT, price BIGINT, detail TEXT NOT NULL);
-     CREATE INDEX trade_log_at ON trade_log (at);",
+         deal BIGINT, rq BIGINT, item_name TEXT, price BIGINT, detail TEXT NOT NULL);",
 ];
 
 /// The journal of a running server: changes go to the store's writer in their order.
@@ -197,6 +196,9 @@ pub fn sellers(reader: &dyn Reader, deal: u64) -> Result<Vec<SellerSide>, StoreE
 }
 
 /// The log since an instant, oldest first; of one peer if a name is given.
+///
+/// No index serves this: every line would pay for it when it is written, and it is read by a person, once
+/// in a while.
 pub fn log(
     reader: &dyn Reader,
     peer: Option<&str>,

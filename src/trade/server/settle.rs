@@ -49,12 +49,11 @@ impl Shared {
         self.counters.settlements.add(1);
         let shared = Arc::clone(self);
         let job = move || {
-            let guard = Guard { shared: &shared, deal };
+            let Some(_guard) = Guard::take(&shared, deal) else { return };
             if let Some(order) = shared.exchange().settling(deal) {
                 log::debug!("settlement of deal {deal}: begins");
                 shared.settle(order);
             }
-            drop(guard);
         };
         if self.floor.executor.execute(job).is_err() {
             log::warn!("settlement of deal {deal}: no thread is free; it is undone");
@@ -62,14 +61,14 @@ impl Shared {
         }
     }
 
-    /// Brings an interrupted settlement to its end; on a request thread.
+    /// Brings an interrupted settlement to its end; on a request thread. One whose driver is well goes on
+    /// by itself, also after memory was built anew.
     pub(super) fn recover_settlement(self: &Arc<Self>, deal: u64) {
+        let Some(_guard) = Guard::take(self, deal) else { return };
         let Some(order) = self.exchange().settling(deal) else { return };
-        let guard = Guard { shared: self, deal };
         let (mut core, actions) = Settlement::recover(order);
         // Abandoned: the guard sees to it.
         let _ = self.act(&mut core, actions, &mut Lines::new(crossbeam_channel::never()));
-        drop(guard);
     }
 
     fn settle(self: &Arc<Self>, order: Settling) {
@@ -391,14 +390,22 @@ impl Lines {
     }
 }
 
-/// Whatever ends the driver (a panic included), a deal is not left in the middle.
+/// One driver a settlement; and whatever ends it (a panic included), a deal is not left in the middle.
 struct Guard<'a> {
     shared: &'a Arc<Shared>,
     deal: u64,
 }
 
+impl<'a> Guard<'a> {
+    /// `None` when the settlement has a driver.
+    fn take(shared: &'a Arc<Shared>, deal: u64) -> Option<Guard<'a>> {
+        shared.driven.lock().insert(deal).then_some(Guard { shared, deal })
+    }
+}
+
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
+        self.shared.driven.lock().remove(&self.deal);
         if self.shared.exchange().settling(self.deal).is_some() && self.shared.stops_at.get().is_none() {
             log::warn!("settlement of deal {} was interrupted and will be taken up", self.deal);
             self.shared.arm(Instant::now() + RECOVER_AFTER, Due::Recover(self.deal));
