@@ -152,7 +152,8 @@ fn after_a_failed_chained_change_all_later_ones_of_its_epoch_fail() {
     let held = Held::hold(&store);
     let good = store.append(old, |tx| put(tx, 1));
     let other = store.submit(|tx| put(tx, 2));
-    let bad = store.append(old, |tx| refuse(tx, 3));
+    // It has written nothing: there is nothing to take back.
+    let bad = store.append(old, |_tx| Err(StoreError::Refused("no".to_owned())));
     let same_batch = store.append(old, |tx| put(tx, 4));
     let harmless = store.submit(|tx| put(tx, 5));
     assert_eq!(store.chain(), old, "an epoch moves on only when its transaction is over");
@@ -166,6 +167,28 @@ fn after_a_failed_chained_change_all_later_ones_of_its_epoch_fail() {
     assert_eq!(store.append(old, |tx| put(tx, 6)).state(), TicketState::Failed);
     assert_eq!(store.append(new, |tx| put(tx, 7)).wait(), Ok(()));
     assert_eq!(keys(&store), [1, 2, 5, 7]);
+}
+
+#[test]
+fn a_chained_change_that_fails_after_it_wrote_takes_its_transaction_along() {
+    let home = Home::new();
+    let store = home.open();
+    let old = store.chain();
+    assert_eq!(store.append(old, |tx| put(tx, 1)).wait(), Ok(()), "of an earlier transaction");
+    let held = Held::hold(&store);
+    let before = store.append(old, |tx| put(tx, 2));
+    let independent = store.submit(|tx| put(tx, 3));
+    let bad = store.append(old, |tx| put(tx, 4).and_then(|()| refuse(tx, 5)));
+    let after = store.append(old, |tx| put(tx, 6));
+    held.release();
+    for ticket in [&before, &independent, &bad, &after] {
+        assert!(matches!(ticket.wait(), Err(StoreError::Unavailable(_))), "{ticket:?}");
+    }
+    assert_eq!(keys(&store), [1], "the disk holds a prefix");
+    let new = store.chain();
+    assert_ne!(new, old);
+    assert_eq!(store.append(new, |tx| put(tx, 7)).wait(), Ok(()));
+    assert_eq!(keys(&store), [1, 7]);
 }
 
 #[test]
