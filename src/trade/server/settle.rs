@@ -16,6 +16,7 @@ use crate::net::conn::{Conn, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
 use crate::trade::deal::Event;
 use crate::trade::exchange::{Settling, SettlingPeer};
+use crate::trade::journal::Journal;
 use crate::trade::settlement::{Action, Input, Milestone, Settlement};
 use crate::trade::wire::{Side, encode};
 
@@ -65,7 +66,13 @@ impl Shared {
     /// by itself, also after memory was built anew.
     pub(super) fn recover_settlement(self: &Arc<Self>, deal: u64) {
         let Some(_guard) = Guard::take(self, deal) else { return };
-        let Some(order) = self.exchange().settling(deal) else { return };
+        let exchange = self.exchange();
+        // What memory says must be what the disk says, or the bank is asked for the wrong thing.
+        if let Err(error) = exchange.journal().append(Vec::new()).wait() {
+            log::warn!("settlement of deal {deal}: {error}");
+            return self.rebuild(&exchange);
+        }
+        let Some(order) = exchange.settling(deal) else { return };
         let (mut core, actions) = Settlement::recover(order);
         // Abandoned: the guard sees to it.
         let _ = self.act(&mut core, actions, &mut Lines::new(crossbeam_channel::never()));
@@ -399,7 +406,9 @@ struct Guard<'a> {
 impl<'a> Guard<'a> {
     /// `None` when the settlement has a driver.
     fn take(shared: &'a Arc<Shared>, deal: u64) -> Option<Guard<'a>> {
-        shared.driven.lock().insert(deal).then_some(Guard { shared, deal })
+        let is_first = shared.driven.lock().insert(deal);
+        // Only then: a guard that is dropped takes the deal off the list.
+        is_first.then(|| Guard { shared, deal })
     }
 }
 
