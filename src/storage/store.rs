@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
+use super::after::After;
 use super::readers::Readers;
 use super::ticket::Verdict;
 use super::writer::{Chain, INDEPENDENT, Shared, Writer};
@@ -32,7 +33,8 @@ impl Store {
     /// One line that says what to do; the file is left as it was.
     pub fn open(path: &Path, migrations: &[&str]) -> Result<Store, OpenError> {
         let connection = sqlite::open_writer(path, migrations)?;
-        let shared = Arc::new(Shared::new());
+        let after = After::start().map_err(|error| OpenError::from_io(path, &error))?;
+        let shared = Arc::new(Shared::new(after));
         let writer = Writer::new(connection, migrations.len());
         let thread = thread::Builder::new()
             .name("store".to_owned())
@@ -121,7 +123,8 @@ impl Store {
         self.shared.waiting()
     }
 
-    /// Waits until everything handed over before is on disk, or has failed (its ticket says so).
+    /// Waits until everything handed over before is on disk, or has failed (its ticket says so), and what
+    /// was to be done then ([`Ticket::then`]) is done.
     pub fn sync_all(&self) {
         self.shared.settle();
     }
@@ -132,6 +135,7 @@ impl Store {
         self.shared.close();
         let Some(thread) = self.writer.lock().take() else { return };
         let connection = thread.join();
+        self.shared.end();
         self.readers.close();
         let Ok(connection) = connection else {
             log::error!("{}: the writer ended by a panic", self.path.display());

@@ -1,7 +1,8 @@
 //! Tickets: how the one who handed over a change learns that it is on disk.
 //!
 //! All changes of one transaction share one outcome. Asking for one that is known is one atomic load;
-//! waiting for one that is not costs a place in a list and one park.
+//! waiting for one that is not costs a place in a list and one park. What is left to do afterwards can
+//! also be left here ([`Ticket::then`]): that costs no thread its sleep.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -31,11 +32,36 @@ const SEE_OUTCOME: u8 = 2;
 pub(super) struct Batch {
     status: AtomicU8,
     outcome: OnceLock<Outcome>,
-    /// Who waits, while the outcome is not known.
-    waiting: Mutex<Vec<Thread>>,
+    /// Who waits and what is to be done, while the outcome is not known.
+    waiting: Mutex<Waiting>,
     /// Who waited when it became known: a tree in which each wakes the two below it, so that the
     /// writer pays for one wake-up however many wait, and they share no lock.
     woken: OnceLock<Vec<Thread>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    threads: Vec<Thread>,
+    thens: Vec<Then>,
+}
+
+/// What is to be done once it is known what became of the change at this place.
+pub(super) struct Then {
+    place: u32,
+    work: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
+}
+
+impl Then {
+    /// Does it; the batch's outcome must be known.
+    pub(super) fn run(self, batch: &Batch) {
+        (self.work)(batch.known_result_of(self.place).into_result());
+    }
+}
+
+impl fmt::Debug for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Then").field("place", &self.place).finish_non_exhaustive()
+    }
 }
 
 impl Batch {
@@ -43,28 +69,32 @@ impl Batch {
         Arc::new(Batch {
             status: AtomicU8::new(PENDING),
             outcome: OnceLock::new(),
-            waiting: Mutex::new(Vec::new()),
+            waiting: Mutex::default(),
             woken: OnceLock::new(),
         })
     }
 
-    /// Makes the outcome known. Called once; a second outcome would be ignored.
-    pub(super) fn publish(&self, outcome: Outcome) {
+    /// Makes the outcome known, and gives what is to be done now. Called once; a second outcome would be
+    /// ignored.
+    #[must_use = "what was left to be done has to be done"]
+    pub(super) fn publish(&self, outcome: Outcome) -> Vec<Then> {
         let status = match &outcome {
             Outcome::Committed(failures) if failures.is_empty() => ALL_COMMITTED,
             _ => SEE_OUTCOME,
         };
         if self.outcome.set(outcome).is_err() {
-            return;
+            return Vec::new();
         }
         let mut waiting = self.waiting.lock();
-        let woken = self.woken.get_or_init(|| std::mem::take(&mut *waiting));
+        let Waiting { threads, thens } = std::mem::take(&mut *waiting);
+        let woken = self.woken.get_or_init(|| threads);
         // Under the lock, so that nobody joins the list after it was taken.
         self.status.store(status, Ordering::Release);
         drop(waiting);
         if let Some(first) = woken.first() {
             first.unpark();
         }
+        thens
     }
 
     /// Blocks until the outcome is known.
@@ -77,8 +107,8 @@ impl Batch {
             if self.status.load(Ordering::Acquire) != PENDING {
                 return;
             }
-            waiting.push(thread::current());
-            waiting.len() - 1
+            waiting.threads.push(thread::current());
+            waiting.threads.len() - 1
         };
         while self.status.load(Ordering::Acquire) == PENDING {
             thread::park();
@@ -86,6 +116,20 @@ impl Batch {
         if let Some(woken) = self.woken.get() {
             woken.iter().skip(2 * place + 1).take(2).for_each(Thread::unpark);
         }
+    }
+
+    /// Keeps what is to be done until the outcome is known; gives it back if it is.
+    fn then(&self, then: Then) -> Option<Then> {
+        let mut waiting = self.waiting.lock();
+        if self.status.load(Ordering::Acquire) != PENDING {
+            return Some(then);
+        }
+        waiting.thens.push(then);
+        None
+    }
+
+    fn known_result_of(&self, place: u32) -> Verdict {
+        self.result_of(place).unwrap_or_else(|| unreachable!("asked only once the outcome is known"))
     }
 
     /// What became of the change at a place; nothing while it is not known.
@@ -114,6 +158,15 @@ pub(super) enum Verdict {
     Failed(StoreError),
     /// Its transaction failed: what it saw may never have been.
     Lost(StoreError),
+}
+
+impl Verdict {
+    fn into_result(self) -> Result<(), StoreError> {
+        match self {
+            Verdict::Committed => Ok(()),
+            Verdict::Failed(error) | Verdict::Lost(error) => Err(error),
+        }
+    }
 }
 
 /// The receipt of a change that was handed over. Cheap to clone; may be dropped.
@@ -186,9 +239,23 @@ impl Ticket {
     /// # Errors
     /// Why it is not, and never will be.
     pub fn wait(&self) -> Result<(), StoreError> {
-        match self.verdict() {
-            Verdict::Committed => Ok(()),
-            Verdict::Failed(error) | Verdict::Lost(error) => Err(error),
+        self.verdict().into_result()
+    }
+
+    /// Has this done as soon as the change is on disk, or certain never to be: at once on this thread if
+    /// that is known already, else on the store's own, in the order of the transactions. Keep it short
+    /// (an answer to send), for all others wait behind it; it may hand changes over, but must not wait for
+    /// one.
+    pub fn then(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
+        match self.state {
+            State::Done => work(Ok(())),
+            State::Refused(error) => work(Err(StoreError::clone(&error))),
+            State::In(batch, place) => {
+                let then = Then { place, work: Box::new(work) };
+                if let Some(then) = batch.then(then) {
+                    then.run(&batch);
+                }
+            }
         }
     }
 
@@ -198,7 +265,7 @@ impl Ticket {
             State::Refused(error) => Verdict::Lost(StoreError::clone(error)),
             State::In(batch, place) => {
                 batch.wait();
-                batch.result_of(*place).unwrap_or_else(|| unreachable!("wait returns only once the outcome is known"))
+                batch.known_result_of(*place)
             }
         }
     }

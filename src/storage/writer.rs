@@ -21,6 +21,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 
+use super::after::After;
 use super::sqlite::SqliteTx;
 use super::ticket::{Batch, Outcome};
 use super::{StoreError, Ticket, Tx};
@@ -66,10 +67,12 @@ pub(super) struct Shared {
     work: Condvar,
     /// For those who want the epoch: it has moved on.
     chain_moved: Condvar,
+    /// Does what was to be done once an outcome is known.
+    after: After,
 }
 
 impl Shared {
-    pub(super) fn new() -> Shared {
+    pub(super) fn new(after: After) -> Shared {
         Shared {
             queue: Mutex::new(Queue {
                 open: Vec::new(),
@@ -83,6 +86,7 @@ impl Shared {
             }),
             work: Condvar::new(),
             chain_moved: Condvar::new(),
+            after,
         }
     }
 
@@ -126,7 +130,7 @@ impl Shared {
         self.queue.lock().open.len()
     }
 
-    /// Waits until everything handed over before has its outcome.
+    /// Waits until everything handed over before has its outcome, and what was to be done then is done.
     pub(super) fn settle(&self) {
         let queue = self.queue.lock();
         let newest = if queue.open.is_empty() { queue.running.clone() } else { Some(Arc::clone(&queue.batch)) };
@@ -134,6 +138,7 @@ impl Shared {
         if let Some(batch) = newest {
             batch.wait();
         }
+        self.after.settle();
     }
 
     /// Takes no more changes; the writer ends when it has done those that wait.
@@ -170,7 +175,17 @@ impl Shared {
         }
         queue.running = None;
         drop(queue);
-        next.batch.publish(outcome);
+        self.publish(&next.batch, outcome);
+    }
+
+    fn publish(&self, batch: &Arc<Batch>, outcome: Outcome) {
+        let thens = batch.publish(outcome);
+        self.after.run(batch, thens);
+    }
+
+    /// Ends the thread that does what is to be done afterwards. Nothing may be published later.
+    pub(super) fn end(&self) {
+        self.after.end();
     }
 }
 
@@ -342,7 +357,7 @@ impl Drop for FailAll<'_> {
         self.0.chain_moved.notify_all();
         drop(queue);
         for batch in batches.into_iter().flatten() {
-            batch.publish(Outcome::Lost(StoreError::Unavailable("the writer has ended".to_owned())));
+            self.0.publish(&batch, Outcome::Lost(StoreError::Unavailable("the writer has ended".to_owned())));
         }
         drop(changes);
     }

@@ -108,6 +108,11 @@ impl<R: Default> Default for Outcome<R> {
 }
 
 impl<R: Default> Outcome<R> {
+    /// Whether it is made real by a few datagrams.
+    pub fn is_brief(&self) -> bool {
+        self.settle.is_none() && self.leaving.is_none() && self.pushes.len() + self.once.len() <= 4
+    }
+
     /// Adds what another step has brought; the answer stays.
     fn absorb<J: Journal<Receipt = R>>(&mut self, other: Outcome<R>) {
         self.receipt = J::later(std::mem::take(&mut self.receipt), other.receipt);

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -132,12 +133,32 @@ struct Shared {
     timers: OnceLock<Timers<Due>>,
     strangers: Strangers,
     counters: TradeCounters,
+    /// Requests that are left with the store.
+    left_with_store: AtomicUsize,
     /// Deals whose settlement has a driver.
     driven: Mutex<HashSet<u64>>,
     /// Told whenever a settlement has ended; guards how many wait for that.
     settled: (Mutex<usize>, Condvar),
     /// Set when the server ends: what is in hand by then is left for the next start.
     stops_at: OnceLock<Instant>,
+}
+
+/// A request that is left with the store, as long as it is: they have a bound, as threads have.
+struct Place(Arc<Shared>);
+
+impl Place {
+    /// Nothing when all are taken; then the request waits on its thread.
+    fn take(shared: &Arc<Shared>) -> Option<Place> {
+        let one_more = |taken| (taken < DATAGRAMS_IN_HAND_MAX).then_some(taken + 1);
+        shared.left_with_store.fetch_update(Relaxed, Relaxed, one_more).ok()?;
+        Some(Place(Arc::clone(shared)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.left_with_store.fetch_sub(1, Relaxed);
+    }
 }
 
 impl TradeServer {
@@ -159,6 +180,7 @@ impl TradeServer {
             timers: OnceLock::new(),
             strangers: Strangers::default(),
             counters: TradeCounters::default(),
+            left_with_store: AtomicUsize::new(0),
             driven: Mutex::default(),
             settled: (Mutex::new(0), Condvar::new()),
             stops_at: OnceLock::new(),
@@ -291,7 +313,7 @@ impl Shared {
         match wire::read(datagram.bytes) {
             Inbound::Request(request) => {
                 self.counters.requests.add(1);
-                self.run(source, Via::Udp, &request, &|reply| self.answer(source, length, reply));
+                self.request(source, length, request);
             }
             Inbound::Ack(ack) => {
                 let known = self.exchange().ack(self.now(), source, &ack);
@@ -353,23 +375,85 @@ impl Shared {
         writer.finish();
     }
 
-    fn run(self: &Arc<Self>, source: SocketAddr, via: Via, request: &Request, answer: &dyn Fn(Reply)) {
-        let mut first = true;
-        loop {
-            let exchange = self.exchange();
-            let outcome = exchange.request(self.now(), source, via, request);
-            let leaving = outcome.leaving;
-            match self.make_real(&exchange, outcome, answer) {
-                Ok(()) => match leaving {
-                    Some(since) => return self.leave(source, request.rq, &request.name, since, answer),
-                    None => return,
-                },
-                // It may have failed for something earlier that nobody waits for (an ACK), on a disk that
-                // works by now. Memory has been built anew: nothing of this request is left in it.
-                Err(StoreError::Unavailable(_)) if first => first = false,
-                Err(error) => return answer(unavailable(request.rq, &error)),
+    /// A request in a datagram. Once nothing is left of it but to wait for the disk and then to send a few
+    /// datagrams, that is left with the store, and the thread is free for the next: it would sleep twice,
+    /// for the commit and for the next datagram, which is more work than all the rest.
+    fn request(self: &Arc<Self>, source: SocketAddr, length: usize, request: Request) {
+        let exchange = self.exchange();
+        let outcome = exchange.request(self.now(), source, Via::Udp, &request);
+        let place = (outcome.is_brief() && outcome.receipt.is_pending()).then(|| Place::take(self)).flatten();
+        let Some(place) = place else {
+            let answer = |reply| self.answer(source, length, reply);
+            if let Err(error) = self.carry_out(&exchange, outcome, source, &request, &answer) {
+                self.once_more(error, source, Via::Udp, &request, &answer);
             }
+            return;
+        };
+        let receipt = outcome.receipt.clone();
+        receipt.then(move |stored| match stored {
+            Ok(()) => place.0.send_all(&exchange, outcome, &|reply| place.0.answer(source, length, reply)),
+            // Rebuilding and asking again take a while: that needs a thread of its own again.
+            Err(error) => {
+                let (shared, rq, cause) = (Arc::clone(&place.0), request.rq, error.clone());
+                let retry = move || {
+                    place.0.not_stored(&exchange, &cause);
+                    let answer = |reply| place.0.answer(source, length, reply);
+                    place.0.once_more(cause, source, Via::Udp, &request, &answer);
+                };
+                if shared.floor.executor.execute(retry).is_err() {
+                    shared.answer(source, length, unavailable(rq, &error));
+                }
+            }
+        });
+    }
+
+    fn run(self: &Arc<Self>, source: SocketAddr, via: Via, request: &Request, answer: &dyn Fn(Reply)) {
+        let exchange = self.exchange();
+        let outcome = exchange.request(self.now(), source, via, request);
+        if let Err(error) = self.carry_out(&exchange, outcome, source, request, answer) {
+            self.once_more(error, source, via, request, answer);
         }
+    }
+
+    /// A request whose change was not stored. It may have failed for something earlier that nobody waits
+    /// for (an ACK), on a disk that works by now. Memory has been built anew: nothing of this request is
+    /// left in it.
+    fn once_more(
+        self: &Arc<Self>,
+        error: StoreError,
+        source: SocketAddr,
+        via: Via,
+        request: &Request,
+        answer: &dyn Fn(Reply),
+    ) {
+        let outcome = |exchange: &Ex| exchange.request(self.now(), source, via, request);
+        let result = match error {
+            StoreError::Unavailable(_) => {
+                let exchange = self.exchange();
+                self.carry_out(&exchange, outcome(&exchange), source, request, answer)
+            }
+            error => Err(error),
+        };
+        if let Err(error) = result {
+            answer(unavailable(request.rq, &error));
+        }
+    }
+
+    /// Makes a request's outcome real, and waits for what a DE-REGISTER has to wait for.
+    fn carry_out(
+        self: &Arc<Self>,
+        exchange: &Arc<Ex>,
+        outcome: Outcome<Receipt>,
+        source: SocketAddr,
+        request: &Request,
+        answer: &dyn Fn(Reply),
+    ) -> Result<(), StoreError> {
+        let leaving = outcome.leaving;
+        self.make_real(exchange, outcome, answer)?;
+        if let Some(since) = leaving {
+            self.leave(source, request.rq, &request.name, since, answer);
+        }
+        Ok(())
     }
 
     /// A DE-REGISTER waits here until the peer's settlements are over.
@@ -425,11 +509,21 @@ impl Shared {
         answer: &dyn Fn(Reply),
     ) -> Result<(), StoreError> {
         if let Err(error) = outcome.receipt.wait() {
-            self.counters.unavailable.add(1);
-            log::error!("trade: a change could not be stored: {error}");
-            self.rebuild(exchange);
+            self.not_stored(exchange, &error);
             return Err(error);
         }
+        self.send_all(exchange, outcome, answer);
+        Ok(())
+    }
+
+    fn not_stored(self: &Arc<Self>, exchange: &Arc<Ex>, error: &StoreError) {
+        self.counters.unavailable.add(1);
+        log::error!("trade: a change could not be stored: {error}");
+        self.rebuild(exchange);
+    }
+
+    /// What is built on is on disk: sends, then arms timers.
+    fn send_all(self: &Arc<Self>, exchange: &Arc<Ex>, outcome: Outcome<Receipt>, answer: &dyn Fn(Reply)) {
         if let Some(reply) = outcome.answer {
             answer(reply);
         }
@@ -444,7 +538,6 @@ impl Shared {
         if let Some(deal) = outcome.settle {
             self.begin_settlement(deal);
         }
-        Ok(())
     }
 
     fn arm_deadlines(&self, deadlines: &[(Millis, u64)]) {

@@ -9,7 +9,7 @@ use super::deal::{Deal, Money, SellerSide};
 use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Millis};
-use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, Tx};
+use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, TicketState, Tx};
 
 /// What makes an empty file trade's, one step a schema version.
 pub const MIGRATIONS: &[&str] = &[
@@ -50,6 +50,19 @@ impl Receipt {
     /// It could not be stored; then nothing after it is either.
     pub fn wait(&self) -> Result<(), StoreError> {
         self.0.as_ref().map_or(Ok(()), Ticket::wait)
+    }
+
+    /// Whether waiting would take time.
+    pub fn is_pending(&self) -> bool {
+        self.0.as_ref().is_some_and(|ticket| ticket.state() == TicketState::Pending)
+    }
+
+    /// Has this done, briefly, as soon as it is known whether everything up to here is on disk.
+    pub fn then(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
+        match self.0 {
+            Some(ticket) => ticket.then(work),
+            None => work(Ok(())),
+        }
     }
 }
 
