@@ -10,7 +10,6 @@
 //! | `store.rs` | [`Store`]: open, hand over, read, close |
 //! | `writer.rs` | the queue and the thread that turns it into transactions |
 //! | `ticket.rs` | [`Ticket`]: one outcome per transaction, waited for without a crowd |
-//! | `after.rs` | the thread that does what was left to be done after a commit |
 //! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: all that rooms see of a database |
 //! | `sqlite.rs` | the only file that knows SQLite's connections: settings, migrations |
 //! | `error.rs` | [`StoreError`], [`OpenError`] |
@@ -18,7 +17,6 @@
 //! | `backup.rs`, `restore.rs` | one archive of one instant, and back |
 //! | `files.rs` | private files and folders, synced |
 
-mod after;
 pub mod backup;
 mod error;
 mod files;
@@ -31,6 +29,8 @@ mod store;
 mod tests;
 #[cfg(test)]
 mod tests_backup;
+#[cfg(test)]
+mod tests_then;
 mod ticket;
 mod value;
 mod writer;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::after::After;
 use super::readers::Readers;
 use super::ticket::Verdict;
 use super::writer::{Chain, INDEPENDENT, Shared, Writer};
@@ -33,8 +32,7 @@ impl Store {
     /// One line that says what to do; the file is left as it was.
     pub fn open(path: &Path, migrations: &[&str]) -> Result<Store, OpenError> {
         let connection = sqlite::open_writer(path, migrations)?;
-        let after = After::start().map_err(|error| OpenError::from_io(path, &error))?;
-        let shared = Arc::new(Shared::new(after));
+        let shared = Arc::new(Shared::new());
         let writer = Writer::new(connection, migrations.len());
         let thread = thread::Builder::new()
             .name("store".to_owned())
@@ -134,8 +132,12 @@ impl Store {
     pub fn close(&self) {
         self.shared.close();
         let Some(thread) = self.writer.lock().take() else { return };
+        if thread.thread().id() == thread::current().id() {
+            // The last handle went with what was left to be done after a transaction: the writer ends and
+            // closes the file by itself.
+            return;
+        }
         let connection = thread.join();
-        self.shared.end();
         self.readers.close();
         let Ok(connection) = connection else {
             log::error!("{}: the writer ended by a panic", self.path.display());

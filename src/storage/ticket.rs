@@ -243,9 +243,8 @@ impl Ticket {
     }
 
     /// Has this done as soon as the change is on disk, or certain never to be: at once on this thread if
-    /// that is known already, else on the store's own, in the order of the transactions. Keep it short
-    /// (an answer to send), for all others wait behind it; it may hand changes over, but must not wait for
-    /// one.
+    /// that is known already, else on the writer's, before it begins the next transaction. So it must be
+    /// short (an answer to send); it may hand changes over, but must not wait for one, nor close the store.
     pub fn then(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
         match self.state {
             State::Done => work(Ok(())),

@@ -1,0 +1,113 @@
+//! What was left to be done after a transaction, on real files.
+
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use tempfile::TempDir;
+
+use super::*;
+
+fn open() -> (TempDir, Arc<Store>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("test.db"), &["CREATE TABLE kept (k BIGINT PRIMARY KEY)"]).unwrap();
+    (dir, Arc::new(store))
+}
+
+fn put(k: i64) -> impl FnOnce(&mut dyn Tx) -> Result<(), StoreError> {
+    move |tx| tx.execute("INSERT INTO kept (k) VALUES ($1)", &[k.into()]).map(|_rows| ())
+}
+
+fn keys(store: &Store) -> Vec<i64> {
+    store.read(|reader| reader.all("SELECT k FROM kept ORDER BY k", &[], |row| row.int(0))).unwrap()
+}
+
+/// A change that keeps the writer busy until something is sent or the sender is dropped.
+fn hold(store: &Store) -> Sender<()> {
+    let (go, gone): (Sender<()>, Receiver<()>) = bounded(1);
+    let (entered, inside) = bounded(1);
+    store.submit(move |_tx| {
+        entered.send(()).unwrap();
+        let _ = gone.recv();
+        Ok(())
+    });
+    inside.recv().unwrap();
+    go
+}
+
+#[test]
+fn it_is_done_in_order_and_only_once_the_change_is_on_disk() {
+    let (_dir, store) = open();
+    let (told, tell) = unbounded();
+    let go = hold(&store);
+    for k in 0..3 {
+        let (told, reads) = (told.clone(), Arc::clone(&store));
+        store.submit(put(k)).then(move |stored| told.send((k, stored, keys(&reads))).unwrap());
+    }
+    assert!(tell.is_empty(), "the transaction has not even begun");
+    drop(go);
+    store.sync_all();
+    let done: Vec<_> = tell.try_iter().collect();
+    assert_eq!(done, [0, 1, 2].map(|k| (k, Ok(()), vec![0, 1, 2])));
+}
+
+#[test]
+fn what_failed_is_told_so_and_the_others_are_not() {
+    let (_dir, store) = open();
+    let (told, tell) = unbounded();
+    let go = hold(&store);
+    for (nth, k) in [1, 1, 2].into_iter().enumerate() {
+        let told = told.clone();
+        store.submit(put(k)).then(move |stored| told.send((nth, stored.is_ok())).unwrap());
+    }
+    drop(go);
+    store.sync_all();
+    assert_eq!(tell.try_iter().collect::<Vec<_>>(), [(0, true), (1, false), (2, true)]);
+    store.close();
+    let late = store.submit(put(3));
+    late.then(move |stored| told.send((3, stored.is_ok())).unwrap());
+    assert_eq!(tell.try_recv(), Ok((3, false)), "it is known at once, and done on this thread");
+}
+
+#[test]
+fn what_is_known_is_done_at_once_on_this_thread() {
+    let (_dir, store) = open();
+    let this = thread::current().id();
+    let written = store.submit(put(1));
+    written.wait().unwrap();
+    for ticket in [Ticket::committed(), written] {
+        let (told, tell) = bounded(1);
+        ticket.then(move |stored| told.send((thread::current().id(), stored)).unwrap());
+        assert_eq!(tell.try_recv(), Ok((this, Ok(()))));
+    }
+}
+
+#[test]
+fn a_panic_in_it_harms_nobody_and_it_may_hand_over_changes() {
+    let (_dir, store) = open();
+    let go = hold(&store);
+    store.submit(put(1)).then(|_stored| panic!("a test's panic"));
+    let (told, tell) = bounded(1);
+    let again = Arc::clone(&store);
+    store.submit(put(2)).then(move |_stored| told.send(again.submit(put(3))).unwrap());
+    drop(go);
+    tell.recv().unwrap().wait().unwrap();
+    assert_eq!(keys(&store), [1, 2, 3]);
+}
+
+#[test]
+fn the_last_handle_of_the_store_may_go_with_it() {
+    let (dir, store) = open();
+    let go = hold(&store);
+    let (told, tell) = bounded::<()>(1);
+    let (last, ticket) = (Arc::clone(&store), store.submit(put(1)));
+    ticket.then(move |_stored| {
+        drop(last);
+        drop(told);
+    });
+    drop(store);
+    drop(go);
+    assert!(tell.recv().is_err(), "it was done to its end");
+    let store = Store::open(&dir.path().join("test.db"), &["never run: the file has its schema"]).unwrap();
+    assert_eq!(keys(&store), [1]);
+}
