@@ -21,6 +21,8 @@ pub struct Bench<'a> {
     pub name: &'static str,
     /// A limit: reported by what is a share of it, not by itself.
     pub is_limit: bool,
+    /// It begins from nothing each time and warms up by itself.
+    pub begins_anew: bool,
     /// Measures it once.
     pub measure: Measure<'a>,
 }
@@ -28,7 +30,7 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// A result.
     pub fn new(name: &'static str, measure: impl FnMut(Length, &Stop) -> anyhow::Result<Sample> + 'a) -> Bench<'a> {
-        Bench { name, is_limit: false, measure: Box::new(measure) }
+        Bench { name, is_limit: false, begins_anew: false, measure: Box::new(measure) }
     }
 
     /// A limit.
@@ -67,6 +69,8 @@ pub struct Effort {
     pub length: Length,
     /// Before the first turn.
     pub warm_up: Duration,
+    /// Before each measurement: whoever was last has left other threads awake, other pages in the caches.
+    pub lead_in: Duration,
     /// From then on one turn has to do where nothing is compared.
     pub hurry_from: Option<Instant>,
 }
@@ -186,6 +190,9 @@ fn take_turns(
             }
             let bench = &mut benches[place];
             progress.set_message(describe(bench.name));
+            if matches!(effort.length, Length::Time(_)) && !effort.lead_in.is_zero() && !bench.begins_anew {
+                (bench.measure)(Length::Time(effort.lead_in), stop).with_context(|| describe(bench.name))?;
+            }
             let sample = (bench.measure)(effort.length, stop).with_context(|| describe(bench.name))?;
             if stop.is_asked() {
                 return Ok(());
@@ -275,8 +282,35 @@ mod tests {
         Sample { done, elapsed: Duration::from_secs(1), ..Sample::new() }
     }
 
-    const EFFORT: Effort =
-        Effort { runs: 5, length: Length::Calls(10), warm_up: Duration::from_millis(1), hurry_from: None };
+    const EFFORT: Effort = Effort {
+        runs: 5,
+        length: Length::Calls(10),
+        warm_up: Duration::from_millis(1),
+        lead_in: Duration::ZERO,
+        hurry_from: None,
+    };
+
+    #[test]
+    fn what_goes_on_is_led_in_and_does_not_count() {
+        let lengths = std::cell::RefCell::new(Vec::new());
+        let note = |name: &'static str| {
+            let lengths = &lengths;
+            move |length: Length, _: &Stop| {
+                let Length::Time(time) = length else { panic!("{length:?}") };
+                lengths.borrow_mut().push((name, time.as_millis()));
+                Ok(sample(time.as_millis() as u64))
+            }
+        };
+        let benches =
+            vec![Bench::new("a", note("a")), Bench { begins_anew: true, ..Bench::new("b", note("b")) }];
+        let ms = Duration::from_millis;
+        let effort = Effort { runs: 1, length: Length::Time(ms(9)), warm_up: ms(3), lead_in: ms(2), ..EFFORT };
+        let mut outcome = Outcome::default();
+        let group = Group { clients: 1, benches, pairs: Vec::new() };
+        measure(group, effort, &ProgressBar::hidden(), &Stop::default(), &mut outcome).unwrap();
+        assert_eq!(*lengths.borrow(), [("a", 3), ("b", 3), ("a", 2), ("a", 9), ("b", 9)]);
+        assert!(outcome.measured.iter().all(|one| one.total().done == 9));
+    }
 
     #[test]
     fn a_share_is_that_of_its_turn_and_the_lower_limit_counts() {

@@ -125,17 +125,18 @@ fn busy_share() -> Option<f64> {
 }
 
 fn effort(args: &RunArgs) -> Effort {
-    let (runs, time_ms, warm_up_ms) = match (args.quick, args.full) {
+    let (runs, time_ms, warm_up_ms, lead_in_ms) = match (args.quick, args.full) {
         // Many short turns: the median forgives a machine that others use now and then.
-        (true, _) => (9, 140, 80),
-        (_, true) => (11, 3000, 1000),
-        _ => (7, 1000, 300),
+        (true, _) => (9, 140, 80, 30),
+        (_, true) => (11, 3000, 1000, 200),
+        _ => (7, 1000, 300, 100),
     };
     let time = Duration::from_millis(time_ms);
     Effort {
         runs: args.runs.map_or(runs, usize::from),
         length: args.calls.map_or(Length::Time(time), Length::Calls),
         warm_up: Duration::from_millis(warm_up_ms),
+        lead_in: Duration::from_millis(lead_in_ms),
         hurry_from: args.quick.then(|| Instant::now() + QUICK_HURRY_AFTER),
     }
 }

@@ -155,9 +155,9 @@ fn measure_requests(run: &mut Run<'_>, clients: usize, wanted: &[&'static str]) 
             is_limit: !status_is_wanted,
             ..Bench::new("STATUS", |length, stop| host.watch(|| load::run(status, length, stop)))
         },
-        Bench::limit(COMMIT_1, commit(1)),
+        Bench { begins_anew: true, ..Bench::limit(COMMIT_1, commit(1)) },
         Bench::new("REGISTER", |length, stop| host.watch(|| load::run(register, length, stop))),
-        Bench::limit(COMMIT_100, commit(100)),
+        Bench { begins_anew: true, ..Bench::limit(COMMIT_100, commit(100)) },
     ];
     benches.retain(|bench| wanted.contains(&bench.name));
     let has = |name: &str| wanted.contains(&name);
