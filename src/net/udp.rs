@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
-use socket2::SockRef;
 
 use super::counters::{Counter, Seldom};
 use super::threads::Executor;
+
+mod kernel;
 
 /// How many threads wait in `recv_from` when nothing is going on. Two, so that while one handles a
 /// quick request the other takes the next and nobody has to be woken; on one core the second would
@@ -35,9 +36,6 @@ const SURPLUS_ROUNDS: u32 = 256;
 /// How long one `recv_from` waits: the fallback by which a thread that no wake-up reached sees the
 /// end, and by which surplus receivers of an idle server retire.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What the kernel may keep for us while every thread is busy, bytes. It may give less.
-const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// The pause after a receive error, so that a lasting one does not take a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
@@ -140,9 +138,7 @@ impl UdpServer {
         let socket = socket.into();
         socket.set_nonblocking(false)?;
         socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
-        if let Err(refusal) = SockRef::from(&*socket).set_recv_buffer_size(SOCKET_BUFFER_BYTES) {
-            debug!("UDP receive buffer stays as it is: {refusal}");
-        }
+        kernel::grow_receive_buffer(&socket);
         let shared = Arc::new(Shared {
             socket,
             executor,
@@ -177,6 +173,11 @@ impl UdpServer {
     /// Datagrams being handled now.
     pub fn in_hand(&self) -> usize {
         self.shared.in_hand.load(SeqCst)
+    }
+
+    /// Datagrams that the kernel dropped because we did not read them soon enough, where it tells.
+    pub fn dropped_by_kernel(&self) -> Option<u64> {
+        kernel::dropped(&self.shared.socket)
     }
 
     /// What was counted so far.

@@ -301,8 +301,7 @@ mod tests {
                 Ok(sample(time.as_millis() as u64))
             }
         };
-        let benches =
-            vec![Bench::new("a", note("a")), Bench { begins_anew: true, ..Bench::new("b", note("b")) }];
+        let benches = vec![Bench::new("a", note("a")), Bench { begins_anew: true, ..Bench::new("b", note("b")) }];
         let ms = Duration::from_millis;
         let effort = Effort { runs: 1, length: Length::Time(ms(9)), warm_up: ms(3), lead_in: ms(2), ..EFFORT };
         let mut outcome = Outcome::default();

@@ -232,6 +232,10 @@ impl TradeServer {
             named("trade", self.shared.counters.list()),
             named("trade", gauges),
             named("trade_udp", self.udp.counters().list()),
+            named(
+                "trade_udp",
+                self.udp.dropped_by_kernel().map(|drops| ("dropped_by_kernel", drops)).into_iter().collect(),
+            ),
             named("trade_tcp", self.tcp.counters().list()),
         ]
         .concat()
