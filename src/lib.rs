@@ -1,11 +1,26 @@
 //! P2S2: peers that find each other, trade, shop and share.
 //!
-//! Arrows go down only: a module may use those that stand below it.
+//! Arrows go down only: a module may use those that stand below it, and the rooms (trade, shop) never
+//! each other.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cli`] | one file per command; words in, words out |
+//! | [`perf`] | the load generator: scenarios, limits, reports |
+//! | [`trade`] | peers that search, offer, negotiate and buy |
+//! | [`shop`] | an online marketplace of six components |
+//! | [`bank`] | ledger and payment gateway |
+//! | [`identity`] | passwords, sessions |
+//! | [`storage`] | the store: SQLite with group commit |
+//! | [`net`] | threads, timers, UDP, TCP, lines, TLS |
+//! | [`model`] | plain values: money, names, cards, time |
 
-pub mod bank; //     ledger and payment gateway
-pub mod cli; //      one file per command; words in, words out
+pub mod bank;
+pub mod cli;
+pub mod identity;
 pub mod model;
-pub mod net; //      threads, timers, UDP, TCP, lines, TLS
-pub mod perf; //     the load generator: scenarios, limits, reports
+pub mod net;
+pub mod perf;
+pub mod shop;
 pub mod storage;
-pub mod trade; //    peers that search, offer, negotiate and buy //  the store: SQLite with group commit //    plain values: money, names, cards, time
+pub mod trade;

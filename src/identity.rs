@@ -1,0 +1,1 @@
+//! Who somebody is: what rooms with accounts share. It knows no room.

@@ -1,0 +1,16 @@
+//! The shop: an online marketplace of six components (SPEC.md section 4).
+//!
+//! Buyers and sellers speak with two frontends that keep nothing; the frontends speak over links
+//! ([`crate::net::link`]) with two databases. All talk over TCP, also within one process.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `wire.rs` | what clients say and hear: both framings, both dialects, every limit |
+//! | `ops.rs` | what frontends ask of the databases |
+//! | `product.rs` | the product database: items, search, stock that is held, votes |
+//! | `customer.rs` | the customer database: accounts, sessions, carts, purchases, ledger |
+//! | `purchase.rs` | the core of a purchase across both, without I/O |
+//! | `frontend.rs` | the buyers' and the sellers' frontend |
+//! | `client.rs` | the library a program uses to shop |
+
+pub mod ops;
