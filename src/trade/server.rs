@@ -387,7 +387,7 @@ impl Shared {
         let outcome = exchange.request(self.now(), source, Via::Udp, &request);
         let place = (outcome.is_brief() && outcome.receipt.is_pending()).then(|| Place::take(self)).flatten();
         let Some(place) = place else {
-            let answer = |reply| self.answer(source, length, reply);
+            let answer = |reply| self.answer(&exchange, source, length, reply);
             if let Err(error) = self.carry_out(&exchange, outcome, source, &request, &answer) {
                 self.once_more(error, source, Via::Udp, &request, &answer);
             }
@@ -395,17 +395,18 @@ impl Shared {
         };
         let receipt = outcome.receipt.clone();
         receipt.then(move |stored| match stored {
-            Ok(()) => place.0.send_all(&exchange, outcome, &|reply| place.0.answer(source, length, reply)),
+            Ok(()) => place.0.send_all(&exchange, outcome, &|reply| place.0.answer(&exchange, source, length, reply)),
             // Rebuilding and asking again take a while: that needs a thread of its own again.
             Err(error) => {
-                let (shared, rq, cause) = (Arc::clone(&place.0), request.rq, error.clone());
+                let (shared, failed, rq, cause) =
+                    (Arc::clone(&place.0), Arc::clone(&exchange), request.rq, error.clone());
                 let retry = move || {
                     place.0.not_stored(&exchange, &cause);
-                    let answer = |reply| place.0.answer(source, length, reply);
+                    let answer = |reply| place.0.answer(&place.0.exchange(), source, length, reply);
                     place.0.once_more(cause, source, Via::Udp, &request, &answer);
                 };
                 if shared.floor.executor.execute(retry).is_err() {
-                    shared.answer(source, length, unavailable(rq, &error));
+                    shared.answer(&failed, source, length, unavailable(rq, &error));
                 }
             }
         });
@@ -613,18 +614,21 @@ impl Shared {
     }
 
     fn refuse(&self, source: SocketAddr, length: usize, rq: Option<u64>, refusal: Refusal) {
-        self.answer(source, length, Reply::Error { rq, code: refusal.code, reason: refusal.reason });
+        let reply = Reply::Error { rq, code: refusal.code, reason: refusal.reason };
+        self.answer(&self.exchange(), source, length, reply);
     }
 
     /// Answers a datagram. To an address that nobody registered, never more than three times its bytes,
     /// and ten errors a second: the source may be forged.
-    fn answer(&self, source: SocketAddr, length: usize, reply: Reply) {
+    /// `exchange` is the one that the request met: who builds a new one may be waiting for the writer, which
+    /// may be here.
+    fn answer(&self, exchange: &Ex, source: SocketAddr, length: usize, reply: Reply) {
         let is_error = matches!(reply, Reply::Error { .. });
         if is_error {
             self.counters.errors.add(1);
         }
         let mut max = DATAGRAM_MAX;
-        if !self.exchange().is_registered(source) {
+        if !exchange.is_registered(source) {
             max = max.min(3 * length);
             if is_error && !self.strangers.may_be_told(source, self.now()) {
                 return self.counters.errors_withheld.add(1);
