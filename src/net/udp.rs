@@ -47,6 +47,8 @@ pub struct UdpLimits {
     pub max_in_hand: usize,
     /// Datagrams that wait for a thread; those past it are dropped.
     pub queue_len: usize,
+    /// And their bytes in all.
+    pub queue_bytes: usize,
     /// The longest datagram taken whole, bytes.
     pub max_datagram: usize,
 }
@@ -79,7 +81,7 @@ struct Shared {
     /// Threads in `recv_from`, on their way there, or promised.
     receivers: AtomicUsize,
     in_hand: AtomicUsize,
-    queue: Mutex<VecDeque<Queued>>,
+    queue: Mutex<Queue>,
     /// The queue's length, to be looked at without its lock.
     queued: AtomicUsize,
     is_stopping: AtomicBool,
@@ -87,6 +89,13 @@ struct Shared {
     left: (Mutex<()>, Condvar),
     counters: UdpCounters,
     complaints: Seldom,
+}
+
+#[derive(Default)]
+struct Queue {
+    datagrams: VecDeque<Queued>,
+    /// Of all of them.
+    bytes: usize,
 }
 
 struct Queued {
@@ -370,10 +379,12 @@ impl Shared {
         let queued = Queued { bytes: bytes.into(), source, truncated };
         let mut queue = self.queue.lock();
         // Looked at again: several may have found the last place free.
-        let has_room = queue.len() < self.limits.queue_len;
+        let bytes_then = queue.bytes + queued.bytes.len();
+        let has_room = queue.datagrams.len() < self.limits.queue_len && bytes_then <= self.limits.queue_bytes;
         if has_room {
-            queue.push_back(queued);
-            self.queued.store(queue.len(), SeqCst);
+            queue.datagrams.push_back(queued);
+            queue.bytes = bytes_then;
+            self.queued.store(queue.datagrams.len(), SeqCst);
         }
         drop(queue);
         if has_room { self.counters.queued.add(1) } else { self.counters.dropped.add(1) }
@@ -385,11 +396,12 @@ impl Shared {
             return None;
         }
         let mut queue = self.queue.lock();
-        let next = queue.pop_front();
-        self.queued.store(queue.len(), SeqCst);
-        if queue.is_empty() {
+        let next = queue.datagrams.pop_front();
+        queue.bytes -= next.as_ref().map_or(0, |next| next.bytes.len());
+        self.queued.store(queue.datagrams.len(), SeqCst);
+        if queue.datagrams.is_empty() {
             // The memory of an overload is given back.
-            *queue = VecDeque::new();
+            queue.datagrams = VecDeque::new();
         }
         next
     }

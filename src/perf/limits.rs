@@ -26,7 +26,8 @@ use crate::trade::store::MIGRATIONS;
 /// The longest datagram, either way, bytes.
 const DATAGRAM_MAX: usize = 8 * 1024;
 /// Datagrams in hand and waiting: as many as the trade server takes.
-const BOUNDS: UdpLimits = UdpLimits { max_in_hand: 512, queue_len: 4096, max_datagram: DATAGRAM_MAX };
+const BOUNDS: UdpLimits =
+    UdpLimits { max_in_hand: 512, queue_len: 16_384, queue_bytes: 8 << 20, max_datagram: DATAGRAM_MAX };
 
 /// Which server, and what it answers.
 #[derive(Debug, Args)]

@@ -37,8 +37,10 @@ use strangers::Strangers;
 
 /// Datagrams being handled at once; each has a thread.
 pub const DATAGRAMS_IN_HAND_MAX: usize = 512;
-/// Datagrams that wait for a thread.
-const DATAGRAMS_WAITING_MAX: usize = 4096;
+/// Datagrams that wait for a thread, and their bytes: a search of a thousand peers is answered by two
+/// thousand datagrams at once, and a few searches may coincide.
+const DATAGRAMS_WAITING_MAX: usize = 16_384;
+const BYTES_WAITING_MAX: usize = 8 << 20;
 /// Threads that settlements may have at once: one that drives and one a line, and some to spare for
 /// those that are being taken up again.
 pub const SETTLEMENT_THREADS_MAX: usize = 3 * super::exchange::SETTLEMENTS_MAX + 64;
@@ -201,6 +203,7 @@ impl TradeServer {
         let limits = UdpLimits {
             max_in_hand: DATAGRAMS_IN_HAND_MAX,
             queue_len: DATAGRAMS_WAITING_MAX,
+            queue_bytes: BYTES_WAITING_MAX,
             max_datagram: DATAGRAM_MAX,
         };
         let handler = Arc::clone(&shared);

@@ -2,7 +2,7 @@ use super::*;
 use crate::net::testing::eventually;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-const LIMITS: UdpLimits = UdpLimits { max_in_hand: 64, queue_len: 16, max_datagram: 100 };
+const LIMITS: UdpLimits = UdpLimits { max_in_hand: 64, queue_len: 16, queue_bytes: 1600, max_datagram: 100 };
 
 fn loopback() -> Arc<UdpSocket> {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
