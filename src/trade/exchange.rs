@@ -156,7 +156,7 @@ pub struct Exchange<J: Journal> {
     directory_changed: Mutex<J::Receipt>,
     deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
     mids: Mutex<HashMap<u64, (u64, Party)>>,
-    farewells: Mutex<HashMap<(Name, u64), FarewellRow>>,
+    farewells: Mutex<BTreeMap<(Name, u64), FarewellRow>>,
     ended: Mutex<VecDeque<(Millis, u64)>>,
     numbers: Mutex<Numbers>,
     settling: Mutex<Slots>,

@@ -47,6 +47,7 @@ impl Memory {
                 }
                 Change::DropPeer(name) => drop(peers.remove(&name)),
                 Change::Farewell(row) => drop(farewells.insert((row.name.clone(), row.rq), row)),
+                Change::DropFarewell { name, rq } => drop(farewells.remove(&(name, rq))),
                 Change::DropFarewells(before) => farewells.retain(|_, row: &mut FarewellRow| row.at > before),
                 Change::Deal { id, body } => drop(deals.insert(id, serde_json::from_str(&body).unwrap())),
                 Change::Seller { deal, rq, body } => {
@@ -113,8 +114,13 @@ impl World {
     }
 
     fn join(&mut self, name: &str, home: &str) {
+        self.join_with(name, home, 1);
+    }
+
+    fn join_with(&mut self, name: &str, home: &str, rq: u64) {
         let home: SocketAddr = home.parse().unwrap();
-        let message = register(name, &home.ip().to_string(), home.port());
+        let mut message = register(name, &home.ip().to_string(), home.port());
+        message["rq"] = rq.into();
         let answer = self.from(&home.to_string(), message);
         assert_eq!(answer["type"], "REGISTERED", "{answer}");
         self.homes.insert(name.to_owned(), home);
@@ -405,8 +411,9 @@ mod registration {
         assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 5}));
         assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 5}));
         assert_eq!(world.from("127.0.0.1:5009", leave.clone())["type"], "DE-REGISTERED", "of a name nobody holds");
-        // The name has another holder now, at the very same address: the late repeat does not remove it.
-        world.join("al", "127.0.0.1:5000");
+        // The name has a holder again, at the very same address, and its numbers go on: the late repeat does
+        // not remove it.
+        world.join_with("al", "127.0.0.1:5000", 6);
         assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
         world.reload();
         assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
@@ -419,6 +426,26 @@ mod registration {
         world.pass(600_000);
         world.exchange.sweep(world.now);
         world.assert_no_trace();
+    }
+
+    #[test]
+    fn who_comes_and_goes_with_the_same_numbers_comes_and_goes() {
+        let mut world = World::new();
+        let leave = json!({"type": "DE-REGISTER", "rq": 2, "name": "al"});
+        for reloads in [false, true, false] {
+            world.join("al", "127.0.0.1:5000");
+            if reloads {
+                world.reload();
+            }
+            for _ in 0..2 {
+                assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 2}));
+                assert!(world.exchange.peer("al").is_none());
+            }
+        }
+        // A stranger who takes the name is not removed by a late repeat.
+        world.join("al", "127.0.0.1:5001");
+        assert_eq!(world.from("127.0.0.1:5000", leave)["type"], "DE-REGISTERED");
+        assert!(world.exchange.peer("al").is_some());
     }
 
     #[test]
