@@ -478,6 +478,9 @@ impl Deal {
             ));
         }
         if kind == Kind::Accept {
+            if let Some(offer) = &mut self.sellers[seller].offer {
+                offer.price = self.max_price;
+            }
             self.log(effects, "accept", Party::Seller(seller), amount, "");
             self.reserve(seller, self.max_price, step, effects);
         } else {

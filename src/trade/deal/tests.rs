@@ -178,6 +178,38 @@ fn sellers_above_the_maximum_are_asked_cheapest_first() {
 }
 
 #[test]
+fn after_accept_the_price_is_the_maximum_however_it_ends() {
+    let accepted = || {
+        let mut table = Table::open(1);
+        table.offers(&[12_000]);
+        table.seller(0, Kind::Accept, Some(10_000));
+        table
+    };
+    let price = |table: &Table| table.deal.status(Party::Seller(0), table.now).unwrap().price;
+    let mut table = Table::open(1);
+    table.offers(&[12_000]);
+    assert_eq!(price(&table), Some(Cents(12_000)), "not yet");
+    table.seller(0, Kind::Refuse, Some(10_000));
+    assert_eq!(price(&table), Some(Cents(12_000)), "never");
+    let mut table = accepted();
+    assert_eq!(price(&table), Some(Cents(10_000)));
+    table.pass(120_000);
+    assert_eq!((table.phase(Party::Seller(0)).0, price(&table)), (Phase::Cancelled, Some(Cents(10_000))));
+    let mut table = accepted();
+    table.ask(Party::Buyer, Kind::Cancel, None).unwrap();
+    assert_eq!(price(&table), Some(Cents(10_000)));
+    let mut table = accepted();
+    table.seller(0, Kind::Cancel, None);
+    assert_eq!((table.phase(Party::Seller(0)).0, price(&table)), (Phase::Cancelled, Some(Cents(10_000))));
+    let mut table = accepted();
+    table.ask(Party::Buyer, Kind::Buy, Some(10_000)).unwrap();
+    table.handle(Event::SettlementFailed("declined")).unwrap();
+    assert_eq!(price(&table), Some(Cents(10_000)));
+    // What was asked before is still a repeat.
+    assert!(table.ask(Party::Seller(0), Kind::Offer, Some(12_000)).unwrap().sellers_changed.is_empty());
+}
+
+#[test]
 fn refusal_by_all_is_not_found_and_releases_all() {
     let mut table = Table::open(2);
     table.offers(&[11_000, 12_000]);
