@@ -67,8 +67,14 @@ impl Memory {
     }
 
     fn money(&self) -> Vec<Money> {
+        self.money_rows().into_iter().map(|row| row.money).collect()
+    }
+
+    fn money_rows(&self) -> Vec<MoneyRow> {
         let rows = self.0.lock();
-        rows.iter().filter_map(|change| if let Change::Money(row) = change { Some(row.money) } else { None }).collect()
+        rows.iter()
+            .filter_map(|change| if let Change::Money(row) = change { Some(row.clone()) } else { None })
+            .collect()
     }
 }
 
@@ -1093,6 +1099,36 @@ mod disk {
         };
         assert_eq!((price, fee), (&Cents(8_000), &Cents(800)));
         assert_eq!(*key, world.exchange.settling(deal).unwrap().key);
+    }
+
+    #[test]
+    fn the_fee_is_that_of_the_moment_of_buy() {
+        let mut world = World::with(&["al", "bo"]);
+        let deal = world.bought("bo", "al", 1);
+        let other_rate = || Rules { fee: FeeRate::parse_percent("25").unwrap(), ..rules() };
+        let reload = |world: &mut World, snapshot| {
+            let journal = world.exchange.journal().clone();
+            world.exchange = Exchange::load(journal, other_rate(), snapshot, false, world.now).0;
+        };
+        let snapshot = world.exchange.journal().snapshot();
+        reload(&mut world, snapshot);
+        assert_eq!(world.exchange.settling(deal).unwrap().fee, Cents(800), "8 of 80, as was said");
+        world.settle(deal, &[Event::Authorised, Event::Shipped, Event::Captured]);
+        let fees: Vec<Cents> = world.exchange.journal().money_rows().into_iter().map(|row| row.fee).collect();
+        assert_eq!(fees, [Cents(800), Cents(800)]);
+
+        // A row from before the fee was kept.
+        let deal = world.bought("bo", "al", 2);
+        let mut snapshot = world.exchange.journal().snapshot();
+        for (row, _) in &mut snapshot.deals {
+            let mut older = serde_json::to_value(&*row).unwrap();
+            if let Some(settling) = older["state"].get_mut("Settling").and_then(Value::as_object_mut) {
+                assert_eq!(settling.remove("fee"), Some(json!(20)), "25 % of 80");
+            }
+            *row = serde_json::from_value(older).unwrap();
+        }
+        reload(&mut world, snapshot);
+        assert_eq!(world.exchange.settling(deal).unwrap().fee, Cents(2_000), "by the rate of now");
     }
 
     use crate::model::Cents;
