@@ -12,12 +12,12 @@ use parking_lot::{Condvar, Mutex};
 use super::store::{PeerStore, PeerStoreError};
 use super::wallet::Wallet;
 use super::{Core, Effects, Event, Item, Note, Purchase, PurchaseState, Refused, Sale};
-use crate::model::{Cents, Clock, Name};
+use crate::model::{Card, Cents, Clock, Name};
 use crate::net::threads;
 use crate::storage::{Chain, StoreError, Ticket};
 use crate::trade::client::messages::Answer;
 use crate::trade::client::{self, Client, ClientError, Handler, OpenError, Security, Shipping};
-use crate::trade::wire::{Amount, Ask, Code, DealStatus, Inform, Push};
+use crate::trade::wire::{Amount, Ask, Code, DealStatus, Inform, Purse, Push, Side};
 
 /// Pushes that wait for their turn; one past that is not acknowledged, and so comes again.
 const PUSHES_MAX: usize = 1_024;
@@ -343,7 +343,7 @@ fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
             PurchaseState::Found if !auto_buy => Some(Note::Found { rq, item_name, price, seller }),
             PurchaseState::Bought => Some(Note::Bought { rq, item_name, price, seller }),
             PurchaseState::Over => {
-                let side = crate::trade::wire::Side::Buyer;
+                let side = Side::Buyer;
                 Some(Note::Cancelled { rq, side, item_name, reason: reason(&it.reason) })
             }
             _ => None,
@@ -354,7 +354,7 @@ fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
     Some(match sale.state {
         super::SaleState::Sold => Some(Note::Sold { rq, item_name, price: sale.price, payout: None }),
         super::SaleState::Over => {
-            let side = crate::trade::wire::Side::Seller;
+            let side = Side::Seller;
             Some(Note::Cancelled { rq, side, item_name, reason: reason(&sale.reason) })
         }
         _ => None,
@@ -525,11 +525,11 @@ impl Inner {
     }
 
     fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<Inform, String> {
-        let last = {
+        let (side, last) = {
             let mut state = self.state.lock();
             loop {
                 match state.core.may_inform(rq, item_name, price) {
-                    Ok(_) => break state.last.clone(),
+                    Ok(side) => break (side, state.last.clone()),
                     Err(not_held) if !not_held.may_come => return Err(not_held.why),
                     Err(not_held) => {
                         if self.changed.wait_until(&mut state, deadline).timed_out() {
@@ -540,15 +540,23 @@ impl Inner {
             }
         };
         last.wait().map_err(|error| error.to_string())?;
-        let Wallet { cc_number, cc_exp, address } = self.wallet()?;
+        let purse = match side {
+            Side::Buyer => Some(self.wallet()?),
+            // Nobody looks at a seller's: no sale is to fail for it.
+            Side::Seller => self.wallet().ok(),
+        };
+        let purse = purse.map(|Wallet { cc_number: number, cc_exp: expiry, address }| Purse {
+            card: Card { number, expiry },
+            address,
+        });
         let token = self.store.token(&self.settings.server).map_err(|error| error.to_string())?;
         let token = token.ok_or("we have left")?;
-        Ok(Inform { name: self.settings.client.name.clone(), token, cc_number, cc_exp, address })
+        Ok(Inform { name: self.settings.client.name.clone(), token, purse })
     }
 
     fn wallet(&self) -> Result<Wallet, String> {
         let path = self.settings.wallet.as_deref();
-        Wallet::read(path.ok_or("there is no wallet to pay or be paid with: start with --wallet FILE")?)
+        Wallet::read(path.ok_or("there is no wallet to pay with: start with --wallet FILE")?)
     }
 
     fn unexpected(&self, answer: Answer) -> NodeError {
