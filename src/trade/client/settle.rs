@@ -27,6 +27,7 @@ impl Shared {
         let deadline = Instant::now() + self.config.settle_timeout;
         let conn = match security {
             Security::Unknown => return handler.refused("the server has not told its certificate yet"),
+            Security::Refused(why) => return handler.refused(&format!("a settlement was refused: {why}")),
             Security::Plaintext => Conn::plain(stream),
             Security::Pinned(pin) => match Conn::tls_client(stream, &pin, deadline) {
                 Ok(conn) => conn,

@@ -174,7 +174,7 @@ impl Node {
         if token.is_some() {
             match client.call(inner.number()?, Ask::Login(client.reach()))? {
                 Answer::LoggedIn { cert_sha256, .. } => {
-                    inner.secure(cert_sha256.as_deref())?;
+                    inner.trust(cert_sha256.as_deref())?;
                     inner.step(vec![Event::AskStatus])?;
                     return Ok(true);
                 }
@@ -184,11 +184,18 @@ impl Node {
             }
         }
         match client.call(inner.number()?, Ask::Register(client.reach()))? {
-            Answer::Registered { token, cert_sha256, .. } => {
-                // First of all: without it the name would be lost to us.
-                inner.store.set_token(server, Some(&token))?;
-                client.set_token(Some(token));
-                inner.secure(cert_sha256.as_deref())?;
+            Answer::Registered { token: given, cert_sha256, .. } => {
+                if let Err(error) = inner.trust(cert_sha256.as_deref()) {
+                    // The token of the server that we know stays; the name is not left to this one. Whether
+                    // it hears of that is its own affair.
+                    let rq = inner.number()?;
+                    client.set_token(Some(given));
+                    client.post(rq, Ask::DeRegister, |_| {});
+                    client.set_token(token);
+                    return Err(error);
+                }
+                inner.store.set_token(server, Some(&given))?;
+                client.set_token(Some(given));
                 inner.step(vec![Event::AskStatus])?;
                 Ok(false)
             }
@@ -202,6 +209,7 @@ impl Node {
     /// Why the server does not let us go.
     pub fn leave(&self) -> Result<(), NodeError> {
         let inner = &*self.inner;
+        inner.client().check_trust()?;
         match inner.client().call(inner.number()?, Ask::DeRegister)? {
             Answer::DeRegistered { .. } => {
                 inner.store.set_token(&inner.settings.server, None)?;
@@ -400,6 +408,8 @@ impl Inner {
 
     /// A person's command: its request is waited for. Nothing if it needed none.
     fn command(&self, event: Event) -> Result<Option<Answer>, NodeError> {
+        // Before anything is noted of what would never be asked.
+        self.client().check_trust()?;
         let mut effects = self.stored(vec![event])?;
         let request = if effects.requests.is_empty() { None } else { Some(effects.requests.remove(0)) };
         self.carry_out(effects);
@@ -502,17 +512,17 @@ impl Inner {
         Ok(rq)
     }
 
-    /// Judges the fingerprint that the server told (SPEC section 3: the first one is kept).
-    fn secure(&self, told: Option<&str>) -> Result<(), NodeError> {
+    /// Judges the fingerprint that the server told (SPEC section 3: the first one is kept). A server that is
+    /// not trusted is not heard until it, or the right one, tells the right fingerprint.
+    fn trust(&self, told: Option<&str>) -> Result<(), NodeError> {
         let Settings { server, plaintext, server_cert, data_dir, .. } = &self.settings;
         let kept = self.store.pin(server)?;
-        let security = judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir)
-            .map_err(NodeError::Security);
-        let security = match security {
+        let judged = judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir);
+        let security = match judged {
             Ok(security) => security,
-            Err(error) => {
-                self.client().set_security(Security::Unknown);
-                return Err(error);
+            Err(why) => {
+                self.client().set_security(Security::Refused(why.as_str().into()));
+                return Err(NodeError::Security(why));
             }
         };
         if let Security::Pinned(pin) = &security
