@@ -9,8 +9,9 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::repl::clean;
+use super::repl::{clean, clean_json};
 use super::server::TRADE_DB;
+use super::settings;
 use super::table::{
     Align::{Left, Right},
     table,
@@ -39,19 +40,23 @@ pub struct AdminArgs {
     #[arg(long, value_name = "URL", env = "P2S2_DB", global = true)]
     db: Option<String>,
     /// One JSON object a line instead of tables
-    #[arg(long, global = true)]
+    #[arg(long, global = true, env = "P2S2_ADMIN_JSON", value_parser = settings::parse_switch())]
     json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum AdminCommand {
     /// Balances and entries of every account; exit code 1 when they do not sum to zero
+    #[command(after_help = "Example:\n  p2s2 admin ledger --data-dir /var/lib/p2s2")]
     Ledger,
     /// Who is registered
+    #[command(after_help = "Example:\n  p2s2 admin peers --json")]
     Peers,
     /// The deals that are open or ended lately
+    #[command(after_help = "Example:\n  p2s2 admin deals")]
     Deals,
     /// What happened: registrations, searches, offers, refusals, negotiations, cancels, purchases
+    #[command(after_help = "Example:\n  p2s2 admin log --peer alice --since 1h")]
     Log {
         /// Only what concerns this peer
         #[arg(long, value_name = "NAME")]
@@ -61,11 +66,13 @@ enum AdminCommand {
         since: Option<Since>,
     },
     /// Copy everything, of one instant, into one archive (it holds secrets: mode 600)
+    #[command(after_help = "Example:\n  p2s2 admin backup market.tar")]
     Backup {
         /// The archive; must not exist
         file: PathBuf,
     },
     /// Put a backup into an empty data dir
+    #[command(after_help = "Example:\n  p2s2 admin restore market.tar --data-dir elsewhere")]
     Restore {
         /// The archive
         file: PathBuf,
@@ -96,7 +103,7 @@ fn parse_since(text: &str) -> Result<Since, String> {
 /// # Errors
 /// What kept it from doing so, in one line.
 pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
-    super::settings::init_log("warn");
+    settings::init_log("warn");
     if args.db.is_some() {
         bail!("--db: this version keeps everything in SQLite files in --data-dir; leave --db (P2S2_DB) out");
     }
@@ -175,7 +182,8 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
         let mut balances = Vec::new();
         for (account, balance) in ledger::balances(reader)? {
             if json {
-                writeln!(out, "{}", json!({"account": account.to_string(), "balance": balance}))?;
+                let line = json!({"account": account.to_string(), "balance": balance});
+                writeln!(out, "{}", clean_json(&line.to_string()))?;
             } else {
                 balances.push(vec![account.to_string(), balance.to_string()]);
             }
@@ -193,7 +201,7 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
                 let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
                 if json {
                     let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.cents});
-                    writeln!(out, "{line}")?;
+                    writeln!(out, "{}", clean_json(&line.to_string()))?;
                 } else {
                     lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.cents.to_string()]);
                 }
@@ -225,7 +233,7 @@ fn show_peers(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
         if json {
             let line = json!({"name": peer.name, "ip": peer.addr.ip(), "udp_port": peer.addr.port(), "tcp_port": peer.tcp_port,
                 "registered_at": unix_s(peer.registered_at), "heard_at": unix_s(*heard_at)});
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", clean_json(&line.to_string()))?;
         } else {
             rows.push(vec![
                 peer.name.to_string(),
@@ -266,7 +274,7 @@ fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
             let line = json!({"deal": deal.id, "opened_at": unix_s(deal.opened_at), "buyer": deal.buyer, "rq": deal.rq,
                 "item_name": deal.item_name, "max_price": deal.max_price, "state": state, "seller": seller,
                 "price": status.price, "reason": status.reason, "asked": deal.sellers().len()});
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", clean_json(&line.to_string()))?;
         } else {
             rows.push(vec![
                 deal.id.to_string(),
@@ -316,11 +324,11 @@ fn show_log(
             failed = if json {
                 let line = json!({"at": row.at.0 as f64 / 1000.0, "kind": row.kind, "peer": row.peer, "deal": row.deal, "rq": row.rq,
                     "item_name": row.item_name, "price": row.price, "detail": row.detail});
-                writeln!(out, "{line}")
+                writeln!(out, "{}", clean_json(&line.to_string()))
             } else {
                 let item = row.item_name.as_deref().map(clean).unwrap_or_default();
                 let deal = row.deal.map(|deal| deal.to_string()).unwrap_or_default();
-                writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, row.peer, deal, price, item, clean(&row.detail))
+                writeln!(out, "{}  {:<14} {:<16} {:>12} {:>12}  {}  {}", row.at.to_iso(), row.kind, clean(row.peer.as_str()), deal, price, item, clean(&row.detail))
             };
         })
     })?;

@@ -44,7 +44,7 @@ enum Command {
 
 /// Runs the program: 0 when all went well, 1 when something failed, 2 when the words were wrong.
 pub fn main() -> ExitCode {
-    if let Err(error) = settings::load_dotenv() {
+    if let Err(error) = settings::load_environment() {
         return fail(&error);
     }
     let cli = Cli::parse();
@@ -65,6 +65,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
         // Whoever read our output has seen enough.
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error:#}");
+    // It may repeat what a server said.
+    eprintln!("error: {}", repl::clean(&format!("{error:#}")));
     ExitCode::FAILURE
 }

@@ -39,7 +39,7 @@ that are still open then bind nothing any more once the server's windows have pa
 missed is asked for at the next start. The wallet is a JSON file with cc_number, cc_exp (\"MM/YY\") and
 address; it is read when something is paid, and never stored.")]
 pub struct PeerArgs {
-    /// Who you are; asked for when it is not given
+    /// Who you are; asked for when it is not given (in a pipe: its first line)
     #[arg(long, value_name = "NAME", value_parser = Name::new, env = "P2S2_PEER_NAME")]
     name: Option<Name>,
     /// The server's trade port
@@ -61,10 +61,10 @@ pub struct PeerArgs {
     #[arg(long, value_name = "FILE", env = "P2S2_PEER_WALLET")]
     wallet: Option<PathBuf>,
     /// Buy whatever is found for a search
-    #[arg(long, env = "P2S2_PEER_AUTO_BUY")]
+    #[arg(long, env = "P2S2_PEER_AUTO_BUY", value_parser = settings::parse_switch())]
     auto_buy: bool,
     /// Settle without TLS, if the server does too
-    #[arg(long, env = "P2S2_PEER_PLAINTEXT")]
+    #[arg(long, env = "P2S2_PEER_PLAINTEXT", value_parser = settings::parse_switch())]
     plaintext: bool,
     /// The server's fingerprint (64 hex digits), if it is known beforehand or has changed
     #[arg(long, value_name = "HEX", value_parser = parse_fingerprint, env = "P2S2_PEER_SERVER_CERT")]
@@ -73,7 +73,7 @@ pub struct PeerArgs {
     #[arg(long, value_name = "PATH", env = "P2S2_PEER_READY_FILE")]
     ready_file: Option<PathBuf>,
     /// Print one JSON object a line, for answers and events
-    #[arg(long, env = "P2S2_PEER_JSON")]
+    #[arg(long, env = "P2S2_PEER_JSON", value_parser = settings::parse_switch())]
     json: bool,
 }
 
@@ -84,7 +84,7 @@ pub struct PeerArgs {
 pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
     let Some(name) = args.name.clone().map_or_else(ask_name, |name| Ok(Some(name)))? else {
-        eprintln!("error: a peer needs a name: --name NAME (or P2S2_PEER_NAME)");
+        eprintln!("error: a peer needs a name: --name NAME (or P2S2_PEER_NAME), or the first line of the input");
         return Ok(ExitCode::from(2));
     };
     if args.auto_buy && args.wallet.is_none() {
@@ -138,28 +138,31 @@ pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// At a terminal the name is asked for; in a pipe the input is for commands.
+/// The first line of the input that says something. At a terminal the name is asked for, until it is one;
+/// in a pipe what follows is for commands.
 fn ask_name() -> anyhow::Result<Option<Name>> {
-    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        return Ok(None);
-    }
+    let asks = io::stdin().is_terminal();
     loop {
-        print!("Your name: ");
-        io::stdout().flush()?;
+        if asks {
+            eprint!("Your name: ");
+            io::stderr().flush()?;
+        }
         let mut line = String::new();
-        if io::stdin().lock().read_line(&mut line)? == 0 {
+        if io::stdin().lock().read_line(&mut line).context("cannot read the name")? == 0 {
             return Ok(None);
         }
         match Name::new(line.trim()) {
             Ok(name) => return Ok(Some(name)),
-            Err(wrong) => println!("{wrong}"),
+            Err(wrong) if asks => eprintln!("{wrong}"),
+            Err(_) if line.trim().is_empty() => {}
+            Err(wrong) => bail!("the first line of the input is no name: {wrong} (or say --name NAME)"),
         }
     }
 }
 
 fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
     let Some(path) = path else {
-        eprintln!("note: without --wallet FILE nothing can be bought, and what is sold cannot be settled");
+        eprintln!("note: without --wallet FILE things can be sold, but nothing can be bought");
         return Ok(());
     };
     // Better now than when money is to move.

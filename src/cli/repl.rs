@@ -110,7 +110,7 @@ impl Screen {
     /// Prints an object on one line.
     pub fn print_json(&self, value: &impl Serialize) {
         match serde_json::to_string(value) {
-            Ok(text) => self.print(&text),
+            Ok(text) => self.print(&clean_json(&text)),
             Err(error) => self.error(&error.to_string()),
         }
     }
@@ -118,7 +118,7 @@ impl Screen {
     /// Prints what went wrong.
     pub fn error(&self, reason: &str) {
         if self.json {
-            self.print(&json!({ "error": clean(reason) }).to_string());
+            self.print_json(&json!({ "error": clean(reason) }));
         } else {
             self.print(&format!("{} {}", self.paint(Style::Bad, "error:"), clean(reason)));
         }
@@ -139,8 +139,26 @@ impl Screen {
 /// A text of someone else's, safe to print: what could move the cursor, ring, hide or turn around text
 /// is replaced.
 pub fn clean(text: &str) -> String {
-    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if c.is_control() || turns(c) { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if drives(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// JSON of one line, as safe to print, with the same meaning.
+pub fn clean_json(json: &str) -> String {
+    let mut clean = String::with_capacity(json.len());
+    for c in json.chars() {
+        if drives(c) {
+            // Within a string, as no such character stands anywhere else; all of them are of one unit.
+            clean.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            clean.push(c);
+        }
+    }
+    clean
+}
+
+/// Whether a terminal would do something at this character, or show text elsewhere than it stands.
+fn drives(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The words of a line: separated by blanks; quotes (double or single) keep a word together, and

@@ -73,7 +73,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "N", env = "P2S2_SERVER_MAX_CONNECTIONS", default_value_t = 12_000)]
     max_connections: usize,
     /// Settle without TLS (peers must say --plaintext too)
-    #[arg(long, env = "P2S2_SERVER_PLAINTEXT")]
+    #[arg(long, env = "P2S2_SERVER_PLAINTEXT", value_parser = settings::parse_switch())]
     plaintext: bool,
     /// Write the real addresses there, as JSON, when everything is bound
     #[arg(long, value_name = "PATH", env = "P2S2_SERVER_READY_FILE")]
@@ -227,6 +227,10 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     }
 
     let addr = server.local_addr();
+    // Before it says so: whoever reads `ready` may look there at once.
+    if let Some(path) = &args.ready_file {
+        ready::write(path, &json!({"trade_udp": addr.to_string(), "trade_tcp": addr.to_string()}))?;
+    }
     let mut out = io::stdout().lock();
     writeln!(
         out,
@@ -235,9 +239,6 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     )?;
     out.flush()?;
     drop(out);
-    if let Some(path) = &args.ready_file {
-        ready::write(path, &json!({"trade_udp": addr.to_string(), "trade_tcp": addr.to_string()}))?;
-    }
     shutdown.wait();
     log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
     server.stop(GRACE);

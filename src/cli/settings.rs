@@ -6,19 +6,86 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::builder::BoolishValueParser;
 
 use crate::model::{FeeRate, duration};
 
-/// Takes `.env` of the working directory into the environment, where that does not say otherwise.
+/// Document 004's names, which count where ours are not set.
+const ALIASES: [&str; 14] = [
+    "SERVER_HOST",
+    "SERVER_PORT",
+    "CLIENT_PORT_MIN",
+    "CLIENT_PORT_MAX",
+    "CLIENT_HEARTBEAT_INTERVAL",
+    "CLIENT_INACTIVE_TIMEOUT",
+    "ADMIN_API_HOST",
+    "ADMIN_API_PORT",
+    "CLIENT_API_HOST",
+    "CLIENT_API_PORT",
+    "JWT_SECRET_KEY",
+    "SESSION_TIMEOUT",
+    "ADMIN_USERNAME",
+    "ADMIN_PASSWORD",
+];
+
+/// Makes the environment what the commands go by: a variable of ours without a value is none, and `.env` of
+/// the working directory says what the environment does not. To be called before anything else: while
+/// there is one thread.
 ///
 /// # Errors
-/// The file is there but cannot be read or understood.
-pub fn load_dotenv() -> anyhow::Result<()> {
+/// The file is there but cannot be read.
+pub fn load_environment() -> anyhow::Result<()> {
+    for (name, value) in std::env::vars_os() {
+        let ours = name.to_str().is_some_and(|name| name.starts_with("P2S2_") || ALIASES.contains(&name));
+        if ours && value.is_empty() {
+            // SAFETY: no other thread is there yet that could read the environment meanwhile.
+            unsafe { std::env::remove_var(&name) };
+        }
+    }
     let path = Path::new(".env");
-    if !path.exists() {
+    if !path.is_file() {
         return Ok(());
     }
-    dotenvy::from_path(path).context("cannot read .env")
+    let text = std::fs::read(path).context("cannot read .env")?;
+    for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
+        match dotenv_line(line) {
+            Ok(Some((name, value))) if !value.is_empty() && std::env::var_os(&name).is_none() => {
+                // SAFETY: as above.
+                unsafe { std::env::set_var(name, value) };
+            }
+            Ok(_) => {}
+            // The line may hold a secret: it is not repeated.
+            Err(()) => eprintln!("warning: .env, line {number}: expected NAME=VALUE; the line has no effect"),
+        }
+    }
+    Ok(())
+}
+
+/// One line of `.env`: none for a blank one or a comment.
+fn dotenv_line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
+    let line = std::str::from_utf8(line).map_err(|_| ())?.trim_start_matches('\u{feff}').trim();
+    match dotenvy::from_read_iter(line.as_bytes()).next() {
+        None => Ok(None),
+        Some(Ok((name, value))) if !value.contains('\0') => Ok(Some((name, value))),
+        // A value without quotes is as it stands, up to a comment, as for docker compose.
+        Some(_) => {
+            let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or(())?;
+            let (name, value) = (name.trim(), value.trim());
+            let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if !is_name || value.starts_with(['"', '\'']) || value.contains(['$', '\0']) {
+                return Err(());
+            }
+            let value = value.split_once(" #").map_or(value, |(value, _)| value.trim_end());
+            Ok(Some((name.to_owned(), value.to_owned())))
+        }
+    }
+}
+
+/// For `value_parser`: a flag that is also a variable, on with `1`, `true`, `yes` or `on`, off with `0`,
+/// `false`, `no` or `off`.
+pub fn parse_switch() -> BoolishValueParser {
+    BoolishValueParser::new()
 }
 
 /// For `value_parser`: a duration such as `500ms`, `5s`, `20min`.
@@ -69,4 +136,35 @@ pub fn init_log(default_filter: &str) {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter))
         .format_target(false)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_dotenv_are_taken_as_docker_compose_takes_them() {
+        for (line, read) in [
+            ("", None),
+            ("  # SECRET=1", None),
+            ("A=1", Some(("A", "1"))),
+            ("export A = 1 # one\r", Some(("A", "1"))),
+            ("A=", Some(("A", ""))),
+            ("A=\"two words\"", Some(("A", "two words"))),
+            ("A='it is $5'", Some(("A", "it is $5"))),
+            ("A=two words", Some(("A", "two words"))),
+            ("A=two words # and more", Some(("A", "two words"))),
+            ("export A=/a path/b", Some(("A", "/a path/b"))),
+            ("A=it's late", Some(("A", "it's late"))),
+            (r"A=C:\dir\", Some(("A", r"C:\dir\"))),
+        ] {
+            let read = read.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            assert_eq!(dotenv_line(line.as_bytes()), Ok(read), "{line}");
+        }
+        for line in ["word", "two words=1", "A=\"open", "A='open", "A=${x y", "1A=two words", "=x"] {
+            assert_eq!(dotenv_line(line.as_bytes()), Err(()), "{line}");
+        }
+        assert_eq!(dotenv_line(b"A=\xff"), Err(()));
+        assert_eq!(dotenv_line("\u{feff}A=1".as_bytes()), Ok(Some(("A".to_owned(), "1".to_owned()))));
+    }
 }

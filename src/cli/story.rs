@@ -4,7 +4,7 @@
 //! see. It ends well only if all of it worked.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -16,9 +16,12 @@ use serde_json::{Value, json};
 
 use crate::model::Token;
 use crate::net::threads;
+use crate::trade::wire::DATAGRAM_MAX;
 
 /// Longer than any step takes that works.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where the server is when nobody says otherwise.
+const TRADE_PORT: u16 = 7001;
 /// How long a running server has to answer.
 const ANSWER: Duration = Duration::from_millis(300);
 
@@ -26,11 +29,16 @@ const ANSWER: Duration = Duration::from_millis(300);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  p2s2 story                      against 127.0.0.1:7001; starts (and stops) a server if none answers")]
+  p2s2 story                      against 127.0.0.1:7001; starts (and stops) a server if none answers
+
+Where P2S2_SERVER_TRADE_PORT says which port the server has, it is looked for there.")]
 pub struct StoryArgs {
-    /// The server's trade port, on this machine
-    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SERVER", default_value = "127.0.0.1:7001")]
-    server: SocketAddr,
+    /// The server's trade port, on this machine; 127.0.0.1:7001 without it
+    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SERVER")]
+    server: Option<SocketAddr>,
+    /// The port that the server is told by the same variable
+    #[arg(long, hide = true, env = "P2S2_SERVER_TRADE_PORT", default_value_t = TRADE_PORT)]
+    trade_port: u16,
 }
 
 /// Plays the story.
@@ -39,18 +47,22 @@ pub struct StoryArgs {
 /// The step that did not work.
 pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     super::settings::init_log("warn");
-    ensure!(args.server.ip().is_loopback(), "--server {}: the story is played on loopback alone", args.server);
+    // Any free port, as 0 means, is none to be found at.
+    let port = if args.trade_port == 0 { TRADE_PORT } else { args.trade_port };
+    let looked_at = args.server.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());
+    ensure!(looked_at.ip().is_loopback(), "--server {looked_at}: the story is played on loopback alone");
     let mark = &Token::random().reveal()[..4].to_owned();
     let stage = Stage::set(mark)?;
-    let (server, addr) = if answers(args.server)? {
-        println!("A server answers at {}.\n", args.server);
-        (None, args.server)
+    let (server, addr) = if answers(looked_at)? {
+        println!("A server answers at {looked_at}.\n");
+        (None, looked_at)
     } else {
-        println!("No server answers at {}: here is one for this story.\n", args.server);
+        println!("No server answers at {looked_at}: here is one for this story.\n");
         let (server, addr) = stage.start_server()?;
         (Some(server), addr)
     };
-    trade(&stage, addr, mark)?;
+    let plaintext = settles_in_plaintext(addr, mark)?;
+    trade(&stage, addr, plaintext, mark)?;
     if let Some(mut server) = server {
         server.end()?;
     }
@@ -58,10 +70,11 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A seller's and a buyer's peer: a negotiation, a reservation, a settlement over TLS.
-fn trade(stage: &Stage, server: SocketAddr, mark: &str) -> anyhow::Result<()> {
+/// A seller's and a buyer's peer: a negotiation, a reservation, a settlement.
+fn trade(stage: &Stage, server: SocketAddr, plaintext: bool, mark: &str) -> anyhow::Result<()> {
     let (alice, bob) = (format!("alice-{mark}"), format!("bob-{mark}"));
     println!("TRADE: {alice} sells a lamp for 120.00, or 90.00 at least; {bob} pays 100.00 at most.");
+    let server = (server, plaintext);
     let mut alice = stage.start_peer(&alice, server, "4242424242424242", "2 Harbour Lane, Port Elm")?;
     let mut bob = stage.start_peer(&bob, server, "4111111111111111", "7 Mill Road, Oakfield")?;
     let lamp = format!("\"brass lamp {mark}\"");
@@ -76,7 +89,8 @@ fn trade(stage: &Stage, server: SocketAddr, mark: &str) -> anyhow::Result<()> {
     bob.await_line("found [")?;
     bob.tell("buy last")?;
     bob.await_line("buying [")?;
-    println!("   (the server connects to both, over TLS with the certificate they know)");
+    let how = if plaintext { "without TLS, as it was started" } else { "over TLS with the certificate they know" };
+    println!("   (the server connects to both, {how})");
     bob.await_line("bought [")?;
     alice.await_line("sold [")?;
     for peer in [&mut bob, &mut alice] {
@@ -97,14 +111,17 @@ struct Stage {
 
 impl Stage {
     fn set(mark: &str) -> anyhow::Result<Stage> {
-        let dir = std::env::temp_dir().join(format!("p2s2-story-{}-{mark}", std::process::id()));
+        // The processes run in there: a relative path would mean another place to them.
+        let temporary =
+            std::path::absolute(std::env::temp_dir()).context("where is the folder for temporary files?")?;
+        let dir = temporary.join(format!("p2s2-story-{}-{mark}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(Stage { dir })
     }
 
     fn start_server(&self) -> anyhow::Result<(Actor, SocketAddr)> {
         let ready = self.dir.join("server.json");
-        let mut command = program("server")?;
+        let mut command = self.program("server")?;
         command.args(["--bind", "127.0.0.1", "--trade-port", "0", "--data-dir"]).arg(self.dir.join("server"));
         command.arg("--ready-file").arg(&ready);
         let mut server = Actor::start("server", command)?;
@@ -114,15 +131,30 @@ impl Stage {
         Ok((server, addr.parse()?))
     }
 
-    fn start_peer(&self, name: &str, server: SocketAddr, card: &str, address: &str) -> anyhow::Result<Actor> {
+    /// A peer of a server on this machine, which may settle without TLS.
+    fn start_peer(&self, name: &str, server: (SocketAddr, bool), card: &str, address: &str) -> anyhow::Result<Actor> {
+        let (server, plaintext) = server;
         let wallet = self.dir.join(format!("{name}.wallet.json"));
         write_private(&wallet, &json!({"cc_number": card, "cc_exp": "12/39", "address": address}))?;
-        let mut command = program("peer")?;
+        let mut command = self.program("peer")?;
+        command.args(if plaintext { &["--plaintext"][..] } else { &[] });
         command.args(["--name", name, "--bind", "127.0.0.1", "--server", &server.to_string(), "--wallet"]).arg(&wallet);
         command.arg("--data-dir").arg(self.dir.join(name));
         let mut peer = Actor::start(name, command)?;
         peer.await_line("registered as")?;
         Ok(peer)
+    }
+
+    /// This very program, with nothing of our settings but what the story says: also not of a `.env`.
+    fn program(&self, command: &str) -> anyhow::Result<Command> {
+        let mut program = Command::new(std::env::current_exe().context("where is this program?")?);
+        program.arg(command).current_dir(&self.dir);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("P2S2_") {
+                program.env_remove(name);
+            }
+        }
+        Ok(program)
     }
 }
 
@@ -218,35 +250,55 @@ impl Drop for Actor {
     }
 }
 
-/// This very program, with nothing of our settings but what the story says.
-fn program(command: &str) -> anyhow::Result<Command> {
-    let mut program = Command::new(std::env::current_exe().context("where is this program?")?);
-    program.arg(command);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("P2S2_") {
-            program.env_remove(name);
-        }
-    }
-    Ok(program)
-}
-
 /// Whether a trade server answers there.
 fn answers(server: SocketAddr) -> anyhow::Result<bool> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let question = json!({"type": "STATUS", "rq": 1, "name": "story"});
+    let answer = ask(&loopback_socket(server)?, server, question, 3);
+    ensure!(answer.as_ref().is_none_or(|answer| answer["rq"] == 1), "what answers at {server} is no trade server");
+    Ok(answer.is_some())
+}
+
+/// Whether the server settles without TLS: it says so to whoever registers. Someone does, and leaves.
+fn settles_in_plaintext(server: SocketAddr, mark: &str) -> anyhow::Result<bool> {
+    let socket = loopback_socket(server)?;
+    let (here, name) = (socket.local_addr()?, format!("visitor-{mark}"));
+    // Nobody connects to a visitor.
+    let (ip, port) = (here.ip(), here.port());
+    let register = json!({"type": "REGISTER", "rq": 1, "name": name, "ip": ip, "udp_port": port, "tcp_port": port});
+    let tries = (PATIENCE.as_millis() / ANSWER.as_millis()) as usize;
+    let answer = ask(&socket, server, register, tries).context("the server does not answer a REGISTER")?;
+    ensure!(answer["type"] == "REGISTERED", "the server at {server} takes nobody: {}", answer["reason"]);
+    let leave = json!({"type": "DE-REGISTER", "rq": 2, "name": name, "token": answer["token"]});
+    ask(&socket, server, leave, tries).context("the server does not answer a DE-REGISTER")?;
+    Ok(answer["cert_sha256"].is_null())
+}
+
+fn loopback_socket(server: SocketAddr) -> anyhow::Result<UdpSocket> {
+    let here: IpAddr = if server.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let socket = UdpSocket::bind((here, 0))?;
     socket.set_read_timeout(Some(ANSWER))?;
+    Ok(socket)
+}
+
+/// Asks until the answer is there; none after so many tries.
+fn ask(socket: &UdpSocket, server: SocketAddr, mut question: Value, tries: usize) -> Option<Value> {
     // Long enough for an answer to a stranger, which is at most three times as long.
-    let question = json!({"type": "STATUS", "rq": 1, "name": "story", "padding": " ".repeat(64)}).to_string();
-    for _ in 0..3 {
-        let mut bytes = [0; 1024];
+    question["padding"] = " ".repeat(64).into();
+    let question_text = question.to_string();
+    let mut bytes = [0; DATAGRAM_MAX];
+    for _ in 0..tries {
         // Nobody there: the system may say so on either call.
-        let answer = socket.send_to(question.as_bytes(), server).and_then(|_| socket.recv_from(&mut bytes));
-        if let Ok((length, _)) = answer {
+        let mut received = socket.send_to(question_text.as_bytes(), server).and_then(|_| socket.recv_from(&mut bytes));
+        while let Ok((length, _)) = received {
             let answer: Value = serde_json::from_slice(&bytes[..length]).unwrap_or_default();
-            ensure!(answer["rq"] == 1, "what answers at {server} is no trade server");
-            return Ok(true);
+            // A search may be going on, and its SEARCH may come in between; so may a late copy of an answer.
+            if answer["mid"].is_null() && (answer["rq"] == question["rq"] || answer["rq"].is_null()) {
+                return Some(answer);
+            }
+            received = socket.recv_from(&mut bytes);
         }
     }
-    Ok(false)
+    None
 }
 
 fn wait_for_file(path: &Path) -> anyhow::Result<Value> {

@@ -10,8 +10,12 @@ pub const PRICE_MIN: Cents = Cents(1);
 /// The highest price there is: 10000000.00. Totals may exceed it.
 pub const PRICE_MAX: Cents = Cents(1_000_000_000);
 
-const PRICE_RULE: &str =
-    "expected an amount from 0.01 to 10000000.00 with at most two decimals, as a number or a string";
+macro_rules! a_price {
+    () => {
+        "an amount from 0.01 to 10000000.00 with at most two decimals, as a number or a string"
+    };
+}
+const PRICE_RULE: &str = concat!("expected ", a_price!());
 
 /// An amount of money in whole cents. Negative where a ledger takes away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -24,16 +28,11 @@ impl Cents {
     pub fn parse_price(text: &str) -> Result<Cents, &'static str> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-        if whole.is_empty() || !digits(whole) || !digits(fraction) || text.ends_with('.') {
-            return Err(PRICE_RULE);
-        }
-        // More than two decimals are allowed only where they say nothing: 12.500.
-        let (kept, rest) = fraction.split_at(fraction.len().min(2));
-        if rest.bytes().any(|digit| digit != b'0') {
+        if whole.is_empty() || !digits(whole) || !digits(fraction) || text.ends_with('.') || fraction.len() > 2 {
             return Err(PRICE_RULE);
         }
         let units: i64 = whole.parse().map_err(|_| PRICE_RULE)?;
-        let hundredths: i64 = format!("{kept:0<2}").parse().map_err(|_| PRICE_RULE)?;
+        let hundredths: i64 = format!("{fraction:0<2}").parse().map_err(|_| PRICE_RULE)?;
         let cents = units.checked_mul(100).and_then(|cents| cents.checked_add(hundredths)).ok_or(PRICE_RULE)?;
         Cents(cents).as_price().ok_or(PRICE_RULE)
     }
@@ -73,7 +72,8 @@ impl<'de> Deserialize<'de> for Cents {
         impl Visitor<'_> for Price {
             type Value = Cents;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(PRICE_RULE)
+                // Stands behind serde's own "expected".
+                f.write_str(a_price!())
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Cents, E> {
                 Cents::parse_price(&value.to_string()).map_err(E::custom)
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn prices_are_read_as_written() {
         for (text, cents) in
-            [("12", 1200), ("12.5", 1250), ("12.05", 1205), ("0.01", 1), ("10000000.00", 1_000_000_000), ("7.500", 750)]
+            [("12", 1200), ("12.5", 1250), ("12.05", 1205), ("0.01", 1), ("10000000.00", 1_000_000_000), ("7.0", 700)]
         {
             assert_eq!(Cents::parse_price(text), Ok(Cents(cents)), "{text}");
         }
@@ -154,6 +154,8 @@ mod tests {
             "0.00",
             "0.001",
             "1.005",
+            "50.050",
+            "50.000",
             "-1",
             "+1",
             "1e3",
@@ -172,8 +174,9 @@ mod tests {
         for json in ["12.5", "\"12.5\"", "\"12.50\"", "12.50", "1.25e1"] {
             assert_eq!(serde_json::from_str::<Cents>(json).unwrap(), Cents(1250), "{json}");
         }
-        for json in ["null", "true", "[]", "0.125", "-3", "0", "1e300", "18446744073709551615"] {
-            assert!(serde_json::from_str::<Cents>(json).is_err(), "{json} was taken");
+        for json in ["null", "true", "[]", "\"50.050\"", "0.125", "-3", "0", "1e300", "18446744073709551615"] {
+            let error = serde_json::from_str::<Cents>(json).expect_err(json).to_string();
+            assert_eq!(error.matches("expected").count(), 1, "{json}: {error}");
         }
     }
 

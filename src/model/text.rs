@@ -32,12 +32,18 @@ impl Name {
     }
 }
 
-/// Checks that a text has from `min` to `max` characters, none of them a control character.
-pub fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
+/// Checks that a text has from `min` to `max` characters.
+pub fn check_length(text: &str, min: usize, max: usize) -> Result<(), String> {
     let length = text.chars().count();
     if length < min || length > max {
         return Err(format!("expected {min} to {max} characters, not {length}"));
     }
+    Ok(())
+}
+
+/// Checks that a text has from `min` to `max` characters, none of them a control character.
+pub fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
+    check_length(text, min, max)?;
     if text.chars().any(char::is_control) {
         return Err("expected no control characters".to_owned());
     }

@@ -82,11 +82,6 @@ impl<R: ReadBefore> LineReader<R> {
         LineReader { source, limits, pending: Vec::new(), given: 0 }
     }
 
-    /// Other limits from the next line on.
-    pub fn set_limits(&mut self, limits: LineLimits) {
-        self.limits = limits;
-    }
-
     /// The source, whose next bytes may already be in here.
     pub fn source(&self) -> &R {
         &self.source

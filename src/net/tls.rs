@@ -27,7 +27,7 @@ const FILE_NAME: &str = "identity.pem";
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file that could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     File {
         /// Which file.
         path: PathBuf,

@@ -126,6 +126,9 @@ pub enum ClientError {
     /// Too many requests wait for their answers.
     #[error("{REQUESTS_MAX} requests wait for their answers already")]
     Busy,
+    /// The server is not trusted: see [`Security::Refused`].
+    #[error("{0}")]
+    Untrusted(Arc<str>),
     /// Longer than a datagram may be.
     #[error("the request is longer than {DATAGRAM_MAX} bytes")]
     TooLong,
@@ -144,6 +147,9 @@ pub enum Security {
     Pinned(Arc<str>),
     /// No TLS; both sides said so.
     Plaintext,
+    /// For this reason the server is not taken for the one it was: its pushes are not heard, its
+    /// settlements refused, and nothing is asked of it but to be let in (or out).
+    Refused(Arc<str>),
 }
 
 /// What SHIPPING_INFO says.
@@ -324,6 +330,14 @@ impl Client {
         *self.shared.security.lock() = security;
     }
 
+    /// Whether requests are sent at all: not to a server that is not trusted.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn check_trust(&self) -> Result<(), ClientError> {
+        self.shared.untrusted().map_or(Ok(()), |why| Err(ClientError::Untrusted(why)))
+    }
+
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
@@ -352,6 +366,11 @@ impl Client {
         };
         if datagram.len() > DATAGRAM_MAX {
             return done(Err(ClientError::TooLong));
+        }
+        if let Some(why) = shared.untrusted()
+            && !matches!(ask, Ask::Register(_) | Ask::Login(_) | Ask::DeRegister)
+        {
+            return done(Err(ClientError::Untrusted(why)));
         }
         let now = Instant::now();
         let next_at = now + shared.config.pauses.first().copied().unwrap_or_default();
@@ -417,6 +436,14 @@ impl Drop for Client {
 }
 
 impl Shared {
+    /// Why the server is not trusted, if it is not.
+    fn untrusted(&self) -> Option<Arc<str>> {
+        match &*self.security.lock() {
+            Security::Refused(why) => Some(Arc::clone(why)),
+            _ => None,
+        }
+    }
+
     fn send(&self, datagram: &[u8]) {
         self.counters.sent.add(1);
         // A lost datagram is what the repeats are for; so is a server that is just being restarted
@@ -443,7 +470,8 @@ impl Shared {
             };
             self.counters.received.add(1);
             match messages::read(&buffer[..len]) {
-                Ok(FromServer::Push(push)) => handler.push(push),
+                Ok(FromServer::Push(push)) if self.untrusted().is_none() => handler.push(push),
+                Ok(FromServer::Push(_)) => self.counters.ignored.add(1),
                 Ok(FromServer::Answer(answer)) => self.answered(answer),
                 Err(wrong) => {
                     self.counters.ignored.add(1);

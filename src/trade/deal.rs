@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::{Code, DealStatus, Phase, Push, Refusal, Side};
-use crate::model::{Cents, Millis, Name};
+use super::wire::{Amount, Code, DealStatus, Phase, Push, Refusal, Side};
+use crate::model::{Cents, FeeRate, Millis, Name};
 
 #[cfg(test)]
 mod tests;
@@ -70,8 +70,9 @@ pub enum State {
     Negotiating { seller: usize, until: Millis, round: u32 },
     /// That seller's unit is held for the buyer.
     Reserved { seller: usize, price: Cents, until: Millis },
-    /// It is being paid.
-    Settling { seller: usize, price: Cents, payment: Payment },
+    /// It is being paid. The fee is that of the moment of BUY, whatever the rate is later; rows from before
+    /// it was kept have none.
+    Settling { seller: usize, price: Cents, fee: Option<Amount>, payment: Payment },
     /// Charged, shipped, over.
     Completed { seller: usize, price: Cents, at: Millis },
     /// Over without a sale.
@@ -198,6 +199,19 @@ pub enum Money {
     Void,
 }
 
+/// Money that moves with a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Booking {
+    /// Which way.
+    pub money: Money,
+    /// Who is paid: its place among the sellers.
+    pub seller: usize,
+    /// What the buyer pays.
+    pub price: Cents,
+    /// What the house keeps of it: see [`State::Settling`].
+    pub fee: Option<Amount>,
+}
+
 /// A line for the log of trade.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogLine {
@@ -226,8 +240,8 @@ pub struct Effects {
     pub withdrawn_mids: Vec<u64>,
     /// To be written in the log.
     pub log: Vec<LogLine>,
-    /// To be booked with the change: which way, the seller, the price.
-    pub money: Option<(Money, usize, Cents)>,
+    /// To be booked with the change.
+    pub money: Option<Booking>,
     /// Sellers that let the window pass without a word.
     pub silent: Vec<usize>,
     /// The deal ended in this step.
@@ -253,12 +267,14 @@ pub enum Event<'a> {
     SettlementFailed(&'a str),
 }
 
-/// What a step is given from outside: the time, the windows, fresh numbers for pushes.
+/// What a step is given from outside: the time, the windows, the fee's rate, fresh numbers for pushes.
 pub struct Step<'a> {
     /// The time.
     pub now: Millis,
     /// How long windows are.
     pub windows: &'a Windows,
+    /// What the house takes of what is bought now.
+    pub fee: FeeRate,
     /// A number that was never used before.
     pub next_mid: &'a mut dyn FnMut() -> u64,
 }
@@ -381,10 +397,10 @@ impl Deal {
             Event::Authorised => self.pay(Payment::Asked, Payment::Authorised, &mut effects)?,
             Event::Shipped => self.pay(Payment::Authorised, Payment::Shipped, &mut effects)?,
             Event::Captured => {
-                let State::Settling { seller, price, payment: Payment::Shipped } = self.state else {
+                let State::Settling { seller, price, fee, payment: Payment::Shipped } = self.state else {
                     return Err(self.wrong_state());
                 };
-                effects.money = Some((Money::Capture, seller, price));
+                effects.money = Some(Booking { money: Money::Capture, seller, price, fee });
                 self.log(
                     &mut effects,
                     "purchase",
@@ -395,10 +411,11 @@ impl Deal {
                 self.end(State::Completed { seller, price, at: step.now }, &mut effects);
             }
             Event::SettlementFailed(reason) => {
-                let State::Settling { seller, price, payment } = self.state else {
+                let State::Settling { seller, price, fee, payment } = self.state else {
                     return Err(self.wrong_state());
                 };
-                effects.money = (payment > Payment::Asked).then_some((Money::Void, seller, price));
+                let void = Booking { money: Money::Void, seller, price, fee };
+                effects.money = (payment > Payment::Asked).then_some(void);
                 self.log(&mut effects, "cancel", Party::Buyer, None, reason);
                 self.cancel(reason, step, &mut effects);
                 self.tell(Party::Buyer, Note::Cancel(reason.into()), step, &mut effects);
@@ -423,7 +440,7 @@ impl Deal {
             (Party::Seller(seller), Kind::NotAvailable) => self.not_available(seller, step, effects),
             (Party::Seller(seller), Kind::Accept | Kind::Refuse) => self.haggle(seller, kind, amount, step, effects),
             (Party::Seller(seller), Kind::Cancel) => self.seller_cancels(seller, step, effects),
-            (Party::Buyer, Kind::Buy) => self.buy(amount.unwrap_or_default(), effects),
+            (Party::Buyer, Kind::Buy) => self.buy(amount.unwrap_or_default(), step, effects),
             (Party::Buyer, Kind::Cancel) => self.buyer_cancels(step, effects),
             _ => Err(Refusal::new(Code::WrongState, "this is not for this side of the deal")),
         }
@@ -478,6 +495,9 @@ impl Deal {
             ));
         }
         if kind == Kind::Accept {
+            if let Some(offer) = &mut self.sellers[seller].offer {
+                offer.price = self.max_price;
+            }
             self.log(effects, "accept", Party::Seller(seller), amount, "");
             self.reserve(seller, self.max_price, step, effects);
         } else {
@@ -497,14 +517,14 @@ impl Deal {
         Ok(())
     }
 
-    fn buy(&mut self, price: Cents, effects: &mut Effects) -> Result<(), Refusal> {
+    fn buy(&mut self, price: Cents, step: &Step, effects: &mut Effects) -> Result<(), Refusal> {
         let State::Reserved { seller, price: reserved, .. } = self.state else {
             return Err(self.wrong_state());
         };
         if price != reserved {
             return Err(Refusal::new(Code::BadRequest, format!("price: expected {reserved}, as in the newest FOUND")));
         }
-        self.state = State::Settling { seller, price, payment: Payment::Asked };
+        self.state = State::Settling { seller, price, fee: Some(Amount(step.fee.of(price))), payment: Payment::Asked };
         effects.deal_changed = true;
         self.log(effects, "buy", Party::Buyer, Some(price), &format!("from {}", self.sellers[seller].name));
         Ok(())
@@ -697,9 +717,10 @@ impl Deal {
 
     fn pay(&mut self, from: Payment, to: Payment, effects: &mut Effects) -> Result<(), Refusal> {
         match &mut self.state {
-            State::Settling { seller, price, payment } if *payment == from => {
+            State::Settling { seller, price, fee, payment } if *payment == from => {
                 *payment = to;
-                effects.money = (to == Payment::Authorised).then_some((Money::Authorise, *seller, *price));
+                let authorise = Booking { money: Money::Authorise, seller: *seller, price: *price, fee: *fee };
+                effects.money = (to == Payment::Authorised).then_some(authorise);
             }
             _ => return Err(self.wrong_state()),
         }
@@ -856,10 +877,18 @@ impl Deal {
         &self.sellers
     }
 
-    /// What is being settled: the seller and the price.
+    /// What is being settled: the seller, the price, and how far the payment is.
     pub fn settling(&self) -> Option<(Party, Cents, Payment)> {
         match self.state {
-            State::Settling { seller, price, payment } => Some((Party::Seller(seller), price, payment)),
+            State::Settling { seller, price, payment, .. } => Some((Party::Seller(seller), price, payment)),
+            _ => None,
+        }
+    }
+
+    /// The fee of what is being settled, where it is kept: see [`State::Settling`].
+    pub fn fee(&self) -> Option<Amount> {
+        match self.state {
+            State::Settling { fee, .. } => fee,
             _ => None,
         }
     }

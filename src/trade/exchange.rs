@@ -15,8 +15,8 @@ use parking_lot::{Mutex, RwLock};
 
 use super::deal::{Deal, Party, Payment, Windows};
 use super::journal::{Change, FarewellRow, Journal, LogRow, PeerRow, Snapshot};
-use super::wire::{Ask, Code, Push, Refusal, Reply, Request, SERVER_NUMBERS};
-use crate::model::{FeeRate, Millis, Name, Token};
+use super::wire::{Amount, Ask, Code, Push, Refusal, Reply, Request, SERVER_NUMBERS};
+use crate::model::{Cents, FeeRate, Millis, Name, Token};
 
 mod dealing;
 mod registration;
@@ -60,6 +60,13 @@ pub struct Rules {
     pub fee: FeeRate,
     /// SHA-256 of the certificate that settlement uses; none without TLS.
     pub cert_sha256: Option<Arc<str>>,
+}
+
+impl Rules {
+    /// What the house keeps of a price: what was told, else (an older row says nothing) by today's rate.
+    fn fee_of(&self, price: Cents, told: Option<Amount>) -> Cents {
+        told.map_or_else(|| self.fee.of(price), |Amount(fee)| fee)
+    }
 }
 
 /// How a request came.
@@ -156,7 +163,7 @@ pub struct Exchange<J: Journal> {
     directory_changed: Mutex<J::Receipt>,
     deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
     mids: Mutex<HashMap<u64, (u64, Party)>>,
-    farewells: Mutex<HashMap<(Name, u64), FarewellRow>>,
+    farewells: Mutex<BTreeMap<(Name, u64), FarewellRow>>,
     ended: Mutex<VecDeque<(Millis, u64)>>,
     numbers: Mutex<Numbers>,
     settling: Mutex<Slots>,

@@ -36,6 +36,8 @@ pub enum Change {
     DropPeer(Name),
     /// What a peer that left was answered.
     Farewell(FarewellRow),
+    /// A farewell is forgotten: who left is back.
+    DropFarewell { name: Name, rq: u64 },
     /// Farewells from before this time are forgotten.
     DropFarewells(Millis),
     /// A deal, without its sellers; as JSON.

@@ -35,6 +35,7 @@ use super::client::messages::{Answer, mid_of};
 use super::wire::{Amount, Ask, Code, Push, SERVER_NUMBERS, Side};
 use crate::model::{Cents, Millis, Name};
 pub use shopping::{Purchase, PurchaseState};
+pub use squaring::by_number;
 pub use stall::{Item, Sale, SaleState};
 
 /// Pushes that are remembered as seen. Older ones are harmless too: every rule looks at the deal's state.

@@ -97,7 +97,7 @@ pub struct Floor {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The port is taken (or not allowed).
-    #[error("cannot bind trade port {addr}: {source}")]
+    #[error("cannot bind trade port {addr}")]
     Bind {
         /// Which address.
         addr: SocketAddr,
@@ -108,7 +108,7 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The system gave no thread or socket option.
-    #[error("cannot start the trade server: {0}")]
+    #[error("cannot start the trade server")]
     System(#[from] io::Error),
 }
 

@@ -11,7 +11,7 @@
 
 use super::deal::Payment;
 use super::exchange::{Settling, SettlingPeer};
-use super::wire::{Amount, Inform, SettlementAnswer, SettlementLine, Side, read_settlement};
+use super::wire::{Amount, Inform, Purse, SettlementAnswer, SettlementLine, Side, read_settlement};
 use crate::model::{Card, Cents};
 
 #[cfg(test)]
@@ -142,7 +142,7 @@ impl Settlement {
                 Ok(actions) => actions,
                 Err(wrong) => self.fail(format!("the {} sent nonsense: {wrong}", name(side))),
             },
-            (Stage::Shipping, Input::Line(Side::Seller, line)) => match read_settlement(line) {
+            (Stage::Shipping, Input::Line(Side::Seller, line)) => match read_settlement(line, Side::Seller) {
                 Ok(SettlementAnswer::Shipped(rq)) if rq == self.order.seller.rq => {
                     self.stage = Stage::Capturing;
                     vec![Action::Store(Milestone::Shipped)]
@@ -242,7 +242,7 @@ impl Settlement {
     }
 
     fn inform(&mut self, side: Side, line: &str) -> Result<Vec<Action>, String> {
-        let SettlementAnswer::InformRes(rq, inform) = read_settlement(line)? else {
+        let SettlementAnswer::InformRes(rq, inform) = read_settlement(line, side)? else {
             return Err("type: expected INFORM_RES".to_owned());
         };
         let (peer, given) = match side {
@@ -263,22 +263,22 @@ impl Settlement {
         }
         *given = Some(*inform);
         Ok(match (&self.buyer, &self.seller) {
-            (Some(buyer), Some(_)) => {
+            (Some(Inform { purse: Some(purse), .. }), Some(_)) => {
                 self.stage = Stage::Authorising;
-                vec![Action::Authorise(Card { number: buyer.cc_number.clone(), expiry: buyer.cc_exp })]
+                vec![Action::Authorise(purse.card.clone())]
             }
             _ => Vec::new(),
         })
     }
 
     fn shipping_info(&mut self) -> Vec<Action> {
-        let Some(buyer) = &self.buyer else {
+        let Some(Inform { name, purse: Some(Purse { address, .. }), .. }) = &self.buyer else {
             return self.fail("the buyer's address is not known".to_owned());
         };
         let line = SettlementLine::ShippingInfo {
             rq: self.order.seller.rq,
-            name: buyer.name.clone(),
-            address: buyer.address.clone(),
+            name: name.clone(),
+            address: address.clone(),
             price: self.order.price,
             fee: Amount(self.order.fee),
             payout: Amount(self.payout()),

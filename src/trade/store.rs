@@ -118,6 +118,9 @@ fn write(tx: &mut dyn Tx, change: &Change, body: &Body) -> Result<(), StoreError
              ON CONFLICT (name, rq) DO UPDATE SET at = excluded.at, body = excluded.body",
             &[(&row.name).into(), number(row.rq)?.into(), row.at.into(), json.into()],
         ),
+        Change::DropFarewell { name, rq } => {
+            tx.execute("DELETE FROM trade_farewell WHERE name = $1 AND rq = $2", &[name.into(), number(*rq)?.into()])
+        }
         Change::DropFarewells(before) => tx.execute("DELETE FROM trade_farewell WHERE at <= $1", &[(*before).into()]),
         Change::Deal { id, body } => tx.execute(
             "INSERT INTO trade_deal (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
-use crate::model::{CardNumber, Cents, Expiry, Name, Token};
+use crate::model::{Card, CardNumber, Cents, Expiry, Name, Token};
 
 /// Most bytes of a datagram, either way.
 pub const DATAGRAM_MAX: usize = 8 * 1024;
@@ -155,6 +155,26 @@ struct Fields {
     rq_deal: Option<Value>,
 }
 
+/// The names of all fields that may be in a message of a peer.
+const FIELDS: [&str; 16] = [
+    "type",
+    "rq",
+    "mid",
+    "name",
+    "token",
+    "ip",
+    "udp_port",
+    "tcp_port",
+    "item_name",
+    "description",
+    "price",
+    "max_price",
+    "rq_deal",
+    "cc_number",
+    "cc_exp",
+    "address",
+];
+
 const REQUESTS: &str =
     "REGISTER, LOGIN, DE-REGISTER, LOOKING_FOR, OFFER, NOT_AVAILABLE, ACCEPT, REFUSE, BUY, CANCEL or STATUS";
 
@@ -187,9 +207,9 @@ const SERVER_TYPES: [&str; 22] = [
 /// Reads a datagram, or the one line that asks for a BUY over TCP.
 pub fn read(bytes: &[u8]) -> Inbound {
     let refuse = |rq, reason: String| Inbound::Refused(rq, Refusal::new(Code::BadRequest, reason));
-    let fields: Fields = match serde_json::from_slice(bytes) {
+    let fields: Fields = match read_object(bytes) {
         Ok(fields) => fields,
-        Err(error) => return refuse(None, format!("expected one JSON object: {}", json_error(&error))),
+        Err(wrong) => return refuse(None, wrong),
     };
     let rq = fields.rq.as_ref().and_then(whole_number);
     let kind = match &fields.r#type {
@@ -279,9 +299,7 @@ impl Fields {
     }
 
     fn item_name(&self) -> Result<Arc<str>, String> {
-        let item_name = string(&self.item_name, "item_name", 1, ITEM_NAME_MAX)?;
-        text::check(item_name, 1, ITEM_NAME_MAX).map_err(|wrong| format!("item_name: {wrong}"))?;
-        Ok(item_name.into())
+        string(&self.item_name, "item_name", 1, ITEM_NAME_MAX).map(Arc::from)
     }
 }
 
@@ -293,10 +311,7 @@ fn string<'a>(value: &'a Option<Value>, field: &str, min: usize, max: usize) -> 
     let Value::String(text) = present(value, field)? else {
         return Err(format!("{field}: expected a text"));
     };
-    let length = text.chars().count();
-    if length < min || length > max {
-        return Err(format!("{field}: expected {min} to {max} characters, not {length}"));
-    }
+    text::check_length(text, min, max).map_err(|wrong| format!("{field}: {wrong}"))?;
     Ok(text)
 }
 
@@ -313,13 +328,49 @@ fn whole_number(value: &Value) -> Option<u64> {
     (number <= NUMBER_MAX).then_some(number)
 }
 
-/// What serde says of JSON that cannot be read, without the input that it may quote.
-fn json_error(error: &serde_json::Error) -> String {
-    match error.classify() {
-        serde_json::error::Category::Data => format!("found something else at column {}", error.column()),
-        serde_json::error::Category::Eof => "it ends too early".to_owned(),
-        _ => format!("syntax error at line {}, column {}", error.line(), error.column()),
+/// Reads one JSON object. To serde an array of the same values would be as good; here it is not.
+///
+/// # Errors
+/// What is wrong with it, without quoting it.
+pub fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, String> {
+    match json.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
+        Some(b'{') => serde_json::from_slice(json).map_err(|error| json_error(&error, json)),
+        Some(_) => Err("expected one JSON object".to_owned()),
+        None => Err("expected one JSON object, found nothing".to_owned()),
     }
+}
+
+/// What serde says of JSON that cannot be read, without the input that it may quote; with the field's name
+/// where that is one that we know.
+fn json_error(error: &serde_json::Error, json: &[u8]) -> String {
+    let said = error.to_string();
+    let what = match error.classify() {
+        serde_json::error::Category::Data => {
+            let repeated = said.strip_prefix("duplicate field `").and_then(|rest| rest.split_once('`'));
+            if let Some((field, _)) = repeated {
+                // The name of one of our own fields: of others nothing is noted that could be repeated.
+                return format!("{field}: expected once");
+            }
+            format!("found something else at column {}", error.column())
+        }
+        serde_json::error::Category::Eof => "it ends too early".to_owned(),
+        _ => {
+            let field = said.starts_with("number out of range").then(|| field_before(error, json)).flatten();
+            if let Some(field) = field {
+                return format!("{field}: expected a number that is not out of range");
+            }
+            format!("syntax error at line {}, column {}", error.line(), error.column())
+        }
+    };
+    format!("expected one JSON object: {what}")
+}
+
+/// The field whose value an error is about.
+fn field_before(error: &serde_json::Error, json: &[u8]) -> Option<&'static str> {
+    let line = json.split(|byte| *byte == b'\n').nth(error.line().checked_sub(1)?)?;
+    let before = &line[..error.column().min(line.len())];
+    let before = before[..before.iter().rposition(|byte| *byte == b':')?].trim_ascii_end();
+    FIELDS.into_iter().find(|field| before.ends_with(format!("\"{field}\"").as_bytes()))
 }
 
 /// An answer to a request; bears its `rq` and goes to the datagram's source.
@@ -527,24 +578,29 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// What a peer answers to INFORM_REQ. Its `Debug` output shows neither card nor address.
-#[derive(Clone)]
+/// What a peer answers to INFORM_REQ.
+#[derive(Debug, Clone)]
 pub struct Inform {
     /// Must be the peer's.
     pub name: Name,
     /// Must be the peer's.
     pub token: Token,
-    /// The card; checked on the buyer's side alone, by the bank.
-    pub cc_number: CardNumber,
-    /// The card's last month.
-    pub cc_exp: Expiry,
-    /// Where the goods go (or come from).
+    /// What the buyer pays with. A seller's is not looked at, so it may have none.
+    pub purse: Option<Purse>,
+}
+
+/// A card, and where goods go to (or come from). Its `Debug` output shows neither card nor address.
+#[derive(Clone)]
+pub struct Purse {
+    /// What is charged.
+    pub card: Card,
+    /// A postal address.
     pub address: String,
 }
 
-impl fmt::Debug for Inform {
+impl fmt::Debug for Purse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inform").field("name", &self.name).field("cc_number", &self.cc_number).finish_non_exhaustive()
+        f.debug_struct("Purse").field("card", &self.card.number).finish_non_exhaustive()
     }
 }
 
@@ -557,8 +613,8 @@ pub enum SettlementAnswer {
     Shipped(u64),
 }
 
-/// Reads a peer's settlement line; the error says what is wrong with it, without quoting it.
-pub fn read_settlement(line: &str) -> Result<SettlementAnswer, String> {
+/// Reads a settlement line of that side; the error says what is wrong with it, without quoting it.
+pub fn read_settlement(line: &str, side: Side) -> Result<SettlementAnswer, String> {
     #[derive(Deserialize)]
     struct Line {
         r#type: Option<Value>,
@@ -569,23 +625,26 @@ pub fn read_settlement(line: &str) -> Result<SettlementAnswer, String> {
         cc_exp: Option<Value>,
         address: Option<Value>,
     }
-    let line: Line = serde_json::from_str(line).map_err(|e| format!("expected one JSON object: {}", json_error(&e)))?;
+    let line: Line = read_object(line.as_bytes())?;
     let rq = whole_number(present(&line.rq, "rq")?).ok_or("rq: expected a whole number")?;
     match present(&line.r#type, "type")?.as_str() {
         Some("SHIPPED") => Ok(SettlementAnswer::Shipped(rq)),
         Some("INFORM_RES") => {
             let text = |value, field, max| string(value, field, 1, max);
             let named = |field: &'static str| move |wrong| format!("{field}: {wrong}");
-            Ok(SettlementAnswer::InformRes(
-                rq,
-                Box::new(Inform {
-                    name: Name::new(text(&line.name, "name", text::NAME_MAX)?).map_err(named("name"))?,
-                    token: Token::from_text(text(&line.token, "token", 256)?),
-                    cc_number: CardNumber::new(text(&line.cc_number, "cc_number", 64)?).map_err(named("cc_number"))?,
-                    cc_exp: Expiry::parse(text(&line.cc_exp, "cc_exp", 16)?).map_err(named("cc_exp"))?,
+            let name = Name::new(text(&line.name, "name", text::NAME_MAX)?).map_err(named("name"))?;
+            let token = Token::from_text(text(&line.token, "token", 256)?);
+            let purse = match side {
+                Side::Seller => None,
+                Side::Buyer => Some(Purse {
+                    card: Card {
+                        number: CardNumber::new(text(&line.cc_number, "cc_number", 64)?).map_err(named("cc_number"))?,
+                        expiry: Expiry::parse(text(&line.cc_exp, "cc_exp", 16)?).map_err(named("cc_exp"))?,
+                    },
                     address: text(&line.address, "address", ADDRESS_MAX)?.to_owned(),
                 }),
-            ))
+            };
+            Ok(SettlementAnswer::InformRes(rq, Box::new(Inform { name, token, purse })))
         }
         _ => Err("type: expected INFORM_RES or SHIPPED".to_owned()),
     }
@@ -623,6 +682,11 @@ mod tests {
         for (text, rq, field) in [
             ("", None, "expected one JSON object"),
             ("[]", None, "expected one JSON object"),
+            (r#" ["STATUS",1,null,"a"]"#, None, "expected one JSON object"),
+            (r#"{"type":"STATUS","rq":1,"rq":2,"name":"a"}"#, None, "rq: expected once"),
+            (r#"{"type":"STATUS","name":"a", "rq" : 1e400 }"#, None, "rq: expected a number"),
+            (r#"{"type":"BUY","rq":1,"price":-1e999}"#, None, "price: expected a number"),
+            ("{\"type\":\"BUY\",\n\"rq\":\n1e400}", None, "expected one JSON object: syntax error at line 3"),
             (r#"{"rq":3}"#, Some(3), "type: missing"),
             (r#"{"type":"HELLO","rq":3,"name":"a"}"#, Some(3), "type: expected REGISTER"),
             (r#"{"type":"STATUS","name":"a"}"#, None, "rq: missing"),
@@ -640,6 +704,11 @@ mod tests {
                 "udp_port: expected",
             ),
             (r#"{"type":"BUY","rq":1,"name":"a","item_name":"x","price":1.234}"#, Some(1), "price: expected an amount"),
+            (
+                r#"{"type":"BUY","rq":1,"name":"a","item_name":"x","price":true}"#,
+                Some(1),
+                "price: invalid type: boolean `true`, expected an amount",
+            ),
             (r#"{"type":"BUY","rq":1,"name":"a","item_name":"","price":1}"#, Some(1), "item_name: expected 1 to 64"),
             (
                 r#"{"type":"LOOKING_FOR","rq":1,"name":"a","item_name":"x","max_price":1}"#,
@@ -698,17 +767,49 @@ mod tests {
     #[test]
     fn nothing_secret_shows() {
         let line = r#"{"type":"INFORM_RES","rq":1,"name":"a","token":"t0ken","cc_number":"4111111111111111","cc_exp":"12/30","address":"Elm St"}"#;
-        let shown = format!("{:?}", read_settlement(line).unwrap());
+        let shown = format!("{:?}", read_settlement(line, Side::Buyer).unwrap());
         assert!(!shown.contains("411111111111") && !shown.contains("t0ken") && !shown.contains("Elm"), "{shown}");
-        let error = read_settlement(&line.replace("4111111111111111", "41111111-x")).unwrap_err();
+        let wrong = line.replace("4111111111111111", "41111111-x");
+        let error = read_settlement(&wrong, Side::Buyer).unwrap_err();
         assert!(error.starts_with("cc_number: ") && !error.contains("4111"), "{error}");
+    }
+
+    #[test]
+    fn an_items_name_may_hold_what_json_allows() {
+        let text = r#"{"type":"CANCEL","rq":7,"name":"al","item_name":"a\tb\u001b[2J\u0000"}"#;
+        let Inbound::Request(request) = read(text.as_bytes()) else { panic!() };
+        assert!(matches!(request.ask, Ask::Cancel { item_name } if &*item_name == "a\tb\u{1b}[2J\0"));
+    }
+
+    #[test]
+    fn of_a_seller_only_name_token_and_number_are_read() {
+        let whole = serde_json::json!({"type": "INFORM_RES", "rq": 1, "name": "a", "token": "t0ken",
+            "cc_number": "4111111111111111", "cc_exp": "12/30", "address": "Elm St"});
+        for field in ["cc_number", "cc_exp", "address"] {
+            for value in [Value::Null, "".into(), "1234".into(), 5.into(), "x".repeat(2000).into()] {
+                let mut line = whole.clone();
+                line[field] = value.clone();
+                let read = |side| read_settlement(&line.to_string(), side);
+                assert!(matches!(read(Side::Seller), Ok(SettlementAnswer::InformRes(1, _))), "{field} {value}");
+                if field != "address" || value != "1234" {
+                    assert!(read(Side::Buyer).unwrap_err().starts_with(field), "{field} {value}");
+                }
+            }
+        }
+        for field in ["rq", "name", "token"] {
+            let mut line = whole.clone();
+            line[field] = Value::Null;
+            assert!(read_settlement(&line.to_string(), Side::Seller).unwrap_err().starts_with(field), "{field}");
+        }
+        let array = r#"["INFORM_RES",1,"a","t0ken","4111111111111111","12/30","Elm St"]"#;
+        assert_eq!(read_settlement(array, Side::Buyer).unwrap_err(), "expected one JSON object");
     }
 
     proptest! {
         #[test]
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = read(&bytes);
-            let _ = read_settlement(&String::from_utf8_lossy(&bytes));
+            let _ = read_settlement(&String::from_utf8_lossy(&bytes), Side::Buyer);
         }
 
         #[test]
@@ -716,7 +817,7 @@ mod tests {
             for kind in [kind.as_str(), "OFFER", "LOOKING_FOR", "ACK", "REGISTER"] {
                 let value = serde_json::json!({"type": kind, "rq": rq, "name": name, "price": price, "mid": rq, "item_name": name, "max_price": price, "description": name, "ip": name, "udp_port": price, "tcp_port": rq});
                 let _ = read(value.to_string().as_bytes());
-                let _ = read_settlement(&value.to_string());
+                let _ = read_settlement(&value.to_string(), Side::Buyer);
             }
         }
     }

@@ -159,6 +159,7 @@ impl Rows {
             }
             Change::DropPeer(name) => drop(self.peers.remove(&name)),
             Change::Farewell(row) => drop(self.farewells.insert((row.name.clone(), row.rq), row)),
+            Change::DropFarewell { name, rq } => drop(self.farewells.remove(&(name, rq))),
             Change::DropFarewells(before) => self.farewells.retain(|_, row| row.at > before),
             Change::Deal { id, body } => {
                 let deal: Deal = serde_json::from_str(&body).expect("the exchange writes rows that it can read");

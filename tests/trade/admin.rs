@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -293,8 +294,86 @@ fn settings_come_from_flag_environment_dotenv_in_that_order() {
     failed(&command.env("P2S2_SERVER_TRADE_PORT", &environment).output().unwrap(), 1, &[&flag]);
     fs::write(dir.path().join(".env"), "P2S2_SERVER_OFFER_WINDOW=soon\n").unwrap();
     failed(&server_command(dir.path(), &["--trade-port", &flag]).output().unwrap(), 2, &["--offer-window", "soon"]);
-    fs::write(dir.path().join(".env"), "this is no setting\n").unwrap();
-    failed(&server_command(dir.path(), &["--trade-port", &flag]).output().unwrap(), 1, &[".env"]);
+    // A line that is none is named by its number alone, and stops nothing.
+    let lines = format!("# ours\nthis is no setting: hunter2\nP2S2_SERVER_TRADE_PORT={dotenv}\n");
+    fs::write(dir.path().join(".env"), lines).unwrap();
+    let output = server_command(dir.path(), &[]).output().unwrap();
+    failed(&output, 1, &["warning: .env, line 2", &dotenv, "in use"]);
+    assert!(!text(&output.stderr).contains("hunter2"));
+}
+
+#[test]
+fn a_variable_without_a_value_is_none_and_switches_may_be_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let plaintext = |name: &str, env: &[(&str, &str)]| {
+        let dir = dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        let server = Server::start_in(&dir, &[], env);
+        Peer::new(&server, "alice").cert_sha256.is_none()
+    };
+    for (place, (value, on)) in
+        [("1", true), ("yes", true), ("on", true), ("true", true), ("0", false), ("no", false), ("off", false)]
+            .into_iter()
+            .enumerate()
+    {
+        assert_eq!(plaintext(&place.to_string(), &[("P2S2_SERVER_PLAINTEXT", value)]), on, "{value}");
+    }
+    let empty = ["P2S2_SERVER_PLAINTEXT", "P2S2_DB", "P2S2_SERVER_BIND", "P2S2_SERVER_FEE_PERCENT", "SERVER_HOST"];
+    assert!(!plaintext("empty", &empty.map(|name| (name, ""))));
+    let mut command = server_command(dir.path(), &[]);
+    failed(&command.env("P2S2_SERVER_PLAINTEXT", "perhaps").output().unwrap(), 2, &["--plaintext"]);
+    // Without a value in the environment, `.env` has the word; an empty line there has none.
+    let (port, _tcp, _udp) = taken_port();
+    let lines = format!("P2S2_DB=\nP2S2_SERVER_TRADE_PORT={port}\n");
+    fs::write(dir.path().join(".env"), lines).unwrap();
+    let mut command = server_command(dir.path(), &[]);
+    failed(&command.env("P2S2_SERVER_TRADE_PORT", "").output().unwrap(), 1, &[&port.to_string(), "in use"]);
+}
+
+#[test]
+fn an_address_that_is_not_ours_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = server_command(dir.path(), &["--bind", "192.0.2.1", "--trade-port", "0"]).output().unwrap();
+    failed(&output, 1, &["cannot bind trade port 192.0.2.1:0"]);
+    assert_eq!(text(&output.stderr).matches("os error").count(), 1, "{}", text(&output.stderr));
+}
+
+#[test]
+fn it_is_ready_only_once_the_ready_file_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("nowhere/ready.json");
+    let mut command = server_command(dir.path(), &["--trade-port", "0"]);
+    let output = command.arg("--ready-file").arg(&nowhere).output().unwrap();
+    failed(&output, 1, &["nowhere/ready.json"]);
+    assert!(!text(&output.stdout).contains("ready"), "{}", text(&output.stdout));
+
+    let ready = dir.path().join("ready.json");
+    let mut command = server_command(dir.path(), &["--trade-port", "0"]);
+    let mut child = command.arg("--ready-file").arg(&ready).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap() == "ready"));
+    let addresses: Value = serde_json::from_str(&fs::read_to_string(&ready).unwrap()).unwrap();
+    assert!(addresses["trade_udp"].is_string(), "{addresses}");
+    signal(child.id(), libc::SIGTERM);
+    assert_eq!(ended(&mut child), Some(0));
+}
+
+#[test]
+fn what_peers_write_drives_no_terminal() {
+    let server = Server::start(&["--offer-window", "60s"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let item = "a\u{1b}[2J\n\u{9b}31m\u{202e}\u{7f}b";
+    let rq = bob.look_for(item, 10.0);
+    alice.offer(item, 9.0);
+    assert_eq!(alice.push("RESERVE")["item_name"], item, "as the buyer wrote it");
+    assert_eq!(bob.deal(rq).unwrap()["item_name"], item);
+    for args in [&["deals"][..], &["log"], &["deals", "--json"], &["log", "--json"]] {
+        let output = text(&server.admin(args).stdout);
+        assert!(output.contains("[2J"), "{args:?}: {output}");
+        let drives = |c: char| c != '\n' && (c.is_control() || c == '\u{202e}');
+        assert!(!output.contains(drives), "{args:?}: {output:?}");
+    }
+    assert_eq!(server.admin_json(&["deals"])[0]["item_name"], item, "and JSON says what it is");
 }
 
 #[test]

@@ -225,7 +225,6 @@ fn bad_fields_are_named() {
         ("item_name", Value::Null),
         ("item_name", json!("")),
         ("item_name", json!("x".repeat(65))),
-        ("item_name", json!("a\u{1}")),
         ("item_name", json!(7)),
         ("description", Value::Null),
         ("description", json!("ü".repeat(257))),
@@ -236,6 +235,8 @@ fn bad_fields_are_named() {
         ("max_price", json!(1.005)),
         ("max_price", json!(10_000_000.01)),
         ("max_price", json!("1,50")),
+        ("max_price", json!("50.050")),
+        ("max_price", json!(true)),
         ("max_price", json!([1])),
         ("name", json!("")),
         ("name", json!({})),
@@ -258,7 +259,15 @@ fn bad_fields_are_named() {
         assert_eq!(answer["rq"], answered, "{message}");
         refused(&answer, "BAD_REQUEST", &format!("{field}:"));
     }
-    for (bytes, reason) in [(&b"{"[..], "expected one JSON object"), (b"[]", "expected"), (b"\xff\xfe", "expected")] {
+    for (bytes, reason) in [
+        (&b"{"[..], "expected one JSON object"),
+        (b"[]", "expected one JSON object"),
+        // What serde would read as an object of the fields in their order.
+        (br#"["STATUS",1,null,"bob",null,null,null,null,null,null,null,null,null]"#, "expected one JSON object"),
+        (br#"{"type":"STATUS","rq":1,"name":"bob","rq":2,"padding":"................"}"#, "rq: expected once"),
+        (br#"{"type":"STATUS","rq":1e400,"name":"bob","padding":"................"}"#, "rq: expected a number"),
+        (b"\xff\xfe", "expected"),
+    ] {
         bob.send_bytes(bytes);
         let answer = bob.receive_until(std::time::Instant::now() + PATIENCE).unwrap();
         assert!(answer["rq"].is_null(), "{answer}");
@@ -267,8 +276,27 @@ fn bad_fields_are_named() {
     // At the limits it is good, and unknown fields do not matter.
     let edge = json!({"item_name": "ü".repeat(64), "description": "ü".repeat(256), "max_price": "10000000.00", "colour": {"r": 1}});
     assert_eq!(bob.ask("LOOKING_FOR", edge)["type"], "SEARCHING");
-    let edge = json!({"item_name": "x", "description": "two\nlines", "max_price": 0.01});
+    let edge = json!({"item_name": "two\nlines\u{1b}[2J\u{0}", "description": "two\nlines", "max_price": "0.01"});
     assert_eq!(bob.ask("LOOKING_FOR", edge)["type"], "SEARCHING");
+}
+
+#[test]
+fn after_accept_the_price_is_the_maximum_also_without_a_sale() {
+    let server = Server::start(&["--offer-window", "60s"]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let rq = bob.look_for("lamp", 10.0);
+    let a = alice.offer("lamp", 12.0);
+    alice.push("NEGOTIATE");
+    assert_eq!(status(&mut alice, a)["price"], 12);
+    let agree = json!({"item_name": "lamp", "max_price": 10});
+    assert_eq!(alice.ask_rq("ACCEPT", a, agree)["type"], "NOTED");
+    assert_eq!(status(&mut alice, a)["price"], 10);
+    assert_eq!(bob.ask_rq("CANCEL", rq, json!({"item_name": "lamp"}))["type"], "CANCELLED");
+    let deal = status(&mut alice, a);
+    assert_eq!((&deal["state"], &deal["price"]), (&json!("cancelled"), &json!(10)), "{deal}");
+    // Also after a restart.
+    let _server = server.kill_and_restart();
+    assert_eq!(status(&mut alice, a), deal);
 }
 
 #[test]

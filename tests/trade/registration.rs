@@ -248,6 +248,25 @@ fn de_register_frees_the_name_and_ends_the_token() {
 }
 
 #[test]
+fn who_comes_and_goes_with_the_same_numbers_comes_and_goes() {
+    let mut server = Server::start(&[]);
+    let mut alice = Peer::unregistered(server.addr, "alice");
+    let has = |server: &Server, count| {
+        eventually("the peers to be so many", || (server.admin_json(&["peers"]).len() == count).then_some(()));
+    };
+    for round in 0..3 {
+        assert_eq!(alice.ask_rq("REGISTER", 1, alice.reach())["type"], "REGISTERED");
+        has(&server, 1);
+        assert_eq!(alice.ask_rq("DE-REGISTER", 2, json!({})), json!({"type": "DE-REGISTERED", "rq": 2}));
+        assert_eq!(alice.ask_rq("STATUS", 3, json!({}))["code"], "NOT_REGISTERED");
+        has(&server, 0);
+        if round == 1 {
+            server = server.kill_and_restart();
+        }
+    }
+}
+
+#[test]
 fn a_buyer_that_leaves_ends_its_deals_at_every_stage() {
     let server = Server::start(&["--offer-window", "60s"]);
     let mut alice = Peer::new(&server, "alice");

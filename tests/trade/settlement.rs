@@ -276,15 +276,103 @@ fn cards_that_are_refused() {
 #[test]
 fn the_sellers_card_is_not_checked() {
     let server = server();
-    let deal = bought(&server, "card");
+    for (tag, fields) in [
+        ("declined", json!({"cc_number": DECLINED_CARD, "cc_exp": "01/20"})),
+        ("missing", Value::Null),
+        ("null", json!({"cc_number": null, "cc_exp": null, "address": null})),
+        ("empty", json!({"cc_number": "", "cc_exp": "", "address": ""})),
+        ("short", json!({"cc_number": "1234", "cc_exp": "13/2030", "address": "x".repeat(2000)})),
+        ("a number", json!({"cc_number": 1234, "cc_exp": 12, "address": []})),
+    ] {
+        let mut deal = bought(&server, tag);
+        let (mut buyer, mut seller) = deal.lines();
+        let mut inform = deal.seller.inform_res(deal.sold, GOOD_CARD);
+        for field in ["cc_number", "cc_exp", "address"] {
+            match fields.get(field) {
+                Some(value) => inform[field] = value.clone(),
+                None if fields.is_null() => drop(inform.as_object_mut().unwrap().remove(field)),
+                None => {}
+            }
+        }
+        seller.write(&inform);
+        buyer.write(&deal.buyer.inform_res(deal.rq, GOOD_CARD));
+        assert_eq!(seller.read().unwrap()["type"], "SHIPPING_INFO", "{tag}");
+        seller.write(&json!({"type": "SHIPPED", "rq": deal.sold}));
+        assert_eq!(buyer.read().unwrap()["type"], "RECEIPT", "{tag}");
+        deal.leave();
+    }
+}
+
+#[test]
+fn blank_lines_say_nothing_and_give_no_more_time() {
+    let server = server();
+    let blank = |line: &Line| line.writer.write_all(b"\n \r\n\t\n", Instant::now() + PATIENCE).unwrap();
+    let mut deal = bought(&server, "blank");
     let (mut buyer, mut seller) = deal.lines();
-    let mut inform = deal.seller.inform_res(deal.sold, DECLINED_CARD);
-    inform["cc_exp"] = json!("01/20");
-    seller.write(&inform);
+    blank(&seller);
     buyer.write(&deal.buyer.inform_res(deal.rq, GOOD_CARD));
+    blank(&buyer);
+    seller.write(&deal.seller.inform_res(deal.sold, GOOD_CARD));
+    blank(&seller);
     assert_eq!(seller.read().unwrap()["type"], "SHIPPING_INFO");
+    blank(&buyer);
+    blank(&seller);
     seller.write(&json!({"type": "SHIPPED", "rq": deal.sold}));
+    assert_eq!(seller.read().unwrap()["type"], "SETTLED");
     assert_eq!(buyer.read().unwrap()["type"], "RECEIPT");
+    deal.leave();
+
+    let mut deal = bought(&server, "nothing but blank");
+    let (buyer, mut seller) = deal.lines();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while begun.elapsed() < 10 * STEP && buyer.writer.write_all(b"\n", Instant::now() + PATIENCE).is_ok() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        deal.hears_cancel(&mut seller, deal.sold);
+        assert!(begun.elapsed() < 5 * STEP);
+    });
+    deal.is_cancelled(&server, "in time");
+}
+
+#[test]
+fn the_fee_is_what_the_seller_was_told_whatever_the_rate_is_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path(), &["--settle-timeout", "60s", "--offer-window", "300ms"], &[]);
+    let mut deal = bought(&server, "fee");
+    let (buyer, mut seller) = deal.lines();
+    buyer.write(&deal.buyer.inform_res(deal.rq, GOOD_CARD));
+    seller.write(&deal.seller.inform_res(deal.sold, GOOD_CARD));
+    let info = seller.read().unwrap();
+    assert_eq!((&info["fee"], &info["payout"]), (&json!(1), &json!(9)), "{info}");
+    // The bank cannot write, and so does not answer: between SHIPPED and capture there is time.
+    let bank = rusqlite::Connection::open(server.state_dir().join("bank.db")).unwrap();
+    bank.execute_batch("BEGIN IMMEDIATE").unwrap();
+    seller.write(&json!({"type": "SHIPPED", "rq": deal.sold}));
+    let rows = rusqlite::Connection::open(server.state_dir().join("trade.db")).unwrap();
+    eventually("SHIPPED to be on disk", || {
+        let body: String =
+            rows.query_row("SELECT body FROM trade_deal ORDER BY id DESC", [], |row| row.get(0)).unwrap();
+        body.contains("Shipped").then_some(())
+    });
+    let port = server.addr.port().to_string();
+    drop((server, rows)); // SIGKILL
+    bank.execute_batch("ROLLBACK").unwrap();
+    drop(bank);
+    let server = Server::start_in(dir.path(), &["--trade-port", &port, "--fee-percent", "25"], &[]);
+    assert_eq!(deal.seller.ended(deal.sold)["state"], "completed");
+    assert_eq!(deal.buyer.ended(deal.rq)["price"], 10);
+    let paid = ["fee".to_owned(), format!("payout:{}", deal.seller.name), "escrow".to_owned()];
+    assert_eq!(paid.map(|account| server.balance_cents(&account)), [100, 900, 0]);
+    // What is bought from now on has the new rate.
+    deal.leave();
+    let deal = bought(&server, "new rate");
+    let (buyer, mut seller) = deal.lines();
+    buyer.write(&deal.buyer.inform_res(deal.rq, GOOD_CARD));
+    seller.write(&deal.seller.inform_res(deal.sold, GOOD_CARD));
+    assert_eq!(seller.read().unwrap()["fee"], json!(2.5));
 }
 
 /// What one side does instead of what it should, once both are asked.
@@ -323,6 +411,11 @@ fn a_side_that_spoils_it_costs_nobody_anything() {
             buyer.write(&changed(&deal.buyer, deal.rq, "cc_exp", json!("13/30")))
         }),
         ("no address", "address", |deal, buyer, _| buyer.write(&changed(&deal.buyer, deal.rq, "address", json!("")))),
+        ("an array", "nonsense", |deal, buyer, _| {
+            let fields = deal.buyer.inform_res(deal.rq, GOOD_CARD);
+            let names = ["type", "rq", "name", "token", "cc_number", "cc_exp", "address"];
+            buyer.write(&names.map(|name| fields[name].clone()).into_iter().collect());
+        }),
         ("no JSON", "nonsense", |_, buyer, _| buyer.write(&json!("INFORM_RES"))),
         ("another type", "nonsense", |deal, _, seller| seller.write(&json!({"type": "SHIPPED", "rq": deal.sold}))),
         ("twice", "nonsense", |deal, buyer, _| {

@@ -1,6 +1,5 @@
 //! The commands of a peer.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,7 @@ use crate::cli::repl::{Commands, Flow, Screen, clean};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;
-use crate::trade::peer::{Item, Note, catalogue};
-use crate::trade::wire::DealStatus;
+use crate::trade::peer::{Item, Note, by_number, catalogue};
 
 /// How long `wait` waits when it is not told: a search, five negotiations, a reservation, a settlement.
 const WAIT: Duration = Duration::from_secs(300);
@@ -113,7 +111,7 @@ impl PeerCommands {
     fn say(&self, command: &str, mut fields: Value, text: impl FnOnce() -> String) {
         if self.screen.is_json() {
             fields["ok"] = command.into();
-            self.screen.print(&fields.to_string());
+            self.screen.print_json(&fields);
         } else {
             self.screen.print(&clean(&text()));
         }
@@ -146,7 +144,7 @@ impl PeerCommands {
                     })
                 })
                 .collect();
-            return self.screen.print(&json!({ "ok": "items", "items": items }).to_string());
+            return self.screen.print_json(&json!({ "ok": "items", "items": items }));
         }
         if items.is_empty() {
             return self.screen.print("nothing is on sale; `sell` or `load` changes that");
@@ -193,7 +191,7 @@ impl PeerCommands {
         let rq = self.rq(rq)?;
         let outcome = self.node.wait(rq, at_most)?;
         if self.screen.is_json() {
-            self.screen.print(&json!({ "ok": "wait", "rq": rq, "outcome": outcome }).to_string());
+            self.screen.print_json(&json!({ "ok": "wait", "rq": rq, "outcome": outcome }));
         } else {
             // What happened was printed when it did; this is the answer.
             let text = match outcome {
@@ -215,7 +213,7 @@ impl PeerCommands {
             self.screen.error(&format!("our own record alone: {error}"));
         }
         let status = status.unwrap_or_default();
-        let at_server: HashMap<u64, &DealStatus> = status.iter().map(|deal| (deal.rq, deal)).collect();
+        let at_server = by_number(&status);
         let (purchases, sales) = self.node.deals();
         let bought = purchases.iter().map(|it| {
             let price = it.price.unwrap_or(it.max_price);
@@ -232,7 +230,7 @@ impl PeerCommands {
                     })
                 })
                 .collect();
-            return self.screen.print(&json!({ "ok": "deals", "deals": deals }).to_string());
+            return self.screen.print_json(&json!({ "ok": "deals", "deals": deals }));
         }
         let rows: Vec<Vec<String>> = rows
             .map(|(rq, side, item_name, state, price, seller, reason)| {
@@ -267,7 +265,7 @@ impl PeerCommands {
                 .iter()
                 .map(|(name, arguments, does)| json!({ "name": name, "arguments": arguments, "does": does }))
                 .collect();
-            return self.screen.print(&json!({ "ok": "help", "commands": commands }).to_string());
+            return self.screen.print_json(&json!({ "ok": "help", "commands": commands }));
         }
         let rows = COMMANDS.map(|(name, arguments, does)| vec![format!("{name} {arguments}"), does.to_owned()]);
         self.screen.print(&table(&[("command", Align::Left), ("", Align::Left)], &rows));

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::{Name, Token};
-use crate::trade::wire::{Ask, Code, DATAGRAM_MAX, DealStatus, Inform, Push, Reach, encode};
+use crate::trade::wire::{Ask, Code, DATAGRAM_MAX, DealStatus, Inform, Purse, Push, Reach, encode, read_object};
 
 /// An answer to a request. What [`Reply`](crate::trade::wire::Reply) is to the server, this is to a peer.
 #[derive(Debug, Clone, Deserialize)]
@@ -115,13 +115,13 @@ pub fn read(bytes: &[u8]) -> Result<FromServer, String> {
     if bytes.len() > DATAGRAM_MAX {
         return Err(format!("expected at most {DATAGRAM_MAX} bytes"));
     }
-    let wrong = |error: serde_json::Error| format!("not a server's message: {:?} error", error.classify());
-    let head: Head = serde_json::from_slice(bytes).map_err(wrong)?;
+    let wrong = |wrong: String| format!("not a server's message: {wrong}");
+    let head: Head = read_object(bytes).map_err(wrong)?;
     // A mid makes a push of it: CANCEL and NOT_AVAILABLE are also what peers say.
     if head.mid.is_some() {
-        serde_json::from_slice(bytes).map(FromServer::Push).map_err(wrong)
+        read_object(bytes).map(FromServer::Push).map_err(wrong)
     } else {
-        serde_json::from_slice(bytes).map(FromServer::Answer).map_err(wrong)
+        read_object(bytes).map(FromServer::Answer).map_err(wrong)
     }
 }
 
@@ -202,17 +202,23 @@ pub fn encode_ack(mid: u64, token: Option<&Token>) -> Vec<u8> {
     }
 }
 
-/// The answer to INFORM_REQ. Holds a card number: never log it.
+/// The answer to INFORM_REQ. May hold a card number: never log it.
 pub fn encode_inform(rq: u64, inform: &Inform) -> Vec<u8> {
-    encode(&json!({
+    let mut message = json!({
         "type": "INFORM_RES",
         "rq": rq,
         "name": inform.name,
         "token": inform.token.reveal(),
-        "cc_number": inform.cc_number.reveal(),
-        "cc_exp": inform.cc_exp,
-        "address": inform.address,
-    }))
+        "cc_number": "",
+        "cc_exp": "",
+        "address": "",
+    });
+    if let Some(Purse { card, address }) = &inform.purse {
+        message["cc_number"] = json!(card.number.reveal());
+        message["cc_exp"] = json!(card.expiry);
+        message["address"] = json!(address);
+    }
+    encode(&message)
 }
 
 /// The goods are on their way.
@@ -223,7 +229,7 @@ pub fn encode_shipped(rq: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{CardNumber, Cents, Expiry};
+    use crate::model::{Card, CardNumber, Cents, Expiry};
     use crate::trade::wire::{self, Inbound, Phase, Reply, Secret, SettlementAnswer, Side};
 
     fn name() -> Name {
@@ -259,17 +265,20 @@ mod tests {
             assert!(request.rq == 7 && request.name == name() && request.token.unwrap().matches(&token));
         }
         assert!(matches!(wire::read(&encode_ack(9, None)), Inbound::Ack(ack) if ack.mid == 9));
-        let inform = Inform {
-            name: name(),
-            token: Token::random(),
-            cc_number: CardNumber::new("4111111111111111").unwrap(),
-            cc_exp: Expiry::parse("12/39").unwrap(),
-            address: "1 Elm St".to_owned(),
-        };
+        let card =
+            Card { number: CardNumber::new("4111111111111111").unwrap(), expiry: Expiry::parse("12/39").unwrap() };
+        let purse = Some(Purse { card, address: "1 Elm St".to_owned() });
+        let inform = Inform { name: name(), token: Token::random(), purse };
         let line = String::from_utf8(encode_inform(5, &inform)).unwrap();
-        assert!(matches!(wire::read_settlement(&line), Ok(SettlementAnswer::InformRes(5, _))));
+        let Ok(SettlementAnswer::InformRes(5, read)) = wire::read_settlement(&line, Side::Buyer) else {
+            panic!("{line}")
+        };
+        let purse = read.purse.unwrap();
+        assert_eq!((purse.card.number.last4(), &*purse.address), ("1111", "1 Elm St"));
+        let line = String::from_utf8(encode_inform(5, &Inform { purse: None, ..inform })).unwrap();
+        assert!(matches!(wire::read_settlement(&line, Side::Seller), Ok(SettlementAnswer::InformRes(5, _))));
         let line = String::from_utf8(encode_shipped(5)).unwrap();
-        assert!(matches!(wire::read_settlement(&line), Ok(SettlementAnswer::Shipped(5))));
+        assert!(matches!(wire::read_settlement(&line, Side::Seller), Ok(SettlementAnswer::Shipped(5))));
     }
 
     #[test]
@@ -316,6 +325,9 @@ mod tests {
         ));
         for bad in ["", "[]", "{}", r#"{"type":"FOUND","rq":1}"#, r#"{"type":"FOUND","mid":1}"#, "\u{0}"] {
             assert!(read(bad.as_bytes()).is_err(), "{bad}");
+        }
+        for array in [r#"["OFFERED",1]"#, r#"["RELEASED",1,2,"x"]"#, r#"[2]"#] {
+            assert!(read(array.as_bytes()).unwrap_err().contains("expected one JSON object"), "{array}");
         }
     }
 }

@@ -8,7 +8,7 @@ use super::messages::{encode_inform, encode_shipped};
 use super::{Handler, Security, Shared, Shipping};
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
-use crate::trade::wire::{DATAGRAM_MAX, SettlementLine};
+use crate::trade::wire::{DATAGRAM_MAX, SettlementLine, read_object};
 
 /// How long the server may be silent between its lines: the other side, the bank and the disk have
 /// their time too, and a charge is tried again until the bank answers.
@@ -27,6 +27,7 @@ impl Shared {
         let deadline = Instant::now() + self.config.settle_timeout;
         let conn = match security {
             Security::Unknown => return handler.refused("the server has not told its certificate yet"),
+            Security::Refused(why) => return handler.refused(&format!("a settlement was refused: {why}")),
             Security::Plaintext => Conn::plain(stream),
             Security::Pinned(pin) => match Conn::tls_client(stream, &pin, deadline) {
                 Ok(conn) => conn,
@@ -34,8 +35,8 @@ impl Shared {
             },
         };
         let (reader, writer) = conn.split();
-        let limits = LineLimits { idle_timeout: self.config.settle_timeout, ..LineLimits::new(DATAGRAM_MAX) };
-        let mut line = Line { reader: LineReader::new(reader, limits), writer, step: self.config.settle_timeout };
+        let reader = LineReader::new(reader, LineLimits::new(DATAGRAM_MAX));
+        let mut line = Line { reader, writer, step: self.config.settle_timeout };
         let (rq, why) = match line.informed(handler) {
             Ok(Some(rq)) => (rq, line.finish(rq, handler)),
             // It went away without a word, as whoever only looks whether someone listens.
@@ -61,7 +62,7 @@ struct Line {
 impl Line {
     /// INFORM_REQ and its answer. Nothing if the server said nothing.
     fn informed(&mut self, handler: &dyn Handler) -> Result<Option<u64>, String> {
-        let Some(line) = self.reader.read_line().map_err(|error| error.to_string())? else { return Ok(None) };
+        let Some(line) = self.next(self.step)? else { return Ok(None) };
         let (rq, item_name, price) = match read(&line)? {
             SettlementLine::InformReq { rq, item_name, price } => (rq, item_name, price),
             SettlementLine::Cancel { rq, reason, .. } => {
@@ -81,10 +82,8 @@ impl Line {
 
     /// Everything after INFORM_RES, until the settlement has ended one way or the other.
     fn finish(&mut self, rq: u64, handler: &dyn Handler) -> Result<(), String> {
-        self.reader.set_limits(LineLimits { idle_timeout: PATIENCE, ..LineLimits::new(DATAGRAM_MAX) });
         loop {
-            let line = self.reader.read_line().map_err(|error| error.to_string())?;
-            let line = line.ok_or("the server ended the connection")?;
+            let line = self.next(PATIENCE)?.ok_or("the server ended the connection")?;
             match read(&line)? {
                 SettlementLine::ShippingInfo { rq: ours, name, address, price, fee, payout } if ours == rq => {
                     handler.ship(&Shipping { rq, name, address, price, fee, payout })?;
@@ -107,6 +106,21 @@ impl Line {
         }
     }
 
+    /// The next line that says something: blank ones do not, and give no more time either.
+    fn next(&mut self, at_most: Duration) -> Result<Option<String>, String> {
+        let deadline = Instant::now() + at_most;
+        loop {
+            match self.reader.read_line_before(deadline) {
+                Ok(Some(line)) if line.trim().is_empty() => {
+                    if Instant::now() >= deadline {
+                        return Err("the server said nothing but blank lines".to_owned());
+                    }
+                }
+                line => return line.map_err(|error| error.to_string()),
+            }
+        }
+    }
+
     fn write(&self, line: &[u8]) -> Result<(), String> {
         self.writer.write_line(line, Instant::now() + self.step).map_err(|error| error.to_string())
     }
@@ -114,5 +128,5 @@ impl Line {
 
 /// Reads a line of the server, without quoting it: it may hold an address.
 fn read(line: &str) -> Result<SettlementLine, String> {
-    serde_json::from_str(line).map_err(|_| "the server said something that is no line of a settlement".to_owned())
+    read_object(line.as_bytes()).map_err(|_| "the server said something that is no line of a settlement".to_owned())
 }

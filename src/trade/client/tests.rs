@@ -7,11 +7,11 @@ use crossbeam_channel::{Receiver, Sender};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{CardNumber, Expiry};
+use crate::model::{Card, CardNumber, Expiry};
 use crate::net::conn::Conn;
 use crate::net::lines::{LineLimits, LineReader};
 use crate::net::tls::Identity;
-use crate::trade::wire::encode;
+use crate::trade::wire::{Purse, encode};
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -77,13 +77,10 @@ impl Handler for Ear {
         if price != Cents(2_000) {
             return Err("another price".to_owned());
         }
-        Ok(Inform {
-            name: Name::new("alice").unwrap(),
-            token: Token::from_text("t0ken"),
-            cc_number: CardNumber::new("4111111111111111").unwrap(),
-            cc_exp: Expiry::parse("12/39").unwrap(),
-            address: "1 Elm St".to_owned(),
-        })
+        let card =
+            Card { number: CardNumber::new("4111111111111111").unwrap(), expiry: Expiry::parse("12/39").unwrap() };
+        let purse = Some(Purse { card, address: "1 Elm St".to_owned() });
+        Ok(Inform { name: Name::new("alice").unwrap(), token: Token::from_text("t0ken"), purse })
     }
 
     fn ship(&self, shipping: &Shipping) -> Result<(), String> {
@@ -256,11 +253,13 @@ fn both_sides_of_a_settlement_without_tls() {
 
     let mut seller = connect(&client);
     let mut lines = BufReader::new(seller.try_clone().unwrap());
+    seller.write_all(b"\n \r\n").unwrap(); // says nothing
     write(&mut seller, &inform_req());
     let answer = read(&mut lines).unwrap();
     assert_eq!((&answer["type"], &answer["rq"], &answer["cc_exp"]), (&json!("INFORM_RES"), &json!(9), &json!("12/39")));
     let shipping =
         json!({"type":"SHIPPING_INFO","rq":9,"name":"bob","address":"Mill Lane","price":20,"fee":2,"payout":18});
+    seller.write_all(b"\n").unwrap();
     write(&mut seller, &shipping);
     assert_eq!(read(&mut lines).unwrap(), json!({"type":"SHIPPED","rq":9}));
     write(&mut seller, &json!({"type":"SETTLED","rq":9,"payout":18}));
@@ -281,6 +280,7 @@ fn both_sides_of_a_settlement_without_tls() {
         (json!({"type":"CANCEL","rq":9,"item_name":"lamp","reason":"declined"}), None),
         (json!({"type":"RECEIPT","rq":10,"item_name":"lamp","price":20,"seller":"bob"}), Some("something else")),
         (json!({"type":"HELLO"}), Some("no line of a settlement")),
+        (json!(["CANCEL", 9, "lamp", "declined"]), Some("no line of a settlement")),
     ] {
         let mut stream = connect(&client);
         let mut lines = BufReader::new(stream.try_clone().unwrap());

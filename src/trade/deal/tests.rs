@@ -15,6 +15,11 @@ fn windows() -> Windows {
     Windows { offer: Duration::from_secs(5), negotiate: Duration::from_secs(10), reserve: Duration::from_secs(120) }
 }
 
+/// What is booked of the first seller's lamp at 90.00.
+fn booking(money: Money) -> Booking {
+    Booking { money, seller: 0, price: Cents(9_000), fee: Some(Amount(Cents(900))) }
+}
+
 impl Table {
     /// A search for a lamp at 100.00 at most, asked of so many sellers.
     fn open(sellers: usize) -> Table {
@@ -28,7 +33,7 @@ impl Table {
             mids += 1;
             mids
         };
-        let mut step = Step { now: NOW, windows: &windows, next_mid: &mut next_mid };
+        let mut step = Step { now: NOW, windows: &windows, fee: FeeRate::default(), next_mid: &mut next_mid };
         let (buyer, price) = (Name::new("bob").unwrap(), Cents(10_000));
         let (deal, _) = Deal::open(1, buyer, 7, 1 << 31, "lamp".into(), "".into(), price, sellers, &mut step);
         Table { deal, now: NOW, mids, windows }
@@ -41,8 +46,9 @@ impl Table {
             *mids += 1;
             *mids
         };
-        let result =
-            self.deal.handle(event, &mut Step { now: self.now, windows: &self.windows, next_mid: &mut next_mid });
+        let (now, windows) = (self.now, &self.windows);
+        let mut step = Step { now, windows, fee: FeeRate::default(), next_mid: &mut next_mid };
+        let result = self.deal.handle(event, &mut step);
         if result.is_err() {
             assert_eq!(self.deal, before, "a refused event changed something");
         }
@@ -91,7 +97,7 @@ impl Table {
         self.offers(&[9_000, 9_500]);
         self.ask(Party::Buyer, Kind::Buy, Some(9_000)).unwrap();
         if payment >= Payment::Authorised {
-            assert_eq!(self.handle(Event::Authorised).unwrap().money, Some((Money::Authorise, 0, Cents(9_000))));
+            assert_eq!(self.handle(Event::Authorised).unwrap().money, Some(booking(Money::Authorise)));
         }
         if payment >= Payment::Shipped {
             assert_eq!(self.handle(Event::Shipped).unwrap().money, None);
@@ -175,6 +181,38 @@ fn sellers_above_the_maximum_are_asked_cheapest_first() {
     table.seller(0, Kind::Accept, Some(10_000));
     assert!(matches!(table.deal.push(Party::Buyer), Some(Push::Found { price: Cents(10_000), .. })));
     assert_eq!(table.all_told(), ["FOUND", "RESERVE", "RELEASED", "RELEASED"]);
+}
+
+#[test]
+fn after_accept_the_price_is_the_maximum_however_it_ends() {
+    let accepted = || {
+        let mut table = Table::open(1);
+        table.offers(&[12_000]);
+        table.seller(0, Kind::Accept, Some(10_000));
+        table
+    };
+    let price = |table: &Table| table.deal.status(Party::Seller(0), table.now).unwrap().price;
+    let mut table = Table::open(1);
+    table.offers(&[12_000]);
+    assert_eq!(price(&table), Some(Cents(12_000)), "not yet");
+    table.seller(0, Kind::Refuse, Some(10_000));
+    assert_eq!(price(&table), Some(Cents(12_000)), "never");
+    let mut table = accepted();
+    assert_eq!(price(&table), Some(Cents(10_000)));
+    table.pass(120_000);
+    assert_eq!((table.phase(Party::Seller(0)).0, price(&table)), (Phase::Cancelled, Some(Cents(10_000))));
+    let mut table = accepted();
+    table.ask(Party::Buyer, Kind::Cancel, None).unwrap();
+    assert_eq!(price(&table), Some(Cents(10_000)));
+    let mut table = accepted();
+    table.seller(0, Kind::Cancel, None);
+    assert_eq!((table.phase(Party::Seller(0)).0, price(&table)), (Phase::Cancelled, Some(Cents(10_000))));
+    let mut table = accepted();
+    table.ask(Party::Buyer, Kind::Buy, Some(10_000)).unwrap();
+    table.handle(Event::SettlementFailed("declined")).unwrap();
+    assert_eq!(price(&table), Some(Cents(10_000)));
+    // What was asked before is still a repeat.
+    assert!(table.ask(Party::Seller(0), Kind::Offer, Some(12_000)).unwrap().sellers_changed.is_empty());
 }
 
 #[test]
@@ -287,7 +325,7 @@ fn a_payment_goes_step_by_step() {
     assert!(table.handle(Event::Authorised).is_err() && table.handle(Event::Captured).is_err());
     table.handle(Event::Shipped).unwrap();
     let effects = table.handle(Event::Captured).unwrap();
-    assert_eq!((effects.money, effects.ended), (Some((Money::Capture, 0, Cents(9_000))), true));
+    assert_eq!((effects.money, effects.ended), (Some(booking(Money::Capture)), true));
     assert_eq!(table.phase(Party::Buyer).0, Phase::Completed);
     assert_eq!(table.phase(Party::Seller(0)).0, Phase::Completed);
     assert!(table.handle(Event::Captured).is_err() && table.handle(Event::SettlementFailed("x")).is_err());
@@ -301,7 +339,7 @@ fn a_failed_settlement_gives_back_what_was_taken_and_tells_both() {
         let mut table = Table::open(2);
         table.settled_until(payment);
         let effects = table.handle(Event::SettlementFailed("declined")).unwrap();
-        assert_eq!((effects.money.map(|(money, ..)| money), effects.ended), (money, true));
+        assert_eq!((effects.money.map(|booking| booking.money), effects.ended), (money, true));
         assert_eq!(table.all_told(), ["CANCEL", "CANCEL", "RELEASED"]);
         assert_eq!(table.phase(Party::Buyer), (Phase::Cancelled, "declined".to_owned()));
     }
@@ -397,8 +435,17 @@ fn rows_hold_all_of_it() {
     let mut table = Table::open(3);
     table.offers(&[8_000, 9_000, 12_000]);
     table.ask(Party::Buyer, Kind::Buy, Some(8_000)).unwrap();
+    assert_eq!(table.deal.fee(), Some(Amount(Cents(800))));
     let row: Deal = serde_json::from_str(&serde_json::to_string(&table.deal).unwrap()).unwrap();
     let sellers = table.deal.sellers().iter();
     let sellers = sellers.map(|side| serde_json::from_str(&serde_json::to_string(side).unwrap()).unwrap()).collect();
     assert_eq!(Deal::from_rows(row, sellers), table.deal);
+
+    // A fee of nothing is a fee.
+    let mut table = Table::open(1);
+    table.offers(&[1]);
+    table.ask(Party::Buyer, Kind::Buy, Some(1)).unwrap();
+    assert_eq!(table.deal.fee(), Some(Amount(Cents(0))));
+    let row: Deal = serde_json::from_str(&serde_json::to_string(&table.deal).unwrap()).unwrap();
+    assert_eq!(row.fee(), table.deal.fee());
 }

@@ -9,7 +9,7 @@ use super::{
     SETTLEMENTS_PER_ADDRESS_MAX, Told,
 };
 use crate::model::{Cents, Millis, Name, Token};
-use crate::trade::deal::{Deal, Effects, Event, Kind, Party, Payment, Step};
+use crate::trade::deal::{Booking, Deal, Effects, Event, Kind, Party, Payment, Step};
 use crate::trade::journal::{Change, Journal, LogRow, MoneyRow};
 use crate::trade::wire::{Ack, Ask, Code, Push, Refusal, Reply, Request, encode};
 
@@ -143,7 +143,7 @@ impl<J: Journal> Exchange<J> {
         event: Event,
     ) -> Result<Outcome<J::Receipt>, Refusal> {
         let mut next_mid = || self.number(1);
-        let mut step = Step { now, windows: &self.rules.windows, next_mid: &mut next_mid };
+        let mut step = Step { now, windows: &self.rules.windows, fee: self.rules.fee, next_mid: &mut next_mid };
         let deadline = state.deal.deadline();
         let effects = state.deal.handle(event, &mut step)?;
         Ok(self.commit(now, state, effects, deadline))
@@ -171,14 +171,14 @@ impl<J: Journal> Exchange<J> {
                 .filter(|seller| seen.insert(**seller))
                 .map(|seller| seller_change(deal, *seller)),
         );
-        changes.extend(effects.money.map(|(money, seller, price)| {
+        changes.extend(effects.money.map(|Booking { money, seller, price, fee }| {
             Change::Money(MoneyRow {
                 key: charge_key(deal.id),
                 money,
                 buyer: deal.buyer.clone(),
                 seller: deal.name_of(Party::Seller(seller)).clone(),
                 price,
-                fee: self.rules.fee.of(price),
+                fee: self.rules.fee_of(price, fee),
                 at: now,
             })
         }));
@@ -294,7 +294,7 @@ impl<J: Journal> Exchange<J> {
             key: charge_key(id),
             item_name: deal.item_name.clone(),
             price,
-            fee: self.rules.fee.of(price),
+            fee: self.rules.fee_of(price, deal.fee()),
             payment,
             buyer: side(Party::Buyer),
             seller: side(seller),

@@ -116,7 +116,19 @@ impl<J: Journal> Exchange<J> {
             return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
         }
         let log = row.log("register", now, format!("at {}", row.addr));
-        let receipt = self.journal.append(vec![Change::Peer(Box::new(row.clone())), log]);
+        let mut changes = vec![Change::Peer(Box::new(row.clone())), log];
+        // The one who left is back, and its numbers begin anew: a DE-REGISTER of theirs is no repeat.
+        let mut farewells = self.farewells.lock();
+        let later = (row.name.clone(), request.rq)..=(row.name.clone(), u64::MAX);
+        let same = |farewell: &&FarewellRow| [source, row.addr].contains(&farewell.source);
+        let undone: Vec<u64> =
+            farewells.range(later).map(|(_, farewell)| farewell).filter(same).map(|it| it.rq).collect();
+        for rq in undone {
+            farewells.remove(&(row.name.clone(), rq));
+            changes.push(Change::DropFarewell { name: row.name.clone(), rq });
+        }
+        drop(farewells);
+        let receipt = self.journal.append(changes);
         *self.addresses.write().entry(row.addr).or_default() += 1;
         let peer = PeerCell::new(row, now);
         peer.state.lock().last = receipt.clone();

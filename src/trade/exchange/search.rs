@@ -83,7 +83,7 @@ impl<J: Journal> Exchange<J> {
         let peers = asked.len();
         let sellers = asked.iter().map(|(seller, waited_for)| (seller.name.clone(), *waited_for)).collect();
         let mut next_mid = || self.number(1);
-        let mut step = Step { now, windows: &self.rules.windows, next_mid: &mut next_mid };
+        let mut step = Step { now, windows: &self.rules.windows, fee: self.rules.fee, next_mid: &mut next_mid };
         let (deal, effects) = Deal::open(
             id,
             buyer.name.clone(),

@@ -47,6 +47,7 @@ impl Memory {
                 }
                 Change::DropPeer(name) => drop(peers.remove(&name)),
                 Change::Farewell(row) => drop(farewells.insert((row.name.clone(), row.rq), row)),
+                Change::DropFarewell { name, rq } => drop(farewells.remove(&(name, rq))),
                 Change::DropFarewells(before) => farewells.retain(|_, row: &mut FarewellRow| row.at > before),
                 Change::Deal { id, body } => drop(deals.insert(id, serde_json::from_str(&body).unwrap())),
                 Change::Seller { deal, rq, body } => {
@@ -66,8 +67,14 @@ impl Memory {
     }
 
     fn money(&self) -> Vec<Money> {
+        self.money_rows().into_iter().map(|row| row.money).collect()
+    }
+
+    fn money_rows(&self) -> Vec<MoneyRow> {
         let rows = self.0.lock();
-        rows.iter().filter_map(|change| if let Change::Money(row) = change { Some(row.money) } else { None }).collect()
+        rows.iter()
+            .filter_map(|change| if let Change::Money(row) = change { Some(row.clone()) } else { None })
+            .collect()
     }
 }
 
@@ -113,8 +120,13 @@ impl World {
     }
 
     fn join(&mut self, name: &str, home: &str) {
+        self.join_with(name, home, 1);
+    }
+
+    fn join_with(&mut self, name: &str, home: &str, rq: u64) {
         let home: SocketAddr = home.parse().unwrap();
-        let message = register(name, &home.ip().to_string(), home.port());
+        let mut message = register(name, &home.ip().to_string(), home.port());
+        message["rq"] = rq.into();
         let answer = self.from(&home.to_string(), message);
         assert_eq!(answer["type"], "REGISTERED", "{answer}");
         self.homes.insert(name.to_owned(), home);
@@ -405,8 +417,9 @@ mod registration {
         assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 5}));
         assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 5}));
         assert_eq!(world.from("127.0.0.1:5009", leave.clone())["type"], "DE-REGISTERED", "of a name nobody holds");
-        // The name has another holder now, at the very same address: the late repeat does not remove it.
-        world.join("al", "127.0.0.1:5000");
+        // The name has a holder again, at the very same address, and its numbers go on: the late repeat does
+        // not remove it.
+        world.join_with("al", "127.0.0.1:5000", 6);
         assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
         world.reload();
         assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
@@ -419,6 +432,26 @@ mod registration {
         world.pass(600_000);
         world.exchange.sweep(world.now);
         world.assert_no_trace();
+    }
+
+    #[test]
+    fn who_comes_and_goes_with_the_same_numbers_comes_and_goes() {
+        let mut world = World::new();
+        let leave = json!({"type": "DE-REGISTER", "rq": 2, "name": "al"});
+        for reloads in [false, true, false] {
+            world.join("al", "127.0.0.1:5000");
+            if reloads {
+                world.reload();
+            }
+            for _ in 0..2 {
+                assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 2}));
+                assert!(world.exchange.peer("al").is_none());
+            }
+        }
+        // A stranger who takes the name is not removed by a late repeat.
+        world.join("al", "127.0.0.1:5001");
+        assert_eq!(world.from("127.0.0.1:5000", leave)["type"], "DE-REGISTERED");
+        assert!(world.exchange.peer("al").is_some());
     }
 
     #[test]
@@ -1066,6 +1099,36 @@ mod disk {
         };
         assert_eq!((price, fee), (&Cents(8_000), &Cents(800)));
         assert_eq!(*key, world.exchange.settling(deal).unwrap().key);
+    }
+
+    #[test]
+    fn the_fee_is_that_of_the_moment_of_buy() {
+        let mut world = World::with(&["al", "bo"]);
+        let deal = world.bought("bo", "al", 1);
+        let other_rate = || Rules { fee: FeeRate::parse_percent("25").unwrap(), ..rules() };
+        let reload = |world: &mut World, snapshot| {
+            let journal = world.exchange.journal().clone();
+            world.exchange = Exchange::load(journal, other_rate(), snapshot, false, world.now).0;
+        };
+        let snapshot = world.exchange.journal().snapshot();
+        reload(&mut world, snapshot);
+        assert_eq!(world.exchange.settling(deal).unwrap().fee, Cents(800), "8 of 80, as was said");
+        world.settle(deal, &[Event::Authorised, Event::Shipped, Event::Captured]);
+        let fees: Vec<Cents> = world.exchange.journal().money_rows().into_iter().map(|row| row.fee).collect();
+        assert_eq!(fees, [Cents(800), Cents(800)]);
+
+        // A row from before the fee was kept.
+        let deal = world.bought("bo", "al", 2);
+        let mut snapshot = world.exchange.journal().snapshot();
+        for (row, _) in &mut snapshot.deals {
+            let mut older = serde_json::to_value(&*row).unwrap();
+            if let Some(settling) = older["state"].get_mut("Settling").and_then(Value::as_object_mut) {
+                assert_eq!(settling.remove("fee"), Some(json!(20)), "25 % of 80");
+            }
+            *row = serde_json::from_value(older).unwrap();
+        }
+        reload(&mut world, snapshot);
+        assert_eq!(world.exchange.settling(deal).unwrap().fee, Cents(2_000), "by the rate of now");
     }
 
     use crate::model::Cents;

@@ -12,12 +12,12 @@ use parking_lot::{Condvar, Mutex};
 use super::store::{PeerStore, PeerStoreError};
 use super::wallet::Wallet;
 use super::{Core, Effects, Event, Item, Note, Purchase, PurchaseState, Refused, Sale};
-use crate::model::{Cents, Clock, Name};
+use crate::model::{Card, Cents, Clock, Name};
 use crate::net::threads;
 use crate::storage::{Chain, StoreError, Ticket};
 use crate::trade::client::messages::Answer;
 use crate::trade::client::{self, Client, ClientError, Handler, OpenError, Security, Shipping};
-use crate::trade::wire::{Amount, Ask, Code, DealStatus, Inform, Push};
+use crate::trade::wire::{Amount, Ask, Code, DealStatus, Inform, Purse, Push, Side};
 
 /// Pushes that wait for their turn; one past that is not acknowledged, and so comes again.
 const PUSHES_MAX: usize = 1_024;
@@ -174,7 +174,7 @@ impl Node {
         if token.is_some() {
             match client.call(inner.number()?, Ask::Login(client.reach()))? {
                 Answer::LoggedIn { cert_sha256, .. } => {
-                    inner.secure(cert_sha256.as_deref())?;
+                    inner.trust(cert_sha256.as_deref())?;
                     inner.step(vec![Event::AskStatus])?;
                     return Ok(true);
                 }
@@ -184,11 +184,18 @@ impl Node {
             }
         }
         match client.call(inner.number()?, Ask::Register(client.reach()))? {
-            Answer::Registered { token, cert_sha256, .. } => {
-                // First of all: without it the name would be lost to us.
-                inner.store.set_token(server, Some(&token))?;
-                client.set_token(Some(token));
-                inner.secure(cert_sha256.as_deref())?;
+            Answer::Registered { token: given, cert_sha256, .. } => {
+                if let Err(error) = inner.trust(cert_sha256.as_deref()) {
+                    // The token of the server that we know stays; the name is not left to this one. Whether
+                    // it hears of that is its own affair.
+                    let rq = inner.number()?;
+                    client.set_token(Some(given));
+                    client.post(rq, Ask::DeRegister, |_| {});
+                    client.set_token(token);
+                    return Err(error);
+                }
+                inner.store.set_token(server, Some(&given))?;
+                client.set_token(Some(given));
                 inner.step(vec![Event::AskStatus])?;
                 Ok(false)
             }
@@ -202,6 +209,7 @@ impl Node {
     /// Why the server does not let us go.
     pub fn leave(&self) -> Result<(), NodeError> {
         let inner = &*self.inner;
+        inner.client().check_trust()?;
         match inner.client().call(inner.number()?, Ask::DeRegister)? {
             Answer::DeRegistered { .. } => {
                 inner.store.set_token(&inner.settings.server, None)?;
@@ -343,7 +351,7 @@ fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
             PurchaseState::Found if !auto_buy => Some(Note::Found { rq, item_name, price, seller }),
             PurchaseState::Bought => Some(Note::Bought { rq, item_name, price, seller }),
             PurchaseState::Over => {
-                let side = crate::trade::wire::Side::Buyer;
+                let side = Side::Buyer;
                 Some(Note::Cancelled { rq, side, item_name, reason: reason(&it.reason) })
             }
             _ => None,
@@ -354,7 +362,7 @@ fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
     Some(match sale.state {
         super::SaleState::Sold => Some(Note::Sold { rq, item_name, price: sale.price, payout: None }),
         super::SaleState::Over => {
-            let side = crate::trade::wire::Side::Seller;
+            let side = Side::Seller;
             Some(Note::Cancelled { rq, side, item_name, reason: reason(&sale.reason) })
         }
         _ => None,
@@ -400,6 +408,8 @@ impl Inner {
 
     /// A person's command: its request is waited for. Nothing if it needed none.
     fn command(&self, event: Event) -> Result<Option<Answer>, NodeError> {
+        // Before anything is noted of what would never be asked.
+        self.client().check_trust()?;
         let mut effects = self.stored(vec![event])?;
         let request = if effects.requests.is_empty() { None } else { Some(effects.requests.remove(0)) };
         self.carry_out(effects);
@@ -502,17 +512,17 @@ impl Inner {
         Ok(rq)
     }
 
-    /// Judges the fingerprint that the server told (SPEC section 3: the first one is kept).
-    fn secure(&self, told: Option<&str>) -> Result<(), NodeError> {
+    /// Judges the fingerprint that the server told (SPEC section 3: the first one is kept). A server that is
+    /// not trusted is not heard until it, or the right one, tells the right fingerprint.
+    fn trust(&self, told: Option<&str>) -> Result<(), NodeError> {
         let Settings { server, plaintext, server_cert, data_dir, .. } = &self.settings;
         let kept = self.store.pin(server)?;
-        let security = judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir)
-            .map_err(NodeError::Security);
-        let security = match security {
+        let judged = judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir);
+        let security = match judged {
             Ok(security) => security,
-            Err(error) => {
-                self.client().set_security(Security::Unknown);
-                return Err(error);
+            Err(why) => {
+                self.client().set_security(Security::Refused(why.as_str().into()));
+                return Err(NodeError::Security(why));
             }
         };
         if let Security::Pinned(pin) = &security
@@ -525,11 +535,11 @@ impl Inner {
     }
 
     fn inform(&self, rq: u64, item_name: &str, price: Cents, deadline: Instant) -> Result<Inform, String> {
-        let last = {
+        let (side, last) = {
             let mut state = self.state.lock();
             loop {
                 match state.core.may_inform(rq, item_name, price) {
-                    Ok(_) => break state.last.clone(),
+                    Ok(side) => break (side, state.last.clone()),
                     Err(not_held) if !not_held.may_come => return Err(not_held.why),
                     Err(not_held) => {
                         if self.changed.wait_until(&mut state, deadline).timed_out() {
@@ -540,15 +550,23 @@ impl Inner {
             }
         };
         last.wait().map_err(|error| error.to_string())?;
-        let Wallet { cc_number, cc_exp, address } = self.wallet()?;
+        let purse = match side {
+            Side::Buyer => Some(self.wallet()?),
+            // Nobody looks at a seller's: no sale is to fail for it.
+            Side::Seller => self.wallet().ok(),
+        };
+        let purse = purse.map(|Wallet { cc_number: number, cc_exp: expiry, address }| Purse {
+            card: Card { number, expiry },
+            address,
+        });
         let token = self.store.token(&self.settings.server).map_err(|error| error.to_string())?;
         let token = token.ok_or("we have left")?;
-        Ok(Inform { name: self.settings.client.name.clone(), token, cc_number, cc_exp, address })
+        Ok(Inform { name: self.settings.client.name.clone(), token, purse })
     }
 
     fn wallet(&self) -> Result<Wallet, String> {
         let path = self.settings.wallet.as_deref();
-        Wallet::read(path.ok_or("there is no wallet to pay or be paid with: start with --wallet FILE")?)
+        Wallet::read(path.ok_or("there is no wallet to pay with: start with --wallet FILE")?)
     }
 
     fn unexpected(&self, answer: Answer) -> NodeError {

@@ -76,8 +76,8 @@ impl Core {
         fx: &mut Effects,
     ) -> Result<(), Refused> {
         let named = |field: &'static str| move |wrong: String| Refused(format!("{field}: {wrong}"));
-        text::check(&item_name, 1, ITEM_NAME_MAX).map_err(named("NAME"))?;
-        text::check(&description, 0, DESCRIPTION_MAX).map_err(named("DESCRIPTION"))?;
+        text::check_length(&item_name, 1, ITEM_NAME_MAX).map_err(named("NAME"))?;
+        text::check_length(&description, 0, DESCRIPTION_MAX).map_err(named("DESCRIPTION"))?;
         let rq = self.number(fx)?;
         let purchase = Purchase {
             rq,

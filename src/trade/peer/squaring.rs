@@ -13,6 +13,12 @@ const QUIET: Duration = Duration::from_secs(60);
 /// The same while money is about to move, when the server has much to say in little time.
 const QUIET_SETTLING: Duration = Duration::from_secs(15);
 
+/// The deals of an answer to STATUS by their numbers. They are listed newest first; where a REGISTER let a
+/// number be used again, it stands for the newest.
+pub fn by_number(deals: &[DealStatus]) -> HashMap<u64, &DealStatus> {
+    deals.iter().rev().map(|deal| (deal.rq, deal)).collect()
+}
+
 impl Core {
     /// Asks how our deals stand, or how one does.
     pub(super) fn ask_status(&mut self, about: Option<u64>, fx: &mut Effects) {
@@ -53,7 +59,7 @@ impl Core {
         more: bool,
         fx: &mut Effects,
     ) {
-        let listed: HashMap<u64, &DealStatus> = deals.iter().map(|deal| (deal.rq, deal)).collect();
+        let listed = by_number(deals);
         let asked_about = |rq: u64| about.is_none_or(|about| about == rq);
         let open_sales = self.sales.values().filter(|sale| !sale.is_over() && !sale.pending);
         let sales: Vec<u64> = open_sales.filter(|it| it.changed_in <= step).map(|it| it.rq).collect();

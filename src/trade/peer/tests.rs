@@ -449,6 +449,17 @@ fn what_did_not_fit_into_the_answer_is_asked_for_and_a_shipped_unit_is_never_gue
 }
 
 #[test]
+fn of_two_deals_under_one_number_the_newest_counts() {
+    let mut core = Core::new(Snapshot::default(), false);
+    let rq = find(&mut core);
+    let asked = step(&mut core, Event::AskStatus);
+    let listed = vec![status(rq, Phase::Reserved, 2_300, None), status(rq, Phase::Cancelled, 2_000, Some("NOT_FOUND"))];
+    step(&mut core, deals(&asked, listed, false));
+    let purchase = core.purchase(rq).unwrap();
+    assert_eq!((purchase.state, purchase.price), (PurchaseState::Found, Some(Cents(2_300))));
+}
+
+#[test]
 fn an_answer_to_status_is_not_held_against_what_came_later() {
     let mut core = stall(2);
     let asked = step(&mut core, Event::AskStatus);

@@ -271,6 +271,8 @@ impl Shared {
                 let mut is_heard = report(Report::Up(side, writer));
                 while is_heard {
                     let next = match lines.read_line() {
+                        // Says nothing, and gives no more time: the driver does not hear of it.
+                        Ok(Some(line)) if line.trim().is_empty() => continue,
                         Ok(Some(line)) => Report::Line(side, line),
                         Ok(None) => Report::Lost(side, "it closed the connection".to_owned()),
                         Err(error) => Report::Lost(side, error.to_string()),

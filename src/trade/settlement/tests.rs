@@ -142,6 +142,13 @@ fn a_payment_that_goes_well_says_what_the_contract_says() {
 }
 
 #[test]
+fn a_sellers_card_is_not_looked_at() {
+    let mut it = at("buyer informed");
+    let none = inform("al", SELLER_RQ).replace("4111111111111111", "1234").replace("12/99", "").replace("Elm St 1", "");
+    assert_eq!(shown(&it.handle(Input::Line(Side::Seller, &none))), ["authorise"]);
+}
+
+#[test]
 fn nonsense_in_any_step_before_shipped_voids_and_tells_both() {
     let other_token = inform("bo", BUYER_RQ).replace("token of bo", "token of al");
     let wrong = [
@@ -151,6 +158,8 @@ fn nonsense_in_any_step_before_shipped_voids_and_tells_both() {
         (Side::Buyer, inform("al", BUYER_RQ), "name: "),
         (Side::Buyer, other_token, "token: "),
         (Side::Buyer, inform("bo", BUYER_RQ).replace("4111111111111111", "41"), "cc_number: "),
+        (Side::Buyer, inform("bo", BUYER_RQ).replace("12/99", ""), "cc_exp: "),
+        (Side::Buyer, inform("bo", BUYER_RQ).replace("Elm St 1", ""), "address: "),
         (Side::Seller, inform("bo", BUYER_RQ), "rq: expected"),
     ];
     for (side, line, reason) in wrong {

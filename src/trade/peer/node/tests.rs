@@ -6,7 +6,8 @@ use super::*;
 use crate::trade::client::tests::FakeServer;
 use crate::trade::peer::SaleState;
 use crate::trade::wire::Side;
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -173,4 +174,94 @@ fn one_process_a_data_dir_and_one_name() {
     let mut other = settings(&server, dir.path());
     other.client.name = Name::new("bob").unwrap();
     assert!(Node::open(other, |_| {}).err().unwrap().to_string().contains("alice"));
+}
+
+#[test]
+fn what_is_sold_is_settled_without_a_wallet() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    let settings = Settings { plaintext: true, ..settings(&server, dir.path()) };
+    let registered = json!({"type":"REGISTERED","token":"t0ken","cert_sha256":null});
+    let node = join(&server, settings, "REGISTER", registered, json!([])).unwrap();
+    node.stock(vec![Item::new("lamp", Cents(2_000), Cents(1_500), 1, "").unwrap()]).unwrap();
+    server.send(here(&node), &json!({"type":"SEARCH","rq":SIDE,"mid":5,"item_name":"lamp","description":""}));
+    let (_, source) = server.expect("OFFER");
+    server.send(source, &json!({"type":"OFFERED","rq":SIDE}));
+    server.send(source, &json!({"type":"RESERVE","rq":SIDE,"mid":6,"item_name":"lamp","price":20}));
+    let mut stream = TcpStream::connect((here(&node).ip(), node.client().reach().tcp_port as u16)).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let mut answer = |line: Value| -> Value {
+        writeln!(stream, "{line}").unwrap();
+        serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()
+    };
+    let inform = answer(json!({"type":"INFORM_REQ","rq":SIDE,"item_name":"lamp","price":20}));
+    assert_eq!(
+        inform,
+        json!({"type":"INFORM_RES","rq":SIDE,"name":"alice","token":"t0ken","cc_number":"","cc_exp":"","address":""})
+    );
+    let shipped = answer(
+        json!({"type":"SHIPPING_INFO","rq":SIDE,"name":"bob","address":"1 Elm St","price":20,"fee":2,"payout":18}),
+    );
+    assert_eq!(shipped, json!({"type":"SHIPPED","rq":SIDE}));
+    writeln!(stream, "{}", json!({"type":"SETTLED","rq":SIDE,"payout":18})).unwrap();
+    assert!(matches!(node.wait(SIDE, WAIT).unwrap(), Note::Sold { price: Cents(2_000), .. }));
+}
+
+#[test]
+fn a_server_that_is_refused_is_not_served_until_the_right_one_is_back() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    let node = join(&server, settings(&server, dir.path()), "REGISTER", registered(), json!([])).unwrap();
+    node.stock(vec![Item::new("lamp", Cents(2_000), Cents(1_500), 2, "").unwrap()]).unwrap();
+    let other = "cd".repeat(32);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (login, source) = server.expect("LOGIN");
+            server.send(source, &json!({"type":"LOGIN-DENIED","rq":login["rq"],"reason":"name: not registered"}));
+            let (register, source) = server.expect("REGISTER");
+            let registered = json!({"type":"REGISTERED","rq":register["rq"],"token":"0ther","cert_sha256":other});
+            server.send(source, &registered);
+            let (leave, source) = server.expect("DE-REGISTER");
+            assert_eq!(leave["token"], "0ther", "the name is not left there");
+            server.send(source, &json!({"type":"DE-REGISTERED","rq":leave["rq"]}));
+        });
+        assert!(node.join().unwrap_err().to_string().contains(&other));
+    });
+    let refused =
+        [node.find("chair", Cents(100), "").unwrap_err(), node.status().unwrap_err(), node.leave().unwrap_err()];
+    for error in refused {
+        assert!(error.to_string().contains(&other), "{error}");
+    }
+    assert!(node.deals().0.is_empty(), "nothing is noted of what was not asked");
+    let search = |mid| json!({"type":"SEARCH","rq":SIDE,"mid":mid,"item_name":"lamp","description":""});
+    server.send(here(&node), &search(5));
+
+    // The right one is back, and knows us by the token that it gave.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for kind in ["LOGIN", "STATUS"] {
+                let (message, source) = loop {
+                    let (message, source) = server.receive();
+                    if message["type"] != "DE-REGISTER" {
+                        break (message, source);
+                    }
+                };
+                assert_eq!(
+                    (&message["type"], &message["token"]),
+                    (&json!(kind), &json!("t0ken")),
+                    "and no ACK, no OFFER"
+                );
+                server.send(
+                    source,
+                    &match kind {
+                        "LOGIN" => json!({"type":"LOGGED-IN","rq":message["rq"],"cert_sha256":CERT}),
+                        _ => json!({"type":"DEALS","rq":message["rq"],"deals":[],"more":false}),
+                    },
+                );
+            }
+        });
+        assert!(node.join().unwrap());
+    });
+    server.send(here(&node), &search(6));
+    assert_eq!(server.expect("ACK").0["mid"], 6);
+    assert_eq!(server.expect("OFFER").0["rq"], SIDE);
 }
