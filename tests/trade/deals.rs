@@ -258,7 +258,12 @@ fn bad_fields_are_named() {
         assert_eq!(answer["rq"], answered, "{message}");
         refused(&answer, "BAD_REQUEST", &format!("{field}:"));
     }
-    for (bytes, reason) in [(&b"{"[..], "expected one JSON object"), (b"[]", "expected"), (b"\xff\xfe", "expected")] {
+    for (bytes, reason) in [
+        (&b"{"[..], "expected one JSON object"),
+        (b"[]", "expected"),
+        (b"\xff\xfe", "expected UTF-8"),
+        (b"{\"type\":\"STATUS\",\"rq\":1,\"name\":\"bob\",\"unknown\":\"\xff\"}", "expected UTF-8"),
+    ] {
         bob.send_bytes(bytes);
         let answer = bob.receive_until(std::time::Instant::now() + PATIENCE).unwrap();
         assert!(answer["rq"].is_null(), "{answer}");
