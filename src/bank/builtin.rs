@@ -7,8 +7,8 @@ use super::{Authorisation, Capture, Gateway, GatewayError, Void};
 use crate::model::{Card, Cents, Millis, text};
 use crate::storage::{OpenError, Query, Reader, Store, StoreError, Tx};
 
-/// The file in the data dir.
-const FILE: &str = "bank.db";
+/// The bank's file in the data dir.
+pub const BANK_DB: &str = "bank.db";
 /// Most characters of a key: room for any id with a prefix.
 const KEY_MAX: usize = 128;
 /// The field's well-known test number for a card that is always declined.
@@ -63,7 +63,7 @@ impl BuiltinGateway {
     /// # Errors
     /// Those of [`Store::open`].
     pub fn open(dir: &Path) -> Result<BuiltinGateway, OpenError> {
-        Ok(BuiltinGateway { store: Store::open(&dir.join(FILE), &[TABLES])? })
+        Ok(BuiltinGateway { store: Store::open(&dir.join(BANK_DB), &[TABLES])? })
     }
 
     /// All charges, by key.
@@ -72,6 +72,23 @@ impl BuiltinGateway {
     /// Those of [`Store::read`].
     pub fn charges(&self) -> Result<Vec<Charge>, StoreError> {
         self.store.read(charges)
+    }
+
+    /// The largest number N of all keys `{prefix}N` that the bank has ever been asked for: whoever numbers
+    /// purchases never gives one out again that is not above it.
+    ///
+    /// # Errors
+    /// Those of [`Store::read`].
+    pub fn highest_number(&self, prefix: &str) -> Result<Option<u64>, StoreError> {
+        self.store.read(|reader| {
+            let mut highest = None;
+            reader.query("SELECT charge_key FROM charge", &[], &mut |row| {
+                let number = row.text(0)?.strip_prefix(prefix).and_then(|number| number.parse::<u64>().ok());
+                highest = highest.max(number);
+                Ok(())
+            })?;
+            Ok(highest)
+        })
     }
 
     /// See [`Store::close`].
@@ -206,10 +223,11 @@ impl Gateway for BuiltinGateway {
     }
 
     fn void(&self, key: &str, now: Millis) -> Result<Void, GatewayError> {
-        if let Some(reason) = bad_key(key) {
-            return Ok(Void::Refused { reason });
+        if bad_key(key).is_some() {
+            // None that is ever authorised.
+            return Ok(Void::Voided);
         }
-        self.decide(key, move |tx, key, known| match known.map(|known| known.state) {
+        self.decide(key, move |tx, key, known| match known.as_ref().map(|known| known.state) {
             None => {
                 tx.execute(
                     "INSERT INTO charge (charge_key, state, created_ms, changed_ms) VALUES ($1, $2, $3, $4)",
@@ -223,7 +241,10 @@ impl Gateway for BuiltinGateway {
             }
             // Nothing is reserved under a declined one, nor ever will be.
             Some(ChargeState::Voided | ChargeState::Declined) => Ok(Void::Voided),
-            Some(ChargeState::Captured) => Ok(Void::Refused { reason: "already captured".to_owned() }),
+            Some(ChargeState::Captured) => match known.and_then(|known| known.amount) {
+                Some(amount) => Ok(Void::Captured { amount }),
+                None => Err(StoreError::Invalid("a captured charge has no amount".to_owned())),
+            },
         })
     }
 }
@@ -286,7 +307,7 @@ mod tests {
             let answer = bank.authorise(key, Cents(amount), &card(GOOD), NOW).unwrap();
             assert!(matches!(answer, Authorisation::Declined { .. }), "{key} {amount}");
         }
-        assert!(matches!(bank.void(&"k".repeat(129), NOW), Ok(Void::Refused { .. })));
+        assert_eq!(bank.void(&"k".repeat(129), NOW), Ok(Void::Voided));
         assert_eq!(bank.charges().unwrap().len(), 5);
     }
 
@@ -302,9 +323,30 @@ mod tests {
         }
         assert_eq!(bank.capture("k", NOW), Ok(Capture::Captured));
         assert_eq!(bank.authorise("k", Cents(100), &card(GOOD), NOW), Ok(Authorisation::Authorised));
+        let answer = bank.authorise("k", Cents(101), &card(GOOD), NOW).unwrap();
+        assert!(matches!(answer, Authorisation::Declined { .. }));
+        assert_eq!(
+            bank.void("k", NOW),
+            Ok(Void::Captured { amount: Cents(100) }),
+            "what was taken, not what was asked"
+        );
         let (state, amount) = (ChargeState::Captured, Some(Cents(100)));
         let expected = Charge { key: "k".to_owned(), state, amount, last4: Some("1111".to_owned()) };
         assert_eq!(bank.charges(), Ok(vec![expected]));
+    }
+
+    #[test]
+    fn the_highest_number_of_a_prefix_is_known_whatever_became_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bank = BuiltinGateway::open(dir.path()).unwrap();
+        assert_eq!(bank.highest_number("trade-"), Ok(None));
+        for key in ["trade-9", "trade-10", "trade-x", "trade--70", "trade-", "shop-99", "99"] {
+            bank.authorise(key, Cents(100), &card(GOOD), NOW).unwrap();
+        }
+        assert_eq!(bank.highest_number("trade-"), Ok(Some(10)), "as a number, not as a text");
+        bank.void("trade-12", NOW).unwrap();
+        bank.authorise("trade-11", Cents(100), &card(ALWAYS_DECLINED), NOW).unwrap();
+        assert_eq!(bank.highest_number("trade-"), Ok(Some(12)));
     }
 
     #[test]

@@ -57,10 +57,10 @@ pub enum Capture {
 pub enum Void {
     /// Nothing is reserved under this key, nor ever will be.
     Voided,
-    /// It was captured before.
-    Refused {
-        /// Why, for a person to read.
-        reason: String,
+    /// It was captured before, and stays so.
+    Captured {
+        /// What was taken: whoever asked for another amount has been charged nothing.
+        amount: Cents,
     },
 }
 

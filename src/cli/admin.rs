@@ -18,7 +18,7 @@ use super::table::{
 };
 use crate::bank::ledger;
 use crate::model::{Cents, Clock, Millis, duration};
-use crate::storage::{Store, StoreError, backup};
+use crate::storage::{self, StoreError, View, backup};
 use crate::trade::deal::{Deal, Party, State};
 use crate::trade::store as trade_store;
 
@@ -62,7 +62,7 @@ enum AdminCommand {
         #[arg(long, value_name = "NAME")]
         peer: Option<String>,
         /// Only since then: Unix seconds, a date such as 2026-11-21T09:30:00Z, or how long ago, such as 1h
-        #[arg(long, value_name = "TIME", value_parser = parse_since)]
+        #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_since)]
         since: Option<Since>,
     },
     /// Copy everything, of one instant, into one archive (it holds secrets: mode 600)
@@ -142,12 +142,19 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn open(data_dir: &Path) -> anyhow::Result<Store> {
+fn open(data_dir: &Path) -> anyhow::Result<View> {
     let file = data_dir.join(TRADE_DB);
-    if !file.exists() {
+    if data_dir.exists() && !data_dir.is_dir() {
+        bail!("{} is a file, not a folder: name the server's own --data-dir", data_dir.display());
+    }
+    // One that cannot be looked for is told of when it is opened.
+    if file.try_exists().is_ok_and(|exists| !exists) {
         bail!("{} has no {TRADE_DB}: name the server's own --data-dir", data_dir.display());
     }
-    Ok(Store::open(&file, trade_store::MIGRATIONS)?)
+    if storage::is_absent(&file) {
+        bail!("{} is empty: restore a backup into an empty data dir", file.display());
+    }
+    Ok(View::open(&file, trade_store::MIGRATIONS)?)
 }
 
 fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {
@@ -175,7 +182,7 @@ fn unix_s(at: Millis) -> u64 {
     at.0 / 1000
 }
 
-fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn show_ledger(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     const PAGE: u32 = 10_000;
     // One instant for all of it: balances and entries must tell the same story.
     store.read(|reader| -> anyhow::Result<ExitCode> {
@@ -226,7 +233,7 @@ fn show_ledger(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Resul
     })
 }
 
-fn show_peers(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn show_peers(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let peers = store.read(trade_store::peers)?;
     let mut rows = Vec::new();
     for (peer, heard_at) in &peers {
@@ -252,7 +259,7 @@ fn show_peers(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn show_deals(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let deals = store.read(|reader| -> Result<_, StoreError> {
         let deals = trade_store::deals(reader)?;
         deals.into_iter().map(|deal| Ok((trade_store::sellers(reader, deal.id)?, deal))).collect::<Result<Vec<_>, _>>()
@@ -307,7 +314,7 @@ fn show_deals(store: &Store, json: bool, out: &mut impl Write) -> anyhow::Result
 }
 
 fn show_log(
-    store: &Store,
+    store: &View,
     peer: Option<&str>,
     since: Millis,
     json: bool,

@@ -47,7 +47,11 @@ pub fn main() -> ExitCode {
     if let Err(error) = settings::load_environment() {
         return fail(&error);
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(wrong) if wrong.use_stderr() => return misused(&wrong),
+        Err(asked) => asked.exit(),
+    };
     let result = match cli.command {
         Command::Server(args) => server::run(*args),
         Command::Peer(args) => peer::run(args),
@@ -57,7 +61,15 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| fail(&error))
 }
 
-/// One line for a person: what failed, and why, from the outside in.
+/// The words were wrong. What is said quotes them, and they may have come from a file of someone else's.
+fn misused(wrong: &clap::Error) -> ExitCode {
+    for line in wrong.render().to_string().lines() {
+        eprintln!("{}", repl::clean(line));
+    }
+    ExitCode::from(2)
+}
+
+/// One line for a person: what failed, and why, from the outside in. It may quote what others said.
 fn fail(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)

@@ -14,6 +14,7 @@ use super::repl::{self, Screen};
 use super::{ready, settings};
 use crate::model::Name;
 use crate::net::shutdown::Shutdown;
+use crate::net::threads;
 use crate::trade::client::{Config, OpenError};
 use crate::trade::peer::node::{Node, NodeError, Settings};
 use crate::trade::peer::wallet::{self, Wallet};
@@ -49,10 +50,10 @@ pub struct PeerArgs {
     #[arg(long, value_name = "IP", env = "P2S2_PEER_BIND", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
     /// Port for datagrams, from 1024 on; without it (or 0) any free one
-    #[arg(long, value_name = "PORT", value_parser = parse_port, env = "P2S2_PEER_UDP_PORT", default_value_t = 0)]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true, value_parser = parse_port, env = "P2S2_PEER_UDP_PORT", default_value_t = 0)]
     udp_port: u16,
     /// Port for settlements, from 1024 on; without it (or 0) any free one
-    #[arg(long, value_name = "PORT", value_parser = parse_port, env = "P2S2_PEER_TCP_PORT", default_value_t = 0)]
+    #[arg(long, value_name = "PORT", allow_hyphen_values = true, value_parser = parse_port, env = "P2S2_PEER_TCP_PORT", default_value_t = 0)]
     tcp_port: u16,
     /// Where items and deals are kept; data/state/peer-NAME without it
     #[arg(long, value_name = "DIR", env = "P2S2_PEER_DATA_DIR")]
@@ -103,18 +104,45 @@ pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
         client,
         server: key,
         data_dir: data_dir.clone(),
-        wallet: args.wallet,
+        wallet: args.wallet.clone(),
         auto_buy: args.auto_buy,
         plaintext: args.plaintext,
-        server_cert: args.server_cert,
+        server_cert: args.server_cert.clone(),
     };
     let observer = {
         let screen = screen.clone();
         move |note: &_| show::note(&screen, note)
     };
     let node = Arc::new(Node::open(settings, observer).map_err(name_the_flag)?);
-    let came_back = node.join()?;
-    let reach = node.client().reach();
+    // A signal ends it wherever it is, also while it waits for a server that does not answer.
+    let ender = {
+        let (node, shutdown) = (Arc::clone(&node), shutdown.clone());
+        threads::spawn("end", move || {
+            shutdown.wait();
+            node.close();
+        })?
+    };
+    let result = take_part(&args, &node, &data_dir, &screen, &shutdown);
+    shutdown.trigger();
+    // An Err would be a panic, which `threads::spawn` has caught and logged.
+    let _ = ender.join();
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Joins the trade, then does what the input says until its end.
+fn take_part(
+    args: &PeerArgs,
+    node: &Arc<Node>,
+    data_dir: &Path,
+    screen: &Screen,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let came_back = match node.join() {
+        // Whatever it was in the middle of.
+        Err(_) if shutdown.is_asked() => return Ok(()),
+        joined => joined?,
+    };
+    let (name, reach) = (node.client().name(), node.client().reach());
     let (udp, tcp) = (address(reach.ip, reach.udp_port), address(reach.ip, reach.tcp_port));
     if args.json {
         let joined = if came_back { "logged_in" } else { "registered" };
@@ -130,12 +158,9 @@ pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.ready_file {
         ready::write(path, &json!({ "udp": udp, "tcp": tcp }))?;
     }
-    let commands = Arc::new(commands::PeerCommands { node: Arc::clone(&node), screen: screen.clone() });
+    let commands = Arc::new(commands::PeerCommands { node: Arc::clone(node), screen: screen.clone() });
     let prompt = format!("{}> ", repl::clean(name.as_str()));
-    let looped = repl::run(&prompt, Some(data_dir.join("history")), &screen, &shutdown, commands);
-    node.close();
-    looped.context("cannot read commands")?;
-    Ok(ExitCode::SUCCESS)
+    repl::run(&prompt, Some(data_dir.join("history")), screen, shutdown, commands).context("cannot read commands")
 }
 
 /// The first line of the input that says something. At a terminal the name is asked for, until it is one;

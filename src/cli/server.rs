@@ -12,24 +12,26 @@ use clap::Args;
 use serde_json::json;
 
 use super::{ready, settings};
-use crate::bank::BuiltinGateway;
 use crate::model::{Clock, FeeRate};
 use crate::net::gate::Gate;
-use crate::net::limits;
+use crate::net::limits::{self, Bounds, Wanted};
 use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
-use crate::net::tls::Identity;
-use crate::storage::lock::DataDirLock;
-use crate::storage::{Store, backup};
+use crate::storage::backup;
 use crate::trade;
 use crate::trade::server::{Config, Floor, StartError, TradeServer};
 
-/// The file of trade in the data dir.
-pub const TRADE_DB: &str = "trade.db";
+mod data_dir;
+
+use data_dir::DataDir;
+pub use data_dir::TRADE_DB;
+
 /// How long work in hand may take to finish at the end.
 const GRACE: Duration = Duration::from_secs(5);
 /// Threads that are neither connections nor datagrams: timers, the writers, readers of sockets.
 const OTHER_THREADS: usize = 64;
+/// Lines that settlements have open at once: one to each side.
+const SETTLEMENT_LINES_MAX: usize = 2 * trade::exchange::SETTLEMENTS_MAX;
 
 /// Run the services of this machine in one process
 #[derive(Debug, Args)]
@@ -52,25 +54,31 @@ pub struct ServerArgs {
     #[arg(long, value_delimiter = ',', env = "P2S2_SERVER_SERVICES", default_value = "trade")]
     services: Vec<Service>,
     /// Trade's port, for UDP and TCP
-    #[arg(long, value_name = "PORT", env = "P2S2_SERVER_TRADE_PORT", default_value_t = 7001)]
+    #[arg(
+        long,
+        value_name = "PORT",
+        allow_negative_numbers = true,
+        env = "P2S2_SERVER_TRADE_PORT",
+        default_value_t = 7001
+    )]
     trade_port: u16,
     /// How long offers are awaited
-    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_SERVER_OFFER_WINDOW", default_value = "5s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_OFFER_WINDOW", default_value = "5s")]
     offer_window: Duration,
     /// How long each seller may think about a lower price
-    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_SERVER_NEGOTIATE_WINDOW", default_value = "10s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_NEGOTIATE_WINDOW", default_value = "10s")]
     negotiate_window: Duration,
     /// How long what was found is held for the buyer
-    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_SERVER_RESERVE_WINDOW", default_value = "120s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_RESERVE_WINDOW", default_value = "120s")]
     reserve_window: Duration,
     /// How long each step of a settlement may take
-    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_SERVER_SETTLE_TIMEOUT", default_value = "10s")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_SETTLE_TIMEOUT", default_value = "10s")]
     settle_timeout: Duration,
     /// What the house takes of each sale
-    #[arg(long, value_name = "PERCENT", value_parser = settings::parse_fee, env = "P2S2_SERVER_FEE_PERCENT", default_value = "10")]
+    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = settings::parse_fee, env = "P2S2_SERVER_FEE_PERCENT", default_value = "10")]
     fee_percent: FeeRate,
     /// Connections of all listeners together
-    #[arg(long, value_name = "N", env = "P2S2_SERVER_MAX_CONNECTIONS", default_value_t = 12_000)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = parse_connections, env = "P2S2_SERVER_MAX_CONNECTIONS", default_value = "12000")]
     max_connections: usize,
     /// Settle without TLS (peers must say --plaintext too)
     #[arg(long, env = "P2S2_SERVER_PLAINTEXT", value_parser = settings::parse_switch())]
@@ -159,6 +167,16 @@ impl OtherRooms {
     }
 }
 
+/// For `value_parser`: nobody is served by a server that takes no connection.
+fn parse_connections(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|connections| *connections > 0).ok_or("expected a number from 1 on".to_owned())
+}
+
+/// An error of its own, not the system's: a reader of our output that has gone is no end in order here.
+fn unwritable(error: io::Error) -> anyhow::Error {
+    anyhow::anyhow!("standard output cannot be written: {error}; send it to a file or to /dev/null")
+}
+
 /// Runs until a signal ends it.
 ///
 /// # Errors
@@ -178,21 +196,20 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         log::warn!("no effect, because this version has the service trade alone: {}", ignored.join(" "));
     }
     let bind = settings::bind_address(args.bind)?;
-    let _lock = DataDirLock::take(&args.data_dir)?;
-    let identity = Arc::new(Identity::load_or_create(&args.data_dir)?);
-    let gateway = Arc::new(BuiltinGateway::open(&args.data_dir)?);
-    let store = Arc::new(Store::open(&args.data_dir.join(TRADE_DB), trade::store::MIGRATIONS)?);
+    let data = DataDir::open(&args.data_dir)?;
 
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }
-    let fixed = trade::server::DATAGRAMS_IN_HAND_MAX + trade::server::SETTLEMENT_THREADS_MAX + OTHER_THREADS;
-    let (threads, reason) = limits::machine_bound(args.max_connections + fixed);
-    let max_connections = args.max_connections.min(threads.saturating_sub(fixed)).max(1);
-    if let Some(reason) = reason {
-        log::warn!("at most {max_connections} connections instead of {}: {reason}", args.max_connections);
+    let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(Wanted {
+        connections: args.max_connections,
+        other_threads: trade::server::DATAGRAMS_IN_HAND_MAX + trade::server::SETTLEMENT_THREADS_MAX + OTHER_THREADS,
+        other_files: SETTLEMENT_LINES_MAX,
+    });
+    if let Some(why) = why {
+        log::warn!("--max-connections {} lowered to {max_connections}: {why}", args.max_connections);
     }
-    let executor = Executor::new("request", max_connections + fixed);
+    let executor = Executor::new("request", threads);
     let restored = backup::restored_mark(&args.data_dir);
     let config = Config {
         addr: SocketAddr::new(bind, args.trade_port),
@@ -209,10 +226,11 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         executor,
         gate: Gate::new(max_connections),
         clock: Clock::start(),
-        identity,
-        store: Arc::clone(&store),
-        gateway: gateway.clone(),
+        identity: Arc::clone(&data.identity),
+        store: Arc::clone(&data.store),
+        gateway: data.gateway.clone(),
         restored,
+        charged_up_to: data.charged_up_to,
     };
     let server = TradeServer::start(config, floor).map_err(|error| match error {
         StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => anyhow::anyhow!(
@@ -236,8 +254,9 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         out,
         "trade: udp {addr}\ntrade: tcp {addr}{}\nready",
         if args.plaintext { " (settlement without TLS)" } else { "" }
-    )?;
-    out.flush()?;
+    )
+    .and_then(|()| out.flush())
+    .map_err(unwritable)?;
     drop(out);
     shutdown.wait();
     log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
@@ -245,7 +264,6 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     for (name, count) in server.counters() {
         log::debug!("{name} {count}");
     }
-    store.close();
-    gateway.close();
+    data.close();
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! Where settings come from: flag, else environment, else `.env` in the working directory, else the
 //! default. Document 004's names (`SERVER_HOST`, …) stand in where ours are not set.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::builder::BoolishValueParser;
 
+use super::repl::clean;
 use crate::model::{FeeRate, duration};
 
 /// Document 004's names, which count where ours are not set.
@@ -131,10 +133,13 @@ pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     Ok(bind)
 }
 
-/// Begins logging: `RUST_LOG`, else this level for our own lines.
+/// Begins logging: `RUST_LOG`, else this level for our own lines. A line may quote what others said.
 pub fn init_log(default_filter: &str) {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter))
-        .format_target(false)
+        .format(|out, record| {
+            let (time, level, style) = (out.timestamp(), record.level(), out.default_level_style(record.level()));
+            writeln!(out, "[{time} {style}{level:<5}{style:#}] {}", clean(&record.args().to_string()))
+        })
         .init();
 }
 

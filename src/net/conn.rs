@@ -50,7 +50,14 @@ pub enum ConnError {
     Silent,
     /// The socket's own.
     #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+/// By hand: `from` would make it the source as well, which is then told twice.
+impl From<io::Error> for ConnError {
+    fn from(error: io::Error) -> ConnError {
+        ConnError::Io(error)
+    }
 }
 
 /// A connection that is ready to be used.

@@ -25,41 +25,83 @@ pub fn raise_open_files() -> io::Result<u64> {
     sys::raise_open_files()
 }
 
-/// How many threads or connections of the `wanted` ones this machine allows (each connection costs a
-/// descriptor and a thread), at least 1; and why, when it is fewer.
-pub fn machine_bound(wanted: usize) -> (usize, Option<String>) {
-    lowest(wanted, &allowances())
+/// What a server would like to have at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Connections to it; each takes a descriptor and a thread.
+    pub connections: usize,
+    /// Threads beside those.
+    pub other_threads: usize,
+    /// Descriptors beside those.
+    pub other_files: usize,
 }
 
-/// One resource: how many threads or connections it is enough for, and its name with its figure.
+/// What it may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections, at least 1.
+    pub connections: usize,
+    /// Threads in all.
+    pub threads: usize,
+    /// What made it fewer connections than wanted, with its figure.
+    pub why: Option<String>,
+}
+
+/// How much of what is wanted this machine allows.
+pub fn machine_bounds(wanted: Wanted) -> Bounds {
+    bounds(wanted, &allowances())
+}
+
+/// What connections use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resource {
+    Descriptors,
+    Threads,
+}
+
+/// One limit: of what it is one, how many of those it is enough for, and its name with its figure.
 struct Allowance {
+    of: Resource,
     enough_for: u64,
     what: String,
 }
 
-fn lowest(wanted: usize, allowances: &[Allowance]) -> (usize, Option<String>) {
-    let Some(tightest) = allowances.iter().min_by_key(|allowance| allowance.enough_for) else { return (wanted, None) };
-    let bound = usize::try_from(tightest.enough_for).unwrap_or(usize::MAX).max(1);
-    if bound >= wanted {
-        return (wanted, None);
+fn bounds(wanted: Wanted, allowances: &[Allowance]) -> Bounds {
+    let mut bounds = Bounds { connections: wanted.connections, threads: usize::MAX, why: None };
+    for Allowance { of, enough_for, what } in allowances {
+        let enough_for = usize::try_from(*enough_for).unwrap_or(usize::MAX);
+        let others = match of {
+            Resource::Descriptors => wanted.other_files,
+            Resource::Threads => {
+                bounds.threads = bounds.threads.min(enough_for.max(1));
+                wanted.other_threads
+            }
+        };
+        // Where little is allowed, the others must not take all of it.
+        let connections = (enough_for - others.min(enough_for / 2)).max(1);
+        if connections < bounds.connections {
+            (bounds.connections, bounds.why) = (connections, Some(what.clone()));
+        }
     }
-    (bound, Some(format!("{wanted} lowered to {bound}: {}", tightest.what)))
+    bounds.threads = bounds.threads.min(bounds.connections.saturating_add(wanted.other_threads));
+    bounds
 }
 
 fn allowances() -> Vec<Allowance> {
     let mut all = Vec::new();
-    let mut add = |limit: Option<u64>, spare: u64, each: u64, what: &str| {
+    let mut add = |of, limit: Option<u64>, spare: u64, each: u64, what: &str| {
         if let Some(limit) = limit {
-            // Where little is allowed, the spare must not be all of it.
+            // As above.
             let enough_for = (limit - spare.min(limit / 2)) / each;
-            all.push(Allowance { enough_for, what: format!("{what} is {limit}") });
+            all.push(Allowance { of, enough_for, what: format!("{what} is {limit}") });
         }
     };
-    add(sys::open_files(), SPARE_FILES, 1, "the limit of open files (ulimit -n)");
-    add(sys::processes(), SPARE_THREADS, 1, "the limit of processes (ulimit -u)");
-    add(number_in("/proc/sys/vm/max_map_count"), SPARE_MAPS, MAPS_A_THREAD, "vm.max_map_count");
-    add(number_in("/proc/sys/kernel/threads-max"), SPARE_THREADS, 1, "kernel.threads-max");
-    add(cgroup_pids_max(), SPARE_THREADS, 1, "the control group's pids.max");
+    use Resource::{Descriptors, Threads};
+    add(Descriptors, sys::open_files(), SPARE_FILES, 1, "the limit of open files (ulimit -n)");
+    add(Threads, sys::processes(), SPARE_THREADS, 1, "the limit of processes (ulimit -u)");
+    add(Threads, number_in("/proc/sys/vm/max_map_count"), SPARE_MAPS, MAPS_A_THREAD, "vm.max_map_count");
+    add(Threads, number_in("/proc/sys/kernel/threads-max"), SPARE_THREADS, 1, "kernel.threads-max");
+    add(Threads, cgroup_pids_max(), SPARE_THREADS, 1, "the control group's pids.max");
     all
 }
 
@@ -139,24 +181,53 @@ mod tests {
     use super::*;
     use crate::net::testing::in_own_process;
 
+    const OTHERS: Wanted = Wanted { connections: 400, other_threads: 100, other_files: 20 };
+
+    fn descriptors(enough_for: u64) -> Allowance {
+        Allowance { of: Resource::Descriptors, enough_for, what: format!("files are {enough_for}") }
+    }
+
+    fn threads(enough_for: u64) -> Allowance {
+        Allowance { of: Resource::Threads, enough_for, what: format!("threads are {enough_for}") }
+    }
+
     #[test]
     fn the_tightest_resource_sets_the_bound_and_is_named() {
-        let allowance = |enough_for, what: &str| Allowance { enough_for, what: what.to_owned() };
-        let all = [allowance(500, "files are 628"), allowance(300, "maps are 5296")];
-        assert_eq!(lowest(100, &all), (100, None));
-        assert_eq!(lowest(300, &all), (300, None));
-        assert_eq!(lowest(400, &all), (300, Some("400 lowered to 300: maps are 5296".to_owned())));
-        assert_eq!(lowest(5, &[allowance(0, "none")]).0, 1);
-        assert_eq!(lowest(5, &[]), (5, None));
+        let of = |connections| Wanted { connections, ..OTHERS };
+        let all = [descriptors(520), threads(400)];
+        assert_eq!(bounds(of(300), &all), Bounds { connections: 300, threads: 400, why: None });
+        let why = Some("threads are 400".to_owned());
+        assert_eq!(bounds(of(301), &all), Bounds { connections: 300, threads: 400, why });
+        let why = Some("files are 320".to_owned());
+        assert_eq!(bounds(of(400), &[threads(450), descriptors(320)]), Bounds { connections: 300, threads: 400, why });
+        assert_eq!(bounds(of(5), &[]), Bounds { connections: 5, threads: 105, why: None });
+    }
+
+    #[test]
+    fn threads_take_no_descriptors_and_descriptors_no_threads() {
+        let many_threads = Wanted { connections: 12_000, other_threads: 1_408, other_files: 600 };
+        let why = Some("files are 896".to_owned());
+        let expected = Bounds { connections: 448, threads: 448 + 1_408, why };
+        assert_eq!(bounds(many_threads, &[descriptors(896), threads(15_000)]), expected);
+    }
+
+    #[test]
+    fn where_little_is_allowed_half_of_it_is_for_connections() {
+        assert_eq!(bounds(OTHERS, &[threads(60)]).connections, 30);
+        assert_eq!(bounds(OTHERS, &[threads(60)]).threads, 60);
+        assert_eq!(bounds(OTHERS, &[descriptors(10)]).connections, 5);
+        let none = bounds(OTHERS, &[descriptors(0), threads(0)]);
+        assert_eq!((none.connections, none.threads), (1, 1));
     }
 
     #[test]
     fn this_machine_allows_something_and_not_everything() {
-        assert_eq!(machine_bound(1), (1, None));
+        let one = Wanted { connections: 1, other_threads: 0, other_files: 0 };
+        assert_eq!(machine_bounds(one), Bounds { connections: 1, threads: 1, why: None });
         if cfg!(target_os = "linux") {
-            let (bound, why) = machine_bound(usize::MAX);
-            assert!(bound > 10 && bound < 10_000_000, "{bound}");
-            assert!(why.is_some_and(|why| why.contains("lowered to")));
+            let Bounds { connections, why, .. } = machine_bounds(Wanted { connections: usize::MAX, ..one });
+            assert!(connections > 10 && connections < 10_000_000, "{connections}");
+            assert!(why.is_some_and(|why| why.contains(" is ")));
         }
     }
 

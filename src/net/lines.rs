@@ -62,7 +62,14 @@ pub enum LineError {
     Truncated,
     /// The source's own.
     #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+/// By hand: `from` would make it the source as well, which is then told twice.
+impl From<io::Error> for LineError {
+    fn from(error: io::Error) -> LineError {
+        LineError::Io(error)
+    }
 }
 
 /// Reads lines from a source with deadlines.

@@ -13,7 +13,7 @@ use ring::digest::{SHA256, digest};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, Resumption};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, ServerConfig, SignatureScheme};
 
@@ -21,18 +21,18 @@ use rustls::{CertificateError, DigitallySignedStruct, OtherError, ServerConfig, 
 pub const SERVER_NAME: &str = "p2s2";
 
 /// Certificate and key in one file: so a crash while it is made leaves both or none.
-const FILE_NAME: &str = "identity.pem";
+pub const IDENTITY_FILE: &str = "identity.pem";
 
 /// Why there is no identity, or no pin.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file that could not be read or written.
-    #[error("{}", path.display())]
+    #[error("{}: {error}", path.display())]
     File {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file that holds something else.
     #[error("{}: {what}", path.display())]
@@ -64,19 +64,19 @@ impl Identity {
     /// [`IdentityError`] when the file cannot be read or written, or holds something else: a damaged
     /// one is never replaced, because peers know its fingerprint.
     pub fn load_or_create(dir: &Path) -> Result<Identity, IdentityError> {
-        let path = dir.join(FILE_NAME);
+        let path = dir.join(IDENTITY_FILE);
         match fs::read(&path) {
             Ok(pem) => {
                 warn_if_others_may_read(&path);
                 Identity::from_pem(&path, &pem, &path, &pem)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                store_once(&path, &make_pem()?).map_err(|source| IdentityError::File { path: path.clone(), source })?;
+                store_once(&path, &make_pem()?).map_err(|error| IdentityError::File { path: path.clone(), error })?;
                 // Read again: another process may have been quicker, and then its is ours.
                 let pem = read(&path)?;
                 Identity::from_pem(&path, &pem, &path, &pem)
             }
-            Err(source) => Err(IdentityError::File { path, source }),
+            Err(error) => Err(IdentityError::File { path, error }),
         }
     }
 
@@ -91,12 +91,16 @@ impl Identity {
     fn from_pem(cert_path: &Path, cert_pem: &[u8], key_path: &Path, key_pem: &[u8]) -> Result<Identity, IdentityError> {
         let wrong =
             |path: &Path, what: &dyn fmt::Display| IdentityError::Content { path: path.into(), what: what.to_string() };
-        let chain = CertificateDer::pem_slice_iter(cert_pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| wrong(cert_path, &error))?;
-        let leaf = chain.first().ok_or_else(|| wrong(cert_path, &"there is no certificate in it"))?;
+        // What the parser says would quote bytes of the file, and of a key's at that.
+        let cut = |path| wrong(path, &"it is damaged or cut short: restore a backup");
+        let chain =
+            CertificateDer::pem_slice_iter(cert_pem).collect::<Result<Vec<_>, _>>().map_err(|_| cut(cert_path))?;
+        let leaf = chain.first().ok_or_else(|| wrong(cert_path, &"there is no certificate in it: restore a backup"))?;
         let fingerprint = hex(digest(&SHA256, leaf).as_ref());
-        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| wrong(key_path, &error))?;
+        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| match error {
+            pem::Error::NoItemsFound => wrong(key_path, &"there is no private key in it: restore a backup"),
+            _ => cut(key_path),
+        })?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| IdentityError::Making(error.to_string()))?
@@ -266,7 +270,7 @@ fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
-    fs::read(path).map_err(|source| IdentityError::File { path: path.into(), source })
+    fs::read(path).map_err(|error| IdentityError::File { path: path.into(), error })
 }
 
 fn warn_if_others_may_read(path: &Path) {
@@ -303,21 +307,21 @@ mod tests {
         assert_eq!(made.fingerprint().len(), 64);
         assert!(pinned_client_config(made.fingerprint()).is_ok());
         let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(files, [FILE_NAME]);
+        assert_eq!(files, [IDENTITY_FILE]);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            let mode = fs::metadata(dir.path().join(FILE_NAME)).unwrap().permissions().mode();
+            let mode = fs::metadata(dir.path().join(IDENTITY_FILE)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
-        let path = dir.path().join(FILE_NAME);
+        let path = dir.path().join(IDENTITY_FILE);
         assert_eq!(Identity::load(&path, &path).unwrap().fingerprint(), made.fingerprint());
     }
 
     #[test]
     fn processes_that_make_one_at_once_agree() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(FILE_NAME);
+        let path = dir.path().join(IDENTITY_FILE);
         store_once(&path, &make_pem().unwrap()).unwrap();
         let first = Identity::load_or_create(dir.path()).unwrap();
         store_once(&path, &make_pem().unwrap()).unwrap();
@@ -327,11 +331,22 @@ mod tests {
     #[test]
     fn a_damaged_identity_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(FILE_NAME);
+        let path = dir.path().join(IDENTITY_FILE);
         fs::write(&path, "nothing").unwrap();
         let error = Identity::load_or_create(dir.path()).unwrap_err();
-        assert_eq!(error.to_string(), format!("{}: there is no certificate in it", path.display()));
+        assert_eq!(error.to_string(), format!("{}: there is no certificate in it: restore a backup", path.display()));
         assert_eq!(fs::read_to_string(&path).unwrap(), "nothing");
+        let whole = make_pem().unwrap();
+        let key_at = whole.find("-----BEGIN PRIVATE").unwrap();
+        for (kept, said) in [
+            (key_at / 2, "it is damaged or cut short"),
+            (key_at, "there is no private key in it"),
+            (key_at + 60, "it is damaged or cut short"),
+        ] {
+            fs::write(&path, &whole[..kept]).unwrap();
+            let error = Identity::load_or_create(dir.path()).unwrap_err().to_string();
+            assert_eq!(error, format!("{}: {said}: restore a backup", path.display()));
+        }
         let absent = dir.path().join("absent");
         assert!(matches!(Identity::load_or_create(&absent), Err(IdentityError::File { .. })));
     }

@@ -10,17 +10,16 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 use serde::{Deserialize, Serialize};
 
-use super::files;
 use super::lock::LOCK_FILE;
 use super::restore::{RESTORED_MARK, STAGING_DIR};
 pub use super::restore::{clear_restored_mark, restore, restored_mark};
+use super::{files, sqlite};
 
 /// The archive's last entry.
 pub(super) const MANIFEST: &str = "p2s2-backup.json";
@@ -29,8 +28,6 @@ pub(super) const FORMAT: u32 = 1;
 /// Most files in an archive, and deepest folder: a data dir has a dozen files.
 pub(super) const FILES_MAX: usize = 100_000;
 pub(super) const DEPTH_MAX: usize = 16;
-/// How long to wait for each database's lock.
-const LOCK_WAIT: Duration = Duration::from_secs(60);
 /// Files up to this size are read while all writers wait; larger ones after.
 const SMALL_BYTES: u64 = 1 << 20;
 /// Pages copied between two calls of `progress`.
@@ -70,6 +67,9 @@ pub enum BackupError {
         /// What SQLite said.
         detail: String,
     },
+    /// The archive does not fit.
+    #[error("no room is left on the disk of {0}: nothing was written; choose another place")]
+    NoRoom(PathBuf),
     /// What the system said.
     #[error("{path}: {error}")]
     Io {
@@ -92,6 +92,20 @@ pub(super) struct ManifestFile {
 pub(super) struct Manifest {
     pub(super) format: u32,
     pub(super) files: Vec<ManifestFile>,
+}
+
+impl BackupError {
+    /// The same, but of the archive where only that can be meant: what is read needs no room.
+    fn at(self, out_file: &Path) -> BackupError {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match self {
+            BackupError::NoRoom(_) => BackupError::NoRoom(out_file.to_owned()),
+            BackupError::Io { error, .. } if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
+                BackupError::NoRoom(out_file.to_owned())
+            }
+            other => other,
+        }
+    }
 }
 
 pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError + '_ {
@@ -119,7 +133,7 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
     if databases.is_empty() {
         return Err(BackupError::NoData(data_dir.to_owned()));
     }
-    let scratch = Scratch::new(folder, out_file)?;
+    let scratch = Scratch::new(folder, out_file).map_err(|error| error.at(out_file))?;
 
     let locks = databases.iter().map(|name| lock(&data_dir.join(name))).collect::<Result<Vec<_>, _>>()?;
     let snapshots = databases.iter().map(|name| Snapshot::take(data_dir, name)).collect::<Result<Vec<_>, _>>()?;
@@ -139,6 +153,31 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
     }
     drop(locks);
 
+    let archive = write_archive(&scratch, small, large, snapshots, progress).map_err(|error| error.at(out_file))?;
+    // A link, unlike a rename, never replaces what another has put there meanwhile.
+    match std::fs::hard_link(&archive, out_file) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(BackupError::Exists(out_file.to_owned()));
+        }
+        // Not every file system has links.
+        Err(_) if !out_file.exists() => std::fs::rename(&archive, out_file).map_err(io_error(out_file))?,
+        result => result.map_err(io_error(out_file))?,
+    }
+    drop(scratch);
+    files::sync_dir(folder).map_err(io_error(folder))
+}
+
+type SmallFile = (PathBuf, Vec<u8>, u32);
+type LargeFile = (PathBuf, File, std::fs::Metadata);
+
+/// Writes and syncs the whole archive, in the scratch folder; where it is.
+fn write_archive(
+    scratch: &Scratch,
+    small: Vec<SmallFile>,
+    large: Vec<LargeFile>,
+    snapshots: Vec<Snapshot>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<PathBuf, BackupError> {
     let mut meter = Meter { done: 0, total: 0, tell: progress };
     // A database is copied twice: out of the file, and into the archive.
     meter.total = snapshots.iter().map(|snapshot| 2 * snapshot.bytes).sum::<u64>()
@@ -163,17 +202,7 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
         std::fs::remove_file(&copy).map_err(io_error(&copy))?;
     }
     writer.finish().and_then(|file| file.sync_all()).map_err(io_error(&archive))?;
-    // A link, unlike a rename, never replaces what another has put there meanwhile.
-    match std::fs::hard_link(&archive, out_file) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(BackupError::Exists(out_file.to_owned()));
-        }
-        // Not every file system has links.
-        Err(_) if !out_file.exists() => std::fs::rename(&archive, out_file).map_err(io_error(out_file))?,
-        result => result.map_err(io_error(out_file))?,
-    }
-    drop(scratch);
-    files::sync_dir(folder).map_err(io_error(folder))
+    Ok(archive)
 }
 
 /// Databases and other files, relative to the data dir, each sorted.
@@ -212,14 +241,17 @@ pub(super) fn is_passing(name: &Path) -> bool {
 }
 
 fn lock(path: &Path) -> Result<Connection, BackupError> {
-    let lock = || {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(LOCK_WAIT)?;
-        connection.execute_batch("BEGIN IMMEDIATE")?;
-        Ok(connection)
-    };
-    lock().map_err(database_error(path))
+    let refused = |detail: &str| BackupError::Database { path: path.to_owned(), detail: detail.to_owned() };
+    if sqlite::has_only_a_log(path) {
+        return Err(refused("it is empty, but its log beside it (-wal) is not"));
+    }
+    let failed = database_error(path);
+    let connection = sqlite::open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
+    if connection.is_readonly(MAIN_DB).map_err(&failed)? {
+        return Err(refused("it may only be read: run as its owner"));
+    }
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+    Ok(connection)
 }
 
 /// A connection whose read transaction began while all databases were locked.
@@ -234,9 +266,7 @@ impl Snapshot {
     fn take(data_dir: &Path, name: &Path) -> Result<Snapshot, BackupError> {
         let path = data_dir.join(name);
         let take = || {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let connection = Connection::open_with_flags(&path, flags)?;
-            connection.busy_timeout(LOCK_WAIT)?;
+            let connection = sqlite::open_to_look(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             connection.execute_batch("BEGIN")?;
             // The first read takes the snapshot.
             connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |_row| Ok(()))?;
@@ -249,7 +279,12 @@ impl Snapshot {
     }
 
     fn copy_to(&self, copy: &Path, meter: &mut Meter<'_>) -> Result<(), BackupError> {
-        let failed = database_error(&self.path);
+        let of_source = database_error(&self.path);
+        // Only the copy is written to.
+        let failed = |error: rusqlite::Error| match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => BackupError::NoRoom(copy.to_owned()),
+            _ => of_source(error),
+        };
         files::create_private_file(copy).map_err(io_error(copy))?;
         let mut target = Connection::open(copy).map_err(&failed)?;
         // A copy that is cut short is thrown away: it needs no journal and no sync.

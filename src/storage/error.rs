@@ -99,6 +99,26 @@ pub enum OpenError {
         /// The newest schema version that is known here.
         known: u64,
     },
+    /// An earlier version of this program has written the file, and here it is only looked at.
+    #[error(
+        "{path} was written by an older version of this program (schema {found}, this one knows {known}): start the server on it once"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// The file's schema version.
+        found: u64,
+        /// The newest schema version that is known here.
+        known: u64,
+    },
+    /// The disk fails, which SQLite tells of a full one too where it is about to map or lengthen a file.
+    #[error("the disk of {path} does not read or write ({detail}): see whether it is full (df) or failing (dmesg)")]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        detail: String,
+    },
     /// No room is left on the disk.
     #[error("no room is left on the disk of {path}: free some and start again")]
     DiskFull {
@@ -148,6 +168,7 @@ impl OpenError {
             Some(ErrorCode::DiskFull) => OpenError::DiskFull { path },
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => OpenError::Locked { path },
             Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => OpenError::Permission { path, detail },
+            Some(ErrorCode::SystemIoFailure) => OpenError::Disk { path, detail },
             _ => OpenError::Other { path, detail },
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Creates a folder and those above it, readable by their owner alone, and syncs what was created.
 /// Folders that are there stay as they are.
@@ -42,6 +42,39 @@ pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => make_private(path),
         Err(error) => Err(error),
     }
+}
+
+/// Whether there is nothing at a path, or an empty file.
+pub fn is_absent(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(found) => found.is_file() && found.len() == 0,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// The path with something behind its last name.
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Gives the owner of a file, if it is there, the right to read and write it.
+#[cfg(unix)]
+pub(super) fn let_owner_write(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::metadata(path) {
+        Ok(found) if found.permissions().mode() & 0o600 != 0o600 => {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) fn let_owner_write(_path: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Takes all permissions but the owner's from a file.

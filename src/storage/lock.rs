@@ -33,6 +33,14 @@ pub enum LockError {
         /// The data dir.
         dir: PathBuf,
     },
+    /// Something else has its name, or that of a folder above it.
+    #[error("data dir {dir} cannot be used: {file} is a file, not a folder")]
+    NotAFolder {
+        /// The data dir.
+        dir: PathBuf,
+        /// What is in its place.
+        file: PathBuf,
+    },
     /// What the system said.
     #[error("data dir {dir} cannot be locked: {error}")]
     Io {
@@ -58,6 +66,9 @@ impl DataDirLock {
 
     pub(super) fn take_for_restore(dir: &Path) -> Result<DataDirLock, LockError> {
         let failed = |error| LockError::Io { dir: dir.to_owned(), error };
+        if let Some(file) = dir.ancestors().find(|part| part.exists()).filter(|part| !part.is_dir()) {
+            return Err(LockError::NotAFolder { dir: dir.to_owned(), file: file.to_owned() });
+        }
         files::create_private_dir(dir).map_err(failed)?;
         let open = || files::private().read(true).write(true).create(true).truncate(false).open(dir.join(LOCK_FILE));
         let mut file = open().map_err(failed)?;
@@ -95,6 +106,18 @@ mod tests {
         assert!(refused.contains(&format!("process {}:", std::process::id())), "{refused}");
         drop(lock);
         DataDirLock::take(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_no_data_dir() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        for dir in [file.clone(), file.join("below"), file.join("far/below")] {
+            let refused = DataDirLock::take(&dir).unwrap_err().to_string();
+            assert!(refused.contains(&format!("{} is a file, not a folder", file.display())), "{refused}");
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"x");
     }
 
     #[test]

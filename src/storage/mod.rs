@@ -10,6 +10,7 @@
 //! | `store.rs` | [`Store`]: open, hand over, read, close |
 //! | `writer.rs` | the queue and the thread that turns it into transactions |
 //! | `ticket.rs` | [`Ticket`]: one outcome per transaction, waited for without a crowd |
+//! | `view.rs` | [`View`]: a file that is only looked at |
 //! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: all that rooms see of a database |
 //! | `sqlite.rs` | the only file that knows SQLite's connections: settings, migrations |
 //! | `error.rs` | [`StoreError`], [`OpenError`] |
@@ -33,10 +34,13 @@ mod tests_backup;
 mod tests_then;
 mod ticket;
 mod value;
+mod view;
 mod writer;
 
 pub use error::{OpenError, StoreError};
+pub use files::is_absent;
 pub use store::Store;
 pub use ticket::{Ticket, TicketState};
 pub use value::{Query, Reader, Row, Tx, Value};
+pub use view::View;
 pub use writer::Chain;

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 
-use super::sqlite::{self, SqliteReader};
-use super::{Reader, StoreError};
+use super::{Reader, StoreError, sqlite};
 
 /// Reading is processor work on cached pages: a few connections keep a machine busy.
 const CONNECTIONS_MAX: usize = 8;
@@ -37,10 +36,7 @@ impl Readers {
     pub(super) fn read<T, E: From<StoreError>>(&self, f: impl FnOnce(&dyn Reader) -> Result<T, E>) -> Result<T, E> {
         let lent = Lent { readers: self, connection: Some(self.take()?) };
         let Some(connection) = &lent.connection else { return Err(StoreError::closed().into()) };
-        run(connection, "BEGIN")?;
-        let result = f(&SqliteReader(connection))?;
-        run(connection, "COMMIT")?;
-        Ok(result)
+        sqlite::read_in(connection, f)
     }
 
     fn take(&self) -> Result<Connection, StoreError> {
@@ -90,11 +86,6 @@ impl Readers {
     }
 }
 
-fn run(connection: &Connection, sql: &str) -> Result<(), StoreError> {
-    let run = || connection.prepare_cached(sql)?.raw_execute();
-    run().map(|_rows| ()).map_err(|error| StoreError::from_sqlite(&error))
-}
-
 /// A connection that comes back whatever happens, also when the query panics.
 struct Lent<'r> {
     readers: &'r Readers,
@@ -105,7 +96,7 @@ impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let connection = self.connection.take().filter(|connection| {
             // An old snapshot must not stay open; a connection that cannot end it is closed instead.
-            connection.is_autocommit() || run(connection, "ROLLBACK").is_ok()
+            connection.is_autocommit() || sqlite::run(connection, "ROLLBACK").is_ok()
         });
         self.readers.give_back(connection);
     }

@@ -98,7 +98,15 @@ fn check_empty(data_dir: &Path) -> Result<(), BackupError> {
 /// Writes the archive's files below `staging`, synced, and holds them against the manifest.
 fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, BackupError> {
     let bad = |detail: String| BackupError::BadArchive { file: file.to_owned(), detail };
-    let unreadable = |error: io::Error| bad(error.to_string());
+    // Any file may be named by mistake: as long as it is not known to be ours, nothing of it is quoted.
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+            bad("it is no archive of this program, or it is damaged".to_owned())
+        }
+        io::ErrorKind::UnexpectedEof => bad("it was cut short, or is no archive of this program".to_owned()),
+        kind => BackupError::Io { path: file.to_owned(), error: kind.into() },
+    };
+    let stranger = || bad("it holds what no backup of this program holds".to_owned());
     let mut found: HashMap<String, (PathBuf, u64, String)> = HashMap::new();
     let mut manifest: Option<Manifest> = None;
     let mut archive = tar::Archive::new(archive);
@@ -110,17 +118,17 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
         let name = entry.path().map_err(unreadable)?.into_owned();
         let shown = name.display().to_string();
         if entry.header().entry_type() != tar::EntryType::Regular {
-            return Err(bad(format!("{shown:?} is not a plain file")));
+            return Err(stranger());
         }
         if name == Path::new(MANIFEST) {
             let read: Result<Manifest, _> = serde_json::from_reader(entry.take(MANIFEST_BYTES_MAX));
-            manifest = Some(read.map_err(|error| bad(format!("its table of contents: {error}")))?);
+            manifest = Some(read.map_err(|_| bad("its table of contents is damaged".to_owned()))?);
             continue;
         }
         let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
         let depth = name.components().count();
         if !plain || depth == 0 || depth > DEPTH_MAX || is_passing(&name) || name.starts_with(STAGING_DIR) {
-            return Err(bad(format!("{shown:?} is not a name that belongs into a data dir")));
+            return Err(stranger());
         }
         if found.len() >= FILES_MAX {
             return Err(bad(format!("it has more than {FILES_MAX} files")));
@@ -131,8 +139,8 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
         }
         let mode = entry.header().mode().map_err(unreadable)?;
         let (size, sha256) = write_file(&mut entry, &place, mode).map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => bad(format!("{shown:?} is in it twice")),
-            io::ErrorKind::UnexpectedEof => bad(format!("it ends within {shown:?}")),
+            io::ErrorKind::AlreadyExists => stranger(),
+            io::ErrorKind::UnexpectedEof => unreadable(error),
             _ => BackupError::Io { path: place.clone(), error },
         })?;
         found.insert(shown.replace('\\', "/"), (name, size, sha256));

@@ -4,8 +4,9 @@ use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, Connection, OpenFlags, ToSql};
+use rusqlite::{CachedStatement, Connection, MAIN_DB, OpenFlags, ToSql};
 
 use super::value::EachRow;
 use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
@@ -28,27 +29,20 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Connection
     if path.is_dir() {
         return Err(OpenError::Other { path: path.to_owned(), detail: "it is a folder".to_owned() });
     }
+    check_log(path)?;
     files::create_private_file(path).map_err(|error| OpenError::from_io(path, &error))?;
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    let connection = open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
+    if connection.is_readonly(MAIN_DB).map_err(failed)? {
+        // SQLite opens such a file all the same. Told before it makes a log that is as read-only.
+        return Err(OpenError::Permission { path: path.to_owned(), detail: "it may only be read".to_owned() });
+    }
+    open_log_to_owner(path);
 
     // Look before writing anything: what is not ours stays as it is.
-    let found = schema_version(&connection).map_err(failed)?;
-    let tables: i64 =
-        connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
-    let owner: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(failed)?;
-    let fresh = tables == 0 && found == 0 && owner == 0;
-    if !fresh && owner != APPLICATION_ID {
-        return Err(OpenError::Foreign { path: path.to_owned() });
-    }
-    let known = migrations.len() as u64;
-    if found > known {
-        return Err(OpenError::Newer { path: path.to_owned(), found, known });
-    }
-    check_pages(&connection, path)?;
+    let (_, fresh) = check(&connection, path, migrations.len() as u64)?;
+    // From here on it is whole, and its log may be moved into it when it is closed.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
 
     let mode: String = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(failed)?;
     if mode != "wal" {
@@ -74,6 +68,95 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Connection
     }
     migrate(&connection, path, migrations)?;
     Ok(connection)
+}
+
+/// Opens a connection that cannot write, to a file that nobody here has opened, and checks it. Nothing
+/// of the file is changed, nor of its log.
+pub(super) fn open_view(path: &Path, known: u64) -> Result<Connection, OpenError> {
+    check_log(path)?;
+    let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+    // As a writer where that is allowed: who may only read cannot take away the scratch files it needed.
+    let connection = open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
+    connection.pragma_update(None, "query_only", "ON").map_err(failed)?;
+    let checked = check(&connection, path, known);
+    // Who may only read a file makes what belongs beside it just as read-only, which the server could not
+    // use.
+    open_log_to_owner(path);
+    match checked? {
+        (found, _) if found < known => Err(OpenError::Older { path: path.to_owned(), found, known }),
+        _ => Ok(connection),
+    }
+}
+
+/// A connection that leaves the log beside the file as it is when it is closed: SQLite's own way is to
+/// move it into the file, whatever that has become, and remove it.
+pub(super) fn open_to_look(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    // Where there is none, nothing can be moved, and what this connection makes goes away with it.
+    let has_log = !files::is_absent(&files::beside(path, "-wal"));
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(connection)
+}
+
+/// SQLite throws the log of an empty file away. The file was not empty when that log was written.
+pub(super) fn has_only_a_log(path: &Path) -> bool {
+    files::is_absent(path) && !files::is_absent(&files::beside(path, "-wal"))
+}
+
+fn check_log(path: &Path) -> Result<(), OpenError> {
+    if has_only_a_log(path) {
+        let detail = "it is missing or empty, but its log beside it (-wal) is not".to_owned();
+        return Err(OpenError::Corrupt { path: path.to_owned(), detail });
+    }
+    Ok(())
+}
+
+/// What SQLite keeps beside a file has the file's own mode: read-only ones would outlive that mode.
+fn open_log_to_owner(path: &Path) {
+    for ending in ["-wal", "-shm"] {
+        let path = files::beside(path, ending);
+        if let Err(error) = files::let_owner_write(&path) {
+            log::warn!("{}: {error}", path.display());
+        }
+    }
+}
+
+/// Whether a file is ours, whole, and not of a later version: its schema version, and whether it is
+/// nobody's yet.
+fn check(connection: &Connection, path: &Path, known: u64) -> Result<(u64, bool), OpenError> {
+    let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+    let found = schema_version(connection).map_err(failed)?;
+    let tables: i64 =
+        connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
+    let owner: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(failed)?;
+    let fresh = tables == 0 && found == 0 && owner == 0;
+    if !fresh && owner != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    if found > known {
+        return Err(OpenError::Newer { path: path.to_owned(), found, known });
+    }
+    check_pages(connection, path)?;
+    Ok((found, fresh))
+}
+
+/// Runs `f` in a read transaction: all its queries see one instant.
+pub(super) fn read_in<T, E: From<StoreError>>(
+    connection: &Connection,
+    f: impl FnOnce(&dyn Reader) -> Result<T, E>,
+) -> Result<T, E> {
+    run(connection, "BEGIN")?;
+    let result = f(&SqliteReader(connection))?;
+    run(connection, "COMMIT")?;
+    Ok(result)
+}
+
+/// Runs a statement that answers nothing.
+pub(super) fn run(connection: &Connection, sql: &str) -> Result<(), StoreError> {
+    let run = || connection.prepare_cached(sql)?.raw_execute();
+    run().map(|_rows| ()).map_err(|error| StoreError::from_sqlite(&error))
 }
 
 /// Opens a connection that cannot write, to a file that [`open_writer`] has opened.
@@ -232,8 +315,7 @@ impl<'c> SqliteTx<'c> {
     }
 
     fn run(&self, sql: &str) -> Result<(), StoreError> {
-        let run = || self.connection.prepare_cached(sql)?.raw_execute();
-        run().map(|_rows| ()).map_err(|error| StoreError::from_sqlite(&error))
+        run(self.connection, sql)
     }
 
     /// Keeps what the change wrote.

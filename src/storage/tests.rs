@@ -555,6 +555,95 @@ fn a_damaged_page_is_found_and_left_as_it_is() {
     assert_eq!(std::fs::read(home.path()).unwrap(), bytes);
 }
 
+/// What lies beside each other in the store's folder, but for the index of the log, which is scratch.
+fn kept_beside(home: &Home) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(home.path().parent().unwrap()).unwrap().map(Result::unwrap);
+    let kept = entries.map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()));
+    kept.filter(|(name, _)| !name.ends_with("-shm")).collect()
+}
+
+/// The file and its log as a process that was killed leaves them, the log with rows that the file lacks.
+fn killed(home: &Home) {
+    let store = home.open();
+    store.write(|tx| (0..2000).try_for_each(|k| put(tx, k))).unwrap();
+    store.close();
+    let store = home.open();
+    store.write(|tx| (2000..2300).try_for_each(|k| put(tx, k))).unwrap();
+    let left = kept_beside(home);
+    assert!(left.iter().any(|(name, bytes)| name.ends_with("-wal") && !bytes.is_empty()));
+    store.close();
+    for (name, bytes) in left {
+        std::fs::write(home.path().with_file_name(name), bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_file_keeps_its_log() {
+    for (kept_of_3, said) in [(2, "damaged"), (1, "damaged"), (0, "its log beside it")] {
+        let home = Home::new();
+        killed(&home);
+        let whole = std::fs::read(home.path()).unwrap();
+        std::fs::write(home.path(), &whole[..whole.len() * kept_of_3 / 3]).unwrap();
+        let before = kept_beside(&home);
+        let looked = View::open(&home.path(), &[TABLES]).unwrap_err();
+        let opened = Store::open(&home.path(), &[TABLES]).unwrap_err();
+        for error in [looked, opened] {
+            assert!(matches!(error, OpenError::Corrupt { .. }) && error.to_string().contains(said), "{error}");
+        }
+        assert!(kept_beside(&home) == before, "{kept_of_3}: something was changed");
+    }
+    // The file is gone, its log is not.
+    let home = Home::new();
+    killed(&home);
+    std::fs::remove_file(home.path()).unwrap();
+    let before = kept_beside(&home);
+    assert!(matches!(Store::open(&home.path(), &[TABLES]), Err(OpenError::Corrupt { .. })));
+    assert!(kept_beside(&home) == before);
+}
+
+#[test]
+fn a_view_sees_all_and_changes_nothing() {
+    let home = Home::new();
+    killed(&home);
+    let before = kept_beside(&home);
+    let view = View::open(&home.path(), &[TABLES]).unwrap();
+    let count = |reader: &dyn Reader| reader.first("SELECT COUNT(*) FROM kept", &[], |row| row.int(0));
+    assert_eq!(view.read(count), Ok(Some(2300)), "with what is in the log alone");
+    assert!(view.read(|_| Err::<(), _>(StoreError::Busy)).is_err());
+    assert_eq!(view.read(count), Ok(Some(2300)));
+    drop(view);
+    assert!(kept_beside(&home) == before);
+    home.open().close();
+    drop(View::open(&home.path(), &[TABLES]).unwrap());
+    assert_eq!(kept_beside(&home).len(), 1, "of what was closed in order nothing but the file");
+    // Beside the one who writes.
+    let store = home.open();
+    let view = View::open(&home.path(), &[TABLES]).unwrap();
+    store.write(|tx| put(tx, 5000)).unwrap();
+    assert_eq!(view.read(count), Ok(Some(2301)));
+    store.close();
+    drop(view);
+    let error = View::open(&home.path(), &[TABLES, "CREATE TABLE more (k BIGINT)"]).unwrap_err();
+    assert!(matches!(error, OpenError::Older { found: 1, known: 2, .. }), "{error}");
+    assert_eq!(keys(&home.open()).len(), 2301);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_log_that_became_read_only_with_its_file_can_be_written_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    killed(&home);
+    let log = super::files::beside(&home.path(), "-wal");
+    std::fs::set_permissions(&log, std::fs::Permissions::from_mode(0o400)).unwrap();
+    drop(View::open(&home.path(), &[TABLES]).unwrap());
+    assert_eq!(std::fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+    std::fs::set_permissions(&log, std::fs::Permissions::from_mode(0o400)).unwrap();
+    let store = home.open();
+    store.write(|tx| put(tx, 5000)).unwrap();
+    assert_eq!(keys(&store).len(), 2301);
+}
+
 #[cfg(unix)]
 #[test]
 fn files_are_for_their_owner_alone() {

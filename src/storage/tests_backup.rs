@@ -193,6 +193,75 @@ fn damaged_archives_are_refused_and_leave_nothing() {
     refused(&home, &vec![b'x'; 4096], "not a whole backup");
 }
 
+#[test]
+fn of_what_is_no_archive_of_ours_nothing_is_quoted() {
+    let home = Home::new();
+    let secret = "s3cret";
+    let text = format!("{secret}:\u{1b}[2J\n").repeat(200);
+    let json = format!("{{\"{secret}\": \"{secret}\"}}");
+    let mut other = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(json.len() as u64);
+    other.append_data(&mut header, super::backup::MANIFEST, json.as_bytes()).unwrap();
+    let other = other.into_inner().unwrap();
+    let links = archive_with(secret, tar::EntryType::Symlink, b"");
+    let mut cut = archive_with(secret, tar::EntryType::Regular, &[b'x'; 4096]);
+    cut.truncate(1024);
+    for archive in [text.as_bytes(), &other, &links, &cut] {
+        std::fs::write(home.out(), archive).unwrap();
+        let error = restore(&home.out(), &home.restored()).unwrap_err().to_string();
+        assert!(error.contains("is not a whole backup: ") && !error.contains(secret), "{error}");
+        assert!(!error.contains(char::is_control), "{error:?}");
+    }
+    let error = restore(home.dir.path(), &home.restored()).unwrap_err().to_string();
+    assert!(error.contains("directory"), "{error}");
+}
+
+/// A disk of 1 MiB, which only root can make; gone when dropped.
+#[cfg(target_os = "linux")]
+struct SmallDisk<'p>(&'p Path);
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_without_room_for_the_archive_is_named_by_the_archive() {
+    let home = Home::new();
+    let small = home.dir.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&small).output();
+    if !mounted.is_ok_and(|mounted| mounted.status.success()) {
+        eprintln!("skipped: a small disk can only be made as root");
+        return;
+    }
+    let _disk = SmallDisk(&small);
+    let out = small.join("out.tar");
+    // The large file does not fit; then the copy of a database does not.
+    for large_file in [true, false] {
+        if !large_file {
+            std::fs::remove_file(home.data().join("large.bin")).unwrap();
+            let store = home.open("one.db");
+            store
+                .write(|tx| {
+                    let filler = "f".repeat(500);
+                    (0..4_000).try_for_each(|k| {
+                        tx.execute("INSERT INTO moved VALUES ($1, $2)", &[k.into(), (&filler).into()]).map(|_| ())
+                    })
+                })
+                .unwrap_or_else(|error: StoreError| panic!("{error}"));
+        }
+        let error = backup(&home.data(), &out, &mut |_, _| {}).unwrap_err();
+        assert!(matches!(&error, BackupError::NoRoom(path) if *path == out), "{error}");
+        assert!(names(&small).is_empty(), "{:?}", names(&small));
+    }
+}
+
 /// An archive with one entry and a fitting table of contents.
 fn archive_with(name: &str, kind: tar::EntryType, bytes: &[u8]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
@@ -218,10 +287,10 @@ fn archives_that_reach_out_are_refused() {
     let home = Home::new();
     let plain = tar::EntryType::Regular;
     for name in ["../evil", "/evil", "a/../../evil", "lock", "restored", "x.db-wal", ".restoring/x"] {
-        refused(&home, &archive_with(name, plain, b"x"), "not a name that belongs");
+        refused(&home, &archive_with(name, plain, b"x"), "what no backup of this program holds");
     }
     for kind in [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Directory, tar::EntryType::Fifo] {
-        refused(&home, &archive_with("x", kind, b""), "not a plain file");
+        refused(&home, &archive_with("x", kind, b""), "what no backup of this program holds");
     }
     refused(&home, &archive_with("x.db", plain, &[b'g'; 4096]), "not a database");
     assert!(!home.dir.path().join("evil").exists());

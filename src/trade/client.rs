@@ -3,12 +3,13 @@
 //!
 //! It knows nothing of items and deals: a [`Handler`] decides what to do with a push and what to say in
 //! a settlement. Three threads of its own (receive, repeat, accept) and at most [`SETTLEMENTS_MAX`]
-//! more while settlements last.
+//! more while settlements last, with some to spare for those that only pretend to be the server.
 
 pub mod messages;
 mod settle;
 #[cfg(test)]
 pub(crate) mod tests;
+mod unproven;
 
 use std::collections::HashMap;
 use std::io;
@@ -27,6 +28,7 @@ use crate::net::tcp::{self, TcpServer};
 use crate::net::threads::{self, Executor};
 use crate::trade::wire::{Amount, Ask, Code, DATAGRAM_MAX, Inform, Push, Reach};
 use messages::{Answer, FromServer, encode_ack, encode_request, type_of};
+use unproven::Unproven;
 
 /// Settlements at once; the server has as many.
 pub const SETTLEMENTS_MAX: usize = 256;
@@ -216,6 +218,8 @@ pub struct Counters {
     pub ignored: Counter,
     /// Connections from elsewhere than the server.
     pub strangers: Counter,
+    /// Connections cut off because newer ones came before they had said anything.
+    pub pushed_out: Counter,
 }
 
 type Done = Box<dyn FnOnce(Result<Answer, ClientError>) + Send>;
@@ -238,6 +242,7 @@ struct Shared {
     /// Told when a request was added, or at the end.
     changed: Condvar,
     closed: AtomicBool,
+    unproven: Arc<Unproven>,
     counters: Counters,
 }
 
@@ -283,14 +288,16 @@ impl Client {
             waiting: Mutex::default(),
             changed: Condvar::new(),
             closed: AtomicBool::new(false),
+            unproven: Arc::default(),
             counters: Counters::default(),
         });
         let settle = {
             let (shared, handler) = (Arc::clone(&shared), Arc::clone(&handler));
             Arc::new(move |stream, source| shared.settle(stream, source, &*handler))
         };
-        let executor = Executor::new("settle", SETTLEMENTS_MAX);
-        let gate = Gate::new(SETTLEMENTS_MAX);
+        let connections_max = SETTLEMENTS_MAX + unproven::TO_SPARE;
+        let executor = Executor::new("settle", connections_max);
+        let gate = Gate::new(connections_max);
         let tcp = TcpServer::start(listener, executor, gate, Vec::new(), settle).map_err(failed("listen"))?;
         let receive = {
             let shared = Arc::clone(&shared);

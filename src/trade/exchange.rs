@@ -48,6 +48,8 @@ const NAME_KEPT: Duration = Duration::from_secs(30 * 86_400);
 const UNANSWERED_MAX: u8 = 3;
 /// Numbers are taken from the disk's ceiling in steps of this many.
 const NUMBERS_STEP: u64 = 1 << 20;
+/// What the idempotency key of a deal's charge begins with; the deal's number follows.
+pub const CHARGE_KEYS: &str = "trade-";
 /// How far the sequence jumps when a backup was restored: past whatever was handed out since.
 const NUMBERS_JUMP: u64 = 1 << 36;
 

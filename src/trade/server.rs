@@ -91,6 +91,9 @@ pub struct Floor {
     pub gateway: Arc<dyn Gateway>,
     /// The data dir is that of a backup: numbers must jump.
     pub restored: bool,
+    /// The largest number of a deal that the gateway knows a charge of. Where trade's own file does not
+    /// know that number, it is older than the bank's, and numbers must jump past it.
+    pub charged_up_to: Option<u64>,
 }
 
 /// Why the server could not start.
@@ -173,9 +176,8 @@ impl TradeServer {
             bind_both(config.addr).map_err(|source| StartError::Bind { addr: config.addr, source })?;
         let socket = Arc::new(socket);
         let (exchange, resumed) = build(&config, &floor)?;
-        if floor.restored {
-            floor.store.sync_all();
-        }
+        // Numbers that have jumped are on disk before one of them is used.
+        floor.store.sync_all();
         let shared = Arc::new(Shared {
             socket: Arc::clone(&socket),
             exchange: RwLock::new(Arc::new(exchange)),
@@ -270,8 +272,21 @@ fn build(config: &Config, floor: &Floor) -> Result<(Ex, Resumed), StoreError> {
         cert_sha256: (!config.plaintext).then(|| floor.identity.fingerprint().into()),
     };
     let journal = StoreJournal::begin(Arc::clone(&floor.store));
-    let snapshot = floor.store.read(store::load)?;
-    Ok(Exchange::load(journal, rules, snapshot, floor.restored, floor.clock.now()))
+    let mut snapshot = floor.store.read(store::load)?;
+    let mut jumps = floor.restored;
+    if let Some(charged) = floor.charged_up_to
+        && charged >= snapshot.ceiling
+    {
+        // A charge's key is never used for a second deal: the bank would take the one for the other.
+        log::warn!(
+            "{}: the bank has charged deal {charged}, which is not known here: this file is older than the bank's \
+             (a copy put back by hand?). Numbers go on past it, but what happened in between is lost here",
+            floor.store.path().display()
+        );
+        snapshot.ceiling = charged.saturating_add(1);
+        jumps = true;
+    }
+    Ok(Exchange::load(journal, rules, snapshot, jumps, floor.clock.now()))
 }
 
 /// The same port for both; with port 0, one that both can have.

@@ -36,8 +36,8 @@ pub enum Input<'a> {
     CaptureRefused(&'a str),
     /// The bank has let go of the amount (or never held it).
     Voided,
-    /// The bank has charged already, and says so when asked to let go.
-    AlreadyCaptured,
+    /// The bank has charged already, this much, and says so when asked to let go.
+    AlreadyCaptured(Cents),
     /// The last [`Action::Store`] is on disk.
     Stored,
 }
@@ -92,6 +92,8 @@ pub struct Settlement {
     order: Settling,
     stage: Stage,
     recorded: Payment,
+    /// It was begun by an earlier life of the server, which may have got further than the disk says.
+    taken_up: bool,
     buyer: Option<Inform>,
     seller: Option<Inform>,
     /// What went wrong while the bank or the disk was still at work.
@@ -115,6 +117,7 @@ impl Settlement {
                 order,
                 stage: Stage::Informing,
                 recorded,
+                taken_up: false,
                 buyer: None,
                 seller: None,
                 doomed: None,
@@ -132,7 +135,17 @@ impl Settlement {
             Payment::Shipped => (Stage::Capturing, Action::Capture),
             _ => (Stage::Undoing("the settlement was interrupted".to_owned()), Action::Void),
         };
-        (Settlement { order, stage, recorded, buyer: None, seller: None, doomed: None, failed: None }, vec![action])
+        let settlement = Settlement {
+            order,
+            stage,
+            recorded,
+            taken_up: true,
+            buyer: None,
+            seller: None,
+            doomed: None,
+            failed: None,
+        };
+        (settlement, vec![action])
     }
 
     /// Takes what happened; says what is to be done.
@@ -183,10 +196,19 @@ impl Settlement {
             }
 
             (Stage::Undoing(reason), Input::Voided) => self.close(Milestone::Failed(reason)),
-            (Stage::Undoing(_), Input::AlreadyCaptured) => {
+            (Stage::Undoing(_), Input::AlreadyCaptured(amount)) if self.may_be_ours(amount) => {
                 // The bank's word counts (the disk may be that of a backup). The record catches up.
                 self.stage = Stage::CatchingUp;
                 self.catch_up()
+            }
+            (Stage::Undoing(reason), Input::AlreadyCaptured(amount)) => {
+                // Nobody was charged for this deal: it must not end as if somebody had been.
+                let Settling { deal, key, price, .. } = &self.order;
+                log::error!(
+                    "settlement of deal {deal}: the bank has captured {amount} under its key {key} for something \
+                     else; this deal, of {price}, is cancelled"
+                );
+                self.close(Milestone::Failed(reason))
             }
             (Stage::CatchingUp, Input::Stored) => {
                 self.recorded = if self.recorded == Payment::Asked { Payment::Authorised } else { Payment::Shipped };
@@ -297,6 +319,13 @@ impl Settlement {
     fn fail(&mut self, reason: String) -> Vec<Action> {
         self.stage = Stage::Undoing(reason);
         vec![Action::Void]
+    }
+
+    /// Whether a charge that the bank captured before can be this deal's: only where somebody may have
+    /// asked for that, which is an earlier life, or this one once SHIPPED was on disk. Never one that was
+    /// just declined.
+    fn may_be_ours(&self, amount: Cents) -> bool {
+        (self.taken_up || self.recorded == Payment::Shipped) && amount == self.order.price
     }
 
     fn catch_up(&mut self) -> Vec<Action> {

@@ -207,6 +207,10 @@ const SERVER_TYPES: [&str; 22] = [
 /// Reads a datagram, or the one line that asks for a BUY over TCP.
 pub fn read(bytes: &[u8]) -> Inbound {
     let refuse = |rq, reason: String| Inbound::Refused(rq, Refusal::new(Code::BadRequest, reason));
+    // Also where no field of ours is: what is skipped would not be looked at.
+    if std::str::from_utf8(bytes).is_err() {
+        return refuse(None, "expected UTF-8".to_owned());
+    }
     let fields: Fields = match read_object(bytes) {
         Ok(fields) => fields,
         Err(wrong) => return refuse(None, wrong),
@@ -675,6 +679,16 @@ mod tests {
             r#"{"type":"REGISTER","rq":1.0,"name":"a","ip":"::ffff:127.0.0.1","udp_port":5000,"tcp_port":70000}"#;
         let Inbound::Request(Request { ask: Ask::Register(reach), .. }) = read(text.as_bytes()) else { panic!() };
         assert_eq!((reach.ip.to_string().as_str(), reach.tcp_port), ("127.0.0.1", 70000));
+    }
+
+    #[test]
+    fn all_of_it_is_utf8_also_what_is_ignored() {
+        for bytes in
+            [&b"{\"type\":\"STATUS\",\"rq\":1,\"name\":\"al\",\"x\":\"\xff\"}"[..], b"\xff", b"{\"\xc0\xaf\":1}"]
+        {
+            let Inbound::Refused(None, refusal) = read(bytes) else { panic!("{bytes:?}") };
+            assert_eq!((refusal.code, refusal.reason.as_str()), (Code::BadRequest, "expected UTF-8"));
+        }
     }
 
     #[test]

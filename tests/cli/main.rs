@@ -4,8 +4,9 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use support::*;
 
@@ -45,6 +46,185 @@ fn wrong_values_are_named_with_their_flag() {
         assert_eq!(code, 2, "{flag} {value}");
         assert!(error.contains(flag), "{flag} {value}: {error}");
     }
+}
+
+#[test]
+fn a_value_that_begins_with_a_dash_is_a_value() {
+    for (command, flag, value) in [
+        (&["server"][..], "--trade-port", "-1"),
+        (&["server"], "--fee-percent", "-1"),
+        (&["server"], "--fee-percent", "-0.5"),
+        (&["server"], "--max-connections", "-1"),
+        (&["server"], "--max-connections", "0"),
+        (&["server"], "--offer-window", "-1s"),
+        (&["server"], "--negotiate-window", "-1"),
+        (&["server"], "--reserve-window", "-1h"),
+        (&["server"], "--settle-timeout", "-1ms"),
+        (&["peer", "--name", "x"], "--udp-port", "-1"),
+        (&["peer", "--name", "x"], "--tcp-port", "-1"),
+        (&["admin", "log"], "--since", "-1h"),
+    ] {
+        let (code, _, error) = run(program(command[0]).args(&command[1..]).args([flag, value]));
+        assert_eq!(code, 2, "{flag} {value}");
+        assert!(error.contains(flag) && error.contains(value) && !error.contains("unexpected"), "{error}");
+    }
+}
+
+/// A process that outlives no test.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Has it ended already? Then there is nothing to kill.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Text that would clear a screen, hide itself and turn itself around, if it were printed as it is.
+const HOSTILE: &str = "\u{1b}[2J\u{9b}1m\u{7}\u{202e}evil";
+
+fn is_harmless(text: &str) -> bool {
+    !text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}')
+}
+
+#[test]
+fn what_others_said_is_printed_without_its_control_characters() {
+    let dir = tempfile::tempdir().unwrap();
+    // A server's refusal.
+    let server = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let peer = program("peer")
+        .args(["--name", "carol", "--server", &server.local_addr().unwrap().to_string(), "--data-dir"])
+        .arg(dir.path().join("peer"))
+        .env("RUST_LOG", "debug")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut request = [0; 9_000];
+    let (length, source) = server.recv_from(&mut request).unwrap();
+    let request: serde_json::Value = serde_json::from_slice(&request[..length]).unwrap();
+    for answer in [
+        serde_json::json!({"type": "ERROR", "rq": null, "code": "BUSY", "reason": HOSTILE}),
+        serde_json::json!({"type": "REGISTER-DENIED", "rq": request["rq"], "reason": HOSTILE}),
+    ] {
+        server.send_to(answer.to_string().as_bytes(), source).unwrap();
+    }
+    let output = peer.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("evil").count(), 2, "in the log and as the error: {said}");
+    assert!(is_harmless(&said), "{said:?}");
+    // A setting, a file's name.
+    fs::write(dir.path().join(".env"), format!("P2S2_SERVER_FEE_PERCENT='{HOSTILE}'\n")).unwrap();
+    let (code, _, said) = run(program("server").current_dir(dir.path()));
+    assert!(code == 2 && said.contains("evil") && is_harmless(&said), "{said:?}");
+    fs::remove_file(dir.path().join(".env")).unwrap();
+    let (code, _, said) = run(program("admin").arg("ledger").arg("--data-dir").arg(dir.path().join(HOSTILE)));
+    assert!(code == 1 && said.contains("evil") && is_harmless(&said), "{said:?}");
+}
+
+#[test]
+fn a_file_in_the_data_dirs_place_is_called_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("afile");
+    fs::write(&file, "mine").unwrap();
+    let (code, _, error) = run(program("server").args(["--trade-port", "0", "--data-dir"]).arg(&file));
+    assert!(code == 1 && error.contains("afile is a file, not a folder"), "{error}");
+    let (code, _, error) = run(program("admin").args(["peers", "--data-dir"]).arg(&file));
+    assert!(code == 1 && error.contains("afile is a file, not a folder"), "{error}");
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_cannot_say_that_it_is_ready_says_why() {
+    let (reader, closed) = std::io::pipe().unwrap();
+    drop(reader);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for stdout in [Stdio::from(full), Stdio::from(closed)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = program("server");
+        server.args(["--trade-port", "0", "--data-dir"]).arg(dir.path().join("state")).stdout(stdout);
+        let output = server.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let error = said.lines().last().unwrap();
+        assert!(error.starts_with("error: standard output cannot be written: "), "{said}");
+        assert_eq!(error.matches("os error").count(), 1, "{error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_peer_that_waits_for_its_server() {
+    for signal_number in [libc::SIGINT, libc::SIGTERM] {
+        let dir = tempfile::tempdir().unwrap();
+        let silent = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        let peer = program("peer")
+            .args(["--name", "carol", "--server", &silent.local_addr().unwrap().to_string(), "--data-dir"])
+            .arg(dir.path().join("peer"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        silent.recv_from(&mut [0; 9_000]).unwrap();
+        let begun = Instant::now();
+        signal(peer.id(), signal_number);
+        let output = peer.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(!said.contains("error"), "{said}");
+        // It would wait for some eleven seconds.
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn few_open_files_lower_the_connections_and_not_to_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let ready = dir.path().join("ready.json");
+    let log = fs::File::create(dir.path().join("log")).unwrap();
+    let server = Command::new("sh")
+        .args(["-c", "ulimit -n 1024 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_p2s2"), "server", "--trade-port", "0"])
+        .arg("--data-dir")
+        .arg(dir.path().join("state"))
+        .arg("--ready-file")
+        .arg(&ready)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut server = Killed(server);
+    let addr: std::net::SocketAddr = eventually("the server to be ready", || {
+        assert!(server.0.try_wait().unwrap().is_none(), "{}", fs::read_to_string(dir.path().join("log")).unwrap());
+        let ready: serde_json::Value = serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()?;
+        ready["trade_tcp"].as_str()?.parse().ok()
+    });
+    let said = fs::read_to_string(dir.path().join("log")).unwrap();
+    let lowered = said.split("--max-connections 12000 lowered to ").nth(1).unwrap_or_else(|| panic!("{said}"));
+    let (bound, why) = lowered.split_once(": ").unwrap();
+    let bound: usize = bound.parse().unwrap();
+    assert!((300..1_000).contains(&bound) && why.contains("open files") && why.contains("1024"), "{said}");
+    // All of them at once are served.
+    let connections: Vec<_> = (0..bound).map(|_| std::net::TcpStream::connect(addr).unwrap()).collect();
+    for mut connection in &connections {
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        connection.write_all(b"{}\n").unwrap();
+        let mut answer = String::new();
+        BufReader::new(connection).read_line(&mut answer).unwrap();
+        assert!(answer.contains("BAD_REQUEST"), "{answer}");
+    }
+    let mut answer = String::new();
+    BufReader::new(std::net::TcpStream::connect(addr).unwrap()).read_line(&mut answer).unwrap();
+    assert!(answer.contains("BUSY"), "{answer}");
+    signal(server.0.id(), libc::SIGTERM);
+    assert_eq!(server.0.wait().unwrap().code(), Some(0));
 }
 
 #[test]

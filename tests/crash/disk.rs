@@ -240,7 +240,7 @@ fn start_on(state: &Path) -> Output {
 }
 
 /// One clear line with these words, exit 1, and not a byte changed.
-fn assert_refused(state: &Path, words: &[&str]) {
+pub fn assert_refused(state: &Path, words: &[&str]) {
     let before = contents(state);
     let output = start_on(state);
     let (said, printed) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
@@ -341,4 +341,146 @@ fn a_missing_permission_is_one_clear_line() {
         fs::set_permissions(state.join("trade.db"), fs::Permissions::from_mode(0o600)).unwrap();
     }
     assert!(contents(&state) == before, "something was changed");
+}
+
+/// The program as someone who is not root, in a folder that is theirs. (As root itself where nobody else
+/// can be had: not at all.)
+#[cfg(unix)]
+fn as_its_owner(dir: &Path, args: &[&str]) -> Command {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+
+    const NOBODY: u32 = 65_534;
+    let state = dir.join("state");
+    // SAFETY: takes nothing, and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let mut command = if is_root {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        let files = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path());
+        for path in files.chain([state.clone()]) {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        // Where the program itself lies may be closed to others: a copy beside the data is not.
+        let copy = dir.join("p2s2");
+        if !copy.exists() {
+            fs::copy(env!("CARGO_BIN_EXE_p2s2"), &copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut command = Command::new(copy);
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    } else {
+        Command::new(env!("CARGO_BIN_EXE_p2s2"))
+    };
+    command.args(args).arg("--data-dir").arg(&state).current_dir(dir);
+    command
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_may_not_be_written_is_told_at_the_start() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode_of = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for file in ["trade.db", "bank.db"] {
+        let dir = used_state();
+        let state = dir.path().join("state");
+        fs::set_permissions(state.join(file), fs::Permissions::from_mode(0o400)).unwrap();
+        let before = contents(&state);
+        let output = as_its_owner(dir.path(), &["server", "--trade-port", "0"]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.len() == 1 && errors[0].contains(file) && errors[0].contains("permission"), "{said}");
+        assert!(contents(&state) == before, "something was made or changed");
+        // Looking is allowed, and leaves nothing behind that the server could not write.
+        let output = as_its_owner(dir.path(), &["admin", "peers"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        for path in contents(&state).keys() {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(name == file || mode_of(path) & 0o600 == 0o600, "{name}: {:o}", mode_of(path));
+        }
+        fs::set_permissions(state.join(file), fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(Server::start_in(dir.path(), &[], &[]).stop(), 0);
+    }
+}
+
+/// Everything as a killed server leaves it, the logs full of what the files do not have yet.
+fn killed_state() -> tempfile::TempDir {
+    let dir = used_state();
+    let server = Server::start_in(dir.path(), &[], &[]);
+    for n in 0..50 {
+        Peer::new(&server, &format!("peer {n}"));
+    }
+    drop(server);
+    assert!(fs::metadata(dir.path().join("state/trade.db-wal")).unwrap().len() > 0);
+    dir
+}
+
+/// What must stay as it is: all but the index of the log, which is scratch.
+fn lasting(state: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let is_scratch = |path: &Path| path.to_string_lossy().ends_with("-shm") || path.ends_with("lock");
+    contents(state).into_iter().filter(|(path, _)| !is_scratch(path)).collect()
+}
+
+#[test]
+fn a_damaged_file_keeps_its_log_whoever_looks() {
+    for parts_of_3 in [2, 1, 0] {
+        let dir = killed_state();
+        let state = dir.path().join("state");
+        let whole = fs::read(state.join("trade.db")).unwrap();
+        fs::write(state.join("trade.db"), &whole[..whole.len() * parts_of_3 / 3]).unwrap();
+        let before = lasting(&state);
+        for command in ["peers", "deals", "log", "ledger"] {
+            let output = program("admin").args([command, "--data-dir"]).arg(&state).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(1) && said.contains("trade.db"), "{command}: {said}");
+            assert!(lasting(&state) == before, "admin {command} has changed something");
+        }
+        let output = start_on(&state);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && said.contains("trade.db"), "{said}");
+        assert!(lasting(&state) == before, "the server has changed something");
+        fs::write(state.join("trade.db"), &whole).unwrap();
+        let server = Server::start_in(dir.path(), &[], &[]);
+        assert_eq!(server.admin_json(&["peers"]).len(), 51);
+        assert_eq!(server.stop(), 0);
+    }
+}
+
+#[test]
+fn looking_at_what_a_killed_server_left_changes_nothing() {
+    let dir = killed_state();
+    let state = dir.path().join("state");
+    let before = lasting(&state);
+    let output = program("admin").args(["peers", "--json", "--data-dir"]).arg(&state).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 51);
+    assert!(lasting(&state) == before);
+    // And where it ended in order, there is not even scratch left.
+    let dir = used_state();
+    let state = dir.path().join("state");
+    let before = contents(&state);
+    let output = program("admin").args(["peers", "--json", "--data-dir"]).arg(&state).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 1);
+    assert!(contents(&state) == before);
+}
+
+#[test]
+fn a_start_on_a_full_disk_says_what_to_look_at() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let server = Server::start_in(disk.0.path(), &[], &[]);
+    Peer::new(&server, "alice");
+    assert_eq!(server.stop(), 0);
+    let mut pad = fs::File::create(disk.0.path().join("pad")).unwrap();
+    while std::io::Write::write_all(&mut pad, &[0; 4096]).is_ok() {}
+    drop(pad);
+    for state in ["state", "new"] {
+        let output = start_on(&disk.0.path().join(state));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("full") || said.contains("No space") || said.contains("no room"), "{said}");
+    }
+    fs::remove_file(disk.0.path().join("pad")).unwrap();
+    let server = Server::start_in(disk.0.path(), &[], &[]);
+    assert_eq!(server.admin_json(&["peers"]).len(), 1);
+    assert_eq!(server.stop(), 0);
 }

@@ -7,6 +7,7 @@ mod claims;
 mod disk;
 mod disk_log;
 mod kill;
+mod lost;
 mod money;
 mod powercut;
 mod rng;

@@ -240,13 +240,14 @@ impl World {
                 self.settlement(deal, Input::TimedOut);
             }
             Event::BankSaid { start, deal, answer } if start == current => {
+                let price = server.settlements.get(&deal).map(|running| running.core.order().price).unwrap_or_default();
                 let input = match answer {
                     Answer::Authorised => Input::Authorised,
                     Answer::Declined => Input::Declined("the card is not good"),
                     Answer::Captured => Input::Captured,
                     Answer::CaptureRefused => Input::CaptureRefused("not this time"),
                     Answer::Voided => Input::Voided,
-                    Answer::AlreadyCaptured => Input::AlreadyCaptured,
+                    Answer::AlreadyCaptured => Input::AlreadyCaptured(price),
                 };
                 self.settlement(deal, input);
             }

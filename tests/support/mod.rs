@@ -321,7 +321,7 @@ impl Peer {
             let (length, source) = match self.udp.recv_from(&mut bytes) {
                 Ok(received) => received,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::Interrupted) => continue,
                 Err(error) => panic!("{error}"),
             };
             assert_eq!(source, self.server, "a datagram from someone else");

@@ -266,7 +266,8 @@ fn bad_fields_are_named() {
         (br#"["STATUS",1,null,"bob",null,null,null,null,null,null,null,null,null]"#, "expected one JSON object"),
         (br#"{"type":"STATUS","rq":1,"name":"bob","rq":2,"padding":"................"}"#, "rq: expected once"),
         (br#"{"type":"STATUS","rq":1e400,"name":"bob","padding":"................"}"#, "rq: expected a number"),
-        (b"\xff\xfe", "expected"),
+        (b"\xff\xfe", "expected UTF-8"),
+        (b"{\"type\":\"STATUS\",\"rq\":1,\"name\":\"bob\",\"unknown\":\"\xff\"}", "expected UTF-8"),
     ] {
         bob.send_bytes(bytes);
         let answer = bob.receive_until(std::time::Instant::now() + PATIENCE).unwrap();

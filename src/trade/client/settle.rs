@@ -23,23 +23,42 @@ impl Shared {
             log::warn!("a connection from {source} was refused: it is not the server");
             return;
         }
+        let place = self.unproven.enter(&stream);
+        // Not told to the person: it is not the server that was sent away.
+        let refused = |why: &str| match place.leave() {
+            true => self.counters.pushed_out.add(1),
+            false => handler.refused(why),
+        };
         let security = self.security.lock().clone();
         let deadline = Instant::now() + self.config.settle_timeout;
         let conn = match security {
-            Security::Unknown => return handler.refused("the server has not told its certificate yet"),
-            Security::Refused(why) => return handler.refused(&format!("a settlement was refused: {why}")),
+            Security::Unknown => return refused("the server has not told its certificate yet"),
+            Security::Refused(why) => return refused(&format!("a settlement was refused: {why}")),
             Security::Plaintext => Conn::plain(stream),
             Security::Pinned(pin) => match Conn::tls_client(stream, &pin, deadline) {
                 Ok(conn) => conn,
-                Err(error) => return handler.refused(&format!("a settlement was refused: {error}")),
+                Err(error) => return refused(&format!("a settlement was refused: {error}")),
             },
         };
         let (reader, writer) = conn.split();
         let reader = LineReader::new(reader, LineLimits::new(DATAGRAM_MAX));
         let mut line = Line { reader, writer, step: self.config.settle_timeout };
-        let (rq, why) = match line.informed(handler) {
+        let said = line.next(self.config.settle_timeout);
+        let first = match said.and_then(|said| said.map(|said| read(&said)).transpose()) {
+            Ok(Some(first)) => first,
+            // It went away without a word, as whoever only looks whether someone listens; or it had to go.
+            Ok(None) => return self.counters.pushed_out.add(u64::from(place.leave())),
+            Err(why) => {
+                refused(&why);
+                return line.writer.close();
+            }
+        };
+        if place.leave() {
+            return self.counters.pushed_out.add(1);
+        }
+        let (rq, why) = match line.informed(first, handler) {
             Ok(Some(rq)) => (rq, line.finish(rq, handler)),
-            // It went away without a word, as whoever only looks whether someone listens.
+            // The other side could not be reached.
             Ok(None) => return,
             Err(why) => {
                 handler.refused(&why);
@@ -60,13 +79,11 @@ struct Line {
 }
 
 impl Line {
-    /// INFORM_REQ and its answer. Nothing if the server said nothing.
-    fn informed(&mut self, handler: &dyn Handler) -> Result<Option<u64>, String> {
-        let Some(line) = self.next(self.step)? else { return Ok(None) };
-        let (rq, item_name, price) = match read(&line)? {
+    /// INFORM_REQ and its answer. Nothing if it was a CANCEL.
+    fn informed(&mut self, first: SettlementLine, handler: &dyn Handler) -> Result<Option<u64>, String> {
+        let (rq, item_name, price) = match first {
             SettlementLine::InformReq { rq, item_name, price } => (rq, item_name, price),
             SettlementLine::Cancel { rq, reason, .. } => {
-                // The other side could not be reached.
                 handler.cancelled(rq, reason);
                 return Ok(None);
             }

@@ -336,6 +336,35 @@ fn nothing_is_told_to_whom_it_does_not_belong() {
 }
 
 #[test]
+fn strangers_at_the_servers_address_do_not_keep_the_server_out() {
+    let server = FakeServer::new();
+    let (client, heard) = client(&server);
+    client.set_security(Security::Plaintext);
+    // A settlement under way, which none of what follows may touch.
+    let mut first = connect(&client);
+    let mut first_lines = BufReader::new(first.try_clone().unwrap());
+    write(&mut first, &inform_req());
+    read(&mut first_lines).unwrap();
+    assert!(matches!(hear(&heard), Heard::Inform(9)));
+    // Silent ones, more than there are places in all; each is open when the next one comes.
+    let idle: Vec<TcpStream> = (0..SETTLEMENTS_MAX + 100).map(|_| connect(&client)).collect();
+    let begun = Instant::now();
+    let mut second = connect(&client);
+    let mut lines = BufReader::new(second.try_clone().unwrap());
+    write(&mut second, &inform_req());
+    assert_eq!(read(&mut lines).expect("an answer")["type"], "INFORM_RES");
+    assert!(begun.elapsed() < client.shared.config.settle_timeout, "before the silent ones' time was up");
+    assert!(matches!(hear(&heard), Heard::Inform(9)), "nobody is told of the silent ones");
+    for (stream, lines) in [(&mut first, &mut first_lines), (&mut second, &mut lines)] {
+        write(stream, &json!({"type":"RECEIPT","rq":9,"item_name":"lamp","price":20,"seller":"bob"}));
+        assert!(matches!(hear(&heard), Heard::Receipt(9)));
+        assert!(read(lines).is_none());
+    }
+    assert!(client.counters().pushed_out.get() > 0);
+    drop(idle);
+}
+
+#[test]
 fn tls_is_spoken_with_the_pinned_certificate_alone() {
     let server = FakeServer::new();
     let (client, heard) = client(&server);

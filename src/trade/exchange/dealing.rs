@@ -418,7 +418,7 @@ impl<J: Journal> Exchange<J> {
 
 /// The idempotency key of a deal's charge: one deal is charged once.
 fn charge_key(deal: u64) -> String {
-    format!("trade-{deal}")
+    format!("{}{deal}", super::CHARGE_KEYS)
 }
 
 fn deal_change(deal: &Deal) -> Change {

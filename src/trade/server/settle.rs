@@ -182,7 +182,7 @@ impl Shared {
                     let key = core.order().key.clone();
                     match self.ask_bank(None, || self.floor.gateway.void(&key, self.now()))? {
                         Some(Void::Voided) => core.handle(Input::Voided),
-                        Some(Void::Refused { .. }) => core.handle(Input::AlreadyCaptured),
+                        Some(Void::Captured { amount }) => core.handle(Input::AlreadyCaptured(amount)),
                         None => return Err(Abandoned),
                     }
                 }

@@ -283,7 +283,7 @@ fn where_the_bank_has_charged_already_the_record_catches_up() {
         (Payment::Authorised, vec!["store Shipped", "capture"]),
     ] {
         let (mut it, _) = Settlement::recover(order(payment));
-        let mut done = it.handle(Input::AlreadyCaptured);
+        let mut done = it.handle(Input::AlreadyCaptured(Cents(9_500)));
         for step in steps {
             assert_eq!(shown(&done), [step]);
             done = if step == "capture" { it.handle(Input::Captured) } else { it.handle(Input::Stored) };
@@ -292,5 +292,38 @@ fn where_the_bank_has_charged_already_the_record_catches_up() {
     }
     let mut it = at("capturing");
     it.handle(Input::CaptureRefused("?"));
-    assert_eq!(shown(&it.handle(Input::AlreadyCaptured)), ["capture"]);
+    assert_eq!(shown(&it.handle(Input::AlreadyCaptured(Cents(9_500)))), ["capture"]);
+}
+
+#[test]
+fn what_was_charged_for_something_else_completes_no_deal() {
+    /// No word of a receipt, on whatever way.
+    fn is_cancelled(mut it: Settlement, captured: Cents, reason: &str) {
+        let stored = it.handle(Input::AlreadyCaptured(captured));
+        let [Action::Store(Milestone::Failed(why))] = &stored[..] else { panic!("{:?}", shown(&stored)) };
+        assert!(why.contains(reason), "{why:?} is not {reason:?}");
+        assert_eq!(shown(&it.handle(Input::Stored)), ["CANCEL to the buyer", "CANCEL to the seller", "close"]);
+    }
+    // The price, and what it is not.
+    for captured in [Cents(9_500), Cents(4_000)] {
+        // Declined just now, because the bank knows the key from another purchase.
+        let mut it = at("authorising");
+        let reason = "the key was used for another amount";
+        assert_eq!(shown(&it.handle(Input::Declined(reason))), ["void"]);
+        is_cancelled(it, captured, reason);
+        // And wherever else this life has not asked for a capture.
+        for reached in ["begun", "buyer informed", "seller informed", "shipping"] {
+            let mut it = at(reached);
+            it.handle(Input::TimedOut);
+            is_cancelled(it, captured, "did not answer in time");
+        }
+    }
+    // An earlier life may have captured, but not another amount.
+    for payment in [Payment::Asked, Payment::Authorised] {
+        let (it, _) = Settlement::recover(order(payment));
+        is_cancelled(it, Cents(9_499), "interrupted");
+    }
+    let mut it = at("capturing");
+    it.handle(Input::CaptureRefused("card blocked"));
+    is_cancelled(it, Cents(9_501), "card blocked");
 }

@@ -1,0 +1,190 @@
+//! A data dir that has lost a file, or got an older one: money must not follow from that.
+
+use std::fs;
+use std::path::Path;
+
+use rusqlite::Connection;
+use serde_json::json;
+
+use crate::disk::assert_refused;
+use crate::support::{DECLINED_CARD, GOOD_CARD, Peer, Server, reserved, settle};
+
+/// A purchase of two new peers for this many dollars; whether it was paid.
+fn purchase(server: &Server, tag: &str, dollars: f64, card: &str) -> bool {
+    let (mut seller, mut buyer) =
+        (Peer::new(server, &format!("seller {tag}")), Peer::new(server, &format!("buyer {tag}")));
+    let rq = buyer.look_for(tag, dollars);
+    let sold = seller.push_of("SEARCH", tag)["rq"].as_u64().unwrap();
+    let answer = seller.ask_rq("OFFER", sold, json!({"item_name": tag, "price": dollars}));
+    assert_eq!(answer["type"], "OFFERED", "{answer}");
+    let (bought, _) = settle(&mut buyer, rq, &mut seller, card);
+    let ended = buyer.ended(rq);
+    for (peer, rq) in [(&mut buyer, rq), (&mut seller, sold)] {
+        let answer = peer.ask("DE-REGISTER", json!({}));
+        assert_eq!(answer["type"], "DE-REGISTERED", "{answer} {rq}");
+    }
+    let is_paid = ended["state"] == "completed";
+    assert_eq!(bought.last().unwrap()["type"] == "RECEIPT", is_paid, "{bought:?} {ended}");
+    is_paid
+}
+
+/// What the bank remembers: the deal's number, how it stands, cents.
+fn charges(state: &Path) -> Vec<(u64, String, Option<i64>)> {
+    let bank = Connection::open(state.join("bank.db")).unwrap();
+    let mut found = bank.prepare("SELECT charge_key, state, cents FROM charge").unwrap();
+    let rows = found.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))).unwrap();
+    let mut all: Vec<_> = rows
+        .map(Result::unwrap)
+        .map(|(key, state, cents)| (key.strip_prefix("trade-").unwrap().parse().unwrap(), state, cents))
+        .collect();
+    all.sort();
+    all
+}
+
+/// The state of a server that has sold one lamp, and ended.
+fn sold_one() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_in(dir.path(), &[], &[]);
+    assert!(purchase(&server, "lamp", 40.0, GOOD_CARD));
+    assert_eq!(server.stop(), 0);
+    dir
+}
+
+#[test]
+fn without_trades_file_no_server_starts_beside_what_is_left() {
+    let dir = sold_one();
+    let state = dir.path().join("state");
+    let whole = fs::read(state.join("trade.db")).unwrap();
+    let (bank, identity) = (fs::read(state.join("bank.db")).unwrap(), fs::read(state.join("identity.pem")).unwrap());
+    for left in [["bank.db", "identity.pem"], ["bank.db", ""], ["", "identity.pem"]] {
+        for (file, bytes) in [("bank.db", &bank), ("identity.pem", &identity)] {
+            fs::write(state.join(file), bytes).unwrap();
+            if !left.contains(&file) {
+                fs::remove_file(state.join(file)).unwrap();
+            }
+        }
+        fs::write(state.join("trade.db"), "").unwrap();
+        assert_refused(&state, &["trade.db", "missing or empty", "restore a backup", "remove all of"]);
+        fs::remove_file(state.join("trade.db")).unwrap();
+        assert_refused(&state, &["trade.db", "missing or empty", "restore a backup", "remove all of"]);
+    }
+    // All of it is there again, and it goes on.
+    for (file, bytes) in [("trade.db", &whole), ("bank.db", &bank), ("identity.pem", &identity)] {
+        fs::write(state.join(file), bytes).unwrap();
+    }
+    let server = Server::start_in(dir.path(), &[], &[]);
+    assert_eq!(server.balance_cents("payout:seller lamp"), 3_600);
+    assert_eq!(server.stop(), 0);
+}
+
+#[test]
+fn without_the_banks_file_no_server_starts_once_money_has_moved() {
+    let dir = sold_one();
+    let state = dir.path().join("state");
+    let bank = fs::read(state.join("bank.db")).unwrap();
+    fs::write(state.join("bank.db"), "").unwrap();
+    assert_refused(&state, &["bank.db", "missing or empty", "restore a backup"]);
+    fs::remove_file(state.join("bank.db")).unwrap();
+    assert_refused(&state, &["bank.db", "missing or empty", "restore a backup"]);
+    fs::write(state.join("bank.db"), bank).unwrap();
+    assert_eq!(Server::start_in(dir.path(), &[], &[]).stop(), 0);
+}
+
+#[test]
+fn a_first_start_that_was_cut_off_is_no_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    assert_eq!(Server::start_in(dir.path(), &[], &[]).stop(), 0);
+    // The files in the order in which they are made, cut off before each.
+    for cut in [&["identity.pem"][..], &["bank.db", "identity.pem"], &["trade.db", "bank.db", "identity.pem"]] {
+        for file in cut {
+            fs::remove_file(state.join(file)).unwrap();
+        }
+        let server = Server::start_in(dir.path(), &[], &[]);
+        assert!(!server.log().contains("WARN"), "{}", server.log());
+        assert_eq!(server.stop(), 0);
+    }
+}
+
+#[test]
+fn a_new_certificate_among_peers_who_know_the_former_one_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let server = Server::start_in(dir.path(), &[], &[]);
+    Peer::new(&server, "alice");
+    assert_eq!(server.stop(), 0);
+    fs::remove_file(state.join("identity.pem")).unwrap();
+    let server = Server::start_in(dir.path(), &[], &[]);
+    assert!(server.log().contains("WARN") && server.log().contains("identity.pem was missing"), "{}", server.log());
+    assert_eq!(server.stop(), 0);
+}
+
+#[test]
+fn beside_an_older_file_of_trade_no_charge_is_taken_for_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let server = Server::start_in(dir.path(), &[], &[]);
+    Peer::new(&server, "someone");
+    assert_eq!(server.stop(), 0);
+    let older = fs::read(state.join("trade.db")).unwrap();
+    let server = Server::start_in(dir.path(), &[], &[]);
+    // Far enough that numbers which began at the old place again would be these.
+    for n in 0..3 {
+        assert!(purchase(&server, &format!("lamp {n}"), 40.0, GOOD_CARD));
+    }
+    assert!(!server.log().contains("older than the bank's"), "{}", server.log());
+    assert_eq!(server.stop(), 0);
+    let first = charges(&state);
+    assert_eq!(first.len(), 3);
+
+    fs::write(state.join("trade.db"), older).unwrap();
+    let server = Server::start_in(dir.path(), &[], &[]);
+    assert!(server.log().contains("older than the bank's"), "{}", server.log());
+    assert!(!purchase(&server, "oven", 45.0, DECLINED_CARD), "sold for a card that must be declined");
+    assert!(purchase(&server, "lamp", 40.0, GOOD_CARD));
+    // The new numbers are on disk, and nothing is said again.
+    let server = server.kill_and_restart();
+    assert_eq!(server.log().matches("older than the bank's").count(), 1, "{}", server.log());
+    assert!(purchase(&server, "lamp too", 40.0, GOOD_CARD));
+    assert_eq!(server.balance_cents("fee"), 800);
+    assert_eq!(server.stop(), 0);
+    let all = charges(&state);
+    let highest = first.iter().map(|(deal, ..)| *deal).max().unwrap();
+    let (before, after): (Vec<_>, Vec<_>) = all.into_iter().partition(|(deal, ..)| *deal <= highest);
+    assert_eq!(before, first, "a former charge was touched");
+    let states: Vec<_> = after.iter().map(|(_, state, cents)| (state.as_str(), *cents)).collect();
+    assert_eq!(states, [("declined", Some(4_500)), ("captured", Some(4_000)), ("captured", Some(4_000))]);
+}
+
+#[test]
+fn a_settlement_that_an_older_file_of_trade_remembers_is_brought_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let server = Server::start_in(dir.path(), &["--settle-timeout", "60s"], &[]);
+    let (mut alice, mut bob) = (Peer::new(&server, "alice"), Peer::new(&server, "bob"));
+    let (rq, sold) = reserved(&mut bob, &mut alice, "lamp", 40.0);
+    let port = server.addr.port().to_string();
+    assert_eq!(crate::support::buy(&mut bob, rq, "lamp", 40.0)["type"], "BUYING");
+    let (mut seller, mut buyer) = (alice.accept_line(), bob.accept_line());
+    // BUY is on disk, and nothing more: this is the older file.
+    let older = tempfile::tempdir().unwrap();
+    let archive = older.path().join("older.tar");
+    assert!(server.admin(&["backup", archive.to_str().unwrap()]).status.success());
+    for (line, peer, rq) in [(&mut buyer, &bob, rq), (&mut seller, &alice, sold)] {
+        assert_eq!(line.read().unwrap()["type"], "INFORM_REQ");
+        line.write(&peer.inform_res(rq, GOOD_CARD));
+    }
+    assert_eq!(seller.read().unwrap()["type"], "SHIPPING_INFO");
+    seller.write(&json!({"type": "SHIPPED", "rq": sold}));
+    assert_eq!(buyer.read().unwrap()["type"], "RECEIPT");
+    assert_eq!(server.stop(), 0);
+    let again = older.path().join("state");
+    let restored = crate::support::program("admin").arg("restore").arg(&archive).arg("--data-dir").arg(&again).output();
+    assert!(restored.unwrap().status.success());
+    fs::copy(again.join("trade.db"), state.join("trade.db")).unwrap();
+    // The bank's word counts: it was paid, and with this price.
+    let server = Server::start_in(dir.path(), &["--trade-port", &port], &[]);
+    assert_eq!(bob.ended(rq)["state"], "completed");
+    assert_eq!(server.balance_cents("payout:alice"), 3_600);
+    assert_eq!(server.stop(), 0);
+}
