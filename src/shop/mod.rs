@@ -13,4 +13,5 @@
 //! | `frontend.rs` | the buyers' and the sellers' frontend |
 //! | `client.rs` | the library a program uses to shop |
 
+pub mod customer;
 pub mod ops;
