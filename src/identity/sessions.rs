@@ -175,14 +175,14 @@ impl<W> Sessions<W> {
         }
     }
 
-    /// Takes out those whose time is up.
-    pub fn expire(&self, now: Millis) -> Vec<Arc<Session<W>>> {
+    /// Takes out some of those whose time is up.
+    pub fn expire(&self, now: Millis, at_most: usize) -> Vec<Arc<Session<W>>> {
         // Most of the time there is none: that needs no writing lock.
         if !self.alive.read().values().any(|session| self.is_dead(session, now)) {
             return Vec::new();
         }
         let mut alive = self.alive.write();
-        alive.extract_if(|_, session| self.is_dead(session, now)).map(|(_, session)| session).collect()
+        alive.extract_if(|_, session| self.is_dead(session, now)).take(at_most).map(|(_, session)| session).collect()
     }
 
     /// The last uses that are not written yet.
@@ -247,13 +247,13 @@ mod tests {
         assert!(is_alive(&sessions.use_it(last, &key, |_| true)));
         let later = last.plus_ms(299_999);
         assert_eq!(sessions.find(later, &key).map(|session| session.who), Some("ann"));
-        assert!(sessions.expire(later).is_empty(), "looking at it is no use, yet it is not over");
+        assert!(sessions.expire(later, 9).is_empty(), "looking at it is no use, yet it is not over");
         let over = last.plus(TIMEOUT);
         assert!(sessions.find(over, &key).is_none());
         assert!(matches!(sessions.use_it(over, &key, |_| true), Use::Ended), "it is not revived");
         assert!(matches!(sessions.end(over, &key, |_| true), Use::Ended));
-        assert_eq!(sessions.expire(over).len(), 1);
-        assert!(sessions.is_empty() && sessions.expire(over).is_empty());
+        assert_eq!(sessions.expire(over, 9).len(), 1);
+        assert!(sessions.is_empty() && sessions.expire(over, 9).is_empty());
     }
 
     #[test]
@@ -291,13 +291,25 @@ mod tests {
     }
 
     #[test]
+    fn those_whose_time_is_up_go_some_at_a_time_and_the_others_stay() {
+        let sessions = sessions();
+        for n in 0..5 {
+            open(&sessions, &n.to_string(), "ann", NOW);
+        }
+        let alive = open(&sessions, "alive", "ann", NOW.plus_ms(1));
+        let over = NOW.plus(TIMEOUT);
+        assert_eq!([(); 4].map(|()| sessions.expire(over, 2).len()), [2, 2, 1, 0]);
+        assert!(sessions.len() == 1 && sessions.find(over, &alive).is_some());
+    }
+
+    #[test]
     fn there_is_a_bound() {
         let sessions = Sessions::with_bound(TIMEOUT, 1);
         open(&sessions, "a", "ann", NOW);
         let second = Arc::new(Session::new(SessionKey::of("b"), "bob", NOW, NOW));
         assert_eq!(sessions.open(Arc::clone(&second)), Err(Full));
         assert_eq!(sessions.len(), 1);
-        sessions.expire(NOW.plus(TIMEOUT));
+        sessions.expire(NOW.plus(TIMEOUT), 9);
         assert_eq!(sessions.open(second), Ok(()));
     }
 

@@ -12,11 +12,11 @@
 //! ShowCart is a look into memory. When a transaction fails, memory is built anew from disk before the
 //! next operation, and those that waited for it get UNAVAILABLE: nothing of theirs has happened.
 //!
-//! What belongs to a purchase is dispatched in [`Memory::purchase`]. It finds there the journal
+//! What belongs to a purchase is dispatched in `Memory::purchase`. It finds there the journal
 //! ([`Journal::append_with`]: its rows and the changes of carts in one transaction), the session and the
 //! buyer ([`People::buyers_session`], [`People::buyer`]), and the cart ([`carts::Buyer::show`],
-//! [`carts::Buyer::bought`]). It is built in [`Memory::load`], with the rest, also after a failed
-//! transaction.
+//! [`carts::Buyer::bought`]). A journal and a buyer go together: both are of one memory, and what was
+//! built anew has others.
 
 use std::fmt;
 use std::io;
@@ -26,7 +26,6 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
 
 use super::ops::{self, Answer, Code, CustomerOp, Line, LoggedIn, Refusal};
 use crate::bank::ledger;
@@ -74,21 +73,15 @@ pub struct Config {
     pub clock: Clock,
 }
 
-impl Config {
+impl Default for Config {
     /// The defaults of SPEC.md, with a clock that starts now.
-    pub fn new() -> Config {
+    fn default() -> Config {
         Config {
             session_timeout: Duration::from_secs(300),
             password_cost: Cost::default(),
             passwords_at_once: std::thread::available_parallelism().map_or(1, usize::from),
             clock: Clock::start(),
         }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config::new()
     }
 }
 
@@ -151,7 +144,7 @@ impl CustomerDb {
     ///
     /// # Errors
     /// The operation's refusals; UNAVAILABLE when it could not be stored: nothing has changed then.
-    pub fn handle(&self, op: CustomerOp) -> Answer<Box<RawValue>> {
+    pub fn handle(&self, op: CustomerOp) -> Answer<String> {
         self.shared.handle(op)
     }
 
@@ -207,18 +200,18 @@ impl Memory {
     }
 
     /// What belongs to a purchase.
-    fn purchase(&self, op: &CustomerOp) -> Answer<Box<RawValue>> {
+    fn purchase(&self, op: &CustomerOp) -> Answer<String> {
         Err(Refusal::new(Code::UnknownApi, format!("{op:?}: this customer database takes no purchases")))
     }
 }
 
 impl Shared {
-    fn handle(&self, op: CustomerOp) -> Answer<Box<RawValue>> {
+    fn handle(&self, op: CustomerOp) -> Answer<String> {
         let (memory, now) = (self.memory(), self.config.clock.now());
         let (people, journal) = (&memory.people, &memory.journal);
         match op {
             CustomerOp::Create { request, role, username, password, name } => {
-                raw(&self.accounts.create(request, role, username, &password, name)?)
+                json(&self.accounts.create(request, role, username, &password, name)?)
             }
             CustomerOp::Login { role, username, password, source } => {
                 let account = self.accounts.prove(role, &username, &password, source)?;
@@ -241,12 +234,12 @@ impl Shared {
             CustomerOp::Touch { role, sid } => {
                 let account = people.session(now, role, &sid).map(|session| Arc::clone(&session.who.account));
                 match account {
-                    Ok(account) => raw(&*account),
+                    Ok(account) => json(&*account),
                     Err(refused) => self.answer::<()>(&memory, settled(Err(refused))),
                 }
             }
             CustomerOp::FindUser { role, username, user_id } => {
-                raw(&self.accounts.find(role, username.as_deref(), user_id)?)
+                json(&self.accounts.find(role, username.as_deref(), user_id)?)
             }
             CustomerOp::AddToCart { request, sid, users, item_id, quantity, at_most } => {
                 let (once, line) = (Once { request: &request, now }, Line { item_id, quantity });
@@ -288,9 +281,9 @@ impl Shared {
     }
 
     /// Answers once what the answer is built on is on disk.
-    fn answer<T: Serialize>(&self, memory: &Arc<Memory>, (answer, ticket): Done<T>) -> Answer<Box<RawValue>> {
+    fn answer<T: Serialize>(&self, memory: &Arc<Memory>, (answer, ticket): Done<T>) -> Answer<String> {
         self.wait(memory, &ticket).map_err(|error| unavailable(&error))?;
-        raw(&answer?)
+        json(&answer?)
     }
 
     /// Waits for a change. When it could not be stored, memory is built anew before this returns.
@@ -338,13 +331,18 @@ impl Shared {
 
     fn tick(&self, flush: bool) {
         let (memory, now) = (self.memory(), self.config.clock.now());
-        let (over, ticket) = memory.people.expire(&memory.journal, now);
-        if over > 0 {
+        loop {
+            let (over, ticket) = memory.people.expire(&memory.journal, now);
+            if let Err(error) = self.wait(&memory, &ticket) {
+                log::error!("customer database: ends of sessions could not be stored: {error}");
+                return;
+            }
+            if over == 0 {
+                break;
+            }
             log::debug!("customer database: the time of {over} sessions was up");
         }
-        if let Err(error) = self.wait(&memory, &ticket) {
-            log::error!("customer database: ends of sessions could not be stored: {error}");
-        } else if flush && let Err(error) = memory.people.flush(&memory.journal, now) {
+        if flush && let Err(error) = memory.people.flush(&memory.journal, now) {
             log::warn!("customer database: last uses of sessions could not be stored: {error}");
         }
     }
@@ -358,8 +356,8 @@ fn settled<T>(found: Result<T, (Refusal, Ticket)>) -> Done<T> {
     }
 }
 
-fn raw<T: Serialize>(answer: &T) -> Answer<Box<RawValue>> {
-    to_raw_value(answer).map_err(|error| {
+fn json<T: Serialize>(answer: &T) -> Answer<String> {
+    serde_json::to_string(answer).map_err(|error| {
         log::error!("customer database: an answer could not be written: {error}");
         Refusal::new(Code::Unavailable, "the answer could not be written")
     })

@@ -18,6 +18,9 @@ use crate::model::Millis;
 use crate::shop::ops::{Account, Code, Refusal, Role};
 use crate::storage::{StoreError, Ticket};
 
+/// Sessions ended at once by time: far fewer changes than the store takes on.
+pub const ENDED_AT_ONCE: usize = 1_000;
+
 /// A session and whose it is.
 pub type Session = sessions::Session<Who>;
 
@@ -174,11 +177,11 @@ impl People {
         }
     }
 
-    /// Ends the sessions whose time is up, and lets go of buyers who are no longer here. Gives how many, and
-    /// when that is on disk.
+    /// Ends sessions whose time is up, [`ENDED_AT_ONCE`] at most, and lets go of buyers who are no longer
+    /// here. Gives how many, and when that is on disk. (Those that are left are over all the same.)
     pub fn expire(&self, journal: &Journal, now: Millis) -> (usize, Ticket) {
         let mut ended = self.ended.lock();
-        let over = self.sessions.expire(now);
+        let over = self.sessions.expire(now, ENDED_AT_ONCE);
         for session in &over {
             *ended = self.close(journal, session);
         }

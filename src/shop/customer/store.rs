@@ -271,6 +271,18 @@ pub fn account_of(reader: &dyn Reader, role: Role, user_id: u64) -> Result<Optio
     reader.first(sql, &[role.as_text().into(), user_id.into()], account)
 }
 
+/// Calls `each` with every account and when it was created: for an operator.
+///
+/// # Errors
+/// The store's.
+pub fn users(reader: &dyn Reader, each: &mut dyn FnMut(Role, Account, Millis)) -> Result<(), StoreError> {
+    let sql = "SELECT user_id, username, name, role, created_at FROM shop_user ORDER BY role, user_id";
+    reader.query(sql, &[], &mut |row| {
+        each(role(row, 3)?, account(row)?, row.millis(4)?);
+        Ok(())
+    })
+}
+
 /// A new user, with the next id of the role.
 ///
 /// # Errors

@@ -34,7 +34,7 @@ impl Db {
 
     fn with_timeout(session_timeout: Duration) -> Db {
         let dir = tempfile::tempdir().unwrap();
-        let config = Config { session_timeout, password_cost: CHEAP, ..Config::new() };
+        let config = Config { session_timeout, password_cost: CHEAP, ..Config::default() };
         let mut db = Db { dir, running: None, config, requests: 0 };
         db.open();
         db
@@ -60,7 +60,7 @@ impl Db {
 
     fn ask<T: DeserializeOwned>(&self, op: CustomerOp) -> Result<T, Code> {
         let answer = self.customers().handle(op).map_err(|refusal| refusal.code)?;
-        Ok(serde_json::from_str(answer.get()).unwrap())
+        Ok(serde_json::from_str(&answer).unwrap())
     }
 
     fn request(&mut self) -> String {
@@ -251,6 +251,21 @@ fn neither_passwords_nor_session_ids_are_in_the_file() {
     let holds = |text: &str| file.windows(text.len()).any(|bytes| bytes == text.as_bytes());
     assert!(holds("ann") && holds(&SessionKey::of(&sid).to_text()));
     assert!(!holds("secret") && !holds(&sid));
+}
+
+#[test]
+fn an_operator_sees_who_has_an_account() {
+    let mut db = Db::new();
+    for (role, username) in [(Role::Seller, "sue"), (Role::Buyer, "bob"), (Role::Buyer, "ann")] {
+        db.create(role, username).unwrap();
+    }
+    let mut shown = Vec::new();
+    let mut show = |role: Role, account: Account, created_at: Millis| {
+        assert!(created_at.until(db.config.clock.now()) < Duration::from_secs(600));
+        shown.push(format!("{} {} {}", role.as_text(), account.user_id, account.username));
+    };
+    db.store().read(|reader| store::users(reader, &mut show)).unwrap();
+    assert_eq!(shown, ["buyer 1 bob", "buyer 2 ann", "seller 1 sue"]);
 }
 
 // Sessions.
