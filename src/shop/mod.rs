@@ -16,3 +16,4 @@
 
 pub mod hold;
 pub mod ops;
+pub mod purchase;
