@@ -7,10 +7,13 @@
 //! |---|---|
 //! | `wire.rs` | what clients say and hear: both framings, both dialects, every limit |
 //! | `ops.rs` | what frontends ask of the databases |
+//! | `hold.rs` | the core of a hold: a purchase's units, without I/O |
 //! | `product.rs` | the product database: items, search, stock that is held, votes |
 //! | `customer.rs` | the customer database: accounts, sessions, carts, purchases, ledger |
 //! | `purchase.rs` | the core of a purchase across both, without I/O |
 //! | `frontend.rs` | the buyers' and the sellers' frontend |
 //! | `client.rs` | the library a program uses to shop |
 
+pub mod hold;
 pub mod ops;
+pub mod purchase;
