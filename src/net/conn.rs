@@ -294,6 +294,11 @@ pub struct ConnWriter {
 }
 
 impl ConnWriter {
+    /// The stream beneath.
+    pub fn stream(&self) -> &Arc<TcpStream> {
+        self.shared.stream.stream()
+    }
+
     /// Writes one line, and the LF that ends it.
     ///
     /// # Errors
