@@ -6,8 +6,8 @@ use crate::shop::ops::{Answer, Begun, Code, CustomerOp, Item, ProductOp, Purchas
 use crate::shop::purchase::driver::Driver;
 use crate::shop::wire::{Act, Outcome, Payment, SellerRef};
 
-/// How long units are held for a purchase, unless the product database says less.
-const HOLD_MS: u64 = 60_000;
+/// How long units are held for a purchase at most; how long in truth, the product database decides.
+const HOLD_MS: u64 = 3_600_000;
 
 impl Frontend {
     /// `users`: dialect 2, where the cart is the user's.
