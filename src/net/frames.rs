@@ -37,6 +37,13 @@ pub struct FrameReader<R> {
     share: Share,
 }
 
+/// What a first read has brought.
+enum First {
+    End,
+    Whole(Vec<u8>),
+    Pending,
+}
+
 impl<R: ReadBefore> FrameReader<R> {
     /// Reads from the source within the limits.
     pub fn new(source: R, limits: LineLimits) -> FrameReader<R> {
@@ -76,8 +83,12 @@ impl<R: ReadBefore> FrameReader<R> {
     /// [`LineError`]; `Idle` at that instant.
     pub fn read_frame_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         self.share.clear();
-        if self.given == self.filled && !self.read_first(idle_deadline)? {
-            return Ok(None);
+        if self.given == self.filled {
+            match self.read_first(idle_deadline)? {
+                First::End => return Ok(None),
+                First::Whole(frame) => return Ok(Some(frame)),
+                First::Pending => {}
+            }
         }
         // Its time runs from now even if its beginning came with the frame before it, as with lines.
         let deadline = Instant::now() + self.limits.message_timeout;
@@ -102,8 +113,8 @@ impl<R: ReadBefore> FrameReader<R> {
         self.read_rest(start, length, deadline).map(Some)
     }
 
-    /// Reads into an empty buffer; false at the end.
-    fn read_first(&mut self, idle_deadline: Instant) -> Result<bool, LineError> {
+    /// Reads into an empty buffer.
+    fn read_first(&mut self, idle_deadline: Instant) -> Result<First, LineError> {
         let begun = Instant::now();
         let mut on_stack = [0; FIRST_READ_BYTES];
         let buffer = if self.keeps_buffer {
@@ -118,11 +129,22 @@ impl<R: ReadBefore> FrameReader<R> {
             }
             result => result?,
         };
+        if len == 0 {
+            return Ok(First::End);
+        }
         if !self.keeps_buffer {
-            self.pending = on_stack[..len].to_vec();
+            let came = &on_stack[..len];
+            // Most often it is one frame and nothing else: then it needs no buffer.
+            if let Some((length, frame)) = came.split_first_chunk()
+                && u32::from_be_bytes(*length) as usize == frame.len()
+                && frame.len() <= self.limits.max_bytes
+            {
+                return Ok(First::Whole(frame.to_vec()));
+            }
+            self.pending = came.to_vec();
         }
         (self.given, self.filled) = (0, len);
-        Ok(len > 0)
+        Ok(First::Pending)
     }
 
     /// The rest of a frame that is longer than what is there: read straight to where it is given out, in

@@ -277,6 +277,7 @@ pub fn serve<R: ReadBefore>(
 ) -> Result<(), LinkError> {
     let MessageReader::Frames(mut reader) = reader else { return Ok(()) };
     reader.set_limits(LineLimits { idle_timeout: NEVER, ..LineLimits::new(LINK_MESSAGE_MAX) });
+    reader.keep_buffer();
     while let Some(request) = reader.read_frame()? {
         Framing::Frames.write(writer, &answer(&request))?;
     }

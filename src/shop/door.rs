@@ -22,7 +22,7 @@ use crate::net::frames::MessageReader;
 use crate::net::gate::Gate;
 use crate::net::lines::{LineError, LineLimits};
 use crate::net::link;
-use crate::net::tcp::{self, TcpServer};
+use crate::net::tcp::{self, Busy, TcpServer};
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
 
@@ -173,9 +173,8 @@ impl Door {
         let counters = Arc::new(DoorCounters::default());
         let (executor, gate) = (Arc::clone(&floor.executor), Arc::clone(&floor.gate));
         let keeper = Keeper { floor, host, links, counters: Arc::clone(&counters) };
-        // Nobody has said yet which framing it speaks: a line is read by people, too.
-        let mut busy = wire::write(&Envelope::Two, &Err(Refusal::new(Code::Busy, "too many connections; try again")));
-        busy.push(b'\n');
+        let busy = Refusal::new(Code::Busy, "too many connections; try again");
+        let busy = Busy::in_either_framing(&wire::write(&Envelope::Two, &Err(busy)));
         let handler = Arc::new(move |stream: Arc<TcpStream>, source: SocketAddr| keeper.receive(stream, source));
         Ok(Door { tcp: TcpServer::start(listener, executor, gate, busy, handler)?, counters })
     }

@@ -8,7 +8,6 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -60,7 +59,6 @@ pub struct Config {
 pub struct FrontendServer {
     doors: Vec<Door>,
     frontend: Arc<Frontend>,
-    take_over: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What answers, on every door.
@@ -70,9 +68,16 @@ struct Frontend {
     product: Pool,
     clock: Clock,
     counters: FrontendCounters,
-    /// Whether it is to end; told when it is.
-    is_stopping: Mutex<bool>,
-    stopping: Condvar,
+    life: Mutex<Life>,
+    /// Told when that changes.
+    life_changed: Condvar,
+}
+
+#[derive(Default)]
+struct Life {
+    is_stopping: bool,
+    /// The thread that takes purchases over has ended (or there is none).
+    takes_none_over: bool,
 }
 
 /// What a frontend did so far.
@@ -102,19 +107,20 @@ impl FrontendServer {
             product: pool(config.product, PRODUCT_DB),
             clock: Clock::start(),
             counters: FrontendCounters::default(),
-            is_stopping: Mutex::new(false),
-            stopping: Condvar::new(),
+            life: Mutex::new(Life { is_stopping: false, takes_none_over: config.role == Role::Seller }),
+            life_changed: Condvar::new(),
         });
         let open = |addr: &SocketAddr| Door::open(*addr, floor.clone(), Arc::clone(&frontend) as Arc<dyn Host>);
         let doors = config.addrs.iter().map(open).collect::<Result<Vec<Door>, StartError>>()?;
-        let take_over = match config.role {
-            Role::Buyer => {
-                let frontend = Arc::clone(&frontend);
-                Some(threads::spawn("take-over", move || frontend.take_over())?)
-            }
-            Role::Seller => None,
-        };
-        Ok(FrontendServer { doors, frontend, take_over: Mutex::new(take_over) })
+        if config.role == Role::Buyer {
+            let frontend = Arc::clone(&frontend);
+            threads::spawn("take-over", move || {
+                frontend.take_over();
+                frontend.life.lock().takes_none_over = true;
+                frontend.life_changed.notify_all();
+            })?;
+        }
+        Ok(FrontendServer { doors, frontend })
     }
 
     /// Where clients come in.
@@ -142,16 +148,15 @@ impl FrontendServer {
     /// Takes no more work; what is in hand may be finished within `grace`.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        *self.frontend.is_stopping.lock() = true;
-        self.frontend.stopping.notify_all();
+        self.frontend.life.lock().is_stopping = true;
+        self.frontend.life_changed.notify_all();
         for door in &self.doors {
             door.stop(deadline.saturating_duration_since(Instant::now()));
         }
-        // Taken out before joining: the lock must not be held while waiting.
-        let thread = self.take_over.lock().take();
-        if let Some(thread) = thread {
-            // An Err would be a panic, which `threads::spawn` has caught and logged.
-            let _ = thread.join();
+        // A purchase that is left behind is taken over by another frontend.
+        let mut life = self.frontend.life.lock();
+        while !life.takes_none_over && Instant::now() < deadline {
+            self.frontend.life_changed.wait_until(&mut life, deadline);
         }
     }
 }
@@ -272,7 +277,7 @@ impl Frontend {
                 if let Err(refusal) = self.drive(Driver::take_over(self.clock.now(), orphan)) {
                     log::debug!("a purchase that was taken over: {}", refusal.message);
                 }
-                if *self.is_stopping.lock() {
+                if self.life.lock().is_stopping {
                     return;
                 }
             }
@@ -281,11 +286,11 @@ impl Frontend {
 
     fn is_over_within(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
-        let mut is_stopping = self.is_stopping.lock();
-        while !*is_stopping && Instant::now() < until {
-            self.stopping.wait_until(&mut is_stopping, until);
+        let mut life = self.life.lock();
+        while !life.is_stopping && Instant::now() < until {
+            self.life_changed.wait_until(&mut life, until);
         }
-        *is_stopping
+        life.is_stopping
     }
 }
 

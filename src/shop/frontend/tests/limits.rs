@@ -94,9 +94,14 @@ fn past_the_bound_of_connections_it_is_busy() {
     let mut one = shop.raw(Role::Buyer, Framing::Lines);
     assert_eq!(one.ask(json!({"type": "GET_CART"}))["status"], "ERR");
     for framing in [Framing::Lines, Framing::Frames] {
+        assert_eq!(shop.raw(Role::Buyer, framing).ask(json!({"type": "GET_CART"}))["error"]["code"], "BUSY");
         let config = client::Config { framing, ..client::Config::plain(shop.port(Role::Buyer).to_string()) };
         assert_eq!(code(Client::new(config).call("Login", json!({"username": "u", "password": "p"}))), Code::Busy);
     }
+    // One that says nothing is told, too.
+    let mut silent = shop.raw(Role::Buyer, Framing::Lines);
+    assert_eq!(silent.read()["error"]["code"], "BUSY");
+    assert_eq!(silent.rest(), b"");
 }
 
 proptest! {
