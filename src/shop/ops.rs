@@ -272,6 +272,8 @@ pub enum CustomerOp {
     ShowCart { sid: String, users: bool },
     /// → [`Begun`]: a purchase of what is in the cart, driven by whoever gets [`Begun::Drive`].
     Begin {
+        /// For repeats: the one that drives may not have heard that it does.
+        request: String,
         sid: String,
         /// Dialect 2: the cart is the user's saved one.
         users: bool,

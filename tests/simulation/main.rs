@@ -1,8 +1,11 @@
-//! Trade under every kind of bad luck: peers, a network, a bank and a disk that can be switched off at
-//! any step, all from one seed. Ten thousand seeds with `P2S2_TEST_SCALE=full`, else a thousand.
+//! Trade, and the shop's purchases, under every kind of bad luck: peers, components, a network, a bank and
+//! disks that can be switched off at any step, all from one seed. Ten thousand seeds each with
+//! `P2S2_TEST_SCALE=full`, else a thousand.
 //!
 //! A run that breaks a rule prints its seed; `SEED=n` plays that one alone, with `TRACE=1` aloud.
 
+use std::fmt::Debug;
+use std::ops::AddAssign;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +17,7 @@ mod invariants;
 mod peer;
 mod rng;
 mod server;
+mod shop;
 mod world;
 
 use invariants::Broken;
@@ -34,7 +38,11 @@ pub enum Fault {
 }
 
 fn run(seed: u64, fault: Option<Fault>, trace: bool) -> Result<Tally, Broken> {
-    catch_unwind(AssertUnwindSafe(|| World::new(seed, fault, trace).run())).unwrap_or_else(|panic| {
+    without_panic(|| World::new(seed, fault, trace).run())
+}
+
+fn without_panic<T>(run: impl FnOnce() -> Result<T, Broken>) -> Result<T, Broken> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         Err(Broken { rule: "no panic", detail: text.unwrap_or_default() })
@@ -42,9 +50,13 @@ fn run(seed: u64, fault: Option<Fault>, trace: bool) -> Result<Tally, Broken> {
 }
 
 /// Plays seeds from 0 on, on every core; returns what was seen and the first seed that broke a rule.
-fn play(seeds: u64, fault: Option<Fault>, until: impl Fn(&Broken) -> bool + Sync) -> (Tally, Option<(u64, Broken)>) {
+fn play<T: Default + Debug + AddAssign + Send>(
+    seeds: u64,
+    run: impl Fn(u64) -> Result<T, Broken> + Sync,
+    until: impl Fn(&Broken) -> bool + Sync,
+) -> (T, Option<(u64, Broken)>) {
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let sum = Mutex::new((Tally::default(), None::<(u64, Broken)>));
+    let sum = Mutex::new((T::default(), None::<(u64, Broken)>));
     let began = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, |cores| cores.get()) {
@@ -54,16 +66,10 @@ fn play(seeds: u64, fault: Option<Fault>, until: impl Fn(&Broken) -> bool + Sync
                     if seed >= seeds {
                         break;
                     }
-                    let result = run(seed, fault, false);
+                    let result = run(seed);
                     let mut sum = sum.lock().unwrap();
                     match result {
-                        Ok(tally) => {
-                            sum.0.events += tally.events;
-                            sum.0.crashes += tally.crashes;
-                            sum.0.store_failures += tally.store_failures;
-                            sum.0.deals += tally.deals;
-                            sum.0.completed += tally.completed;
-                        }
+                        Ok(tally) => sum.0 += tally,
                         Err(broken) if until(&broken) => {
                             stop.store(true, Ordering::Relaxed);
                             if sum.1.as_ref().is_none_or(|(first, _)| seed < *first) {
@@ -82,14 +88,24 @@ fn play(seeds: u64, fault: Option<Fault>, until: impl Fn(&Broken) -> bool + Sync
     sum.into_inner().unwrap()
 }
 
+/// The seed that is to be played alone, if there is one, and whether aloud.
+fn chosen() -> Option<(u64, bool)> {
+    let seed = std::env::var("SEED").ok()?.parse().ok()?;
+    Some((seed, std::env::var_os("TRACE").is_some()))
+}
+
+fn seeds() -> u64 {
+    if std::env::var("P2S2_TEST_SCALE").is_ok_and(|scale| scale == "full") { 10_000 } else { 1_000 }
+}
+
 #[test]
 fn every_rule_holds_whatever_happens() {
-    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
-        let result = run(seed, None, std::env::var_os("TRACE").is_some());
+    if let Some((seed, aloud)) = chosen() {
+        let result = run(seed, None, aloud);
         return assert!(result.is_ok(), "seed {seed}: {result:?}");
     }
-    let seeds = if std::env::var("P2S2_TEST_SCALE").is_ok_and(|scale| scale == "full") { 10_000 } else { 1_000 };
-    let (tally, broken) = play(seeds, None, |_| true);
+    let seeds = seeds();
+    let (tally, broken) = play(seeds, |seed| run(seed, None, false), |_| true);
     if let Some((seed, Broken { rule, detail })) = broken {
         panic!("SEED={seed}: the rule {rule:?} is broken: {detail}");
     }
@@ -109,7 +125,7 @@ mod a_broken_rule_is_caught {
     use super::*;
 
     fn caught(fault: Fault, rules: &[&str]) {
-        let (_, broken) = play(300, Some(fault), |broken| rules.contains(&broken.rule));
+        let (_, broken) = play(300, |seed| run(seed, Some(fault), false), |broken| rules.contains(&broken.rule));
         assert!(broken.is_some(), "{fault:?} broke none of {rules:?} in 300 seeds");
     }
 

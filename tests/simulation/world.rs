@@ -109,6 +109,16 @@ pub struct Tally {
     pub completed: u64,
 }
 
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
+        self.events += other.events;
+        self.crashes += other.crashes;
+        self.store_failures += other.store_failures;
+        self.deals += other.deals;
+        self.completed += other.completed;
+    }
+}
+
 impl World {
     pub fn new(seed: u64, fault: Option<Fault>, trace: bool) -> World {
         let mut rng = Rng::new(seed);
