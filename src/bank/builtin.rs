@@ -63,7 +63,15 @@ impl BuiltinGateway {
     /// # Errors
     /// Those of [`Store::open`].
     pub fn open(dir: &Path) -> Result<BuiltinGateway, OpenError> {
-        Ok(BuiltinGateway { store: Store::open(&dir.join(BANK_DB), &[TABLES])? })
+        BuiltinGateway::open_file(&dir.join(BANK_DB))
+    }
+
+    /// The same with a file of another name.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`].
+    pub fn open_file(path: &Path) -> Result<BuiltinGateway, OpenError> {
+        Ok(BuiltinGateway { store: Store::open(path, &[TABLES])? })
     }
 
     /// All charges, by key.

@@ -237,6 +237,7 @@ fn list(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
 pub(super) fn is_passing(name: &Path) -> bool {
     let text = name.to_string_lossy();
     [LOCK_FILE, RESTORED_MARK, MANIFEST].iter().any(|passing| name == Path::new(passing))
+        || text.starts_with(&format!("{LOCK_FILE}-"))
         || ["-wal", "-shm", "-journal", ".log"].iter().any(|end| text.ends_with(end))
 }
 

@@ -64,13 +64,29 @@ impl DataDirLock {
         Ok(lock)
     }
 
+    /// Takes one component's part of a data dir: others may run beside it on theirs.
+    ///
+    /// # Errors
+    /// Who holds it, or why it cannot be had.
+    pub fn take_part(dir: &Path, component: &str) -> Result<DataDirLock, LockError> {
+        let lock = DataDirLock::take_file(dir, &format!("{LOCK_FILE}-{component}"))?;
+        if dir.join(super::restore::STAGING_DIR).exists() {
+            return Err(LockError::Unfinished { dir: dir.to_owned() });
+        }
+        Ok(lock)
+    }
+
     pub(super) fn take_for_restore(dir: &Path) -> Result<DataDirLock, LockError> {
+        DataDirLock::take_file(dir, LOCK_FILE)
+    }
+
+    fn take_file(dir: &Path, name: &str) -> Result<DataDirLock, LockError> {
         let failed = |error| LockError::Io { dir: dir.to_owned(), error };
         if let Some(file) = dir.ancestors().find(|part| part.exists()).filter(|part| !part.is_dir()) {
             return Err(LockError::NotAFolder { dir: dir.to_owned(), file: file.to_owned() });
         }
         files::create_private_dir(dir).map_err(failed)?;
-        let open = || files::private().read(true).write(true).create(true).truncate(false).open(dir.join(LOCK_FILE));
+        let open = || files::private().read(true).write(true).create(true).truncate(false).open(dir.join(name));
         let mut file = open().map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -106,6 +122,15 @@ mod tests {
         assert!(refused.contains(&format!("process {}:", std::process::id())), "{refused}");
         drop(lock);
         DataDirLock::take(&dir).unwrap();
+    }
+
+    #[test]
+    fn each_part_of_a_data_dir_has_one_holder() {
+        let home = tempfile::tempdir().unwrap();
+        let _product = DataDirLock::take_part(home.path(), "product").unwrap();
+        let _customer = DataDirLock::take_part(home.path(), "customer").unwrap();
+        let refused = DataDirLock::take_part(home.path(), "product").unwrap_err();
+        assert!(matches!(refused, LockError::Held { .. }), "{refused}");
     }
 
     #[test]

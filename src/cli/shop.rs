@@ -1,0 +1,514 @@
+//! The shop's components, as commands of their own and as services of `p2s2 server`.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::{ready, settings};
+use crate::bank::BuiltinGateway;
+use crate::model::FeeRate;
+use crate::net::budget::Budget;
+use crate::net::cluster::{self, ClusterKey};
+use crate::net::gate::Gate;
+use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::shutdown::Shutdown;
+use crate::net::threads::Executor;
+use crate::net::tls::Identity;
+use crate::shop::customer::{self, CustomerDb};
+use crate::shop::door::{Door, Floor, StartError};
+use crate::shop::frontend::{self, FrontendServer};
+use crate::shop::ops::Role;
+use crate::shop::product::{ProductDb, Settings};
+use crate::storage::lock::DataDirLock;
+use crate::storage::{Store, backup};
+
+/// The file of the customer database in its data dir.
+pub const CUSTOMER_DB: &str = "customer.db";
+/// The bank of the customer database: its own, for it may stand on a host of its own.
+pub const SHOP_BANK_DB: &str = "shop-bank.db";
+/// How long work in hand may take to finish at the end.
+const GRACE: Duration = Duration::from_secs(5);
+/// Threads that are no connections: sweepers, writers, whoever accepts.
+const OTHER_THREADS: usize = 64;
+/// Bytes received and not yet handled, of all connections together.
+pub const RECEIVED_MAX: usize = 256 << 20;
+
+/// A port, or several: `8001` or `8001,8080`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports(pub Vec<u16>);
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Ports, String> {
+        let port = |word: &str| word.trim().parse().map_err(|_| format!("{word:?} is no port: expected 0 to 65535"));
+        text.split(',').map(port).collect::<Result<_, _>>().map(Ports)
+    }
+}
+
+/// How listeners beyond loopback are guarded.
+#[derive(Debug, Clone, Args)]
+pub struct TlsArgs {
+    /// Speak TLS, with the data dir's own certificate unless one is given
+    #[arg(long, env = "P2S2_TLS", value_parser = settings::parse_switch())]
+    pub tls: bool,
+    /// The certificate to present, PEM
+    #[arg(long, value_name = "FILE", env = "P2S2_TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", env = "P2S2_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Listen beyond loopback without TLS all the same
+    #[arg(long, env = "P2S2_INSECURE", value_parser = settings::parse_switch())]
+    pub insecure: bool,
+}
+
+impl TlsArgs {
+    /// The certificate to present, if any; whoever listens beyond loopback has one or says `--insecure`.
+    ///
+    /// # Errors
+    /// Neither is given, or the certificate cannot be had.
+    pub fn identity(&self, bind: IpAddr, data_dir: &Path) -> anyhow::Result<Option<Arc<Identity>>> {
+        if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            return Ok(Some(Arc::new(Identity::load(cert, key)?)));
+        }
+        if self.tls {
+            return Ok(Some(Arc::new(Identity::load_or_create(data_dir)?)));
+        }
+        if !bind.is_loopback() && !self.insecure {
+            bail!("--bind {bind} is open to other hosts: say --tls (with the data dir's own certificate) or --insecure");
+        }
+        Ok(None)
+    }
+}
+
+/// What all doors of a process share.
+///
+/// # Errors
+/// The cluster key cannot be had.
+pub fn floor(
+    executor: Arc<Executor>,
+    gate: Arc<Gate>,
+    identity: Option<Arc<Identity>>,
+    tls: &TlsArgs,
+    key_file: &Path,
+) -> anyhow::Result<Floor> {
+    Ok(Floor {
+        executor,
+        gate,
+        budget: Budget::new(RECEIVED_MAX),
+        identity,
+        plain_from_afar: tls.insecure,
+        key: ClusterKey::load_or_create(key_file)?,
+    })
+}
+
+/// The product database, running.
+pub struct Product {
+    db: Arc<ProductDb>,
+    door: Door,
+    _lock: DataDirLock,
+}
+
+impl Product {
+    /// Opens its file in the data dir and its door.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn start(
+        addr: SocketAddr,
+        flag: &str,
+        floor: &Floor,
+        data_dir: &Path,
+        hold_timeout: Duration,
+        restored: bool,
+    ) -> anyhow::Result<Product> {
+        let lock = DataDirLock::take_part(data_dir, "product")?;
+        let db = Arc::new(ProductDb::open(data_dir, Settings { hold_timeout, restored })?);
+        let door = Door::open_product(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
+        Ok(Product { db, door, _lock: lock })
+    }
+
+    /// Where links come in.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.door.local_addr()
+    }
+
+    /// Takes no more work, finishes what is in hand, and closes the file.
+    pub fn stop(&self, grace: Duration) {
+        self.door.stop(grace);
+        self.db.close();
+    }
+}
+
+/// The customer database, running.
+pub struct Customer {
+    db: Arc<CustomerDb>,
+    store: Arc<Store>,
+    bank: Arc<BuiltinGateway>,
+    door: Door,
+    _lock: DataDirLock,
+}
+
+impl Customer {
+    /// Opens its files in the data dir, brings to an end what was interrupted, and opens its door.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn start(
+        addr: SocketAddr,
+        flag: &str,
+        floor: &Floor,
+        data_dir: &Path,
+        session_timeout: Duration,
+        fee: FeeRate,
+    ) -> anyhow::Result<Customer> {
+        let lock = DataDirLock::take_part(data_dir, "customer")?;
+        let store = Arc::new(Store::open(&data_dir.join(CUSTOMER_DB), customer::MIGRATIONS)?);
+        let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
+        let config = customer::Config { session_timeout, fee, ..customer::Config::default() };
+        let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
+        let door = Door::open_customer(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
+        Ok(Customer { db, store, bank, door, _lock: lock })
+    }
+
+    /// Where links and strangers come in.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.door.local_addr()
+    }
+
+    /// Takes no more work, finishes what is in hand, and closes the files.
+    pub fn stop(&self, grace: Duration) {
+        self.door.stop(grace);
+        self.db.close();
+        self.store.close();
+        self.bank.close();
+    }
+}
+
+/// A frontend, running.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn start_frontend(
+    role: Role,
+    addrs: Vec<SocketAddr>,
+    flag: &str,
+    floor: &Floor,
+    product: String,
+    customer: String,
+) -> anyhow::Result<FrontendServer> {
+    let config = frontend::Config { role, addrs, product, customer };
+    FrontendServer::start(config, floor).map_err(|error| taken(error, flag))
+}
+
+/// An error of opening a door, for whoever chose its port by this flag.
+fn taken(error: StartError, flag: &str) -> anyhow::Error {
+    match error {
+        StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "port {} of {} is in use: stop what uses it, or choose another with {flag}",
+            addr.port(),
+            addr.ip()
+        ),
+        error => error.into(),
+    }
+}
+
+/// The ready file's entries of a frontend: its first address, and all of them if there are several.
+pub fn frontend_entries(name: &str, addrs: &[SocketAddr], entries: &mut Map<String, Value>) {
+    if let Some(first) = addrs.first() {
+        entries.insert(name.to_owned(), first.to_string().into());
+    }
+    if addrs.len() > 1 {
+        let all = addrs.iter().map(|addr| Value::from(addr.to_string())).collect();
+        entries.insert(format!("{name}_all"), all);
+    }
+}
+
+/// What every component's command has.
+#[derive(Debug, Clone, Args)]
+struct Common {
+    /// Address to bind; anything but loopback opens it to other machines
+    #[arg(long, value_name = "IP")]
+    bind: Option<IpAddr>,
+    /// What components prove to each other (default: cluster.key in the data dir)
+    #[arg(long, value_name = "FILE")]
+    cluster_key: Option<PathBuf>,
+    /// Write the real addresses there, as JSON, when everything is bound
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 12_000, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+const DEFAULT_DATA_DIR: &str = "data/state";
+
+/// The shop's products: items, search, stock
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  p2s2 product-db --port 9001 --data-dir /var/lib/p2s2")]
+pub struct ProductArgs {
+    /// Where frontends come in
+    #[arg(long, value_name = "PORT", env = "P2S2_PRODUCT_DB_PORT", default_value_t = 9001)]
+    port: u16,
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", env = "P2S2_PRODUCT_DB_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
+    data_dir: PathBuf,
+    /// Database; without it, SQLite files in the data dir
+    #[arg(long, value_name = "URL", env = "P2S2_DB")]
+    db: Option<String>,
+    /// How long stock is held for a purchase
+    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_PRODUCT_DB_HOLD_TIMEOUT", default_value = "60s")]
+    hold_timeout: Duration,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// The shop's customers: accounts, sessions, carts, purchases, the ledger
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  p2s2 customer-db --port 9002 --data-dir /var/lib/p2s2 --session-timeout 5m")]
+pub struct CustomerArgs {
+    /// Where frontends come in
+    #[arg(long, value_name = "PORT", env = "P2S2_CUSTOMER_DB_PORT", default_value_t = 9002)]
+    port: u16,
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", env = "P2S2_CUSTOMER_DB_DATA_DIR", default_value = DEFAULT_DATA_DIR)]
+    data_dir: PathBuf,
+    /// Database; without it, SQLite files in the data dir
+    #[arg(long, value_name = "URL", env = "P2S2_DB")]
+    db: Option<String>,
+    /// A session ends after so long without a request
+    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, env = "P2S2_CUSTOMER_DB_SESSION_TIMEOUT", default_value = "300s")]
+    session_timeout: Duration,
+    /// What the house takes of each sale
+    #[arg(long, value_name = "PERCENT", value_parser = settings::parse_fee, allow_hyphen_values = true, env = "P2S2_CUSTOMER_DB_FEE_PERCENT", default_value = "10")]
+    fee_percent: FeeRate,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Where sellers' clients connect
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  p2s2 seller-server --port 8001 --product 127.0.0.1:9001 --customer 127.0.0.1:9002")]
+pub struct SellerServerArgs {
+    /// Where clients come in; may be a list
+    #[arg(long, value_name = "PORT", env = "P2S2_SELLER_SERVER_PORT", default_value = "8001")]
+    port: Ports,
+    #[command(flatten)]
+    backends: Backends,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Where buyers' clients connect
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  p2s2 buyer-server --port 8002 --product 127.0.0.1:9001 --customer 127.0.0.1:9002")]
+pub struct BuyerServerArgs {
+    /// Where clients come in; may be a list
+    #[arg(long, value_name = "PORT", env = "P2S2_BUYER_SERVER_PORT", default_value = "8002")]
+    port: Ports,
+    #[command(flatten)]
+    backends: Backends,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Backends {
+    /// The product database
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9001")]
+    product: String,
+    /// The customer database
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9002")]
+    customer: String,
+}
+
+/// Runs the product database until a signal ends it.
+///
+/// # Errors
+/// What kept it from starting, in one line.
+pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
+    refuse_db(args.db.as_deref())?;
+    let process = Process::begin(&args.common, &args.data_dir)?;
+    let restored = backup::restored_mark(&args.data_dir);
+    let addr = SocketAddr::new(process.bind, args.port);
+    let product = Product::start(addr, "--port", &process.floor, &args.data_dir, args.hold_timeout, restored)?;
+    let local = product.local_addr();
+    process.serve(&args.common, &[format!("product-db: tcp {local}")], &entry("product_db", local), |grace| {
+        product.stop(grace);
+    })
+}
+
+/// Runs the customer database until a signal ends it.
+///
+/// # Errors
+/// What kept it from starting, in one line.
+pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
+    refuse_db(args.db.as_deref())?;
+    let process = Process::begin(&args.common, &args.data_dir)?;
+    let addr = SocketAddr::new(process.bind, args.port);
+    let customer =
+        Customer::start(addr, "--port", &process.floor, &args.data_dir, args.session_timeout, args.fee_percent)?;
+    let local = customer.local_addr();
+    process.serve(&args.common, &[format!("customer-db: tcp {local}")], &entry("customer_db", local), |grace| {
+        customer.stop(grace);
+    })
+}
+
+/// Runs the sellers' frontend until a signal ends it.
+///
+/// # Errors
+/// What kept it from starting, in one line.
+pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
+    run_frontend(Role::Seller, &args.port, args.backends, &args.common)
+}
+
+/// Runs the buyers' frontend until a signal ends it.
+///
+/// # Errors
+/// What kept it from starting, in one line.
+pub fn run_buyer_server(args: BuyerServerArgs) -> anyhow::Result<ExitCode> {
+    run_frontend(Role::Buyer, &args.port, args.backends, &args.common)
+}
+
+fn run_frontend(role: Role, ports: &Ports, backends: Backends, common: &Common) -> anyhow::Result<ExitCode> {
+    let process = Process::begin(common, Path::new(DEFAULT_DATA_DIR))?;
+    let addrs = ports.0.iter().map(|port| SocketAddr::new(process.bind, *port)).collect();
+    let server = start_frontend(role, addrs, "--port", &process.floor, backends.product, backends.customer)?;
+    let name = match role {
+        Role::Seller => "seller",
+        Role::Buyer => "buyer",
+    };
+    let locals = server.local_addrs();
+    let mut entries = Map::new();
+    frontend_entries(name, &locals, &mut entries);
+    let lines: Vec<String> = locals.iter().map(|local| format!("{name}: tcp {local}")).collect();
+    process.serve(common, &lines, &entries, |grace| server.stop(grace))
+}
+
+fn entry(name: &str, addr: SocketAddr) -> Map<String, Value> {
+    Map::from_iter([(name.to_owned(), addr.to_string().into())])
+}
+
+fn refuse_db(db: Option<&str>) -> anyhow::Result<()> {
+    if db.is_some() {
+        // The URL may hold a password: it is not repeated.
+        bail!("--db: this version keeps everything in SQLite files in --data-dir; leave --db (P2S2_DB) out");
+    }
+    Ok(())
+}
+
+/// A component's process, up to its doors.
+struct Process {
+    shutdown: Shutdown,
+    bind: IpAddr,
+    floor: Floor,
+}
+
+impl Process {
+    fn begin(common: &Common, data_dir: &Path) -> anyhow::Result<Process> {
+        settings::init_log("info");
+        let shutdown = Shutdown::install().context("cannot listen for signals")?;
+        let bind = settings::bind_address(common.bind)?;
+        if let Err(error) = limits::raise_open_files() {
+            log::warn!("the limit of open files stays as it is: {error}");
+        }
+        let wanted = common.max_connections as usize;
+        let bounds = Wanted { connections: wanted, other_threads: OTHER_THREADS, other_files: frontend::LINKS_MAX };
+        let Bounds { connections, threads, why } = limits::machine_bounds(bounds);
+        if let Some(why) = why {
+            log::warn!("--max-connections {wanted} lowered to {connections}: {why}");
+        }
+        let identity = common.tls.identity(bind, data_dir)?;
+        let key_file = common.cluster_key.clone().unwrap_or_else(|| data_dir.join(cluster::FILE_NAME));
+        let executor = Executor::new("request", threads);
+        let floor = floor(executor, Gate::new(connections), identity, &common.tls, &key_file)?;
+        Ok(Process { shutdown, bind, floor })
+    }
+
+    /// Says that it is ready, waits for a signal, and stops.
+    fn serve(
+        self,
+        common: &Common,
+        lines: &[String],
+        entries: &Map<String, Value>,
+        stop: impl FnOnce(Duration),
+    ) -> anyhow::Result<ExitCode> {
+        announce(common.ready_file.as_deref(), lines, entries)?;
+        self.shutdown.wait();
+        log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
+        stop(GRACE);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Writes the ready file, then one line per listener and `ready`: whoever reads that may look there.
+///
+/// # Errors
+/// The file or standard output cannot be written.
+pub fn announce(ready_file: Option<&Path>, lines: &[String], entries: &Map<String, Value>) -> anyhow::Result<()> {
+    if let Some(path) = ready_file {
+        ready::write(path, &Value::Object(entries.clone()))?;
+    }
+    let mut out = io::stdout().lock();
+    // An error of its own, not the system's: a reader of our output that has gone is no end in order here.
+    writeln!(out, "{}\nready", lines.join("\n")).and_then(|()| out.flush()).map_err(|error| {
+        anyhow::anyhow!("standard output cannot be written: {error}; send it to a file or to /dev/null")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_one_or_several() {
+        assert_eq!("8001".parse(), Ok(Ports(vec![8001])));
+        assert_eq!("8001, 0".parse(), Ok(Ports(vec![8001, 0])));
+        for wrong in ["", "8001,", "70000", "x"] {
+            assert!(wrong.parse::<Ports>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn beyond_loopback_there_is_tls_or_a_word_of_the_operator() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = TlsArgs { tls: false, tls_cert: None, tls_key: None, insecure: false };
+        let everywhere = "0.0.0.0".parse().unwrap();
+        assert!(none.identity("127.0.0.1".parse().unwrap(), dir.path()).unwrap().is_none());
+        let refused = none.identity(everywhere, dir.path()).err().unwrap().to_string();
+        assert!(refused.contains("--tls") && refused.contains("--insecure"), "{refused}");
+        assert!(TlsArgs { insecure: true, ..none.clone() }.identity(everywhere, dir.path()).unwrap().is_none());
+        assert!(TlsArgs { tls: true, ..none }.identity(everywhere, dir.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_list_of_addresses_has_its_first_and_all() {
+        let addrs: Vec<SocketAddr> = vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
+        let mut entries = Map::new();
+        frontend_entries("seller", &addrs, &mut entries);
+        frontend_entries("buyer", &addrs[..1], &mut entries);
+        let expected = serde_json::json!({
+            "seller": "127.0.0.1:1", "seller_all": ["127.0.0.1:1", "127.0.0.1:2"], "buyer": "127.0.0.1:1",
+        });
+        assert_eq!(Value::Object(entries), expected);
+    }
+}
