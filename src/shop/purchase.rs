@@ -246,7 +246,7 @@ pub enum Row {
 pub enum Then {
     /// Ask the bank; what it answers is the next event, for the same asker.
     Ask(BankCall),
-    /// Answer whoever asked.
+    /// Answer whoever asked; who asked to complete gets [`Purchase::outcome`] where this is `Ok`.
     Answer(Answer<()>),
 }
 
@@ -450,9 +450,20 @@ impl Purchase {
         total(&self.priced).unwrap_or_default()
     }
 
-    /// What its buyer is answered once it is captured.
-    pub fn purchased(&self) -> Purchased {
-        Purchased { purchase_id: self.id.clone(), total: self.total(), items: self.priced.clone() }
+    /// What the ledger has in escrow for it.
+    pub fn in_escrow(&self) -> Cents {
+        if self.is_booked && self.stage != Stage::Captured { self.total() } else { Cents(0) }
+    }
+
+    /// What its buyer is answered, once it is captured or undone.
+    pub fn outcome(&self) -> Answer<Purchased> {
+        match (self.stage, &self.why) {
+            (Stage::Captured, _) => {
+                Ok(Purchased { purchase_id: self.id.clone(), total: self.total(), items: self.priced.clone() })
+            }
+            (_, Some(why)) => Err(why.clone()),
+            _ => Err(lost()),
+        }
     }
 
     /// Whether a later attempt under the same key means this purchase: the same address, and the cart as
