@@ -19,14 +19,15 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::ops::{Answer, Code, Line, Orphan, PricedLine, Purchased, Refusal};
-use crate::model::{Cents, Millis, Name, Token};
+use crate::identity::SessionKey;
+use crate::model::{Cents, Millis, Name};
 
 pub mod driver;
 #[cfg(test)]
 mod tests;
 
 /// How long a driver may be silent before another one may take its purchase over.
-pub const LEASE_MS: u64 = 10_000;
+pub const LEASE_MS: u64 = 6_000;
 /// The same once it is undone: what is left may be done by anyone, and twice.
 pub const UNDONE_LEASE_MS: u64 = 2_000;
 /// How long an idempotency key answers for its purchase.
@@ -69,7 +70,7 @@ pub struct Buyer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cart {
     /// The session that it belongs to.
-    pub sid: Token,
+    pub session: SessionKey,
     /// Dialect 2: the user's saved cart, loaded into the session's.
     pub users: bool,
     /// What is in it, by item id.
@@ -490,7 +491,7 @@ impl Purchase {
 }
 
 impl fmt::Debug for Purchase {
-    /// Without the address and the session, which no log may show.
+    /// Without the address, which no log may show.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Purchase { id, stage, lease, leased_until, why, .. } = self;
         write!(f, "Purchase({id} {stage:?} lease {lease} until {} {why:?})", leased_until.0)

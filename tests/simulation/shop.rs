@@ -65,8 +65,8 @@ fn purchases_are_all_or_nothing_whatever_happens() {
     // A simulation in which nothing happens proves nothing.
     let enough = [tally.purchases, tally.undone, tally.frontend_crashes, tally.customer_crashes, tally.product_crashes];
     assert!(enough.iter().all(|count| *count > seeds), "{tally:?}");
-    let enough = [tally.store_failures, tally.takeovers, tally.declined, tally.completed_by_others];
-    assert!(enough.iter().all(|count| *count > seeds / 2), "{tally:?}");
+    assert!(tally.store_failures.min(tally.takeovers).min(tally.declined) > seeds / 2, "{tally:?}");
+    assert!(tally.completed_by_others > seeds / 20, "{tally:?}");
 }
 
 #[test]
@@ -87,7 +87,7 @@ mod a_broken_rule_is_caught {
     #[test]
     fn a_row_that_never_reaches_the_disk() {
         caught(Fault::LoseRecords, &["the bank is asked for what is on disk"]);
-        caught(Fault::LosePaid, &["what was answered is on disk"]);
+        caught(Fault::LosePaid, &["what was answered is on disk", "nothing is held for what is over"]);
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod a_broken_rule_is_caught {
 
     #[test]
     fn a_release_that_is_forgotten() {
-        caught(Fault::ForgetReleased, &["sold if and only if purchased"]);
+        caught(Fault::ForgetReleased, &["nothing is held for what is over"]);
     }
 
     #[test]

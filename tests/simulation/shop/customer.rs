@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use p2s2::model::{Cents, FeeRate, Name, Token};
+use p2s2::identity::SessionKey;
+use p2s2::model::{Cents, FeeRate, Name};
 use p2s2::shop::ops::{Answer, Begun, Code, CustomerOp, Line, Refusal};
 use p2s2::shop::purchase::driver::{Heard, Op};
 use p2s2::shop::purchase::{self, Attempt, BankCall, Begin, Buyer, Cart, LEASE_MS, Purchase, Row, Stage, Then};
@@ -11,6 +12,9 @@ use super::Fault;
 use super::buyers::Wish;
 use super::world::{Ask, Event, Said, World};
 use crate::bank::{Answer as BankAnswer, Call};
+
+/// How long a Begin waits for the buyer's purchase before.
+const WAIT_MS: u64 = 8_000;
 
 pub type Items = BTreeMap<String, u32>;
 
@@ -64,12 +68,19 @@ enum What {
     Ask(String, BankCall, Option<Asker>),
 }
 
+struct Waiting {
+    thread: u64,
+    seq: u32,
+    wish: Wish,
+    until: u64,
+}
+
 pub struct Memory {
     pub open: BTreeMap<String, Purchase>,
     carts: BTreeMap<u64, Items>,
     later: VecDeque<Later>,
     /// Begins that wait for their buyer's purchase to be over.
-    waiting: Vec<(u64, u32, Wish)>,
+    waiting: Vec<Waiting>,
     at_bank: BTreeMap<String, u32>,
 }
 
@@ -96,10 +107,11 @@ impl Disk {
     fn commit(&mut self, most: usize) {
         for _ in 0..most {
             let Some(changes) = self.pending.pop_front() else { break };
+            let is_paid = changes.iter().any(|change| matches!(change, Change::Paid(_)));
             for change in changes {
                 let lost = match (&change, self.fault) {
                     (Change::Keep(record), Some(Fault::LoseRecords)) => record.stage() > Stage::Begun,
-                    (Change::Paid(_), Some(Fault::LosePaid)) => true,
+                    (Change::Paid(_) | Change::Cart(..), Some(Fault::LosePaid)) => is_paid,
                     _ => false,
                 };
                 if !lost {
@@ -264,7 +276,7 @@ impl World {
             self.customer.disk.forget();
             let Some(was) = self.customer.memory.take() else { return };
             self.load();
-            let waited = was.waiting.into_iter().map(|(thread, seq, _)| (thread, seq, true));
+            let waited = was.waiting.into_iter().map(|waiting| (waiting.thread, waiting.seq, true));
             let said = was.later.into_iter().filter_map(|later| match later.what {
                 What::Say(thread, seq, Said::Heard(_)) => Some((thread, seq, false)),
                 What::Ask(_, _, asker) => asker.map(|asker| (asker.thread, asker.seq, false)),
@@ -291,8 +303,8 @@ impl World {
             assert!(later.receipt <= committed, "all of a batch is committed at once");
             self.now_do(later.what);
         }
-        for (thread, seq, wish) in std::mem::take(&mut self.memory().waiting) {
-            self.begin(thread, seq, wish);
+        for waiting in std::mem::take(&mut self.memory().waiting) {
+            self.begin(waiting);
         }
     }
 
@@ -301,15 +313,16 @@ impl World {
             return self.is_down(thread, seq, &ask);
         }
         match ask {
-            Ask::Begin(wish) => self.begin(thread, seq, wish),
+            Ask::Begin(wish) => self.begin(Waiting { thread, seq, wish, until: self.now + WAIT_MS }),
             Ask::TakeOver => self.take_over(thread, seq),
             Ask::Op(Op::Customer(op)) => self.op(thread, seq, op),
             Ask::Op(Op::Product(_)) => panic!("the customer database holds no stock"),
         }
     }
 
-    fn begin(&mut self, thread: u64, seq: u32, wish: Wish) {
+    fn begin(&mut self, asking: Waiting) {
         let (now, fault) = (self.time(), self.fault);
+        let wish = &asking.wish;
         self.customer.ids += 1;
         let id = format!("p{}", self.customer.ids);
         let Customer { memory: Some(memory), disk, .. } = &mut self.customer else { return };
@@ -321,7 +334,7 @@ impl World {
         });
         if is_going && open.is_none() {
             // It is over, but that is not on disk yet.
-            return memory.waiting.push((thread, seq, wish));
+            return memory.waiting.push(asking);
         }
         let (open, known) = match fault {
             Some(Fault::TwoAtOnce) => (None, known),
@@ -338,7 +351,7 @@ impl World {
         let attempt = Attempt {
             buyer,
             request: wish.request.clone(),
-            cart: Cart { sid: Token::from_text("sid"), users: false, lines },
+            cart: Cart { session: SessionKey::of("sid"), users: false, lines },
             key: wish.key.clone(),
             address: wish.address.clone(),
         };
@@ -356,14 +369,14 @@ impl World {
                 Ok(begun)
             }
             Begin::Again => Ok(drive(open.expect("it is that of this request"))),
-            Begin::Wait => return memory.waiting.push((thread, seq, wish)),
+            Begin::Wait => return memory.waiting.push(asking),
             Begin::Done => {
                 let known = known.expect("it was done under this key");
                 known.outcome().map(|purchased| Begun::Done { purchased })
             }
             Begin::Refuse(refusal) => Err(refusal),
         };
-        self.later(What::Say(thread, seq, Said::Begun(begun)));
+        self.later(What::Say(asking.thread, asking.seq, Said::Begun(begun)));
     }
 
     fn take_over(&mut self, thread: u64, seq: u32) {
@@ -430,12 +443,8 @@ impl World {
                 Row::Authorised | Row::Voided => changes.push(Change::Money(money(row, &purchase))),
                 Row::Paid => {
                     let cart = memory.carts.entry(purchase.buyer.user_id).or_default();
-                    for line in &purchase.priced {
-                        let left = cart.remove(&line.item_id).unwrap_or_default().saturating_sub(line.quantity);
-                        let left = if fault == Some(Fault::KeepCart) { left + line.quantity } else { left };
-                        if left > 0 {
-                            cart.insert(line.item_id.clone(), left);
-                        }
+                    if fault != Some(Fault::KeepCart) {
+                        cart.clear();
                     }
                     changes.push(Change::Money(money(row, &purchase)));
                     changes.push(Change::Cart(purchase.buyer.user_id, cart.clone()));
@@ -464,9 +473,17 @@ impl World {
         self.later(what);
     }
 
-    /// What the bank has not answered is asked again.
+    /// What the bank has not answered is asked again; who has waited for too long is told so.
     fn tend(&mut self) {
-        let fault = self.fault;
+        let (fault, now) = (self.fault, self.now);
+        for waiting in std::mem::take(&mut self.memory().waiting) {
+            if waiting.until > now {
+                self.memory().waiting.push(waiting);
+            } else {
+                let busy = Refusal::new(Code::Busy, "another purchase is under way");
+                self.say(waiting.thread, waiting.seq, Said::Begun(Err(busy)));
+            }
+        }
         let memory = self.memory();
         let idle = memory.open.values().filter(|purchase| !memory.at_bank.contains_key(&purchase.id));
         let unanswered = idle.filter_map(|purchase| Some((purchase.id.clone(), purchase.unanswered()?)));

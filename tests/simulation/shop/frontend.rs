@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use p2s2::shop::ops::{Answer, Begun, Code, LinkCard, Purchased, Refusal};
+use p2s2::shop::ops::{Answer, Begun, Code, Hold, LinkCard, ProductOp, Purchased, Refusal};
 use p2s2::shop::purchase::driver::{Driver, Heard, Op, Step};
-use p2s2::shop::ops::{Hold, ProductOp};
 
 use super::Fault;
 use super::buyers::Wish;
@@ -12,7 +11,7 @@ use super::world::{Ask, Event, Said, World};
 
 /// How long an answer is waited for; Begin may have to wait for the buyer's purchase before.
 const ANSWER_MS: u64 = 700;
-const BEGIN_ANSWER_MS: u64 = 18_000;
+const BEGIN_ANSWER_MS: u64 = 10_000;
 
 pub struct Thread {
     pub frontend: usize,
@@ -94,6 +93,13 @@ impl World {
 
     pub fn said(&mut self, thread: u64, seq: u32, said: Said) {
         let now = self.time();
+        if let Some(frontend) = self.threads.get(&thread).map(|state| state.frontend)
+            && self.rng.permille(self.weather.crash)
+        {
+            // It dies between an answer and what it would have asked next.
+            let down = self.rng.range(10, 6_000);
+            self.frontend_crashes(frontend, down);
+        }
         let Some(state) = self.threads.get_mut(&thread).filter(|state| state.seq == seq) else { return };
         match (&mut state.work, said) {
             (Work::Beginning { hand, wish }, Said::Begun(Ok(Begun::Drive { purchase_id, lease, lines, .. }))) => {

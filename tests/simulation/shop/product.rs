@@ -82,8 +82,12 @@ impl Product {
 
     /// What was held for too long goes back.
     pub fn sweep(&mut self, now: Millis) {
-        let due: Vec<String> =
-            self.holds.iter().filter(|(_, record)| record.state(now) != record.hold).map(|(id, _)| id.clone()).collect();
+        let due: Vec<String> = self
+            .holds
+            .iter()
+            .filter(|(_, record)| record.state(now) != record.hold)
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in due {
             let mut record = self.holds[&id].clone();
             let Ok(_) = record.expire(&mut self.shop, now);

@@ -44,21 +44,65 @@ pub enum Said {
 #[derive(Debug, Clone)]
 pub enum Event {
     Wake(usize),
-    MakePurchase { frontend: usize, hand: usize, wish: Wish },
-    Answered { hand: usize, serial: u64, answer: Answer<Purchased> },
-    GiveUp { hand: usize, serial: u64 },
+    MakePurchase {
+        frontend: usize,
+        hand: usize,
+        wish: Wish,
+    },
+    Answered {
+        hand: usize,
+        serial: u64,
+        answer: Answer<Purchased>,
+    },
+    GiveUp {
+        hand: usize,
+        serial: u64,
+    },
     // Events of a frontend's thread end with it: its number is used once.
-    AskNow { thread: u64, seq: u32, ask: Box<Ask> },
-    Said { thread: u64, seq: u32, said: Box<Said> },
-    NoAnswer { thread: u64, seq: u32 },
-    LookForOrphans { frontend: usize, start: u32 },
+    AskNow {
+        thread: u64,
+        seq: u32,
+        ask: Box<Ask>,
+    },
+    Said {
+        thread: u64,
+        seq: u32,
+        said: Box<Said>,
+    },
+    NoAnswer {
+        thread: u64,
+        seq: u32,
+    },
+    LookForOrphans {
+        frontend: usize,
+        start: u32,
+    },
     /// Arrives at a database.
-    Asked { thread: u64, seq: u32, ask: Box<Ask> },
+    Asked {
+        thread: u64,
+        seq: u32,
+        ask: Box<Ask>,
+    },
     // Events of the customer database die with it: they bear the number of its start.
-    Commit { start: u32 },
-    Bank { start: u32, id: String, call: BankCall, asker: Option<Asker>, tries: u32 },
-    BankSaid { start: u32, id: String, answer: BankAnswer, asker: Option<Asker> },
-    Tend { start: u32 },
+    Commit {
+        start: u32,
+    },
+    Bank {
+        start: u32,
+        id: String,
+        call: BankCall,
+        asker: Option<Asker>,
+        tries: u32,
+    },
+    BankSaid {
+        start: u32,
+        id: String,
+        answer: BankAnswer,
+        asker: Option<Asker>,
+    },
+    Tend {
+        start: u32,
+    },
     Sweep,
     StartFrontend(usize),
     StartCustomer,
@@ -176,7 +220,7 @@ impl World {
         let hands: Vec<Hand> = (0..2 * buyers).map(|hand| Hand::new(hand / 2, &mut rng)).collect();
         let mut product = Product { forgets_released: fault == Some(Fault::ForgetReleased), ..Product::default() };
         for item in 1..=rng.range(1, 4) {
-            product.list(&format!("1-{item}"), rng.range(1, 30), rng.range(1, 900) as i64);
+            product.list(&format!("1-{item}"), rng.range(1, 150), rng.range(1, 900) as i64);
         }
         let frontends = (0..rng.range(1, 3)).map(|_| Frontend::default()).collect();
         let hold_ms = if rng.permille(300) { rng.range(50, 5_000) } else { 60_000 };
