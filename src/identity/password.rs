@@ -163,6 +163,13 @@ mod tests {
     }
 
     #[test]
+    fn the_stack_of_a_request_thread_is_enough() {
+        let hash = || Passwords::new(Cost::default(), 1).unwrap().hash("p").unwrap();
+        let thread = thread::Builder::new().stack_size(256 * 1024).spawn(hash).unwrap();
+        assert!(thread.join().is_ok());
+    }
+
+    #[test]
     fn what_was_kept_at_another_cost_is_still_good() {
         let kept = Passwords::new(CHEAP, 1).unwrap().hash("p").unwrap();
         let passwords = Passwords::new(Cost { memory_kib: 64, passes: 2 }, 1).unwrap();

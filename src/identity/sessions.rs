@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use ring::digest::{SHA256, digest};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::{Millis, secret};
 
@@ -51,6 +52,19 @@ impl SessionKey {
     }
 }
 
+impl Serialize for SessionKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_text())
+    }
+}
+
+impl<'de> Deserialize<'de> for SessionKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<SessionKey, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        SessionKey::from_text(&text).ok_or_else(|| serde::de::Error::custom("expected 32 lowercase hex digits"))
+    }
+}
+
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_text())
@@ -70,9 +84,9 @@ pub struct Session<W> {
 }
 
 impl<W> Session<W> {
-    /// A session that was used just now, or, read from disk, at its start.
-    pub fn new(key: SessionKey, who: W, used_at: Millis) -> Session<W> {
-        Session { key, who, used_at: AtomicU64::new(used_at.0), saved_at: AtomicU64::new(used_at.0) }
+    /// A session that was last used at that time, and is written down as last used at that other time.
+    pub fn new(key: SessionKey, who: W, used_at: Millis, saved_at: Millis) -> Session<W> {
+        Session { key, who, used_at: AtomicU64::new(used_at.0), saved_at: AtomicU64::new(saved_at.0) }
     }
 
     /// When it was last used.
@@ -161,26 +175,32 @@ impl<W> Sessions<W> {
         }
     }
 
-    /// Takes out those whose time is up.
-    pub fn expire(&self, now: Millis) -> Vec<Arc<Session<W>>> {
+    /// Takes out some of those whose time is up.
+    pub fn expire(&self, now: Millis, at_most: usize) -> Vec<Arc<Session<W>>> {
         // Most of the time there is none: that needs no writing lock.
         if !self.alive.read().values().any(|session| self.is_dead(session, now)) {
             return Vec::new();
         }
         let mut alive = self.alive.write();
-        alive.extract_if(|_, session| self.is_dead(session, now)).map(|(_, session)| session).collect()
+        alive.extract_if(|_, session| self.is_dead(session, now)).take(at_most).map(|(_, session)| session).collect()
     }
 
-    /// The last uses that were not written yet. They count as written from now on: one that is lost is
-    /// made good by the next.
-    pub fn take_unsaved(&self) -> Vec<(SessionKey, Millis)> {
+    /// The last uses that are not written yet.
+    pub fn unsaved(&self) -> Vec<(SessionKey, Millis)> {
         let alive = self.alive.read();
         let unsaved = alive.values().filter_map(|session| {
             let used_at = session.used_at();
-            let saved_at = session.saved_at.swap(used_at.0, Ordering::Relaxed);
-            (saved_at != used_at.0).then_some((session.key, used_at))
+            (session.saved_at.load(Ordering::Relaxed) != used_at.0).then_some((session.key, used_at))
         });
         unsaved.collect()
+    }
+
+    /// These last uses are on disk.
+    pub fn saved(&self, uses: &[(SessionKey, Millis)]) {
+        let alive = self.alive.read();
+        for (session, at) in uses.iter().filter_map(|(key, at)| Some((alive.get(key)?, at))) {
+            session.saved_at.store(at.0, Ordering::Relaxed);
+        }
     }
 
     /// How many are alive, or dead and not yet taken out.
@@ -211,7 +231,7 @@ mod tests {
 
     fn open(sessions: &Sessions<&'static str>, sid: &str, who: &'static str, at: Millis) -> SessionKey {
         let key = SessionKey::of(sid);
-        sessions.open(Arc::new(Session::new(key, who, at))).unwrap();
+        sessions.open(Arc::new(Session::new(key, who, at, at))).unwrap();
         key
     }
 
@@ -227,13 +247,13 @@ mod tests {
         assert!(is_alive(&sessions.use_it(last, &key, |_| true)));
         let later = last.plus_ms(299_999);
         assert_eq!(sessions.find(later, &key).map(|session| session.who), Some("ann"));
-        assert!(sessions.expire(later).is_empty(), "looking at it is no use, yet it is not over");
+        assert!(sessions.expire(later, 9).is_empty(), "looking at it is no use, yet it is not over");
         let over = last.plus(TIMEOUT);
         assert!(sessions.find(over, &key).is_none());
         assert!(matches!(sessions.use_it(over, &key, |_| true), Use::Ended), "it is not revived");
         assert!(matches!(sessions.end(over, &key, |_| true), Use::Ended));
-        assert_eq!(sessions.expire(over).len(), 1);
-        assert!(sessions.is_empty() && sessions.expire(over).is_empty());
+        assert_eq!(sessions.expire(over, 9).len(), 1);
+        assert!(sessions.is_empty() && sessions.expire(over, 9).is_empty());
     }
 
     #[test]
@@ -259,22 +279,37 @@ mod tests {
     fn only_news_is_written() {
         let sessions = sessions();
         let (used, _unused) = (open(&sessions, "a", "ann", NOW), open(&sessions, "b", "bob", NOW));
-        assert!(sessions.take_unsaved().is_empty());
+        assert!(sessions.unsaved().is_empty());
         sessions.use_it(NOW.plus_ms(7), &used, |_| true);
         // A clock that another thread has read earlier does not turn it back.
         sessions.use_it(NOW.plus_ms(3), &used, |_| true);
-        assert_eq!(sessions.take_unsaved(), [(used, NOW.plus_ms(7))]);
-        assert!(sessions.take_unsaved().is_empty());
+        let uses = sessions.unsaved();
+        assert_eq!(uses, [(used, NOW.plus_ms(7))]);
+        assert_eq!(sessions.unsaved(), uses, "until it is on disk");
+        sessions.saved(&uses);
+        assert!(sessions.unsaved().is_empty());
+    }
+
+    #[test]
+    fn those_whose_time_is_up_go_some_at_a_time_and_the_others_stay() {
+        let sessions = sessions();
+        for n in 0..5 {
+            open(&sessions, &n.to_string(), "ann", NOW);
+        }
+        let alive = open(&sessions, "alive", "ann", NOW.plus_ms(1));
+        let over = NOW.plus(TIMEOUT);
+        assert_eq!([(); 4].map(|()| sessions.expire(over, 2).len()), [2, 2, 1, 0]);
+        assert!(sessions.len() == 1 && sessions.find(over, &alive).is_some());
     }
 
     #[test]
     fn there_is_a_bound() {
         let sessions = Sessions::with_bound(TIMEOUT, 1);
         open(&sessions, "a", "ann", NOW);
-        let second = Arc::new(Session::new(SessionKey::of("b"), "bob", NOW));
+        let second = Arc::new(Session::new(SessionKey::of("b"), "bob", NOW, NOW));
         assert_eq!(sessions.open(Arc::clone(&second)), Err(Full));
         assert_eq!(sessions.len(), 1);
-        sessions.expire(NOW.plus(TIMEOUT));
+        sessions.expire(NOW.plus(TIMEOUT), 9);
         assert_eq!(sessions.open(second), Ok(()));
     }
 
@@ -283,6 +318,8 @@ mod tests {
         let key = SessionKey::of("abc");
         assert_eq!(key.to_text(), "ba7816bf8f01cfea414140de5dae2223");
         assert_eq!(SessionKey::from_text(&key.to_text()), Some(key));
+        let json = serde_json::to_string(&key).unwrap();
+        assert_eq!(serde_json::from_str::<SessionKey>(&json).unwrap(), key);
         for text in ["", "ba", "BA7816BF8F01CFEA414140DE5DAE2223", "zz7816bf8f01cfea414140de5dae2223"] {
             assert_eq!(SessionKey::from_text(text), None, "{text}");
         }

@@ -14,6 +14,7 @@
 //! | `frontend.rs` | the buyers' and the sellers' frontend |
 //! | `client.rs` | the library a program uses to shop |
 
+pub mod customer;
 pub mod hold;
 pub mod ops;
 pub mod purchase;

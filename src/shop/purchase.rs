@@ -376,6 +376,10 @@ impl Purchase {
                 if lines.len() != self.cart.lines.len() || !self.cart.lines.iter().zip(&lines).all(same) {
                     return Step::refuse(Refusal::new(Code::BadRequest, "lines: they are not those of the cart"));
                 }
+                if let Some(line) = lines.iter().find(|line| Name::new(&line.seller).is_err()) {
+                    let text = format!("seller: {:?} is no user name, so nobody can be paid", line.seller);
+                    return Step::refuse(Refusal::new(Code::BadRequest, text));
+                }
                 let Some(total) = total(&lines) else {
                     return Step::refuse(Refusal::new(Code::BadRequest, "quantity: the total is too large to count"));
                 };
@@ -395,9 +399,7 @@ impl Purchase {
     /// Gives it to another driver, if the present one has been silent for too long. The new lease must be
     /// on disk before anyone hears of it, or it might be given twice.
     pub fn take_over(&mut self, now: Millis) -> Option<Orphan> {
-        // From `Completed` on it needs no driver: the rest is between the database and the bank.
-        let is_driven = !matches!(self.stage, Stage::Completed | Stage::Captured | Stage::Closed);
-        if !is_driven || self.leased_until > now {
+        if !self.is_orphan(now) {
             return None;
         }
         self.lease += 1;
@@ -409,6 +411,13 @@ impl Purchase {
             is_undone: self.stage == Stage::Voided,
             is_authorised: self.stage == Stage::Authorised,
         })
+    }
+
+    /// Whether it needs a driver and has none.
+    pub fn is_orphan(&self, now: Millis) -> bool {
+        // From `Completed` on it needs none: the rest is between the database and the bank.
+        let is_driven = !matches!(self.stage, Stage::Completed | Stage::Captured | Stage::Closed);
+        is_driven && self.leased_until <= now
     }
 
     /// Takes it up after a start: a clock that was set back must not make a lease longer than any is.
