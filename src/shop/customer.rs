@@ -5,18 +5,17 @@
 //! | `accounts.rs` | who may sign in: on disk, asked for when needed |
 //! | `people.rs` | who is signed in: in memory, built from disk at start |
 //! | `carts.rs` | what they have in their carts |
-//! | `store.rs` | the rows of all of it |
+//! | `purchases.rs` | what they are purchasing, and the bank |
+//! | `store.rs`, `sales.rs` | the rows of all of it; of purchases |
 //!
 //! An operation works on memory and hands its changes to the store's writer under the lock of what it
 //! changed; the answer leaves once the newest change that it is built on is on disk. So a Touch or a
 //! ShowCart is a look into memory. When a transaction fails, memory is built anew from disk before the
 //! next operation, and those that waited for it get UNAVAILABLE: nothing of theirs has happened.
 //!
-//! What belongs to a purchase is dispatched in `Memory::purchase`. It finds there the journal
-//! ([`Journal::append_with`]: its rows and the changes of carts in one transaction), the session and the
-//! buyer ([`People::buyers_session`], [`People::buyer`]), and the cart ([`carts::Buyer::show`],
-//! [`carts::Buyer::bought`]). A journal and a buyer go together: both are of one memory, and what was
-//! built anew has others.
+//! A purchase is of the same kind, but for the bank that it asks in between: its rows and the changes of
+//! carts are one transaction ([`store::Journal::append_with`], [`carts::Buyer::bought`]). A journal and a
+//! buyer go together: both are of one memory, and what was built anew has others.
 
 use std::fmt;
 use std::io;
@@ -28,15 +27,17 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use serde::Serialize;
 
 use super::ops::{self, Answer, Code, CustomerOp, Line, LoggedIn, Refusal};
-use crate::bank::ledger;
+use crate::bank::{Gateway, ledger};
 use crate::identity::{Cost, PasswordError, Passwords, SessionKey};
-use crate::model::{Clock, Millis, Token};
+use crate::model::{Clock, FeeRate, Millis, Token};
 use crate::net::threads;
 use crate::storage::{Store, StoreError, Ticket};
 
 mod accounts;
 pub mod carts;
 pub mod people;
+pub mod purchases;
+mod sales;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -44,13 +45,14 @@ mod tests;
 use accounts::Accounts;
 use carts::Once;
 use people::People;
+use purchases::{Purchases, Waiting};
 use store::Journal;
 
 /// The customer database's file in the data dir.
 pub const FILE: &str = "customer.db";
 
 /// What makes an empty file the customer database's, one step a schema version.
-pub const MIGRATIONS: &[&str] = &[ledger::MIGRATION, store::MIGRATION];
+pub const MIGRATIONS: &[&str] = &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION];
 
 /// Between two looks for sessions whose time is up.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -69,6 +71,8 @@ pub struct Config {
     pub password_cost: Cost,
     /// Passwords hashed at once: as many as there are cores.
     pub passwords_at_once: usize,
+    /// What the house takes of a sale.
+    pub fee: FeeRate,
     /// The process's clock.
     pub clock: Clock,
 }
@@ -80,6 +84,7 @@ impl Default for Config {
             session_timeout: Duration::from_secs(300),
             password_cost: Cost::default(),
             passwords_at_once: std::thread::available_parallelism().map_or(1, usize::from),
+            fee: FeeRate::default(),
             clock: Clock::start(),
         }
     }
@@ -102,13 +107,16 @@ pub enum OpenError {
 /// A customer database that runs. Dropping it closes it; the store stays open for whoever gave it.
 pub struct CustomerDb {
     shared: Arc<Shared>,
-    ticker: Mutex<Option<JoinHandle<()>>>,
+    /// The one that ends sessions, and the one that asks the bank again.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Shared {
     config: Config,
     store: Arc<Store>,
+    gateway: Arc<dyn Gateway>,
     accounts: Accounts,
+    waiting: Waiting,
     /// Replaced as a whole when the disk holds less than it.
     memory: RwLock<Arc<Memory>>,
     is_closed: Mutex<bool>,
@@ -119,24 +127,32 @@ struct Shared {
 struct Memory {
     journal: Journal,
     people: People,
+    purchases: Purchases,
 }
 
 impl CustomerDb {
-    /// Takes up what the file holds (opened with [`MIGRATIONS`]) and starts the thread that ends sessions.
+    /// Takes up what the file holds (opened with [`MIGRATIONS`]), asks the bank again for what it had not
+    /// answered, and starts the threads that end sessions and go on asking.
     ///
     /// # Errors
     /// The file cannot be read, or the system gives no thread.
-    pub fn open(store: Arc<Store>, config: Config) -> Result<CustomerDb, OpenError> {
+    pub fn open(store: Arc<Store>, gateway: Arc<dyn Gateway>, config: Config) -> Result<CustomerDb, OpenError> {
         let passwords = Passwords::new(config.password_cost, config.passwords_at_once)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
         let memory = RwLock::new(Arc::new(Memory::load(&store, &config)?));
-        let is_closed = Mutex::new(false);
-        let shared = Arc::new(Shared { config, store, accounts, memory, is_closed, closing: Condvar::new() });
-        let ticker = threads::spawn("shop-sessions", {
+        let (is_closed, closing, waiting) = (Mutex::new(false), Condvar::new(), Waiting::default());
+        let shared = Arc::new(Shared { config, store, gateway, accounts, waiting, memory, is_closed, closing });
+        // A charge that was interrupted is done before anybody can ask for it.
+        shared.tend_purchases();
+        let db = CustomerDb { shared: Arc::clone(&shared), threads: Mutex::default() };
+        let sessions = threads::spawn("shop-sessions", {
             let shared = Arc::clone(&shared);
             move || shared.keep_time()
         })?;
-        Ok(CustomerDb { shared, ticker: Mutex::new(Some(ticker)) })
+        db.threads.lock().push(sessions);
+        let bank = threads::spawn("shop-bank", move || shared.keep_asking())?;
+        db.threads.lock().push(bank);
+        Ok(db)
     }
 
     /// Does what a frontend asks, and answers once that is on disk. The answer is JSON, of the type that
@@ -159,14 +175,24 @@ impl CustomerDb {
         self.shared.memory().people.sizes()
     }
 
+    /// How many purchases are under way.
+    pub fn purchases_under_way(&self) -> usize {
+        self.shared.memory().purchases.under_way()
+    }
+
     /// Ends the thread, writes down last uses and waits until everything is on disk. Repeating it does
     /// nothing more.
     pub fn close(&self) {
         *self.shared.is_closed.lock() = true;
         self.shared.closing.notify_all();
-        let Some(ticker) = self.ticker.lock().take() else { return };
-        // A panic of it was logged there.
-        let _ = ticker.join();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        if threads.is_empty() {
+            return;
+        }
+        for thread in threads {
+            // A panic of it was logged there.
+            let _ = thread.join();
+        }
         self.shared.tick(true);
         self.shared.store.sync_all();
     }
@@ -181,9 +207,13 @@ impl Drop for CustomerDb {
 impl Memory {
     fn load(store: &Arc<Store>, config: &Config) -> Result<Memory, StoreError> {
         let journal = Journal::begin(Arc::clone(store));
-        let snapshot = store.read(|reader| store::load(reader, config.session_timeout))?;
-        let people = People::load(&journal, config.session_timeout, snapshot, config.clock.now());
-        Ok(Memory { journal, people })
+        let (snapshot, under_way) = store.read(|reader| {
+            Ok::<_, StoreError>((store::load(reader, config.session_timeout)?, sales::under_way(reader)?))
+        })?;
+        let now = config.clock.now();
+        let people = People::load(&journal, config.session_timeout, snapshot, now);
+        let purchases = Purchases::load(&journal, &people, under_way, config.fee, now)?;
+        Ok(Memory { journal, people, purchases })
     }
 
     /// An operation on a cart: whose session, and which cart.
@@ -197,11 +227,6 @@ impl Memory {
             Ok((session, buyer)) => work(&buyer, &self.journal, &session.key),
             Err((refusal, ticket)) => (Err(refusal), ticket),
         }
-    }
-
-    /// What belongs to a purchase.
-    fn purchase(&self, op: &CustomerOp) -> Answer<String> {
-        Err(Refusal::new(Code::UnknownApi, format!("{op:?}: this customer database takes no purchases")))
     }
 }
 
@@ -272,7 +297,7 @@ impl Shared {
             | CustomerOp::TakeOver
             | CustomerOp::Purchases { .. }
             | CustomerOp::Orders { .. }
-            | CustomerOp::MarkShipped { .. } => memory.purchase(&op),
+            | CustomerOp::MarkShipped { .. } => self.purchase(op),
         }
     }
 
@@ -301,6 +326,7 @@ impl Shared {
         match Memory::load(&self.store, &self.config) {
             Ok(rebuilt) => {
                 *memory = Arc::new(rebuilt);
+                self.waiting.tell();
                 log::warn!("customer database: memory was built anew from the disk");
             }
             // The old one stays: its changes are refused, so every operation that makes one is answered
@@ -326,6 +352,16 @@ impl Shared {
                     flushed_at = now;
                 }
             });
+        }
+    }
+
+    /// The thread that asks the bank again.
+    fn keep_asking(&self) {
+        let mut is_closed = self.is_closed.lock();
+        while !*is_closed {
+            if self.closing.wait_for(&mut is_closed, LOOK_EVERY).timed_out() {
+                parking_lot::MutexGuard::unlocked(&mut is_closed, || self.tend_purchases());
+            }
         }
     }
 

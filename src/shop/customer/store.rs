@@ -341,10 +341,10 @@ fn key(row: &Row<'_>, column: usize) -> Result<SessionKey, StoreError> {
     key.ok_or_else(|| StoreError::Invalid("the store holds a session without a key".to_owned()))
 }
 
-fn quantity(number: u64) -> Result<u32, StoreError> {
+pub(super) fn quantity(number: u64) -> Result<u32, StoreError> {
     u32::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no quantity of this program")))
 }
 
-fn number(number: u64) -> Result<i64, StoreError> {
+pub(super) fn number(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Invalid(format!("{number} is no number of this program")))
 }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::carts::{ANSWERS_KEPT, ANSWERS_MAX, Buyer, LINES_MAX};
 use super::*;
+use crate::bank::BuiltinGateway;
 use crate::shop::ops::{Account, Quantity, Role};
 use crate::storage::{Query, TicketState};
 
@@ -42,7 +43,8 @@ impl Db {
 
     fn open(&mut self) {
         let store = open_store(self.dir.path());
-        self.running = Some((CustomerDb::open(Arc::clone(&store), self.config.clone()).unwrap(), store));
+        let gateway = Arc::new(BuiltinGateway::open(self.dir.path()).unwrap());
+        self.running = Some((CustomerDb::open(Arc::clone(&store), gateway, self.config.clone()).unwrap(), store));
     }
 
     fn restart(&mut self) {
