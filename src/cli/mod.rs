@@ -10,6 +10,7 @@ pub mod ready;
 pub mod repl;
 pub mod server;
 pub mod settings;
+pub mod shop;
 pub mod story;
 pub mod table;
 
@@ -37,6 +38,14 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Server(Box<server::ServerArgs>),
+    #[command(name = "product-db")]
+    ProductDb(shop::ProductArgs),
+    #[command(name = "customer-db")]
+    CustomerDb(shop::CustomerArgs),
+    #[command(name = "seller-server")]
+    SellerServer(shop::SellerServerArgs),
+    #[command(name = "buyer-server")]
+    BuyerServer(shop::BuyerServerArgs),
     Peer(peer::PeerArgs),
     Admin(admin::AdminArgs),
     Story(story::StoryArgs),
@@ -54,6 +63,10 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Server(args) => server::run(*args),
+        Command::ProductDb(args) => shop::run_product(args),
+        Command::CustomerDb(args) => shop::run_customer(args),
+        Command::SellerServer(args) => shop::run_seller_server(args),
+        Command::BuyerServer(args) => shop::run_buyer_server(args),
         Command::Peer(args) => peer::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),

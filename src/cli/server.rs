@@ -1,23 +1,28 @@
 //! `p2s2 server`: the services of the machine in one process.
 
-use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, Value};
 
-use super::{ready, settings};
+use super::settings;
+use super::shop::{self, Ports, TlsArgs, announce, in_use};
 use crate::model::{Clock, FeeRate};
+use crate::net::cluster;
 use crate::net::gate::Gate;
 use crate::net::limits::{self, Bounds, Wanted};
 use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
+use crate::shop::frontend::FrontendServer;
+use crate::shop::ops::Role;
 use crate::storage::backup;
+use crate::storage::lock::DataDirLock;
 use crate::trade;
 use crate::trade::server::{Config, Floor, StartError, TradeServer};
 
@@ -51,7 +56,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "URL", env = "P2S2_DB")]
     db: Option<String>,
     /// Services to run
-    #[arg(long, value_delimiter = ',', env = "P2S2_SERVER_SERVICES", default_value = "trade")]
+    #[arg(long, value_delimiter = ',', env = "P2S2_SERVER_SERVICES", default_value = "trade,shop")]
     services: Vec<Service>,
     /// Trade's port, for UDP and TCP
     #[arg(
@@ -87,6 +92,10 @@ pub struct ServerArgs {
     #[arg(long, value_name = "PATH", env = "P2S2_SERVER_READY_FILE")]
     ready_file: Option<PathBuf>,
     #[command(flatten)]
+    shop: ShopArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
+    #[command(flatten)]
     other: OtherRooms,
 }
 
@@ -94,6 +103,60 @@ pub struct ServerArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Service {
     Trade,
+    Shop,
+    /// Taken, and does nothing yet.
+    Share,
+}
+
+/// The shop's settings.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The shop")]
+struct ShopArgs {
+    /// The product database's port
+    #[arg(
+        long,
+        value_name = "PORT",
+        allow_negative_numbers = true,
+        env = "P2S2_SERVER_PRODUCT_PORT",
+        default_value_t = 9001
+    )]
+    product_port: u16,
+    /// The customer database's port
+    #[arg(
+        long,
+        value_name = "PORT",
+        allow_negative_numbers = true,
+        env = "P2S2_SERVER_CUSTOMER_PORT",
+        default_value_t = 9002
+    )]
+    customer_port: u16,
+    /// The sellers' port; may be a list
+    #[arg(
+        long,
+        value_name = "PORT",
+        allow_hyphen_values = true,
+        env = "P2S2_SERVER_SELLER_PORT",
+        default_value = "8001"
+    )]
+    seller_port: Ports,
+    /// The buyers' port; may be a list
+    #[arg(
+        long,
+        value_name = "PORT",
+        allow_hyphen_values = true,
+        env = "P2S2_SERVER_BUYER_PORT",
+        default_value = "8002"
+    )]
+    buyer_port: Ports,
+    /// A session ends after so long without a request
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_SESSION_TIMEOUT", default_value = "300s")]
+    session_timeout: Duration,
+    /// How long stock is held for a purchase
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_HOLD_TIMEOUT", default_value = "60s")]
+    hold_timeout: Duration,
+    /// What components prove to each other (default: cluster.key in the data dir)
+    #[arg(long, value_name = "FILE", env = "P2S2_SERVER_CLUSTER_KEY")]
+    cluster_key: Option<PathBuf>,
 }
 
 /// Settings of rooms that this version does not have. They are taken, so that one configuration serves
@@ -102,23 +165,11 @@ enum Service {
 #[command(next_help_heading = "Settings of services that this version does not have")]
 struct OtherRooms {
     #[arg(long, hide = true)]
-    product_port: Option<String>,
-    #[arg(long, hide = true)]
-    customer_port: Option<String>,
-    #[arg(long, hide = true)]
-    seller_port: Option<String>,
-    #[arg(long, hide = true)]
-    buyer_port: Option<String>,
-    #[arg(long, hide = true)]
     registry_port: Option<String>,
     #[arg(long, hide = true)]
     api_port: Option<String>,
     #[arg(long, hide = true)]
     api_bind: Option<String>,
-    #[arg(long, hide = true)]
-    session_timeout: Option<String>,
-    #[arg(long, hide = true)]
-    hold_timeout: Option<String>,
     #[arg(long, hide = true)]
     peer_timeout: Option<String>,
     #[arg(long, hide = true)]
@@ -127,39 +178,18 @@ struct OtherRooms {
     jwt_ttl: Option<String>,
     #[arg(long, hide = true)]
     allow_origin: Vec<String>,
-    #[arg(long, hide = true)]
-    cluster_key: Option<String>,
-    #[arg(long, hide = true)]
-    tls: bool,
-    #[arg(long, hide = true)]
-    tls_cert: Option<String>,
-    #[arg(long, hide = true)]
-    tls_key: Option<String>,
-    #[arg(long, hide = true)]
-    insecure: bool,
 }
 
 impl OtherRooms {
     fn given(&self) -> Vec<&'static str> {
         [
-            ("--product-port", self.product_port.is_some()),
-            ("--customer-port", self.customer_port.is_some()),
-            ("--seller-port", self.seller_port.is_some()),
-            ("--buyer-port", self.buyer_port.is_some()),
             ("--registry-port", self.registry_port.is_some()),
             ("--api-port", self.api_port.is_some()),
             ("--api-bind", self.api_bind.is_some()),
-            ("--session-timeout", self.session_timeout.is_some()),
-            ("--hold-timeout", self.hold_timeout.is_some()),
             ("--peer-timeout", self.peer_timeout.is_some()),
             ("--registry-auth", self.registry_auth.is_some()),
             ("--jwt-ttl", self.jwt_ttl.is_some()),
             ("--allow-origin", !self.allow_origin.is_empty()),
-            ("--cluster-key", self.cluster_key.is_some()),
-            ("--tls", self.tls),
-            ("--tls-cert", self.tls_cert.is_some()),
-            ("--tls-key", self.tls_key.is_some()),
-            ("--insecure", self.insecure),
         ]
         .into_iter()
         .filter_map(|(flag, given)| given.then_some(flag))
@@ -170,11 +200,6 @@ impl OtherRooms {
 /// For `value_parser`: nobody is served by a server that takes no connection.
 fn parse_connections(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|connections| *connections > 0).ok_or("expected a number from 1 on".to_owned())
-}
-
-/// An error of its own, not the system's: a reader of our output that has gone is no end in order here.
-fn unwritable(error: io::Error) -> anyhow::Error {
-    anyhow::anyhow!("standard output cannot be written: {error}; send it to a file or to /dev/null")
 }
 
 /// Runs until a signal ends it.
@@ -191,12 +216,16 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
             "--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out"
         );
     }
-    let ignored = args.other.given();
+    let mut ignored = args.other.given();
+    if args.services.contains(&Service::Share) {
+        ignored.push("--services share");
+    }
     if !ignored.is_empty() {
-        log::warn!("no effect, because this version has the service trade alone: {}", ignored.join(" "));
+        log::warn!("no effect, because this version has the services trade and shop: {}", ignored.join(" "));
     }
     let bind = settings::bind_address(args.bind)?;
-    let data = DataDir::open(&args.data_dir)?;
+    let _lock = DataDirLock::take(&args.data_dir)?;
+    let has = |service| args.services.contains(&service);
 
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
@@ -210,60 +239,172 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         log::warn!("--max-connections {} lowered to {max_connections}: {why}", args.max_connections);
     }
     let executor = Executor::new("request", threads);
+    let gate = Gate::new(max_connections);
     let restored = backup::restored_mark(&args.data_dir);
-    let config = Config {
-        addr: SocketAddr::new(bind, args.trade_port),
-        windows: trade::deal::Windows {
-            offer: args.offer_window,
-            negotiate: args.negotiate_window,
-            reserve: args.reserve_window,
-        },
-        settle_timeout: args.settle_timeout,
-        fee: args.fee_percent,
-        plaintext: args.plaintext,
+    let mut listeners = Listeners::default();
+    let shop = if has(Service::Shop) {
+        Some(Shop::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
+    } else {
+        None
     };
-    let floor = Floor {
-        executor,
-        gate: Gate::new(max_connections),
-        clock: Clock::start(),
-        identity: Arc::clone(&data.identity),
-        store: Arc::clone(&data.store),
-        gateway: data.gateway.clone(),
-        restored,
-        charged_up_to: data.charged_up_to,
+    let trade = if has(Service::Trade) {
+        Some(Trade::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
+    } else {
+        None
     };
-    let server = TradeServer::start(config, floor).map_err(|error| match error {
-        StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "port {} of {} is in use: stop what uses it, or choose another with --trade-port",
-            addr.port(),
-            addr.ip()
-        ),
-        error => error.into(),
-    })?;
     if restored {
         backup::clear_restored_mark(&args.data_dir).context("cannot note that the backup was taken up")?;
     }
-
-    let addr = server.local_addr();
-    // Before it says so: whoever reads `ready` may look there at once.
-    if let Some(path) = &args.ready_file {
-        ready::write(path, &json!({"trade_udp": addr.to_string(), "trade_tcp": addr.to_string()}))?;
-    }
-    let mut out = io::stdout().lock();
-    writeln!(
-        out,
-        "trade: udp {addr}\ntrade: tcp {addr}{}\nready",
-        if args.plaintext { " (settlement without TLS)" } else { "" }
-    )
-    .and_then(|()| out.flush())
-    .map_err(unwritable)?;
-    drop(out);
+    announce(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
     shutdown.wait();
     log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
-    server.stop(GRACE);
-    for (name, count) in server.counters() {
-        log::debug!("{name} {count}");
+    let deadline = Instant::now() + GRACE;
+    if let Some(trade) = trade {
+        trade.stop(deadline);
     }
-    data.close();
+    if let Some(shop) = shop {
+        shop.stop(deadline);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the process listens: a line each for people, an entry each for the ready file.
+#[derive(Default)]
+struct Listeners {
+    lines: Vec<String>,
+    entries: Map<String, Value>,
+}
+
+impl Listeners {
+    fn add(&mut self, line: String, name: &str, addr: SocketAddr) {
+        self.lines.push(line);
+        self.entries.insert(name.to_owned(), addr.to_string().into());
+    }
+}
+
+/// The service trade, running.
+struct Trade {
+    server: TradeServer,
+    data: DataDir,
+}
+
+impl Trade {
+    fn start(
+        args: &ServerArgs,
+        bind: IpAddr,
+        executor: &Arc<Executor>,
+        gate: &Arc<Gate>,
+        restored: bool,
+        listeners: &mut Listeners,
+    ) -> anyhow::Result<Trade> {
+        let data = DataDir::open(&args.data_dir)?;
+        let config = Config {
+            addr: SocketAddr::new(bind, args.trade_port),
+            windows: trade::deal::Windows {
+                offer: args.offer_window,
+                negotiate: args.negotiate_window,
+                reserve: args.reserve_window,
+            },
+            settle_timeout: args.settle_timeout,
+            fee: args.fee_percent,
+            plaintext: args.plaintext,
+        };
+        let floor = Floor {
+            executor: Arc::clone(executor),
+            gate: Arc::clone(gate),
+            clock: Clock::start(),
+            identity: Arc::clone(&data.identity),
+            store: Arc::clone(&data.store),
+            gateway: data.gateway.clone(),
+            restored,
+            charged_up_to: data.charged_up_to,
+        };
+        let server = TradeServer::start(config, floor).map_err(|error| match error {
+            StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                in_use(addr, "--trade-port")
+            }
+            error => error.into(),
+        })?;
+        let addr = server.local_addr();
+        listeners.add(format!("trade: udp {addr}"), "trade_udp", addr);
+        let plain = if args.plaintext { " (settlement without TLS)" } else { "" };
+        listeners.add(format!("trade: tcp {addr}{plain}"), "trade_tcp", addr);
+        Ok(Trade { server, data })
+    }
+
+    fn stop(&self, deadline: Instant) {
+        self.server.stop(deadline.saturating_duration_since(Instant::now()));
+        for (name, count) in self.server.counters() {
+            log::debug!("{name} {count}");
+        }
+        self.data.close();
+    }
+}
+
+/// The service shop, running: its four servers, which speak with each other over TCP here too.
+struct Shop {
+    product: shop::Product,
+    customer: shop::Customer,
+    frontends: Vec<(&'static str, FrontendServer)>,
+}
+
+impl Shop {
+    fn start(
+        args: &ServerArgs,
+        bind: IpAddr,
+        executor: &Arc<Executor>,
+        gate: &Arc<Gate>,
+        restored: bool,
+        listeners: &mut Listeners,
+    ) -> anyhow::Result<Shop> {
+        let (own, dir) = (&args.shop, &args.data_dir);
+        let identity = args.tls.identity(bind, dir)?;
+        let key_file = own.cluster_key.clone().unwrap_or_else(|| dir.join(cluster::FILE_NAME));
+        let floor = shop::floor(Arc::clone(executor), Arc::clone(gate), identity, &args.tls, &key_file)?;
+        let at = |port: u16| SocketAddr::new(bind, port);
+        let product =
+            shop::Product::start(at(own.product_port), "--product-port", &floor, dir, own.hold_timeout, restored)?;
+        let (timeout, fee) = (own.session_timeout, args.fee_percent);
+        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &floor, dir, timeout, fee)?;
+        let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
+        listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
+        listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);
+        let mut frontends = Vec::new();
+        for (role, name, flag, ports) in [
+            (Role::Seller, "seller", "--seller-port", &own.seller_port),
+            (Role::Buyer, "buyer", "--buyer-port", &own.buyer_port),
+        ] {
+            let addrs = ports.0.iter().map(|port| at(*port)).collect();
+            let (product, customer) = (reach(product_addr), reach(customer_addr));
+            let server = shop::start_frontend(role, addrs, flag, &floor, product, customer)?;
+            let locals = server.local_addrs();
+            listeners.lines.extend(locals.iter().map(|local| format!("{name}: tcp {local}")));
+            shop::frontend_entries(name, &locals, &mut listeners.entries);
+            frontends.push((name, server));
+        }
+        Ok(Shop { product, customer, frontends })
+    }
+
+    /// The frontends first: what they have in hand needs the databases.
+    fn stop(&self, deadline: Instant) {
+        let left = || deadline.saturating_duration_since(Instant::now());
+        for (name, frontend) in &self.frontends {
+            frontend.stop(left());
+            for (counter, count) in frontend.counters() {
+                log::debug!("{name}_{counter} {count}");
+            }
+        }
+        self.product.stop(left());
+        self.customer.stop(left());
+    }
+}
+
+/// How a listener of this process is reached from within: one that is bound everywhere, over loopback.
+fn reach(addr: SocketAddr) -> String {
+    let ip = match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port()).to_string()
 }

@@ -84,7 +84,9 @@ impl TlsArgs {
             return Ok(Some(Arc::new(Identity::load_or_create(data_dir)?)));
         }
         if !bind.is_loopback() && !self.insecure {
-            bail!("--bind {bind} is open to other hosts: say --tls (with the data dir's own certificate) or --insecure");
+            bail!(
+                "--bind {bind} is open to other hosts: say --tls (with the data dir's own certificate) or --insecure"
+            );
         }
         Ok(None)
     }
@@ -176,7 +178,8 @@ impl Customer {
         let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
         let config = customer::Config { session_timeout, fee, ..customer::Config::default() };
         let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
-        let door = Door::open_customer(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
+        let door =
+            Door::open_customer(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
         Ok(Customer { db, store, bank, door, _lock: lock })
     }
 
@@ -213,13 +216,15 @@ pub fn start_frontend(
 /// An error of opening a door, for whoever chose its port by this flag.
 fn taken(error: StartError, flag: &str) -> anyhow::Error {
     match error {
-        StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "port {} of {} is in use: stop what uses it, or choose another with {flag}",
-            addr.port(),
-            addr.ip()
-        ),
+        StartError::Bind { addr, source } if source.kind() == io::ErrorKind::AddrInUse => in_use(addr, flag),
         error => error.into(),
     }
+}
+
+/// The error for a port that somebody has, for whoever chose it by this flag.
+pub fn in_use(addr: SocketAddr, flag: &str) -> anyhow::Error {
+    let (port, ip) = (addr.port(), addr.ip());
+    anyhow::anyhow!("port {port} of {ip} is in use: stop what uses it, or choose another with {flag}")
 }
 
 /// The ready file's entries of a frontend: its first address, and all of them if there are several.

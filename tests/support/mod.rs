@@ -173,6 +173,8 @@ pub fn program(command: &str) -> Command {
             program.env_remove(name);
         }
     }
+    // The others have fixed ports unless told otherwise.
+    program.env("P2S2_SERVER_SERVICES", "trade");
     program
 }
 

@@ -11,7 +11,6 @@ use anyhow::bail;
 
 use crate::bank::{BANK_DB, BuiltinGateway, ledger};
 use crate::net::tls::{IDENTITY_FILE, Identity};
-use crate::storage::lock::DataDirLock;
 use crate::storage::{Store, StoreError, is_absent};
 use crate::trade;
 
@@ -25,7 +24,6 @@ pub(super) struct DataDir {
     pub(super) identity: Arc<Identity>,
     /// The largest number of a deal that the bank knows.
     pub(super) charged_up_to: Option<u64>,
-    _lock: DataDirLock,
 }
 
 impl DataDir {
@@ -34,7 +32,6 @@ impl DataDir {
     /// Trade's file is made before the bank's and that one before the certificate, so that a first start
     /// that is cut off leaves nothing that looks like a loss.
     pub(super) fn open(dir: &Path) -> anyhow::Result<DataDir> {
-        let lock = DataDirLock::take(dir)?;
         if is_absent(&dir.join(TRADE_DB))
             && let Some(other) = [BANK_DB, IDENTITY_FILE].into_iter().find(|other| !is_absent(&dir.join(other)))
         {
@@ -54,7 +51,7 @@ impl DataDir {
                  one will refuse to settle; a backup has the former one"
             );
         }
-        Ok(DataDir { store, gateway, identity, charged_up_to, _lock: lock })
+        Ok(DataDir { store, gateway, identity, charged_up_to })
     }
 
     /// Closes the files in order.

@@ -477,8 +477,8 @@ impl Shared {
             }),
             (BankCall::Void, _) => match self.gateway.void(id, now)? {
                 Void::Voided => Some(Said::Voided),
-                Void::Refused { reason } => {
-                    log::error!("purchase {id} is undone, but the bank does not let go of the charge: {reason}");
+                Void::Captured { amount } => {
+                    log::error!("purchase {id} is undone, but the bank has captured {amount} for it");
                     None
                 }
             },
