@@ -1,0 +1,287 @@
+//! Every component killed at random moments, while buyers and sellers work through both dialects.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use p2s2::bank::{BuiltinGateway, ChargeState};
+use serde_json::{Value, json};
+
+use crate::rng::Rng;
+use crate::shop::*;
+use crate::support::{eventually, program, scaled};
+
+const BUYERS: usize = 6;
+const SELLERS: usize = 2;
+
+/// Asks until there is a definite answer, with a new connection whenever the old one is gone.
+struct Stubborn<'t> {
+    addr: SocketAddr,
+    framing: Framing,
+    sid: Option<String>,
+    client: Option<Client>,
+    retries: &'t AtomicU64,
+}
+
+impl Stubborn<'_> {
+    fn api(&mut self, api: &str, payload: &Value) -> Answer {
+        let mut request = json!({"type": "request", "api": api, "payload": payload});
+        request["session_id"] = json!(self.sid);
+        self.until_definite(&request, |answer| match answer["type"].as_str() {
+            Some("response") => Ok(answer["payload"].clone()),
+            _ => Err(answer["error"].clone()),
+        })
+    }
+
+    fn flat(&mut self, kind: &str, fields: &Value) -> Answer {
+        let message = with(fields.clone(), json!({"type": kind, "sid": self.sid}));
+        self.until_definite(&message, |answer| match answer["status"].as_str() {
+            Some("OK") => Ok(answer.clone()),
+            _ => Err(answer["error"].clone()),
+        })
+    }
+
+    fn until_definite(&mut self, message: &Value, read: impl Fn(&Value) -> Result<Value, Value>) -> Answer {
+        eventually(&format!("a definite answer to {message}"), || {
+            match self.once(message).map(|answer| read(&answer)) {
+                Some(Ok(answer)) => Some(Ok(answer)),
+                Some(Err(error)) => match error["code"].as_str().unwrap() {
+                    "UNAVAILABLE" | "BUSY" => {
+                        self.retries.fetch_add(1, Ordering::Relaxed);
+                        None
+                    }
+                    code => Some(Err(Refused {
+                        code: code.to_owned(),
+                        message: error["message"].as_str().unwrap().to_owned(),
+                    })),
+                },
+                None => {
+                    self.retries.fetch_add(1, Ordering::Relaxed);
+                    None
+                }
+            }
+        })
+    }
+
+    /// Nothing when the connection was lost.
+    fn once(&mut self, message: &Value) -> Option<Value> {
+        if self.client.is_none() {
+            self.client = Client::try_connect(self.addr, self.framing);
+        }
+        let client = self.client.as_mut()?;
+        let answer = client.send(message).ok().and_then(|()| client.receive().ok().flatten());
+        if answer.is_none() {
+            self.client = None;
+        }
+        answer
+    }
+}
+
+/// What a buyer was told, and may rely on.
+#[derive(Default)]
+struct Told {
+    /// By idempotency key.
+    purchases: HashMap<String, Value>,
+    refused: u64,
+}
+
+fn shop_around(mut buyer: Stubborn<'_>, nth: usize, items: &[String], seed: u64, is_over: &AtomicBool) -> Told {
+    let mut rng = Rng::new(seed);
+    let mut told = Told::default();
+    let flat = nth % 2 == 1;
+    for round in 0.. {
+        if is_over.load(Ordering::Relaxed) {
+            break;
+        }
+        let item = &items[rng.below(items.len() as u64) as usize];
+        let quantity = 1 + rng.below(3);
+        let put = if flat {
+            buyer.flat("ADD_CART", &json!({"item": item, "qty": quantity}))
+        } else {
+            buyer.api("AddItemToCart", &json!({"item_id": item, "quantity": quantity}))
+        };
+        match put {
+            Ok(_) => {}
+            Err(refused) if refused.code == "OUT_OF_STOCK" => {
+                buyer.api("ClearCart", &json!({})).unwrap();
+                buyer.api("SaveCart", &json!({})).unwrap();
+                told.refused += 1;
+                continue;
+            }
+            Err(refused) => panic!("{refused:?}"),
+        }
+        let number = if rng.below(8) == 0 { DECLINED_CARD } else { GOOD_CARD };
+        let key = format!("k-{nth}-{round}");
+        let call = json!({"card": card(number), "address": "1 Elm Street", "idempotency_key": key});
+        let bought = if flat { buyer.flat("PURCHASE", &call) } else { buyer.api("MakePurchase", &call) };
+        match bought {
+            Ok(answer) => {
+                told.purchases.insert(key, answer);
+            }
+            Err(refused) => {
+                assert!(matches!(refused.code.as_str(), "PAYMENT_DECLINED" | "OUT_OF_STOCK"), "{refused:?}");
+                told.refused += 1;
+                buyer.api("ClearCart", &json!({})).unwrap();
+                buyer.api("SaveCart", &json!({})).unwrap();
+            }
+        }
+    }
+    told
+}
+
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn whatever_is_killed_stock_purchases_carts_and_ledger_agree() {
+    let kills = scaled(100);
+    let seed = std::env::var("P2S2_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    let mut rng = Rng::new(seed);
+    let mut shop = Shop::four(&["--hold-timeout", "5s"], &[]);
+    let retries = AtomicU64::new(0);
+    let mut sellers: Vec<Client> =
+        (0..SELLERS).map(|nth| Client::joined(shop.seller, FRAMINGS[nth % 2], &format!("s{nth}"))).collect();
+    // The name tells how many units there were at first.
+    let mut items = Vec::new();
+    for seller in &mut sellers {
+        for units in [40, 400, 4000] {
+            let item = with(lamp(3.5, units), json!({"item_name": format!("lamp of {units}")}));
+            items.push(seller.api("RegisterItemForSale", item).unwrap()["item_id"].as_str().unwrap().to_owned());
+        }
+    }
+    let sids: Vec<Option<String>> =
+        (0..BUYERS).map(|nth| Client::joined(shop.buyer, FRAMINGS[nth % 2], &format!("b{nth}")).sid).collect();
+    let seller_sids: Vec<Option<String>> = sellers.iter().map(|seller| seller.sid.clone()).collect();
+    drop(sellers);
+
+    let is_over = AtomicBool::new(false);
+    let told: Vec<Told> = std::thread::scope(|scope| {
+        let _end = EndOnDrop(&is_over);
+        let (buyer_addr, seller_addr) = (shop.buyer, shop.seller);
+        let (retries, items, is_over) = (&retries, &items, &is_over);
+        let buyers: Vec<_> = sids
+            .iter()
+            .enumerate()
+            .map(|(nth, sid)| {
+                let framing = FRAMINGS[nth / 2 % 2];
+                let buyer = Stubborn { addr: buyer_addr, framing, sid: sid.clone(), client: None, retries };
+                scope.spawn(move || shop_around(buyer, nth, items, seed + nth as u64, is_over))
+            })
+            .collect();
+        for (nth, sid) in seller_sids.iter().enumerate() {
+            let mut seller =
+                Stubborn { addr: seller_addr, framing: FRAMINGS[nth % 2], sid: sid.clone(), client: None, retries };
+            let own = items[3 * nth].clone();
+            scope.spawn(move || {
+                for cents in (100_u64..).map(|n| 100 + n % 900) {
+                    if is_over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let price = json!({"item_id": own, "price": cents as f64 / 100.0});
+                    seller.api("ChangeItemPrice", &price).unwrap();
+                }
+            });
+        }
+        for _ in 0..kills {
+            // A random moment, not a condition: that is the point.
+            std::thread::sleep(Duration::from_millis(20 + rng.below(150)));
+            let part = rng.below(4) as usize;
+            shop.parts[part].kill_and_restart();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        buyers.into_iter().map(|buyer| buyer.join().unwrap()).collect()
+    });
+
+    let acknowledged: usize = told.iter().map(|told| told.purchases.len()).sum();
+    let refused: u64 = told.iter().map(|told| told.refused).sum();
+    println!(
+        "{kills} kills, {acknowledged} purchases, {refused} refused, {} calls again",
+        retries.load(Ordering::Relaxed)
+    );
+    assert!(acknowledged > kills / 2, "hardly anything was bought: {acknowledged}");
+
+    // What is held for attempts that lost their driver comes back.
+    let began = Instant::now();
+    let (left, sold) = eventually("units sold + units left = units registered", || {
+        let (mut left, mut sold, mut registered) = (0, 0, 0);
+        for (nth, sid) in seller_sids.iter().enumerate() {
+            let mut seller = Client::connect(shop.seller, FRAMINGS[nth % 2]);
+            seller.sid = sid.clone();
+            for item in all(&mut seller, "DisplayItemsForSale") {
+                left += item["quantity"].as_u64().unwrap();
+                registered += item["item_name"].as_str().unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+            }
+            sold += all(&mut seller, "GetSellerOrders")
+                .iter()
+                .map(|order| order["quantity"].as_u64().unwrap())
+                .sum::<u64>();
+        }
+        assert!(left + sold <= registered, "{left} left and {sold} sold of {registered}");
+        (left + sold == registered).then_some((left, sold))
+    });
+    println!("{sold} units sold, {left} left, settled after {:?}", began.elapsed());
+
+    let mut charged = HashMap::new();
+    let mut purchases = 0;
+    for (nth, (sid, told)) in sids.iter().zip(&told).enumerate() {
+        let mut buyer = Client::connect(shop.buyer, Framing::Lines);
+        buyer.sid = sid.clone();
+        assert_eq!(buyer.api("DisplayCart", json!({})).unwrap()["cart"], json!([]), "b{nth}");
+        let mut totals: HashMap<String, i64> = HashMap::new();
+        for line in all(&mut buyer, "GetBuyerPurchases") {
+            let cents = (line["price"].as_f64().unwrap() * 100.0).round() as i64 * line["quantity"].as_i64().unwrap();
+            *totals.entry(line["purchase_id"].as_str().unwrap().to_owned()).or_default() += cents;
+        }
+        let mut acknowledged: Vec<&str> =
+            told.purchases.values().map(|answer| answer["purchase_id"].as_str().unwrap()).collect();
+        acknowledged.sort_unstable();
+        let count = acknowledged.len();
+        acknowledged.dedup();
+        assert_eq!(count, acknowledged.len(), "b{nth}: one purchase answered two keys");
+        for answer in told.purchases.values() {
+            let total = (answer["total"].as_f64().unwrap() * 100.0).round() as i64;
+            assert_eq!(totals.get(answer["purchase_id"].as_str().unwrap()), Some(&total), "b{nth}: {answer}");
+        }
+        assert_eq!(totals.len(), count, "b{nth}: bought what nobody was told of");
+        purchases += totals.len();
+        charged.insert(format!("card:b{nth}"), -totals.values().sum::<i64>());
+    }
+
+    // The books: every buyer was charged what the history says, and all of it sums to zero.
+    let state = shop.dir.path().join("customer-db");
+    let ledger = program("admin").args(["ledger", "--json", "--data-dir"]).arg(&state).output().unwrap();
+    assert!(ledger.status.success(), "{}", String::from_utf8_lossy(&ledger.stderr));
+    let lines: Vec<Value> =
+        String::from_utf8(ledger.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.last().unwrap()["sum"], 0);
+    for (account, cents) in charged {
+        let line = lines.iter().find(|line| line["account"] == account.as_str() && line.get("balance").is_some());
+        let balance = line.map_or(0.0, |line| line["balance"].as_f64().unwrap());
+        assert_eq!((balance * 100.0).round() as i64, cents, "{account}");
+    }
+    // And the bank's: captured once for each purchase, nothing left open.
+    shop.parts.iter_mut().for_each(Component::kill);
+    let charges = BuiltinGateway::open_file(&state.join("shop-bank.db")).unwrap().charges().unwrap();
+    let count = |state: ChargeState| charges.iter().filter(|charge| charge.state == state).count();
+    assert_eq!(count(ChargeState::Captured), purchases);
+    assert_eq!(count(ChargeState::Authorised), 0, "an authorisation is left open");
+}
+
+/// Every page of a list.
+fn all(client: &mut Client, api: &str) -> Vec<Value> {
+    let mut items = Vec::new();
+    loop {
+        let page = client.api(api, json!({"offset": items.len(), "limit": 500})).unwrap();
+        let page = page["items"].as_array().unwrap();
+        items.extend(page.iter().cloned());
+        if page.len() < 500 {
+            return items;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What is refused, with which code, and what the message names.
+
+use serde_json::json;
+
+use crate::shop::*;
+
+fn names(answer: Answer, expected: &str, field: &str) {
+    let refused = answer.unwrap_err();
+    assert_eq!(refused.code, expected, "{}", refused.message);
+    assert!(refused.message.contains(field), "{} does not name {field}", refused.message);
+}
+
+#[test]
+fn every_limit_of_an_item_names_its_field() {
+    let shop = Shop::one(&[]);
+    let mut seller = Client::joined(shop.seller, Framing::Lines, "s");
+    let many = vec!["k"; 6];
+    for (field, value) in [
+        ("item_name", json!("x".repeat(33))),
+        ("item_name", json!("")),
+        ("item_name", json!(5)),
+        ("keywords", json!(many)),
+        ("keywords", json!(["123456789"])),
+        ("keywords", json!("lamp")),
+        ("price", json!(1.005)),
+        ("price", json!(0)),
+        ("price", json!(-1)),
+        ("price", json!(10_000_000.01)),
+        ("price", json!("abc")),
+        ("quantity", json!(-1)),
+        ("quantity", json!(1.5)),
+        ("quantity", json!(2_147_483_648_u64)),
+        ("category", json!(-1)),
+        ("category", json!(2_147_483_648_u64)),
+        ("category", json!("3")),
+        ("condition", json!("Broken")),
+        ("condition", json!(null)),
+    ] {
+        let mut fields = serde_json::Map::new();
+        fields.insert(field.to_owned(), value.clone());
+        let answer = seller.api("RegisterItemForSale", with(lamp(1.0, 1), serde_json::Value::Object(fields)));
+        names(answer, "BAD_REQUEST", field);
+    }
+    // At the limit it is taken, in any case of the condition, with the price as text.
+    let widest = json!({
+        "item_name": "ä".repeat(32), "keywords": ["12345678", "a", "b", "c", "d"], "condition": "nEw",
+        "price": "10000000.00", "quantity": 2_147_483_647, "category": 2_147_483_647,
+    });
+    seller.api("RegisterItemForSale", with(lamp(1.0, 1), widest)).unwrap();
+    let own = seller.api("DisplayItemsForSale", json!({})).unwrap();
+    assert_eq!(own["items"].as_array().unwrap().len(), 1, "nothing refused was kept");
+
+    names(seller.flat("ADD_ITEM", json!({"name": "x"})), "BAD_REQUEST", "category");
+    let flat = json!({"name": "x", "category": 1, "keywords": [], "condition": "New", "price": 1, "qty": -1});
+    names(seller.flat("ADD_ITEM", flat), "BAD_REQUEST", "qty");
+    names(seller.flat("UPDATE_QTY", json!({"item": "1-1"})), "BAD_REQUEST", "delta");
+}
+
+#[test]
+fn accounts_and_calls_are_refused_for_what_they_are() {
+    let shop = Shop::one(&[]);
+    let mut buyer = Client::joined(shop.buyer, Framing::Lengths, "b");
+    let mut seller = Client::joined(shop.seller, Framing::Lengths, "s");
+    let mut other = Client::joined(shop.seller, Framing::Lengths, "t");
+    assert_eq!(code(buyer.api("CreateAccount", json!({"username": "b", "password": "x"}))), "USERNAME_TAKEN");
+    names(buyer.api("CreateAccount", json!({"username": "", "password": "x"})), "BAD_REQUEST", "username");
+    names(buyer.api("CreateAccount", json!({"username": "c"})), "BAD_REQUEST", "password");
+    let long = json!({"username": "c", "password": "x".repeat(257)});
+    names(buyer.api("CreateAccount", long), "BAD_REQUEST", "password");
+    assert_eq!(code(buyer.api("Login", json!({"username": "b", "password": "wrong"}))), "BAD_CREDENTIALS");
+    assert_eq!(code(buyer.api("Login", json!({"username": "nobody", "password": "x"}))), "BAD_CREDENTIALS");
+    assert_eq!(code(buyer.api("Teleport", json!({}))), "UNKNOWN_API");
+    assert_eq!(code(buyer.flat("TELEPORT", json!({}))), "UNKNOWN_API");
+
+    let item = seller.api("RegisterItemForSale", lamp(5.0, 2)).unwrap()["item_id"].clone();
+    for call in ["GetItem", "ChangeItemPrice", "UpdateUnitsForSale"] {
+        let payload = json!({"item_id": item, "price": 1, "quantity": 1});
+        assert_eq!(code(other.api(call, payload.clone())), "FORBIDDEN", "{call}: another seller's item");
+        let unknown = with(payload, json!({"item_id": "3-999999"}));
+        assert_eq!(code(seller.api(call, unknown)), "NOT_FOUND", "{call}");
+    }
+    let too_many = json!({"item_id": item, "quantity": -3});
+    assert_eq!(code(seller.api("UpdateUnitsForSale", too_many)), "OUT_OF_STOCK");
+    assert_eq!(seller.api("GetItem", json!({"item_id": item})).unwrap()["quantity"], 2);
+
+    names(buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 0})), "BAD_REQUEST", "quantity");
+    assert_eq!(code(buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 3}))), "OUT_OF_STOCK");
+    assert_eq!(code(buyer.api("AddItemToCart", json!({"item_id": "9-9", "quantity": 1}))), "NOT_FOUND");
+    assert_eq!(code(buyer.api("RemoveItemFromCart", json!({"item_id": item}))), "NOT_FOUND");
+    assert_eq!(code(buyer.api("MakePurchase", json!({"card": card(GOOD_CARD)}))), "EMPTY_CART");
+    assert_eq!(code(buyer.api("GetSellerRating", json!({"seller_id": 999_999}))), "NOT_FOUND");
+    names(buyer.api("ProvideFeedback", json!({"item_id": item})), "BAD_REQUEST", "thumbs_up");
+    names(buyer.flat("FEEDBACK", json!({"item": item, "vote": "maybe"})), "BAD_REQUEST", "vote");
+    let six = json!({"keywords": ["a", "b", "c", "d", "e", "f"]});
+    names(buyer.api("SearchItemsForSale", six), "BAD_REQUEST", "keywords");
+    names(buyer.api("SearchItemsForSale", json!({"limit": 501})), "BAD_REQUEST", "limit");
+    let order = json!({"purchase_id": "none", "item_id": item});
+    assert_eq!(code(seller.api("MarkShipped", order)), "NOT_FOUND");
+}
+
+#[test]
+fn what_is_no_message_is_answered_and_what_never_ends_is_closed() {
+    let shop = Shop::one(&[]);
+    // No JSON at all: dialect 2's error, and the connection goes on.
+    let mut client = Client::connect(shop.buyer, Framing::Lines);
+    client.send_raw(b"{not json}\n").unwrap();
+    let answer = client.receive().unwrap().unwrap();
+    assert_eq!((&answer["status"], &answer["error"]["code"]), (&json!("ERR"), &json!("BAD_REQUEST")));
+    assert_eq!(code(client.flat("GET_CART", json!({}))), "NOT_LOGGED_IN");
+
+    let mut client = Client::connect(shop.buyer, Framing::Lines);
+    let mut long = format!(r#"{{"type":"request","api":"{}"#, "x".repeat(2 << 20)).into_bytes();
+    long.push(b'\n');
+    // The server may close before all of it was taken.
+    let _ = client.send_raw(&long);
+    if let Ok(Some(answer)) = client.receive() {
+        assert_eq!(answer["error"]["code"], "BAD_REQUEST");
+    }
+    assert!(client.is_closed_soon());
+
+    let mut client = Client::connect(shop.buyer, Framing::Lengths);
+    client.send_raw(&[0, 0x20, 0, 0]).unwrap();
+    let answer = client.receive().unwrap().unwrap();
+    assert_eq!(answer["error"]["code"], "BAD_REQUEST", "{answer}");
+    assert!(client.is_closed_soon());
+
+    // A prefix of 4 GiB begins with a byte that no framing begins with.
+    let mut client = Client::connect(shop.buyer, Framing::Lengths);
+    client.send_raw(&[0xff; 4]).unwrap();
+    assert!(client.is_closed_soon());
+
+    // Half a message and then silence.
+    for (framing, half) in [(Framing::Lines, &b"{\"type\":"[..]), (Framing::Lengths, &[0, 0, 0, 9, b'{'][..])] {
+        let mut client = Client::connect(shop.buyer, framing);
+        client.send_raw(half).unwrap();
+        assert!(client.is_closed_soon(), "{framing:?}");
+    }
+    assert_eq!(code(Client::connect(shop.buyer, Framing::Lines).api("DisplayCart", json!({}))), "NOT_LOGGED_IN");
+}

@@ -1,0 +1,137 @@
+//! Purchases: all or nothing, once.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use crate::shop::*;
+
+fn stock(shop: &Shop, item: &Value, sid: &Option<String>) -> Value {
+    let mut seller = Client::connect(shop.seller, Framing::Lines);
+    seller.sid = sid.clone();
+    seller.api("GetItem", json!({"item_id": item})).unwrap()["quantity"].clone()
+}
+
+#[test]
+fn a_card_that_is_refused_leaves_everything_as_it_was() {
+    let shop = Shop::one(&[]);
+    let mut seller = Client::joined(shop.seller, Framing::Lines, "s");
+    let item = seller.api("RegisterItemForSale", lamp(3.0, 10)).unwrap()["item_id"].clone();
+    let mut buyer = Client::joined(shop.buyer, Framing::Lines, "b");
+    buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 4})).unwrap();
+    let expired = with(card(GOOD_CARD), json!({"exp": "01/20"}));
+    for (card, expected) in [
+        (card(DECLINED_CARD), "PAYMENT_DECLINED"),
+        (card("4111111111111112"), "PAYMENT_DECLINED"),
+        (expired, "PAYMENT_DECLINED"),
+        (card("4111"), "BAD_REQUEST"),
+        (json!({"number": GOOD_CARD}), "BAD_REQUEST"),
+        (with(card(GOOD_CARD), json!({"exp": "13/30"})), "BAD_REQUEST"),
+        (Value::Null, "BAD_REQUEST"),
+    ] {
+        assert_eq!(code(buyer.api("MakePurchase", json!({"card": card}))), expected, "{card}");
+        // The stock is back before that is answered, and the cart was not touched.
+        assert_eq!(stock(&shop, &item, &seller.sid), 10);
+        assert_eq!(buyer.api("DisplayCart", json!({})).unwrap()["cart"][0]["quantity"], 4);
+    }
+    // The flat form is taken as well.
+    let flat = json!({"card_number": GOOD_CARD, "expiration_date": "12/79", "name": "B"});
+    assert_eq!(buyer.api("MakePurchase", flat).unwrap()["total"], 12.0);
+    assert_eq!(stock(&shop, &item, &seller.sid), 6);
+}
+
+#[test]
+fn a_purchase_is_all_or_nothing_at_the_price_of_the_moment() {
+    let shop = Shop::four(&[], &[]);
+    let mut seller = Client::joined(shop.seller, Framing::Lines, "s");
+    let [one, two] = [(3.0, 10), (5.0, 2)]
+        .map(|(price, units)| seller.api("RegisterItemForSale", lamp(price, units)).unwrap()["item_id"].clone());
+    let mut buyer = Client::joined(shop.buyer, Framing::Lines, "b");
+    for item in [&one, &two] {
+        buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 2})).unwrap();
+    }
+    seller.api("UpdateUnitsForSale", json!({"item_id": two, "quantity": -1})).unwrap();
+    let refused = buyer.api("MakePurchase", json!({"card": card(GOOD_CARD)})).unwrap_err();
+    assert_eq!(refused.code, "OUT_OF_STOCK");
+    assert!(refused.message.contains(two.as_str().unwrap()), "{}", refused.message);
+    assert_eq!((stock(&shop, &one, &seller.sid), stock(&shop, &two, &seller.sid)), (json!(10), json!(1)));
+    seller.api("UpdateUnitsForSale", json!({"item_id": two, "quantity": 1})).unwrap();
+    seller.api("ChangeItemPrice", json!({"item_id": one, "price": 4})).unwrap();
+    let bought = buyer.api("MakePurchase", json!({"card": card(GOOD_CARD)})).unwrap();
+    assert_eq!(bought["total"], 18.0);
+    assert_eq!((stock(&shop, &one, &seller.sid), stock(&shop, &two, &seller.sid)), (json!(8), json!(0)));
+}
+
+#[test]
+fn a_key_answers_the_same_again_and_never_charges_twice() {
+    let shop = Shop::one(&[]);
+    let mut seller = Client::joined(shop.seller, Framing::Lines, "s");
+    let item = seller.api("RegisterItemForSale", lamp(3.0, 10)).unwrap()["item_id"].clone();
+    let mut buyer = Client::joined(shop.buyer, Framing::Lines, "b");
+    let put = json!({"item_id": item, "quantity": 2});
+    buyer.api("AddItemToCart", put.clone()).unwrap();
+    let call = |number: &str| json!({"card": card(number), "address": "1 Elm Street", "idempotency_key": "k-1"});
+    assert_eq!(code(buyer.api("MakePurchase", call(DECLINED_CARD))), "PAYMENT_DECLINED");
+    let first = buyer.api("MakePurchase", call(GOOD_CARD)).unwrap();
+    // A failed attempt freed the key; now it has its answer.
+    assert_eq!(buyer.api("MakePurchase", call(GOOD_CARD)).unwrap(), first);
+    let elsewhere = with(call(GOOD_CARD), json!({"address": "2 Oak Street"}));
+    assert_eq!(code(buyer.api("MakePurchase", elsewhere)), "BAD_REQUEST");
+    buyer.api("AddItemToCart", put).unwrap();
+    assert_eq!(buyer.api("MakePurchase", call(GOOD_CARD)).unwrap(), first, "the cart is as it was then");
+    buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 1})).unwrap();
+    assert_eq!(code(buyer.api("MakePurchase", call(GOOD_CARD))), "BAD_REQUEST", "another cart");
+    assert_eq!(stock(&shop, &item, &seller.sid), 8);
+    let history = buyer.api("GetBuyerPurchases", json!({})).unwrap()["items"].clone();
+    assert_eq!(history.as_array().unwrap().len(), 1);
+
+    // The same cart asked for many times at once, without a key: bought once.
+    buyer.api("ClearCart", json!({})).unwrap();
+    buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 1})).unwrap();
+    let outcomes: Vec<Answer> = std::thread::scope(|scope| {
+        let asks: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = Client::connect(shop.buyer, Framing::Lines);
+                    client.sid = buyer.sid.clone();
+                    client.api("MakePurchase", json!({"card": card(GOOD_CARD)}))
+                })
+            })
+            .collect();
+        asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+    });
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    assert_eq!(stock(&shop, &item, &seller.sid), 7);
+}
+
+#[test]
+fn a_hundred_buyers_after_the_last_ten_units() {
+    let shop = Shop::four(&[], &[]);
+    let mut seller = Client::joined(shop.seller, Framing::Lines, "s");
+    let item = seller.api("RegisterItemForSale", lamp(7.0, 10)).unwrap()["item_id"].clone();
+    let mut buyers: Vec<Client> = (0..100)
+        .map(|nth| {
+            let mut buyer = Client::joined(shop.buyer, FRAMINGS[nth % 2], &format!("b{nth}"));
+            buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 1})).unwrap();
+            buyer
+        })
+        .collect();
+    let outcomes: Vec<String> = std::thread::scope(|scope| {
+        let asks: Vec<_> = buyers
+            .iter_mut()
+            .map(|buyer| {
+                scope.spawn(|| match buyer.api("MakePurchase", json!({"card": card(GOOD_CARD)})) {
+                    Ok(_) => "bought".to_owned(),
+                    Err(refused) => refused.code,
+                })
+            })
+            .collect();
+        asks.into_iter().map(|ask| ask.join().unwrap()).collect()
+    });
+    let mut counts = HashMap::new();
+    outcomes.iter().for_each(|outcome| *counts.entry(outcome.as_str()).or_insert(0) += 1);
+    assert_eq!(counts, HashMap::from([("bought", 10), ("OUT_OF_STOCK", 90)]));
+    assert_eq!(stock(&shop, &item, &seller.sid), 0);
+    let orders = seller.api("GetSellerOrders", json!({})).unwrap()["items"].clone();
+    assert_eq!(orders.as_array().unwrap().len(), 10);
+}

@@ -1,0 +1,325 @@
+//! A shop of our own and clients on bare sockets, written from the wire format alone.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::support::{PATIENCE, eventually, program};
+
+pub const GOOD_CARD: &str = "4111111111111111";
+pub const DECLINED_CARD: &str = "4000000000000002";
+
+/// A component, or all of them in one process. Ended by SIGKILL when dropped.
+pub struct Component {
+    child: Child,
+    command: String,
+    args: Vec<String>,
+    dir: PathBuf,
+    ready: Value,
+}
+
+impl Component {
+    /// Starts `p2s2 COMMAND ARGS` with its ready file in `dir`, and waits until it is ready.
+    pub fn start(dir: &Path, command: &str, args: &[String]) -> Component {
+        static NTH: AtomicU64 = AtomicU64::new(0);
+        let ready_file = dir.join(format!("{command}-{}.json", NTH.fetch_add(1, Ordering::Relaxed)));
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(dir.join(format!("{command}.log"))).unwrap();
+        let mut child = program(command)
+            .args(args)
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let ready = eventually(&format!("{command} to be ready"), || {
+            if let Some(status) = child.try_wait().unwrap() {
+                let log = std::fs::read_to_string(dir.join(format!("{command}.log"))).unwrap();
+                panic!("{command} ended with {status}: {log}");
+            }
+            serde_json::from_str::<Value>(&std::fs::read_to_string(&ready_file).ok()?).ok()
+        });
+        Component { child, command: command.to_owned(), args: args.to_vec(), dir: dir.to_owned(), ready }
+    }
+
+    pub fn addr(&self, name: &str) -> SocketAddr {
+        self.ready[name].as_str().unwrap_or_else(|| panic!("{name} is not in {}", self.ready)).parse().unwrap()
+    }
+
+    /// SIGKILL, and the same again on the same ports and data.
+    pub fn kill_and_restart(&mut self) {
+        self.kill();
+        let mut args = self.args.clone();
+        for (flag, name) in [
+            ("--product-port", "product_db"),
+            ("--customer-port", "customer_db"),
+            ("--seller-port", "seller"),
+            ("--buyer-port", "buyer"),
+        ] {
+            let own = self.ready.get(name).and_then(Value::as_str);
+            let flag = if self.command == "server" { flag } else { "--port" };
+            let Some(addr) = own else { continue };
+            let port = addr.rsplit(':').next().unwrap().to_owned();
+            match args.iter().position(|arg| arg == flag) {
+                Some(at) => args[at + 1] = port,
+                None => args.extend([flag.to_owned(), port]),
+            }
+        }
+        let next = Component::start(&self.dir, &self.command, &args);
+        *self = next;
+    }
+
+    pub fn kill(&mut self) {
+        // It may have ended before; then there is nothing to end.
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Component {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A whole shop on free ports.
+pub struct Shop {
+    pub parts: Vec<Component>,
+    pub dir: tempfile::TempDir,
+    pub seller: SocketAddr,
+    pub buyer: SocketAddr,
+    pub product: SocketAddr,
+    pub customer: SocketAddr,
+}
+
+/// The place of each component in [`Shop::parts`] when they are apart.
+pub const PRODUCT: usize = 0;
+pub const CUSTOMER: usize = 1;
+pub const SELLER: usize = 2;
+pub const BUYER: usize = 3;
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+impl Shop {
+    /// All in one process.
+    pub fn one(args: &[&str]) -> Shop {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state").display().to_string();
+        let mut all = words(&["--services", "shop", "--data-dir", &state, "--api-port", "0"]);
+        all.extend(words(&["--product-port", "0", "--customer-port", "0", "--seller-port", "0", "--buyer-port", "0"]));
+        all.extend(words(args));
+        let server = Component::start(dir.path(), "server", &all);
+        let [seller, buyer, product, customer] =
+            ["seller", "buyer", "product_db", "customer_db"].map(|name| server.addr(name));
+        Shop { parts: vec![server], dir, seller, buyer, product, customer }
+    }
+
+    /// Four processes; `args` goes to the databases that take each.
+    pub fn four(product_args: &[&str], customer_args: &[&str]) -> Shop {
+        let dir = tempfile::tempdir().unwrap();
+        let state = |name: &str| dir.path().join(name).display().to_string();
+        let key = dir.path().join("cluster.key").display().to_string();
+        let database = |command: &str, extra: &[&str]| {
+            let mut args = words(&["--port", "0", "--data-dir", &state(command), "--cluster-key", &key]);
+            args.extend(words(extra));
+            Component::start(dir.path(), command, &args)
+        };
+        let product_db = database("product-db", product_args);
+        let customer_db = database("customer-db", customer_args);
+        let (product, customer) = (product_db.addr("product_db"), customer_db.addr("customer_db"));
+        let frontend = |command: &str| {
+            let (product, customer) = (product.to_string(), customer.to_string());
+            let args = words(&["--port", "0", "--product", &product, "--customer", &customer, "--cluster-key", &key]);
+            Component::start(dir.path(), command, &args)
+        };
+        let (seller_server, buyer_server) = (frontend("seller-server"), frontend("buyer-server"));
+        let (seller, buyer) = (seller_server.addr("seller"), buyer_server.addr("buyer"));
+        Shop {
+            parts: vec![product_db, customer_db, seller_server, buyer_server],
+            dir,
+            seller,
+            buyer,
+            product,
+            customer,
+        }
+    }
+}
+
+/// How messages are told apart on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    Lines,
+    Lengths,
+}
+
+pub const FRAMINGS: [Framing; 2] = [Framing::Lines, Framing::Lengths];
+
+/// A refusal: its code and message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    pub code: String,
+    pub message: String,
+}
+
+pub type Answer = Result<Value, Refused>;
+
+/// A client on one connection.
+pub struct Client {
+    framing: Framing,
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+    /// The session that calls are made with, if any.
+    pub sid: Option<String>,
+}
+
+impl Client {
+    pub fn connect(addr: SocketAddr, framing: Framing) -> Client {
+        Client::try_connect(addr, framing).unwrap_or_else(|| panic!("nobody listens at {addr}"))
+    }
+
+    /// Nothing when nobody listens.
+    pub fn try_connect(addr: SocketAddr, framing: Framing) -> Option<Client> {
+        let stream = TcpStream::connect(addr).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Some(Client { framing, stream, reader, sid: None })
+    }
+
+    pub fn send_raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    pub fn send(&mut self, message: &Value) -> std::io::Result<()> {
+        let text = message.to_string();
+        let bytes = match self.framing {
+            Framing::Lines => format!("{text}\n").into_bytes(),
+            Framing::Lengths => [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat(),
+        };
+        self.stream.write_all(&bytes)
+    }
+
+    /// The next message; nothing when the other side has closed.
+    pub fn receive(&mut self) -> std::io::Result<Option<Value>> {
+        let text = match self.framing {
+            Framing::Lines => {
+                let mut line = String::new();
+                if self.reader.read_line(&mut line)? == 0 {
+                    return Ok(None);
+                }
+                line.into_bytes()
+            }
+            Framing::Lengths => {
+                let mut length = [0; 4];
+                match self.reader.read_exact(&mut length) {
+                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+                    other => other?,
+                }
+                let mut body = vec![0; u32::from_be_bytes(length) as usize];
+                self.reader.read_exact(&mut body)?;
+                body
+            }
+        };
+        Ok(Some(serde_json::from_slice(&text).unwrap()))
+    }
+
+    pub fn ask(&mut self, message: &Value) -> Value {
+        self.send(message).unwrap();
+        self.receive().unwrap().unwrap_or_else(|| panic!("closed instead of an answer to {message}"))
+    }
+
+    /// Dialect 1. The envelope around the answer is checked.
+    pub fn api(&mut self, api: &str, payload: Value) -> Answer {
+        let mut request = json!({"type": "request", "api": api, "payload": payload});
+        if let Some(sid) = &self.sid {
+            request["session_id"] = json!(sid);
+        }
+        let answer = self.ask(&request);
+        assert_eq!(answer["api"], api, "{answer}");
+        match answer["type"].as_str() {
+            Some("response") => Ok(answer["payload"].clone()),
+            Some("error") => Err(refused(&answer["error"])),
+            _ => panic!("neither response nor error: {answer}"),
+        }
+    }
+
+    /// Dialect 2.
+    pub fn flat(&mut self, kind: &str, fields: Value) -> Answer {
+        let Value::Object(mut message) = fields else { panic!("{fields} is no object") };
+        message.insert("type".to_owned(), json!(kind));
+        if let (Some(sid), false) = (&self.sid, message.contains_key("sid")) {
+            message.insert("sid".to_owned(), json!(sid));
+        }
+        let answer = self.ask(&Value::Object(message));
+        match answer["status"].as_str() {
+            Some("OK") => Ok(answer),
+            Some("ERR") => Err(refused(&answer["error"])),
+            _ => panic!("neither OK nor ERR: {answer}"),
+        }
+    }
+
+    /// A new account (dialect 1), signed in.
+    pub fn joined(addr: SocketAddr, framing: Framing, user: &str) -> Client {
+        let mut client = Client::connect(addr, framing);
+        client.api("CreateAccount", json!({"username": user, "password": "secret"})).unwrap();
+        client.log_in(user);
+        client
+    }
+
+    pub fn log_in(&mut self, user: &str) {
+        self.sid = None;
+        let answer = self.api("Login", json!({"username": user, "password": "secret"})).unwrap();
+        self.sid = Some(answer["session_id"].as_str().unwrap().to_owned());
+    }
+
+    /// Whether the other side has closed: it says nothing more.
+    pub fn is_closed_soon(&mut self) -> bool {
+        self.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut rest = Vec::new();
+        match self.reader.read_to_end(&mut rest) {
+            Ok(_) => true,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+fn refused(error: &Value) -> Refused {
+    let text = |field: &str| error[field].as_str().unwrap_or_else(|| panic!("{field}: no text in {error}")).to_owned();
+    Refused { code: text("code"), message: text("message") }
+}
+
+/// The code of what must be refused.
+pub fn code(answer: Answer) -> String {
+    match answer {
+        Ok(answer) => panic!("not refused: {answer}"),
+        Err(refused) => refused.code,
+    }
+}
+
+/// Fields of an item that a seller lists.
+pub fn lamp(price: f64, quantity: i64) -> Value {
+    json!({
+        "item_name": "Brass Lamp", "category": 3, "keywords": ["lamp", "brass"], "condition": "Used",
+        "price": price, "quantity": quantity,
+    })
+}
+
+pub fn card(number: &str) -> Value {
+    json!({"number": number, "exp": "12/79", "name": "B. Buyer"})
+}
+
+/// One object out of two.
+pub fn with(base: Value, more: Value) -> Value {
+    let (Value::Object(mut base), Value::Object(more)) = (base, more) else { panic!("objects only") };
+    base.extend(more.into_iter().collect::<Map<_, _>>());
+    Value::Object(base)
+}
