@@ -452,6 +452,11 @@ fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
     ticket.wait().unwrap();
     parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
     assert_eq!((over, parts.people.sizes()), (1, (0, 0)));
+    for table in ["shop_session", "shop_cart", "shop_request"] {
+        let sql = format!("SELECT COUNT(*) FROM {table}");
+        let left = parts.store.read(|reader| reader.first(&sql, &[], |row| row.int(0)));
+        assert_eq!(left, Ok(Some(0)), "{table}");
+    }
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "", "what was not saved is gone");
 }
@@ -484,6 +489,21 @@ fn a_buyer_stays_until_the_last_change_is_on_disk() {
     assert_eq!(parts.people.sizes(), (0, 1));
     drop(let_go);
     // Whoever comes now must not see the saved cart of before.
+    parts.open("b", 1, NOW).unwrap();
+    assert_eq!(parts.cart("b", false), "1-1 x 3");
+}
+
+#[test]
+fn a_saved_cart_that_was_read_before_the_buyer_came_and_went_is_not_taken() {
+    let parts = Parts::new();
+    let gone = parts.people.here(1).unwrap_err();
+    let saved = parts.store.read(|reader| store::saved_of(reader, 1)).unwrap();
+    parts.open("a", 1, NOW).unwrap();
+    parts.put("a", true, "1-1", 3);
+    let (_, ticket) = parts.people.end(&parts.journal, NOW, Role::Buyer, "a");
+    ticket.wait().unwrap();
+    parts.people.expire(&parts.journal, NOW);
+    assert!(parts.people.come(1, saved.into_iter().collect(), gone).is_none());
     parts.open("b", 1, NOW).unwrap();
     assert_eq!(parts.cart("b", false), "1-1 x 3");
 }
