@@ -836,6 +836,76 @@ fn who_is_told_that_a_session_has_ended_is_told_when_that_is_on_disk() {
 }
 
 #[test]
+fn no_answer_leaves_before_what_it_is_built_on_is_on_disk() {
+    let mut db = Db::new();
+    let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
+    db.add(&ann, false, "1-1", 5).unwrap();
+    let sid = || ann.clone();
+    let ops = [
+        create("c", Role::Seller, "sue"),
+        login(Role::Buyer, "bob", "secret", "::1"),
+        add("a", &ann, false, "1-1", 1),
+        CustomerOp::SaveCart { sid: sid(), users: false },
+        add("b", &ann, true, "1-2", 1),
+        CustomerOp::RemoveFromCart {
+            request: "r".to_owned(),
+            sid: sid(),
+            users: false,
+            item_id: "1-2".to_owned(),
+            quantity: None,
+        },
+        CustomerOp::ShowCart { sid: sid(), users: true },
+        CustomerOp::ClearCart { sid: sid(), users: true },
+        CustomerOp::Logout { role: Role::Buyer, sid: bob },
+    ];
+    for op in ops {
+        let kind = format!("{op:?}");
+        // The writer is kept busy, so that what is handed over now waits.
+        let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
+        db.store().submit(move |_tx| {
+            let _ = wait.recv();
+            Ok(())
+        });
+        thread::scope(|scope| {
+            let (answered, answer) = crossbeam_channel::bounded(1);
+            let db = &db;
+            scope.spawn(move || answered.send(db.customers().handle(op)));
+            let early = answer.recv_timeout(Duration::from_millis(100));
+            drop(let_go);
+            assert!(early.is_err(), "{kind}: answered before it was on disk");
+            assert!(answer.recv().unwrap().is_ok(), "{kind}");
+        });
+    }
+}
+
+#[test]
+fn what_is_only_looked_at_waits_for_no_one_elses_change() {
+    let mut db = Db::new();
+    let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
+    let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
+    db.store().submit(move |_tx| {
+        let _ = wait.recv();
+        Ok(())
+    });
+    thread::scope(|scope| {
+        let db = &db;
+        let adding = scope.spawn({
+            let ann = ann.clone();
+            move || db.ask::<()>(add("a", &ann, false, "1-1", 1))
+        });
+        while db.store().waiting() == 0 {
+            thread::yield_now();
+        }
+        // All of these would wait for ever if they waited for that.
+        assert_eq!(db.touch(Role::Buyer, &ann).as_deref(), Ok("ann"));
+        assert_eq!(db.cart(&bob, false).as_deref(), Ok(""));
+        assert!(db.ask::<ops::Session>(CustomerOp::Validate { sid: ann }).is_ok());
+        drop(let_go);
+        assert_eq!(adding.join().unwrap(), Ok(()));
+    });
+}
+
+#[test]
 fn a_database_that_is_closed_answers_unavailable() {
     let mut db = Db::new();
     let sid = db.buyer("ann");
