@@ -5,9 +5,14 @@
 //! and the same statements run on PostgreSQL.
 //!
 //! A **posting** says that an item has a term: `(kind, term, price, number)`, where kind is 0 for one of its
-//! keywords, 1 for a word of its name, and 2 (with the empty term) for an item at all. The same postings stand
-//! a second time under their category. Only items with stock have any. A keyword of a search is the exact list of kind 0 (2 points), the lists of all
-//! longer terms of kind 0 that begin with it (1 point), and the exact list of kind 1 (1 point more).
+//! keywords, 1 for a word of its name, 2 (with the empty term) for an item at all, and 3 to 5 for the first 2, 4
+//! and 6 letters of a keyword. The same postings stand a second time under their category. Only items with
+//! stock have any.
+//!
+//! A keyword of a search is the exact list of kind 0 (2 points), what begins with it (1 point), and the exact
+//! list of kind 1 (1 point more). What begins with 2, 4 or 6 letters is one list; with 1, 3 or 5, the lists of
+//! one letter more, of which there are as many as the alphabet has; without those kinds it would be a list for
+//! each of perhaps a hundred thousand keywords. (All lengths would make the index larger by half again.)
 //!
 //! Ranking looks at the 10,000 cheapest items that have any point, so no list is read further than its first
 //! 10,001: whoever is among the cheapest of all is among the cheapest of every list that he is in.
@@ -28,6 +33,8 @@ const KEYWORD: i64 = 0;
 const NAME_WORD: i64 = 1;
 /// It is for sale: the list of all, for searches without keywords.
 const FOR_SALE: i64 = 2;
+/// One of its keywords begins with these: so many letters, and the kind.
+const BEGINNINGS: [(usize, i64); 3] = [(2, 3), (4, 4), (6, 5)];
 
 /// What a search found: the numbers of one page of items.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,13 +62,24 @@ pub(super) fn fold(text: &str) -> String {
 
 /// The postings that an item has while it has stock.
 pub(super) fn postings(facts: &Facts, price: Cents, number: i64) -> Vec<Posting> {
-    let keywords = facts.keywords.iter().map(|keyword| (KEYWORD, fold(keyword)));
+    let keywords: Vec<String> = facts.keywords.iter().map(|keyword| fold(keyword)).collect();
+    let beginnings = keywords.iter().flat_map(|keyword| {
+        BEGINNINGS.iter().filter_map(|(letters, kind)| Some((*kind, beginning(keyword, *letters)?.to_owned())))
+    });
     let name = fold(&facts.item_name);
     let words = name.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty());
     let words = words.map(|word| (NAME_WORD, word.to_owned()));
-    let terms: BTreeSet<(i64, String)> = keywords.chain(words).chain([(FOR_SALE, String::new())]).collect();
+    let all = beginnings.chain(words).chain([(FOR_SALE, String::new())]);
+    let mut terms: BTreeSet<(i64, String)> = all.collect();
+    terms.extend(keywords.into_iter().map(|keyword| (KEYWORD, keyword)));
     let posting = |(kind, term)| Posting { kind, term, price: price.0, number, category: facts.category };
     terms.into_iter().map(posting).collect()
+}
+
+/// The first letters of a text; nothing if it has not as many.
+fn beginning(text: &str, letters: usize) -> Option<&str> {
+    let last = letters.checked_sub(1)?;
+    text.char_indices().nth(last).map(|(start, letter)| &text[..start + letter.len_utf8()])
 }
 
 /// Puts postings into the index, each table's in its order.
@@ -228,8 +246,18 @@ impl Lists<'_> {
         Ok(())
     }
 
-    /// The lists of all longer keywords that begin with this one.
+    /// What all keywords that begin with this one name. (Itself may be among them: it was read before.)
     fn read_longer(&mut self, prefix: &str, tag: u32) -> Result<(), StoreError> {
+        let letters = prefix.chars().count();
+        match BEGINNINGS.iter().find(|(least, _kind)| *least >= letters) {
+            Some((least, kind)) if *least == letters => self.read_exact(*kind, prefix, tag),
+            Some((_least, kind)) => self.read_range(*kind, prefix, tag),
+            None => self.read_range(KEYWORD, prefix, tag),
+        }
+    }
+
+    /// The lists of all longer terms that begin with this one.
+    fn read_range(&mut self, kind: i64, prefix: &str, tag: u32) -> Result<(), StoreError> {
         // Nothing that begins with it sorts behind this: no item's keyword has as many more letters.
         let last = format!("{prefix}{}", "\u{10FFFF}".repeat(32));
         let (mut rows, most) = (0, self.ranked_max + 1);
@@ -246,25 +274,25 @@ impl Lists<'_> {
         match self.category {
             None => self.reader.query(
                 "SELECT price, number FROM product_word WHERE kind = $1 AND term > $2 AND term <= $3 LIMIT $4",
-                &[KEYWORD.into(), prefix.into(), (&last).into(), (most as i64).into()],
+                &[kind.into(), prefix.into(), (&last).into(), (most as i64).into()],
                 &mut each,
             ),
             Some(category) => self.reader.query(
                 "SELECT price, number FROM product_category_word
                  WHERE category = $1 AND kind = $2 AND term > $3 AND term <= $4 LIMIT $5",
-                &[category.into(), KEYWORD.into(), prefix.into(), (&last).into(), (most as i64).into()],
+                &[category.into(), kind.into(), prefix.into(), (&last).into(), (most as i64).into()],
                 &mut each,
             ),
         }?;
         self.trim();
         if rows == most {
-            self.read_each_longer(prefix, &last, tag)?;
+            self.read_each(kind, prefix, &last, tag)?;
         }
         Ok(())
     }
 
     /// Many: of each term the cheapest alone. From one term to the next it is one step in the index.
-    fn read_each_longer(&mut self, prefix: &str, last: &str, tag: u32) -> Result<(), StoreError> {
+    fn read_each(&mut self, kind: i64, prefix: &str, last: &str, tag: u32) -> Result<(), StoreError> {
         let mut term = prefix.to_owned();
         loop {
             let first = |row: &Row<'_>| Ok((row.text(0)?.to_owned(), row.int(1)?));
@@ -272,21 +300,21 @@ impl Lists<'_> {
                 None => self.reader.first(
                     "SELECT term, price FROM product_word WHERE kind = $1 AND term > $2 AND term <= $3
                      ORDER BY term, price LIMIT 1",
-                    &[KEYWORD.into(), (&term).into(), last.into()],
+                    &[kind.into(), (&term).into(), last.into()],
                     first,
                 ),
                 Some(category) => self.reader.first(
                     "SELECT term, price FROM product_category_word
                      WHERE category = $1 AND kind = $2 AND term > $3 AND term <= $4
                      ORDER BY term, price LIMIT 1",
-                    &[category.into(), KEYWORD.into(), (&term).into(), last.into()],
+                    &[category.into(), kind.into(), (&term).into(), last.into()],
                     first,
                 ),
             }?;
             let Some((next, cheapest)) = next else { return Ok(()) };
             term = next;
             if cheapest <= self.cutoff {
-                self.read_exact(KEYWORD, &term, tag)?;
+                self.read_exact(kind, &term, tag)?;
             }
         }
     }

@@ -133,9 +133,9 @@ impl Reader for Explaining<'_> {
 #[test]
 fn an_index_answers_and_nothing_is_sorted_on_the_disk() {
     let (_dir, db) = open();
-    db.load((0..30).map(|number| new_item(number % 2, "lamp", &["lamp", "lamps"], 100, 1)).collect()).unwrap();
+    db.load((0..30).map(|number| new_item(number % 2, "lamp", &["lamp", "lampshad"], 100, 1)).collect()).unwrap();
     for category in [None, Some(1)] {
-        for keywords in [&["lamp", "la"][..], &[]] {
+        for keywords in [&["lamp", "lam", "la", "lampsha"][..], &[]] {
             let wanted = wanted(category, keywords, 0, 50, 5);
             let plans = db.room.store.read(|reader| -> Result<_, StoreError> {
                 let explaining = Explaining { reader, plans: RefCell::default() };
@@ -188,7 +188,8 @@ fn naive(items: &[NewItem], wanted: &Wanted) -> Hits {
 
 /// Few letters, so that much of it meets.
 fn word() -> impl Strategy<Value = String> {
-    "[abA]{1,4}"
+    // Up to eight letters: beginnings of every length are asked for.
+    "[abA]{1,4}|[ab]{3,8}|b{4,8}"
 }
 
 fn any_item() -> impl Strategy<Value = NewItem> {
