@@ -37,8 +37,9 @@ const WAITING_MAX: usize = 4096;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a purchase waits for another one of the same buyer, and how long a login waits for its turn.
 const PATIENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long each step of a purchase may take; then it is asked again.
-const STEP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long each step of a purchase may take, longer than the database itself waits for the bank; then it is
+/// asked again.
+const STEP_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often it looks for purchases that lost their driver.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
 
