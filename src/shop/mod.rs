@@ -17,4 +17,5 @@
 pub mod customer;
 pub mod hold;
 pub mod ops;
+pub mod product;
 pub mod purchase;
