@@ -1,5 +1,6 @@
 //! `p2s2 admin`: the operator's commands, beside a running server or without one.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,13 +13,15 @@ use serde_json::{Value, json};
 use super::repl::{clean, clean_json};
 use super::server::TRADE_DB;
 use super::settings;
+use super::shop::CUSTOMER_DB;
 use super::table::{
     Align::{Left, Right},
     table,
 };
 use crate::bank::ledger;
 use crate::model::{Cents, Clock, Millis, duration};
-use crate::storage::{self, StoreError, View, backup};
+use crate::shop::customer;
+use crate::storage::{self, Reader, StoreError, View, backup};
 use crate::trade::deal::{Deal, Party, State};
 use crate::trade::store as trade_store;
 
@@ -49,7 +52,10 @@ enum AdminCommand {
     /// Balances and entries of every account; exit code 1 when they do not sum to zero
     #[command(after_help = "Example:\n  p2s2 admin ledger --data-dir /var/lib/p2s2")]
     Ledger,
-    /// Who is registered
+    /// The shop's accounts
+    #[command(after_help = "Example:\n  p2s2 admin users --json")]
+    Users,
+    /// The trading peers that are registered
     #[command(after_help = "Example:\n  p2s2 admin peers --json")]
     Peers,
     /// The deals that are open or ended lately
@@ -109,16 +115,17 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     }
     let mut out = BufWriter::new(io::stdout().lock());
     let code = match &args.command {
-        AdminCommand::Ledger => show_ledger(&open(&args.data_dir)?, args.json, &mut out)?,
-        AdminCommand::Peers => show_peers(&open(&args.data_dir)?, args.json, &mut out)?,
-        AdminCommand::Deals => show_deals(&open(&args.data_dir)?, args.json, &mut out)?,
+        AdminCommand::Ledger => show_ledger(&open_ledgers(&args.data_dir)?, args.json, &mut out)?,
+        AdminCommand::Users => show_users(&open_room(&args.data_dir, CUSTOMER)?, args.json, &mut out)?,
+        AdminCommand::Peers => show_peers(&open_room(&args.data_dir, TRADE)?, args.json, &mut out)?,
+        AdminCommand::Deals => show_deals(&open_room(&args.data_dir, TRADE)?, args.json, &mut out)?,
         AdminCommand::Log { peer, since } => {
             let since = match since {
                 None => Millis::default(),
                 Some(Since::At(at)) => *at,
                 Some(Since::Ago(ago)) => Millis(Clock::start().now().0.saturating_sub(ago.as_millis() as u64)),
             };
-            show_log(&open(&args.data_dir)?, peer.as_deref(), since, args.json, &mut out)?
+            show_log(&open_room(&args.data_dir, TRADE)?, peer.as_deref(), since, args.json, &mut out)?
         }
         AdminCommand::Backup { file } => {
             let bar = progress_bar();
@@ -142,19 +149,46 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-fn open(data_dir: &Path) -> anyhow::Result<View> {
-    let file = data_dir.join(TRADE_DB);
+/// A room's file in the data dir, and how its tables came to be.
+type Room = (&'static str, &'static [&'static str]);
+
+const TRADE: Room = (TRADE_DB, trade_store::MIGRATIONS);
+const CUSTOMER: Room = (CUSTOMER_DB, customer::MIGRATIONS);
+
+fn open_room(data_dir: &Path, room: Room) -> anyhow::Result<View> {
+    match open_rooms(data_dir, &[room])?.pop() {
+        Some(view) => Ok(view),
+        None => bail!("{} has no {}: name the server's own --data-dir", data_dir.display(), room.0),
+    }
+}
+
+/// The ledgers of a data dir: trade's, the shop's, or both.
+fn open_ledgers(data_dir: &Path) -> anyhow::Result<Vec<View>> {
+    let views = open_rooms(data_dir, &[TRADE, CUSTOMER])?;
+    if views.is_empty() {
+        bail!("{} has no {TRADE_DB} and no {CUSTOMER_DB}: name the server's own --data-dir", data_dir.display());
+    }
+    Ok(views)
+}
+
+/// Those of the rooms whose file is there.
+fn open_rooms(data_dir: &Path, rooms: &[Room]) -> anyhow::Result<Vec<View>> {
     if data_dir.exists() && !data_dir.is_dir() {
         bail!("{} is a file, not a folder: name the server's own --data-dir", data_dir.display());
     }
-    // One that cannot be looked for is told of when it is opened.
-    if file.try_exists().is_ok_and(|exists| !exists) {
-        bail!("{} has no {TRADE_DB}: name the server's own --data-dir", data_dir.display());
+    let mut views = Vec::new();
+    for (name, migrations) in rooms {
+        let file = data_dir.join(name);
+        // One that cannot be looked for is told of when it is opened.
+        if file.try_exists().is_ok_and(|exists| !exists) {
+            continue;
+        }
+        if storage::is_absent(&file) {
+            bail!("{} is empty: restore a backup into an empty data dir", file.display());
+        }
+        views.push(View::open(&file, migrations)?);
     }
-    if storage::is_absent(&file) {
-        bail!("{} is empty: restore a backup into an empty data dir", file.display());
-    }
-    Ok(View::open(&file, trade_store::MIGRATIONS)?)
+    Ok(views)
 }
 
 fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {
@@ -182,55 +216,102 @@ fn unix_s(at: Millis) -> u64 {
     at.0 / 1000
 }
 
-fn show_ledger(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn show_ledger(ledgers: &[View], json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let mut told = Told::default();
+    for ledger in ledgers {
+        // One instant for all of it: balances and entries must tell the same story.
+        ledger.read(|reader| -> anyhow::Result<()> {
+            for (account, balance) in ledger::balances(reader)? {
+                told.balances.entry(account.to_string()).or_default().0 += balance.0;
+            }
+            told.sum.0 += ledger::sum(reader)?.0;
+            Ok(())
+        })?;
+    }
+    if json {
+        for (account, balance) in &told.balances {
+            let line = json!({"account": account, "balance": balance});
+            writeln!(out, "{}", clean_json(&line.to_string()))?;
+        }
+    }
+    let mut lines = Vec::new();
+    for ledger in ledgers {
+        ledger.read(|reader| show_entries(reader, json, out, &mut lines))?;
+    }
+    let sum = told.sum;
+    if json {
+        writeln!(out, "{}", json!({"sum": sum}))?;
+    } else {
+        let balances: Vec<_> =
+            told.balances.into_iter().map(|(account, balance)| vec![account, balance.to_string()]).collect();
+        let balances = table(&[("account", Left), ("balance", Right)], &balances);
+        let columns = [("time", Left), ("purchase", Left), ("step", Left), ("account", Left), ("amount", Right)];
+        writeln!(out, "{balances}\n\n{}\n\nsum: {sum}", table(&columns, &lines))?;
+    }
+    if sum != Cents(0) {
+        eprintln!("error: the ledger sums to {sum} instead of zero");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What all ledgers together hold.
+#[derive(Default)]
+struct Told {
+    balances: BTreeMap<String, Cents>,
+    sum: Cents,
+}
+
+fn show_entries(
+    reader: &dyn Reader,
+    json: bool,
+    out: &mut impl Write,
+    lines: &mut Vec<Vec<String>>,
+) -> anyhow::Result<()> {
     const PAGE: u32 = 10_000;
-    // One instant for all of it: balances and entries must tell the same story.
-    store.read(|reader| -> anyhow::Result<ExitCode> {
-        let mut balances = Vec::new();
-        for (account, balance) in ledger::balances(reader)? {
+    let mut offset = 0;
+    loop {
+        let mut page = Vec::new();
+        ledger::entries(reader, offset, PAGE, &mut |entry| {
+            page.push(entry);
+            Ok(())
+        })?;
+        offset += page.len() as u32;
+        for entry in &page {
+            let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
             if json {
-                let line = json!({"account": account.to_string(), "balance": balance});
+                let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.cents});
                 writeln!(out, "{}", clean_json(&line.to_string()))?;
             } else {
-                balances.push(vec![account.to_string(), balance.to_string()]);
+                lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.cents.to_string()]);
             }
         }
-        let mut lines = Vec::new();
-        let mut offset = 0;
-        loop {
-            let mut page = Vec::new();
-            ledger::entries(reader, offset, PAGE, &mut |entry| {
-                page.push(entry);
-                Ok(())
-            })?;
-            offset += page.len() as u32;
-            for entry in &page {
-                let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
-                if json {
-                    let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.cents});
-                    writeln!(out, "{}", clean_json(&line.to_string()))?;
-                } else {
-                    lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.cents.to_string()]);
-                }
-            }
-            if page.len() < PAGE as usize {
-                break;
-            }
+        if page.len() < PAGE as usize {
+            return Ok(());
         }
-        let sum = ledger::sum(reader)?;
+    }
+}
+
+fn show_users(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let mut users = Vec::new();
+    store.read(|reader| customer::store::users(reader, &mut |role, account, at| users.push((role, account, at))))?;
+    let mut rows = Vec::new();
+    for (role, account, at) in users {
+        let role = serde_json::to_value(role)?;
         if json {
-            writeln!(out, "{}", json!({"sum": sum}))?;
+            let line = json!({"role": role, "user_id": account.user_id, "username": account.username,
+                "name": account.name, "created_at": at.to_iso()});
+            writeln!(out, "{}", clean_json(&line.to_string()))?;
         } else {
-            let balances = table(&[("account", Left), ("balance", Right)], &balances);
-            let columns = [("time", Left), ("purchase", Left), ("step", Left), ("account", Left), ("amount", Right)];
-            writeln!(out, "{balances}\n\n{}\n\nsum: {sum}", table(&columns, &lines))?;
+            let role = role.as_str().unwrap_or_default().to_owned();
+            rows.push(vec![role, account.user_id.to_string(), account.username, account.name, at.to_iso()]);
         }
-        if sum != Cents(0) {
-            eprintln!("error: the ledger sums to {sum} instead of zero");
-            return Ok(ExitCode::FAILURE);
-        }
-        Ok(ExitCode::SUCCESS)
-    })
+    }
+    if !json {
+        let columns = [("role", Left), ("id", Right), ("user", Left), ("name", Left), ("created", Left)];
+        writeln!(out, "{}\n\n{} accounts", table(&columns, &rows), rows.len())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show_peers(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
