@@ -16,6 +16,7 @@
 //! | `client.rs` | the library a program uses to shop |
 
 pub mod client;
+pub mod customer;
 pub mod door;
 pub mod frontend;
 pub mod hold;

@@ -19,14 +19,15 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::ops::{Answer, Code, Line, Orphan, PricedLine, Purchased, Refusal};
-use crate::model::{Cents, Millis, Name, Token};
+use crate::identity::SessionKey;
+use crate::model::{Cents, Millis, Name};
 
 pub mod driver;
 #[cfg(test)]
 mod tests;
 
 /// How long a driver may be silent before another one may take its purchase over.
-pub const LEASE_MS: u64 = 10_000;
+pub const LEASE_MS: u64 = 6_000;
 /// The same once it is undone: what is left may be done by anyone, and twice.
 pub const UNDONE_LEASE_MS: u64 = 2_000;
 /// How long an idempotency key answers for its purchase.
@@ -69,7 +70,7 @@ pub struct Buyer {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cart {
     /// The session that it belongs to.
-    pub sid: Token,
+    pub session: SessionKey,
     /// Dialect 2: the user's saved cart, loaded into the session's.
     pub users: bool,
     /// What is in it, by item id.
@@ -246,7 +247,7 @@ pub enum Row {
 pub enum Then {
     /// Ask the bank; what it answers is the next event, for the same asker.
     Ask(BankCall),
-    /// Answer whoever asked.
+    /// Answer whoever asked; who asked to complete gets [`Purchase::outcome`] where this is `Ok`.
     Answer(Answer<()>),
 }
 
@@ -375,6 +376,10 @@ impl Purchase {
                 if lines.len() != self.cart.lines.len() || !self.cart.lines.iter().zip(&lines).all(same) {
                     return Step::refuse(Refusal::new(Code::BadRequest, "lines: they are not those of the cart"));
                 }
+                if let Some(line) = lines.iter().find(|line| Name::new(&line.seller).is_err()) {
+                    let text = format!("seller: {:?} is no user name, so nobody can be paid", line.seller);
+                    return Step::refuse(Refusal::new(Code::BadRequest, text));
+                }
                 let Some(total) = total(&lines) else {
                     return Step::refuse(Refusal::new(Code::BadRequest, "quantity: the total is too large to count"));
                 };
@@ -394,9 +399,7 @@ impl Purchase {
     /// Gives it to another driver, if the present one has been silent for too long. The new lease must be
     /// on disk before anyone hears of it, or it might be given twice.
     pub fn take_over(&mut self, now: Millis) -> Option<Orphan> {
-        // From `Completed` on it needs no driver: the rest is between the database and the bank.
-        let is_driven = !matches!(self.stage, Stage::Completed | Stage::Captured | Stage::Closed);
-        if !is_driven || self.leased_until > now {
+        if !self.is_orphan(now) {
             return None;
         }
         self.lease += 1;
@@ -408,6 +411,13 @@ impl Purchase {
             is_undone: self.stage == Stage::Voided,
             is_authorised: self.stage == Stage::Authorised,
         })
+    }
+
+    /// Whether it needs a driver and has none.
+    pub fn is_orphan(&self, now: Millis) -> bool {
+        // From `Completed` on it needs none: the rest is between the database and the bank.
+        let is_driven = !matches!(self.stage, Stage::Completed | Stage::Captured | Stage::Closed);
+        is_driven && self.leased_until <= now
     }
 
     /// Takes it up after a start: a clock that was set back must not make a lease longer than any is.
@@ -450,9 +460,20 @@ impl Purchase {
         total(&self.priced).unwrap_or_default()
     }
 
-    /// What its buyer is answered once it is captured.
-    pub fn purchased(&self) -> Purchased {
-        Purchased { purchase_id: self.id.clone(), total: self.total(), items: self.priced.clone() }
+    /// What the ledger has in escrow for it.
+    pub fn in_escrow(&self) -> Cents {
+        if self.is_booked && self.stage != Stage::Captured { self.total() } else { Cents(0) }
+    }
+
+    /// What its buyer is answered, once it is captured or undone.
+    pub fn outcome(&self) -> Answer<Purchased> {
+        match (self.stage, &self.why) {
+            (Stage::Captured, _) => {
+                Ok(Purchased { purchase_id: self.id.clone(), total: self.total(), items: self.priced.clone() })
+            }
+            (_, Some(why)) => Err(why.clone()),
+            _ => Err(lost()),
+        }
     }
 
     /// Whether a later attempt under the same key means this purchase: the same address, and the cart as
@@ -479,7 +500,7 @@ impl Purchase {
 }
 
 impl fmt::Debug for Purchase {
-    /// Without the address and the session, which no log may show.
+    /// Without the address, which no log may show.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Purchase { id, stage, lease, leased_until, why, .. } = self;
         write!(f, "Purchase({id} {stage:?} lease {lease} until {} {why:?})", leased_until.0)

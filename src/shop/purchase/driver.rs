@@ -84,8 +84,14 @@ impl Op {
 
 #[derive(Debug)]
 enum Stage {
-    Holding { lines: Vec<Line>, card: LinkCard },
-    Authorising { lines: Vec<PricedLine>, card: LinkCard },
+    Holding {
+        lines: Vec<Line>,
+        card: LinkCard,
+    },
+    Authorising {
+        lines: Vec<PricedLine>,
+        card: LinkCard,
+    },
     Selling,
     Completing,
     /// It took over: are the units sold?

@@ -1,0 +1,645 @@
+//! Purchases: their records in memory and on disk, the ledger with them, and the bank beside them.
+//!
+//! The rules are those of [`purchase`]; here they meet the store, the carts and the bank. A step changes
+//! the record under its lock and hands its rows over there; the bank is asked outside of all locks and
+//! transactions, once those rows are on disk, and its answer is the next step. What the bank has not
+//! answered (a charge above all) is asked again by a thread, until it does; also after a start.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use serde::Serialize;
+
+use super::carts::Buyer;
+use super::people::People;
+use super::sales::{self, Rows, Shipping};
+use super::store::Journal;
+use super::{Done, Memory, Shared, json, unavailable};
+use crate::bank::{Authorisation, Capture, GatewayError, Void};
+use crate::model::{Card, CardNumber, Expiry, FeeRate, Millis, Name, Token};
+use crate::shop::ops::{Answer, Begun, Code, CustomerOp, LinkCard, Orphan, Refusal, Role};
+use crate::shop::purchase::{self, Attempt, BankCall, Begin, Cart, Event, LEASE_MS, Purchase, Stage, Step, Then};
+use crate::storage::{StoreError, Ticket};
+
+#[cfg(test)]
+mod tests;
+
+/// How long a Begin waits for its buyer's purchase before: longer than a driver that died holds it up.
+pub const BEGIN_WAIT: Duration = Duration::from_secs(8);
+/// How long whoever asked waits for the bank.
+pub const BANK_WAIT: Duration = Duration::from_secs(3);
+/// How long the bank is left alone after it gave no answer; doubled each time.
+const BANK_PAUSE: Duration = Duration::from_millis(20);
+/// Begins that may wait: of one buyer, and in all.
+const WAITING_OF_BUYER_MAX: usize = 16;
+const WAITING_MAX: usize = 256;
+/// Purchases under way at once.
+const UNDER_WAY_MAX: usize = 10_000;
+/// Most rows of a page.
+const PAGE_MAX: u64 = 500;
+
+/// Every purchase under way.
+pub struct Purchases {
+    fee: FeeRate,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    by_id: HashMap<String, Cell>,
+    by_buyer: HashMap<u64, Place>,
+}
+
+struct Cell {
+    purchase: Purchase,
+    /// Holds on to the carts, also when the buyer's last session has ended.
+    buyer: Arc<Buyer>,
+    /// The newest change of it.
+    last: Ticket,
+    /// Questions to the bank that are not answered.
+    at_bank: u32,
+}
+
+/// A buyer makes one purchase at a time.
+enum Place {
+    /// It is looked up whether there may be one.
+    Beginning,
+    Open(String),
+}
+
+/// Begins that wait, and the news that they wait for. It outlives memory that is built anew.
+#[derive(Default)]
+pub struct Waiting {
+    state: Mutex<WaitingState>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct WaitingState {
+    /// How many purchases have made room.
+    news: u64,
+    of: HashMap<u64, usize>,
+    all: usize,
+}
+
+/// What the bank said.
+enum Said {
+    Authorised,
+    Declined(String),
+    Captured,
+    CaptureRefused(String),
+    Voided,
+}
+
+/// What came of a step, and when that is on disk.
+struct Taken {
+    step: Step,
+    stage: Stage,
+    /// For whoever asked to complete.
+    purchased: Answer<crate::shop::ops::Purchased>,
+    ticket: Ticket,
+}
+
+impl Purchases {
+    /// Takes up what was under way; the journal was begun before it was read.
+    ///
+    /// # Errors
+    /// The store's, when a buyer's cart could not be read.
+    pub fn load(
+        journal: &Journal,
+        people: &People,
+        under_way: Vec<Purchase>,
+        fee: FeeRate,
+        now: Millis,
+    ) -> Result<Purchases, StoreError> {
+        let mut open = Open::default();
+        for mut purchase in under_way {
+            purchase.resume(now);
+            let buyer = people.buyer(journal, purchase.buyer.user_id)?;
+            open.put(purchase, buyer, Ticket::committed());
+        }
+        Ok(Purchases { fee, open: Mutex::new(open) })
+    }
+
+    /// How many are under way.
+    pub fn under_way(&self) -> usize {
+        self.open.lock().by_id.len()
+    }
+
+    /// Takes a step; nothing if there is no such purchase under way.
+    fn step(&self, journal: &Journal, now: Millis, id: &str, event: Event<'_>) -> Option<Taken> {
+        let mut open = self.open.lock();
+        let cell = open.by_id.get_mut(id)?;
+        let mut step = cell.purchase.handle(now, event);
+        let rows = std::mem::take(&mut step.rows);
+        if !rows.is_empty() {
+            cell.last = self.write(journal, cell, rows, now);
+        }
+        let Cell { purchase, last, .. } = cell;
+        Some(Taken { step, stage: purchase.stage(), purchased: purchase.outcome(), ticket: last.clone() })
+    }
+
+    fn write(&self, journal: &Journal, cell: &Cell, rows: Vec<purchase::Row>, now: Millis) -> Ticket {
+        let is_paid = rows.contains(&purchase::Row::Paid);
+        let rows = Rows::new(&cell.purchase, rows, self.fee, now);
+        if !is_paid {
+            return journal.append_with(Vec::new(), move |tx| rows.write(tx));
+        }
+        let Cart { session, lines, .. } = &cell.purchase.cart;
+        cell.buyer.bought(session, lines, |changes| journal.append_with(changes, move |tx| rows.write(tx)))
+    }
+
+    /// Gives the purchase that has waited longest for its driver to another.
+    fn take_over(&self, journal: &Journal, now: Millis) -> Done<Option<Orphan>> {
+        let mut open = self.open.lock();
+        let idle = open.by_id.values_mut().filter(|cell| cell.at_bank == 0);
+        let Some(cell) =
+            idle.filter(|cell| cell.purchase.is_orphan(now)).min_by_key(|cell| cell.purchase.leased_until())
+        else {
+            return (Ok(None), Ticket::committed());
+        };
+        let orphan = cell.purchase.take_over(now);
+        cell.last = self.write(journal, cell, vec![purchase::Row::Keep], now);
+        (Ok(orphan), cell.last.clone())
+    }
+
+    /// Forgets those that are over, once that is on disk. Answers whether there were any.
+    fn sweep(&self) -> bool {
+        let mut open = self.open.lock();
+        let is_over =
+            |cell: &Cell| cell.purchase.is_over() && cell.last.state() == crate::storage::TicketState::Committed;
+        let over: Vec<String> = open.by_id.iter().filter(|(_, cell)| is_over(cell)).map(|(id, _)| id.clone()).collect();
+        for id in &over {
+            open.take(id);
+        }
+        !over.is_empty()
+    }
+
+    fn forget(&self, id: &str) {
+        self.open.lock().take(id);
+    }
+
+    /// What the bank has to be asked again, and is not being asked.
+    fn unanswered(&self) -> Vec<(String, BankCall)> {
+        let open = self.open.lock();
+        let idle = open.by_id.values().filter(|cell| cell.at_bank == 0);
+        idle.filter_map(|cell| Some((cell.purchase.id.clone(), cell.purchase.unanswered()?))).collect()
+    }
+
+    fn is_at_bank(&self, id: &str, change: i32) {
+        if let Some(cell) = self.open.lock().by_id.get_mut(id) {
+            cell.at_bank = cell.at_bank.saturating_add_signed(change);
+        }
+    }
+}
+
+impl Open {
+    fn put(&mut self, purchase: Purchase, buyer: Arc<Buyer>, last: Ticket) {
+        self.by_buyer.insert(purchase.buyer.user_id, Place::Open(purchase.id.clone()));
+        self.by_id.insert(purchase.id.clone(), Cell { purchase, buyer, last, at_bank: 0 });
+    }
+
+    fn take(&mut self, id: &str) {
+        if let Some(cell) = self.by_id.remove(id) {
+            self.by_buyer.remove(&cell.purchase.buyer.user_id);
+        }
+    }
+}
+
+/// A buyer's place while it is looked up what becomes of an attempt.
+struct Reserved<'a> {
+    purchases: &'a Purchases,
+    waiting: &'a Waiting,
+    buyer_id: u64,
+    is_taken: bool,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.purchases.open.lock().by_buyer.remove(&self.buyer_id);
+            self.waiting.tell();
+        }
+    }
+}
+
+impl Waiting {
+    fn news(&self) -> u64 {
+        self.state.lock().news
+    }
+
+    /// A buyer may purchase again.
+    pub(super) fn tell(&self) {
+        self.state.lock().news += 1;
+        self.news.notify_all();
+    }
+
+    /// Waits for other news than those, or until the deadline. BUSY when it has passed or too many wait.
+    fn wait(&self, buyer_id: u64, seen: u64, deadline: Instant) -> Answer<()> {
+        let busy = |why: &str| Err(Refusal::new(Code::Busy, why));
+        let mut state = self.state.lock();
+        let of_buyer = state.of.get(&buyer_id).copied().unwrap_or(0);
+        if state.all >= WAITING_MAX || of_buyer >= WAITING_OF_BUYER_MAX {
+            return busy("too many purchases wait for others: try again later");
+        }
+        state.all += 1;
+        *state.of.entry(buyer_id).or_default() += 1;
+        let mut in_time = true;
+        while state.news == seen && in_time {
+            in_time = !self.news.wait_until(&mut state, deadline).timed_out();
+        }
+        state.all -= 1;
+        if let Entry::Occupied(mut entry) = state.of.entry(buyer_id) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+        if in_time { Ok(()) } else { busy("another purchase of this buyer is under way: try again") }
+    }
+}
+
+impl Shared {
+    /// What belongs to a purchase.
+    pub(super) fn purchase(&self, op: CustomerOp) -> Answer<String> {
+        match op {
+            CustomerOp::Begin { request, sid, users, idempotency_key, address } => {
+                json(&self.begin(request, &sid, users, idempotency_key, address)?)
+            }
+            CustomerOp::Authorise { purchase_id, lease, lines, card } => {
+                let card = read_card(&card)?;
+                json(&self.drive(&purchase_id, Event::Authorise { lease, lines }, Some(&card))?.step_answer()?)
+            }
+            CustomerOp::Complete { purchase_id, lease } => self.complete(&purchase_id, lease),
+            CustomerOp::Undo { purchase_id, lease, why } => {
+                json(&self.drive(&purchase_id, Event::Undo { lease, why }, None)?.step_answer()?)
+            }
+            CustomerOp::Closed { purchase_id, lease } => {
+                json(&self.drive(&purchase_id, Event::Closed { lease }, None)?.step_answer()?)
+            }
+            CustomerOp::TakeOver => {
+                let memory = self.memory();
+                self.answer(&memory, memory.purchases.take_over(&memory.journal, self.config.clock.now()))
+            }
+            CustomerOp::Purchases { sid, offset, limit } => {
+                let buyer_id = self.whose(Role::Buyer, &sid)?;
+                self.page(|reader| sales::bought(reader, buyer_id, offset, limit.min(PAGE_MAX) as u32))
+            }
+            CustomerOp::Orders { sid, offset, limit } => {
+                let seller_id = self.whose(Role::Seller, &sid)?;
+                self.page(|reader| sales::orders(reader, seller_id, offset, limit.min(PAGE_MAX) as u32))
+            }
+            CustomerOp::MarkShipped { sid, purchase_id, item_id } => {
+                let seller_id = self.whose(Role::Seller, &sid)?;
+                json(&self.ship(seller_id, purchase_id, item_id)?)
+            }
+            other => Err(Refusal::new(Code::UnknownApi, format!("{other:?}: this is no matter of a purchase"))),
+        }
+    }
+
+    /// Begins an attempt, after the buyer's purchase before is over.
+    fn begin(
+        &self,
+        request: String,
+        sid: &str,
+        users: bool,
+        key: Option<String>,
+        address: Option<String>,
+    ) -> Answer<Begun> {
+        let deadline = Instant::now() + BEGIN_WAIT;
+        loop {
+            let seen = self.waiting.news();
+            let (memory, now) = (self.memory(), self.config.clock.now());
+            let (session, buyer) = match memory.people.buyers_session(now, sid) {
+                Ok(found) => found,
+                Err((refusal, ticket)) => {
+                    return self.wait(&memory, &ticket).map_err(|error| unavailable(&error)).and(Err(refusal));
+                }
+            };
+            let account = &session.who.account;
+            let username = Name::new(&account.username).map_err(|rule| {
+                Refusal::new(Code::BadRequest, format!("username: {rule}, so nobody can be charged"))
+            })?;
+            let attempt = |lines| Attempt {
+                buyer: purchase::Buyer {
+                    user_id: account.user_id,
+                    username: username.clone(),
+                    name: account.name.clone(),
+                },
+                request: request.clone(),
+                cart: Cart { session: session.key, users, lines },
+                key: key.clone(),
+                address: address.clone(),
+            };
+            let show = || buyer.show(&memory.journal, (&session.key, users));
+            // A begin that waits looks again; one that may go on holds the buyer's place until it knows.
+            let place = match memory.purchases.place(account.user_id, &self.waiting) {
+                Err(full) => return Err(full),
+                Ok(Ok(place)) => place,
+                Ok(Err(None)) => {
+                    self.waiting.wait(account.user_id, seen, deadline)?;
+                    continue;
+                }
+                Ok(Err(Some(id))) => {
+                    let (lines, ticket) = show();
+                    let lines = match lines {
+                        Ok(lines) => lines,
+                        Err(refusal) => return self.settle(&memory, Err(refusal), &ticket),
+                    };
+                    match memory.purchases.meets(now, &id, attempt(lines)) {
+                        Some((Begin::Again, begun, last)) => {
+                            return self.settle(&memory, Ok(begun), &Ticket::later(ticket, last));
+                        }
+                        Some((Begin::Refuse(refusal), _, last)) => {
+                            return self.settle(&memory, Err(refusal), &Ticket::later(ticket, last));
+                        }
+                        Some(_) => self.waiting.wait(account.user_id, seen, deadline)?,
+                        None => {}
+                    }
+                    continue;
+                }
+            };
+            // All that this buyer has purchased before is on disk: it made room only then.
+            let known = match &key {
+                Some(key) => self
+                    .store
+                    .read(|reader| sales::made_under(reader, account.user_id, key))
+                    .map_err(|error: StoreError| unavailable(&error))?,
+                None => None,
+            };
+            let (lines, ticket) = show();
+            let lines = match lines {
+                Ok(lines) => lines,
+                Err(refusal) => return self.settle(&memory, Err(refusal), &ticket),
+            };
+            let id = Token::random().reveal().to_owned();
+            return match purchase::begin(now, id, attempt(lines), None, known.as_ref()) {
+                Begin::Drive(purchase) => {
+                    let (begun, ticket) = place.take(&memory.journal, *purchase, Arc::clone(&buyer), now);
+                    self.settle(&memory, Ok(begun), &ticket)
+                }
+                Begin::Done => {
+                    let done = known.as_ref().map(Purchase::outcome).unwrap_or_else(|| Err(not_known()));
+                    self.settle(&memory, done.map(|purchased| Begun::Done { purchased }), &ticket)
+                }
+                Begin::Refuse(refusal) => self.settle(&memory, Err(refusal), &ticket),
+                // Only an open purchase is waited for, and there is none.
+                Begin::Again | Begin::Wait => continue,
+            };
+        }
+    }
+
+    /// Gives an answer once what it is built on is on disk.
+    fn settle<T>(&self, memory: &Arc<Memory>, answer: Answer<T>, ticket: &Ticket) -> Answer<T> {
+        self.wait(memory, ticket).map_err(|error| unavailable(&error))?;
+        answer
+    }
+
+    /// Takes a step of a driver, and those that follow by the bank's word.
+    fn drive(&self, id: &str, event: Event<'_>, card: Option<&Card>) -> Answer<Taken> {
+        let deadline = Instant::now() + BANK_WAIT;
+        let mut taken = self.step(id, event)?;
+        loop {
+            let Then::Ask(call) = taken.step.then else { return Ok(taken) };
+            let Some(said) = self.ask_bank(id, call, card, Some(deadline)) else {
+                return Err(Refusal::new(Code::Unavailable, "the bank does not answer: try again"));
+            };
+            taken = self.step(id, said.event())?;
+        }
+    }
+
+    fn complete(&self, id: &str, lease: u64) -> Answer<String> {
+        match self.drive(id, Event::Complete { lease }, None) {
+            Ok(taken) => {
+                let purchased = taken.purchased.clone();
+                taken.step_answer()?;
+                json(&purchased?)
+            }
+            // It may be over since long, and its driver never heard of it.
+            Err(refusal) if refusal.code == Code::NotFound => {
+                let made = self.store.read(|reader| sales::made(reader, id));
+                let made = made.map_err(|error: StoreError| unavailable(&error))?;
+                json(&made.ok_or(refusal)?.outcome()?)
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    /// Takes one step and waits until it is on disk.
+    fn step(&self, id: &str, event: Event<'_>) -> Answer<Taken> {
+        let memory = self.memory();
+        let taken = memory.purchases.step(&memory.journal, self.config.clock.now(), id, event).ok_or_else(not_known)?;
+        self.wait(&memory, &taken.ticket).map_err(|error| unavailable(&error))?;
+        if matches!(taken.stage, Stage::Captured | Stage::Closed) {
+            memory.purchases.forget(id);
+            self.waiting.tell();
+        }
+        Ok(taken)
+    }
+
+    /// Asks the bank, until it answers or the deadline has passed; without a deadline, once.
+    fn ask_bank(&self, id: &str, call: BankCall, card: Option<&Card>, deadline: Option<Instant>) -> Option<Said> {
+        let _asking = AtBank::new(self, id);
+        let mut pause = BANK_PAUSE;
+        loop {
+            let error = match self.ask_bank_once(id, call, card) {
+                Ok(said) => return said,
+                Err(error) => error,
+            };
+            log::warn!("purchase {id}: {error}");
+            let deadline = deadline.filter(|deadline| Instant::now() + pause < *deadline)?;
+            // Nothing but time makes a bank answer; unless the database closes, it is waited for.
+            let mut is_closed = self.is_closed.lock();
+            if *is_closed {
+                return None;
+            }
+            self.closing.wait_until(&mut is_closed, deadline.min(Instant::now() + pause));
+            pause *= 2;
+        }
+    }
+
+    /// `None` for a word of the bank that contradicts what it said before: a person has to look.
+    fn ask_bank_once(&self, id: &str, call: BankCall, card: Option<&Card>) -> Result<Option<Said>, GatewayError> {
+        let now = self.config.clock.now();
+        Ok(match (call, card) {
+            (BankCall::Authorise(total), Some(card)) => Some(match self.gateway.authorise(id, total, card, now)? {
+                Authorisation::Authorised => Said::Authorised,
+                Authorisation::Declined { reason } => Said::Declined(reason),
+            }),
+            // Only who brings a card asks for that.
+            (BankCall::Authorise(_), None) => None,
+            (BankCall::Capture, _) => Some(match self.gateway.capture(id, now)? {
+                Capture::Captured => Said::Captured,
+                Capture::Refused { reason } => Said::CaptureRefused(reason),
+            }),
+            (BankCall::Void, _) => match self.gateway.void(id, now)? {
+                Void::Voided => Some(Said::Voided),
+                Void::Refused { reason } => {
+                    log::error!("purchase {id} is undone, but the bank does not let go of the charge: {reason}");
+                    None
+                }
+            },
+        })
+    }
+
+    /// Asks again for whatever the bank has not answered, once each; forgets what is over.
+    pub(super) fn tend_purchases(&self) {
+        let memory = self.memory();
+        for (id, call) in memory.purchases.unanswered() {
+            if let Some(said) = self.ask_bank(&id, call, None, None)
+                && let Err(refusal) = self.drive(&id, said.event(), None)
+            {
+                log::warn!("purchase {id}: {}", refusal.message);
+            }
+            if *self.is_closed.lock() {
+                return;
+            }
+        }
+        if memory.purchases.sweep() {
+            self.waiting.tell();
+        }
+    }
+
+    /// The user behind a session.
+    fn whose(&self, role: Role, sid: &str) -> Answer<u64> {
+        let memory = self.memory();
+        match memory.people.session(self.config.clock.now(), role, sid) {
+            Ok(session) => Ok(session.who.account.user_id),
+            Err((refusal, ticket)) => self.settle(&memory, Err(refusal), &ticket),
+        }
+    }
+
+    fn page<T: Serialize>(
+        &self,
+        read: impl FnOnce(&dyn crate::storage::Reader) -> Result<Vec<T>, StoreError>,
+    ) -> Answer<String> {
+        json(&self.store.read(read).map_err(|error| unavailable(&error))?)
+    }
+
+    fn ship(&self, seller_id: u64, purchase_id: String, item_id: String) -> Answer<()> {
+        let now = self.config.clock.now();
+        let text = format!("purchase_id: there is no item {item_id} in purchase {purchase_id}");
+        let shipped = self.store.write(move |tx| sales::ship(tx, seller_id, &purchase_id, &item_id, now));
+        match shipped.map_err(|error: StoreError| unavailable(&error))? {
+            Shipping::Shipped => Ok(()),
+            Shipping::Foreign => Err(Refusal::new(Code::Forbidden, "item_id: it is another seller's")),
+            Shipping::Unknown => Err(Refusal::new(Code::NotFound, text)),
+        }
+    }
+}
+
+impl Purchases {
+    /// A buyer's place for an attempt; or the purchase that is in it, `None` while that is being decided.
+    fn place<'a>(&'a self, buyer_id: u64, waiting: &'a Waiting) -> Answer<Result<Reserved<'a>, Option<String>>> {
+        let mut open = self.open.lock();
+        if open.by_buyer.len() >= UNDER_WAY_MAX {
+            return Err(Refusal::new(Code::Busy, "too many purchases are under way: try again later"));
+        }
+        Ok(match open.by_buyer.entry(buyer_id) {
+            Entry::Occupied(entry) => match entry.get() {
+                Place::Beginning => Err(None),
+                Place::Open(id) => Err(Some(id.clone())),
+            },
+            Entry::Vacant(entry) => {
+                entry.insert(Place::Beginning);
+                Ok(Reserved { purchases: self, waiting, buyer_id, is_taken: false })
+            }
+        })
+    }
+
+    /// What an attempt comes to that meets this open purchase, and how that is driven.
+    fn meets(&self, now: Millis, id: &str, attempt: Attempt) -> Option<(Begin, Begun, Ticket)> {
+        let open = self.open.lock();
+        // One that is over makes room as soon as that is on disk.
+        let cell = open.by_id.get(id).filter(|cell| !cell.purchase.is_over());
+        let Some(Cell { purchase, last, .. }) = cell else {
+            return open.by_id.get(id).map(|cell| (Begin::Wait, drive(&cell.purchase), cell.last.clone()));
+        };
+        let begin = purchase::begin(now, String::new(), attempt, Some(purchase), None);
+        Some((begin, drive(purchase), last.clone()))
+    }
+}
+
+impl Reserved<'_> {
+    /// The attempt is a purchase from now on.
+    fn take(mut self, journal: &Journal, purchase: Purchase, buyer: Arc<Buyer>, now: Millis) -> (Begun, Ticket) {
+        let begun = drive(&purchase);
+        let rows = Rows::new(&purchase, vec![purchase::Row::Keep], self.purchases.fee, now);
+        let mut open = self.purchases.open.lock();
+        let last = journal.append_with(Vec::new(), move |tx| rows.write(tx));
+        open.put(purchase, buyer, last.clone());
+        self.is_taken = true;
+        drop(open);
+        (begun, last)
+    }
+}
+
+/// How a purchase is to be driven by the one who began it.
+fn drive(purchase: &Purchase) -> Begun {
+    Begun::Drive {
+        purchase_id: purchase.id.clone(),
+        lease: purchase.lease(),
+        lease_ms: LEASE_MS,
+        lines: purchase.cart.lines.clone(),
+    }
+}
+
+impl Taken {
+    fn step_answer(self) -> Answer<()> {
+        match self.step.then {
+            Then::Answer(answer) => answer,
+            Then::Ask(call) => {
+                debug_assert!(false, "{call:?} was not asked");
+                Err(Refusal::new(Code::Unavailable, "the bank was not asked: try again"))
+            }
+        }
+    }
+}
+
+impl Said {
+    fn event(&self) -> Event<'_> {
+        match self {
+            Said::Authorised => Event::Authorised,
+            Said::Declined(reason) => Event::Declined(reason),
+            Said::Captured => Event::Captured,
+            Said::CaptureRefused(reason) => Event::CaptureRefused(reason),
+            Said::Voided => Event::Voided,
+        }
+    }
+}
+
+/// While the bank is asked about a purchase, nobody takes it over and nobody else asks of his own accord.
+struct AtBank {
+    memory: Arc<Memory>,
+    id: String,
+}
+
+impl AtBank {
+    fn new(shared: &Shared, id: &str) -> AtBank {
+        let memory = shared.memory();
+        memory.purchases.is_at_bank(id, 1);
+        AtBank { memory, id: id.to_owned() }
+    }
+}
+
+impl Drop for AtBank {
+    fn drop(&mut self) {
+        self.memory.purchases.is_at_bank(&self.id, -1);
+    }
+}
+
+fn not_known() -> Refusal {
+    Refusal::new(Code::NotFound, "purchase_id: no such purchase is under way")
+}
+
+/// Whether a card is good is the bank's to say; a frontend has checked its form.
+fn read_card(card: &LinkCard) -> Answer<Card> {
+    let wrong = |field: &str, rule: String| Refusal::new(Code::BadRequest, format!("{field}: {rule}"));
+    Ok(Card {
+        number: CardNumber::new(&card.number).map_err(|rule| wrong("number", rule))?,
+        expiry: Expiry::parse(&card.exp).map_err(|rule| wrong("exp", rule))?,
+    })
+}

@@ -1,0 +1,535 @@
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+
+use serde::de::DeserializeOwned;
+
+use super::*;
+use crate::bank::{BuiltinGateway, ChargeState, Gateway, ledger};
+use crate::identity::Cost;
+use crate::model::Cents;
+use crate::shop::customer::{Config, CustomerDb, FILE, MIGRATIONS};
+use crate::shop::ops::{Account, Bought, Line, LoggedIn, Order, PricedLine, Purchased};
+use crate::storage::Store;
+
+/// A bank that may be away, lose its answers, or change its mind.
+struct Bank {
+    inner: BuiltinGateway,
+    is_away: AtomicBool,
+    refuses_capture: AtomicBool,
+    captures: AtomicU32,
+}
+
+impl Bank {
+    fn reach(&self) -> Result<(), GatewayError> {
+        match self.is_away.load(Ordering::Relaxed) {
+            true => Err(GatewayError::Unreachable("it is away".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Gateway for Bank {
+    fn authorise(&self, key: &str, amount: Cents, card: &Card, now: Millis) -> Result<Authorisation, GatewayError> {
+        self.reach()?;
+        self.inner.authorise(key, amount, card, now)
+    }
+
+    fn capture(&self, key: &str, now: Millis) -> Result<Capture, GatewayError> {
+        self.captures.fetch_add(1, Ordering::Relaxed);
+        self.reach()?;
+        if self.refuses_capture.load(Ordering::Relaxed) {
+            return Ok(Capture::Refused { reason: "it was too long ago".to_owned() });
+        }
+        self.inner.capture(key, now)
+    }
+
+    fn void(&self, key: &str, now: Millis) -> Result<Void, GatewayError> {
+        self.reach()?;
+        self.inner.void(key, now)
+    }
+}
+
+/// A customer database with a buyer and two sellers who are signed in.
+struct Shop {
+    dir: tempfile::TempDir,
+    running: Option<(CustomerDb, Arc<Store>)>,
+    bank: Arc<Bank>,
+    buyer: String,
+    seller: String,
+    other_seller: String,
+    requests: AtomicU32,
+}
+
+const GOOD: &str = "4111111111111111";
+const DECLINED: &str = "4000000000000002";
+
+impl Shop {
+    fn new() -> Shop {
+        let dir = tempfile::tempdir().unwrap();
+        let bank = Arc::new(Bank {
+            inner: BuiltinGateway::open(dir.path()).unwrap(),
+            is_away: AtomicBool::new(false),
+            refuses_capture: AtomicBool::new(false),
+            captures: AtomicU32::new(0),
+        });
+        let (buyer, seller, other_seller) = Default::default();
+        let mut shop = Shop { dir, running: None, bank, buyer, seller, other_seller, requests: AtomicU32::new(0) };
+        shop.open();
+        shop.buyer = shop.sign_up(Role::Buyer, "bea");
+        shop.seller = shop.sign_up(Role::Seller, "sam");
+        shop.other_seller = shop.sign_up(Role::Seller, "sue");
+        shop
+    }
+
+    fn open(&mut self) {
+        let store = Arc::new(Store::open(&self.dir.path().join(FILE), MIGRATIONS).unwrap());
+        let config = Config { password_cost: Cost { memory_kib: 8, passes: 1 }, ..Config::default() };
+        let db = CustomerDb::open(Arc::clone(&store), Arc::clone(&self.bank) as Arc<dyn Gateway>, config).unwrap();
+        self.running = Some((db, store));
+    }
+
+    /// Closes it, lets the time of all leases pass, and opens it again.
+    fn restart_much_later(&mut self) {
+        self.running = None;
+        let store = Store::open(&self.dir.path().join(FILE), MIGRATIONS).unwrap();
+        store
+            .write(|tx| {
+                for mut purchase in sales::under_way(tx)? {
+                    let mut body = serde_json::to_value(&purchase).unwrap();
+                    body["leased_until"] = 0.into();
+                    purchase = serde_json::from_value(body).unwrap();
+                    let rows = vec![purchase::Row::Keep];
+                    Rows::new(&purchase, rows, FeeRate::default(), Millis(0)).write(tx)?;
+                }
+                Ok::<_, StoreError>(())
+            })
+            .unwrap();
+        drop(store);
+        self.open();
+    }
+
+    fn db(&self) -> &CustomerDb {
+        &self.running.as_ref().unwrap().0
+    }
+
+    fn store(&self) -> &Store {
+        &self.running.as_ref().unwrap().1
+    }
+
+    fn ask<T: DeserializeOwned>(&self, op: CustomerOp) -> Answer<T> {
+        self.db().handle(op).map(|json| serde_json::from_str(&json).unwrap())
+    }
+
+    fn request(&self) -> String {
+        format!("request {}", self.requests.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn sign_up(&self, role: Role, username: &str) -> String {
+        let (username, password) = (username.to_owned(), "secret".to_owned());
+        let create = CustomerOp::Create {
+            request: self.request(),
+            role,
+            username: username.clone(),
+            password: password.clone(),
+            name: Some(format!("{username} the {}", role.as_text())),
+        };
+        self.ask::<Account>(create).unwrap();
+        self.ask::<LoggedIn>(CustomerOp::Login { role, username, password, source: "127.0.0.1".to_owned() })
+            .unwrap()
+            .sid
+    }
+
+    fn put(&self, item_id: &str, quantity: u32) {
+        let (request, sid, item_id) = (self.request(), self.buyer.clone(), item_id.to_owned());
+        let op = CustomerOp::AddToCart { request, sid, users: false, item_id, quantity, at_most: 1_000 };
+        self.ask::<()>(op).unwrap();
+    }
+
+    fn cart(&self) -> Vec<Line> {
+        self.ask(CustomerOp::ShowCart { sid: self.buyer.clone(), users: false }).unwrap()
+    }
+
+    fn begin_op(&self, key: Option<&str>, address: &str) -> CustomerOp {
+        CustomerOp::Begin {
+            request: self.request(),
+            sid: self.buyer.clone(),
+            users: false,
+            idempotency_key: key.map(str::to_owned),
+            address: Some(address.to_owned()),
+        }
+    }
+
+    fn begin(&self, key: Option<&str>) -> (String, u64, Vec<Line>) {
+        match self.ask(self.begin_op(key, "1 Main Street")).unwrap() {
+            Begun::Drive { purchase_id, lease, lines, .. } => (purchase_id, lease, lines),
+            done => panic!("{done:?}"),
+        }
+    }
+
+    fn authorise(&self, id: &str, lease: u64, number: &str) -> Answer<()> {
+        let card = LinkCard { number: number.to_owned(), exp: "12/79".to_owned(), name: "Bea".to_owned() };
+        self.ask(CustomerOp::Authorise { purchase_id: id.to_owned(), lease, lines: priced(), card })
+    }
+
+    fn complete(&self, id: &str, lease: u64) -> Answer<Purchased> {
+        self.ask(CustomerOp::Complete { purchase_id: id.to_owned(), lease })
+    }
+
+    fn undo(&self, id: &str, lease: u64) -> Answer<()> {
+        let why = Refusal::new(Code::OutOfStock, "there are not as many");
+        self.ask(CustomerOp::Undo { purchase_id: id.to_owned(), lease, why })
+    }
+
+    fn closed(&self, id: &str, lease: u64) -> Answer<()> {
+        self.ask(CustomerOp::Closed { purchase_id: id.to_owned(), lease })
+    }
+
+    fn fill(&self) {
+        self.put("1-1", 2);
+        self.put("1-2", 1);
+    }
+
+    fn purchase(&self, key: Option<&str>) -> Purchased {
+        self.fill();
+        let (id, lease, lines) = self.begin(key);
+        assert_eq!(lines, [line("1-1", 2), line("1-2", 1)]);
+        self.authorise(&id, lease, GOOD).unwrap();
+        self.complete(&id, lease).unwrap()
+    }
+
+    fn balances(&self) -> Vec<String> {
+        let balances = self.store().read(ledger::balances).unwrap();
+        assert_eq!(self.store().read(ledger::sum), Ok(Cents(0)));
+        let shown = balances.iter().filter(|(_, cents)| cents.0 != 0);
+        shown.map(|(account, cents)| format!("{account} {cents}")).collect()
+    }
+
+    fn charges(&self) -> Vec<ChargeState> {
+        self.bank.inner.charges().unwrap().iter().map(|charge| charge.state).collect()
+    }
+
+    fn purchases(&self) -> Vec<Bought> {
+        self.ask(CustomerOp::Purchases { sid: self.buyer.clone(), offset: 0, limit: 500 }).unwrap()
+    }
+
+    fn orders(&self, sid: &str, offset: u64, limit: u64) -> Vec<Order> {
+        self.ask(CustomerOp::Orders { sid: sid.to_owned(), offset, limit }).unwrap()
+    }
+}
+
+fn line(item_id: &str, quantity: u32) -> Line {
+    Line { item_id: item_id.to_owned(), quantity }
+}
+
+fn priced() -> Vec<PricedLine> {
+    let line = |item_id: &str, quantity, cents, seller_id, seller: &str| {
+        let (item_id, seller) = (item_id.to_owned(), seller.to_owned());
+        PricedLine { item_id, quantity, price: Cents(cents), seller_id, seller }
+    };
+    vec![line("1-1", 2, 205, 1, "sam"), line("1-2", 1, 100, 2, "sue")]
+}
+
+fn code<T: std::fmt::Debug>(answer: Answer<T>) -> Code {
+    answer.unwrap_err().code
+}
+
+#[test]
+fn a_purchase_empties_the_cart_and_pays_everyone() {
+    let shop = Shop::new();
+    shop.put("1-1", 3);
+    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), users: false }).unwrap();
+    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), users: false }).unwrap();
+    let purchased = shop.purchase(None);
+    assert_eq!((purchased.total, &purchased.items), (Cents(510), &priced()));
+    assert_eq!(shop.cart(), []);
+    // 4.10 less 0.41, and 1.00 less 0.10.
+    assert_eq!(shop.balances(), ["card:bea -5.10", "fee 0.51", "payout:sam 3.69", "payout:sue 0.90"]);
+    assert_eq!(shop.charges(), [ChargeState::Captured]);
+    assert_eq!(shop.db().purchases_under_way(), 0);
+    // Its driver did not hear that: the same answer, whatever lease it has.
+    assert_eq!(shop.complete(&purchased.purchase_id, 9), Ok(purchased.clone()));
+    assert_eq!(shop.bank.captures.load(Ordering::Relaxed), 1);
+    let bought = shop.purchases();
+    let shown: Vec<_> = bought.iter().map(|bought| (bought.item_id.as_str(), bought.quantity, bought.price)).collect();
+    assert_eq!(shown, [("1-1", 2, Cents(205)), ("1-2", 1, Cents(100))]);
+    let orders = shop.orders(&shop.seller, 0, 10);
+    assert_eq!((orders.len(), orders[0].payout, orders[0].buyer_name.as_str()), (1, Cents(369), "bea the buyer"));
+    assert_eq!(orders[0].address.as_deref(), Some("1 Main Street"));
+    // What was bought is taken out of the saved cart, too.
+    let again = shop.ask::<LoggedIn>(CustomerOp::Login {
+        role: Role::Buyer,
+        username: "bea".to_owned(),
+        password: "secret".to_owned(),
+        source: "127.0.0.1".to_owned(),
+    });
+    let saved: Vec<Line> = shop.ask(CustomerOp::ShowCart { sid: again.unwrap().sid, users: false }).unwrap();
+    assert_eq!(saved, [line("1-1", 1)]);
+}
+
+#[test]
+fn an_empty_cart_a_stranger_and_a_seller_begin_nothing() {
+    let shop = Shop::new();
+    assert_eq!(code(shop.ask::<Begun>(shop.begin_op(None, "x"))), Code::EmptyCart);
+    let begin = |sid: &str| {
+        let (request, sid) = (shop.request(), sid.to_owned());
+        let op = CustomerOp::Begin { request, sid, users: false, idempotency_key: None, address: None };
+        code(shop.ask::<Begun>(op))
+    };
+    assert_eq!(begin("nobody"), Code::SessionExpired);
+    assert_eq!(begin(&shop.seller), Code::Forbidden);
+    // And none of them is in the way of the next.
+    shop.purchase(None);
+}
+
+#[test]
+fn a_declined_card_leaves_everything_as_it_was() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(Some("k"));
+    assert_eq!(code(shop.authorise(&id, lease, DECLINED)), Code::PaymentDeclined);
+    assert_eq!(code(shop.authorise(&id, lease, GOOD)), Code::PaymentDeclined);
+    assert_eq!(code(shop.complete(&id, lease)), Code::PaymentDeclined);
+    assert_eq!(shop.closed(&id, lease), Ok(()));
+    assert_eq!(code(shop.closed(&id, lease)), Code::NotFound);
+    assert_eq!((shop.balances(), shop.purchases()), (vec![], vec![]));
+    assert_eq!(shop.cart(), [line("1-1", 2), line("1-2", 1)]);
+    // The key is free again.
+    let (id, lease, _) = shop.begin(Some("k"));
+    shop.authorise(&id, lease, GOOD).unwrap();
+    shop.complete(&id, lease).unwrap();
+    assert_eq!(shop.charges().iter().filter(|state| **state == ChargeState::Captured).count(), 1);
+}
+
+#[test]
+fn what_is_undone_is_let_go_of() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    shop.authorise(&id, lease, GOOD).unwrap();
+    assert_eq!(shop.balances(), ["card:bea -5.10", "escrow 5.10"]);
+    for _repeat in 0..2 {
+        assert_eq!(shop.undo(&id, lease), Ok(()));
+        assert_eq!((shop.balances(), shop.charges()), (vec![], vec![ChargeState::Voided]));
+    }
+    assert_eq!(shop.closed(&id, lease), Ok(()));
+    assert_eq!(shop.db().purchases_under_way(), 0);
+}
+
+#[test]
+fn a_charge_that_the_bank_refuses_is_undone() {
+    let shop = Shop::new();
+    shop.bank.refuses_capture.store(true, Ordering::Relaxed);
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    shop.authorise(&id, lease, GOOD).unwrap();
+    assert_eq!(code(shop.complete(&id, lease)), Code::PaymentDeclined);
+    assert_eq!((shop.balances(), shop.charges()), (vec![], vec![ChargeState::Voided]));
+    assert_eq!((shop.purchases(), shop.cart().len()), (vec![], 2));
+    assert_eq!(shop.closed(&id, lease), Ok(()));
+}
+
+#[test]
+fn a_key_is_answered_once_and_for_all() {
+    let mut shop = Shop::new();
+    let purchased = shop.purchase(Some("k"));
+    let done = |shop: &Shop, address: &str| match shop.ask::<Begun>(shop.begin_op(Some("k"), address)) {
+        Ok(Begun::Done { purchased }) => Ok(purchased),
+        Ok(other) => panic!("{other:?}"),
+        Err(refusal) => Err(refusal.code),
+    };
+    assert_eq!(done(&shop, "1 Main Street"), Ok(purchased.clone()));
+    assert_eq!(done(&shop, "2 Main Street"), Err(Code::BadRequest));
+    shop.put("1-9", 1);
+    assert_eq!(done(&shop, "1 Main Street"), Err(Code::BadRequest));
+    shop.ask::<()>(CustomerOp::ClearCart { sid: shop.buyer.clone(), users: false }).unwrap();
+    shop.fill();
+    shop.running = None;
+    shop.open();
+    assert_eq!(done(&shop, "1 Main Street"), Ok(purchased));
+    assert_eq!(shop.charges(), [ChargeState::Captured]);
+}
+
+#[test]
+fn a_second_purchase_waits_for_the_first_and_finds_the_cart_empty() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    thread::scope(|scope| {
+        let second = scope.spawn(|| shop.ask::<Begun>(shop.begin_op(None, "1 Main Street")));
+        // Nothing shows that it waits but that it is counted.
+        while shop.db().shared.waiting.state.lock().all == 0 {
+            thread::yield_now();
+        }
+        shop.authorise(&id, lease, GOOD).unwrap();
+        assert!(!second.is_finished());
+        shop.complete(&id, lease).unwrap();
+        assert_eq!(code(second.join().unwrap()), Code::EmptyCart);
+    });
+    let waiting = shop.db().shared.waiting.state.lock();
+    assert_eq!((waiting.all, waiting.of.len()), (0, 0));
+    drop(waiting);
+    assert_eq!(shop.charges(), [ChargeState::Captured]);
+}
+
+#[test]
+fn only_so_many_wait() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    thread::scope(|scope| {
+        let ask = || shop.ask::<Begun>(shop.begin_op(None, "1 Main Street"));
+        let waiting: Vec<_> = (0..WAITING_OF_BUYER_MAX).map(|_| scope.spawn(ask)).collect();
+        while shop.db().shared.waiting.state.lock().all < WAITING_OF_BUYER_MAX {
+            thread::yield_now();
+        }
+        assert_eq!(code(ask()), Code::Busy);
+        shop.authorise(&id, lease, GOOD).unwrap();
+        shop.complete(&id, lease).unwrap();
+        for second in waiting {
+            assert_eq!(code(second.join().unwrap()), Code::EmptyCart);
+        }
+    });
+}
+
+#[test]
+fn the_message_that_began_it_may_come_again() {
+    let shop = Shop::new();
+    shop.fill();
+    let op = shop.begin_op(None, "1 Main Street");
+    let first: Begun = shop.ask(op.clone()).unwrap();
+    assert_eq!(shop.ask::<Begun>(op), Ok(first));
+    assert_eq!(shop.db().purchases_under_way(), 1);
+}
+
+#[test]
+fn a_driver_that_is_gone_is_replaced() {
+    let mut shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    assert_eq!(shop.ask::<Option<Orphan>>(CustomerOp::TakeOver), Ok(None));
+    for is_authorised in [false, true] {
+        if is_authorised {
+            shop.authorise(&id, lease + 1, GOOD).unwrap();
+        }
+        shop.restart_much_later();
+        let orphan: Orphan = shop.ask::<Option<Orphan>>(CustomerOp::TakeOver).unwrap().unwrap();
+        assert_eq!((&orphan.purchase_id, orphan.is_authorised, orphan.is_undone), (&id, is_authorised, false));
+        assert_eq!(shop.ask::<Option<Orphan>>(CustomerOp::TakeOver), Ok(None));
+        // The one before has no say any more.
+        assert_eq!(code(shop.authorise(&id, orphan.lease - 1, GOOD)), Code::Forbidden);
+        assert_eq!(code(shop.undo(&id, orphan.lease - 1)), Code::Forbidden);
+    }
+    let lease = lease + 2;
+    shop.undo(&id, lease).unwrap();
+    shop.restart_much_later();
+    let orphan: Orphan = shop.ask::<Option<Orphan>>(CustomerOp::TakeOver).unwrap().unwrap();
+    assert!(orphan.is_undone);
+    shop.closed(&id, orphan.lease).unwrap();
+    shop.purchase(None);
+}
+
+#[test]
+fn a_bank_that_is_away_is_asked_until_it_answers() {
+    let mut shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    shop.authorise(&id, lease, GOOD).unwrap();
+    shop.bank.is_away.store(true, Ordering::Relaxed);
+    assert_eq!(code(shop.complete(&id, lease)), Code::Unavailable);
+    // Nothing to take over, nothing to undo: it is decided.
+    assert_eq!(code(shop.undo(&id, lease)), Code::Forbidden);
+    shop.restart_much_later();
+    assert_eq!(shop.ask::<Option<Orphan>>(CustomerOp::TakeOver), Ok(None));
+    assert_eq!((shop.purchases(), shop.cart().len()), (vec![], 2));
+    shop.bank.is_away.store(false, Ordering::Relaxed);
+    // With nobody asking for it.
+    while shop.db().purchases_under_way() > 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!((shop.purchases().len(), shop.cart()), (2, vec![]));
+    assert_eq!(shop.complete(&id, lease).unwrap().total, Cents(510));
+    assert_eq!(shop.charges(), [ChargeState::Captured]);
+}
+
+#[test]
+fn a_charge_that_was_interrupted_is_done_when_it_opens() {
+    let mut shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    shop.authorise(&id, lease, GOOD).unwrap();
+    shop.running = None;
+    // The power went between the record and the bank's answer.
+    let store = Store::open(&shop.dir.path().join(FILE), MIGRATIONS).unwrap();
+    store
+        .write(|tx| {
+            let mut purchase = sales::under_way(tx)?.pop().unwrap();
+            let step = purchase.handle(Millis(0), Event::Complete { lease: 1 });
+            Rows::new(&purchase, step.rows, FeeRate::default(), Millis(0)).write(tx)
+        })
+        .unwrap();
+    drop(store);
+    shop.bank.inner.capture(&id, Millis(0)).unwrap();
+    shop.open();
+    assert_eq!((shop.db().purchases_under_way(), shop.purchases().len(), shop.cart()), (0, 2, vec![]));
+    assert_eq!(shop.balances().len(), 4);
+}
+
+#[test]
+fn a_store_that_fails_changes_nothing() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    let before = shop.balances();
+    shop.store().close();
+    assert_eq!(code(shop.authorise(&id, lease, GOOD)), Code::Unavailable);
+    assert_eq!(shop.charges(), [], "the bank was asked before the record was on disk");
+    assert!(before.is_empty());
+}
+
+#[test]
+fn goods_are_shipped_by_their_seller_once() {
+    let shop = Shop::new();
+    let id = shop.purchase(None).purchase_id;
+    let ship = |sid: &str, id: &str, item_id: &str| {
+        let (sid, purchase_id, item_id) = (sid.to_owned(), id.to_owned(), item_id.to_owned());
+        shop.ask::<()>(CustomerOp::MarkShipped { sid, purchase_id, item_id }).map_err(|refusal| refusal.code)
+    };
+    assert_eq!(ship(&shop.other_seller, &id, "1-1"), Err(Code::Forbidden));
+    assert_eq!(ship(&shop.buyer, &id, "1-1"), Err(Code::Forbidden));
+    assert_eq!(ship(&shop.seller, &id, "1-9"), Err(Code::NotFound));
+    assert_eq!(ship(&shop.seller, "p", "1-1"), Err(Code::NotFound));
+    assert!(shop.purchases().iter().all(|bought| bought.shipped_at.is_none()));
+    assert_eq!(ship(&shop.seller, &id, "1-1"), Ok(()));
+    let shipped_at = shop.orders(&shop.seller, 0, 1)[0].shipped_at;
+    assert!(shipped_at.is_some());
+    assert_eq!(ship(&shop.seller, &id, "1-1"), Ok(()));
+    let bought = shop.purchases();
+    assert_eq!((bought[0].shipped_at, bought[1].shipped_at), (shipped_at, None));
+}
+
+#[test]
+fn history_comes_in_pages_newest_first() {
+    let shop = Shop::new();
+    let ids: Vec<String> = (0..3).map(|_| shop.purchase(None).purchase_id).collect();
+    let all = shop.orders(&shop.seller, 0, 500);
+    assert!(all.windows(2).all(|pair| pair[0].purchased_at >= pair[1].purchased_at));
+    assert_eq!(all.len(), 3);
+    assert!(ids.iter().all(|id| all.iter().any(|order| order.purchase_id == *id)));
+    assert_eq!(shop.orders(&shop.seller, 1, 1), all[1..2]);
+    assert_eq!(shop.orders(&shop.seller, 3, 500), []);
+    assert_eq!(shop.orders(&shop.seller, u64::MAX, u64::MAX), []);
+    assert_eq!(shop.purchases().len(), 6);
+}
+
+#[test]
+fn a_card_of_no_form_names_its_field() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    for (number, exp, field) in [("4111", "12/79", "number"), (GOOD, "13/79", "exp")] {
+        let card = LinkCard { number: number.to_owned(), exp: exp.to_owned(), name: "Bea".to_owned() };
+        let op = CustomerOp::Authorise { purchase_id: id.clone(), lease, lines: priced(), card };
+        let refusal = shop.ask::<()>(op).unwrap_err();
+        assert!(refusal.code == Code::BadRequest && refusal.message.starts_with(field), "{refusal:?}");
+    }
+}

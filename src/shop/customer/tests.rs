@@ -1,0 +1,913 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use proptest::prelude::*;
+use serde::de::DeserializeOwned;
+
+use super::carts::{ANSWERS_KEPT, ANSWERS_MAX, Buyer, LINES_MAX};
+use super::*;
+use crate::bank::BuiltinGateway;
+use crate::shop::ops::{Account, Quantity, Role};
+use crate::storage::{Query, TicketState};
+
+const CHEAP: Cost = Cost { memory_kib: 8, passes: 1 };
+const TIMEOUT: Duration = Duration::from_secs(300);
+const NOW: Millis = Millis(1_795_253_400_000);
+
+/// A customer database in a folder that goes away, which may be closed and opened again.
+struct Db {
+    dir: tempfile::TempDir,
+    running: Option<(CustomerDb, Arc<Store>)>,
+    config: Config,
+    requests: u64,
+}
+
+fn open_store(dir: &Path) -> Arc<Store> {
+    Arc::new(Store::open(&dir.join(FILE), MIGRATIONS).unwrap())
+}
+
+impl Db {
+    fn new() -> Db {
+        Db::with_timeout(TIMEOUT)
+    }
+
+    fn with_timeout(session_timeout: Duration) -> Db {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { session_timeout, password_cost: CHEAP, ..Config::default() };
+        let mut db = Db { dir, running: None, config, requests: 0 };
+        db.open();
+        db
+    }
+
+    fn open(&mut self) {
+        let store = open_store(self.dir.path());
+        let gateway = Arc::new(BuiltinGateway::open(self.dir.path()).unwrap());
+        self.running = Some((CustomerDb::open(Arc::clone(&store), gateway, self.config.clone()).unwrap(), store));
+    }
+
+    fn restart(&mut self) {
+        self.running = None;
+        self.open();
+    }
+
+    fn customers(&self) -> &CustomerDb {
+        &self.running.as_ref().unwrap().0
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        &self.running.as_ref().unwrap().1
+    }
+
+    fn ask<T: DeserializeOwned>(&self, op: CustomerOp) -> Result<T, Code> {
+        let answer = self.customers().handle(op).map_err(|refusal| refusal.code)?;
+        Ok(serde_json::from_str(&answer).unwrap())
+    }
+
+    fn request(&mut self) -> String {
+        self.requests += 1;
+        format!("request {}", self.requests)
+    }
+
+    fn create(&mut self, role: Role, username: &str) -> Result<Account, Code> {
+        let request = self.request();
+        self.ask(create(&request, role, username))
+    }
+
+    fn login(&self, role: Role, username: &str) -> String {
+        self.ask::<LoggedIn>(login(role, username, "secret", "127.0.0.1")).unwrap().sid
+    }
+
+    /// A new buyer, signed in.
+    fn buyer(&mut self, username: &str) -> String {
+        self.create(Role::Buyer, username).unwrap();
+        self.login(Role::Buyer, username)
+    }
+
+    fn touch(&self, role: Role, sid: &str) -> Result<String, Code> {
+        self.ask::<Account>(CustomerOp::Touch { role, sid: sid.to_owned() }).map(|account| account.username)
+    }
+
+    fn logout(&self, sid: &str) -> Result<(), Code> {
+        self.ask(CustomerOp::Logout { role: Role::Buyer, sid: sid.to_owned() })
+    }
+
+    fn add(&mut self, sid: &str, users: bool, item_id: &str, quantity: u32) -> Result<(), Code> {
+        let request = self.request();
+        self.ask(add(&request, sid, users, item_id, quantity))
+    }
+
+    fn remove(&mut self, sid: &str, users: bool, item_id: &str, quantity: Option<u32>) -> Result<u32, Code> {
+        let (request, sid, item_id) = (self.request(), sid.to_owned(), item_id.to_owned());
+        let op = CustomerOp::RemoveFromCart { request, sid, users, item_id, quantity };
+        self.ask::<Quantity>(op).map(|left| left.quantity)
+    }
+
+    fn save(&self, sid: &str, users: bool) -> Result<(), Code> {
+        self.ask(CustomerOp::SaveCart { sid: sid.to_owned(), users })
+    }
+
+    fn clear(&self, sid: &str, users: bool) -> Result<(), Code> {
+        self.ask(CustomerOp::ClearCart { sid: sid.to_owned(), users })
+    }
+
+    /// As `1-1 x 2, 1-2 x 5`.
+    fn cart(&self, sid: &str, users: bool) -> Result<String, Code> {
+        let lines: Vec<Line> = self.ask(CustomerOp::ShowCart { sid: sid.to_owned(), users })?;
+        Ok(lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", "))
+    }
+
+    fn count(&self, table: &str) -> i64 {
+        let sql = format!("SELECT COUNT(*) FROM {table}");
+        self.store().read(|reader| reader.first(&sql, &[], |row| row.int(0))).unwrap().unwrap()
+    }
+
+    /// Makes every chained change from here on fail, until memory is built anew.
+    fn break_chain(&self) {
+        let memory = self.customers().shared.memory();
+        let broken = memory.journal.append_with(Vec::new(), |_tx| Err(StoreError::Refused("on purpose".to_owned())));
+        assert!(broken.wait().is_err());
+    }
+}
+
+fn create(request: &str, role: Role, username: &str) -> CustomerOp {
+    let (request, username) = (request.to_owned(), username.to_owned());
+    CustomerOp::Create { request, role, username, password: "secret".to_owned(), name: None }
+}
+
+fn login(role: Role, username: &str, password: &str, source: &str) -> CustomerOp {
+    let (username, password, source) = (username.to_owned(), password.to_owned(), source.to_owned());
+    CustomerOp::Login { role, username, password, source }
+}
+
+fn add(request: &str, sid: &str, users: bool, item_id: &str, quantity: u32) -> CustomerOp {
+    let (request, sid, item_id) = (request.to_owned(), sid.to_owned(), item_id.to_owned());
+    CustomerOp::AddToCart { request, sid, users, item_id, quantity, at_most: 10 }
+}
+
+// Accounts.
+
+#[test]
+fn a_user_name_is_unique_within_its_role_and_a_repeated_request_gets_the_same_account() {
+    let mut db = Db::new();
+    let first: Account = db.ask(create("r1", Role::Buyer, "ann")).unwrap();
+    assert_eq!((first.user_id, first.name.as_str()), (1, "ann"));
+    assert_eq!(db.ask(create("r1", Role::Buyer, "ann")), Ok(first.clone()));
+    db.restart();
+    assert_eq!(db.ask(create("r1", Role::Buyer, "ann")), Ok(first.clone()));
+    assert_eq!(db.create(Role::Buyer, "ann"), Err(Code::UsernameTaken));
+    assert_eq!(db.create(Role::Seller, "ann").map(|account| account.user_id), Ok(1));
+    assert_eq!(db.create(Role::Buyer, "bob").map(|account| account.user_id), Ok(2));
+    assert_eq!(db.count("shop_user"), 3);
+
+    let find = |username: Option<&str>, user_id| {
+        let username = username.map(str::to_owned);
+        db.ask::<Account>(CustomerOp::FindUser { role: Role::Buyer, username, user_id })
+    };
+    assert_eq!(find(Some("ann"), None), Ok(first.clone()));
+    assert_eq!(find(None, Some(1)), Ok(first));
+    for (username, user_id) in [(Some("Ann"), None), (None, Some(3)), (None, Some(u64::MAX)), (None, None)] {
+        assert_eq!(find(username, user_id), Err(Code::NotFound));
+    }
+}
+
+#[test]
+fn many_at_once_create_one_account_a_name() {
+    let db = Db::new();
+    let created: usize = thread::scope(|scope| {
+        let db = &db;
+        let threads: Vec<_> = (0..8)
+            .map(|n| scope.spawn(move || db.ask::<Account>(create(&n.to_string(), Role::Buyer, "ann"))))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).filter(Result::is_ok).count()
+    });
+    assert_eq!((created, db.count("shop_user")), (1, 1));
+}
+
+#[test]
+fn a_wrong_password_and_an_unknown_user_get_the_same_answer() {
+    let mut db = Db::new();
+    db.create(Role::Buyer, "ann").unwrap();
+    let refused = |op| db.customers().handle(op).unwrap_err();
+    let wrong = refused(login(Role::Buyer, "ann", "secres", "::1"));
+    assert_eq!(wrong.code, Code::BadCredentials);
+    assert_eq!(refused(login(Role::Buyer, "nobody", "secret", "::1")), wrong);
+    assert_eq!(refused(login(Role::Seller, "ann", "secret", "::1")), wrong, "a buyer is no seller");
+    assert!(refused(login(Role::Buyer, "", "secret", "::1")).message.starts_with("username: "));
+    assert!(refused(login(Role::Buyer, "ann", &"x".repeat(257), "::1")).message.starts_with("password: "));
+    let nameless = CustomerOp::Create {
+        request: "r".to_owned(),
+        role: Role::Buyer,
+        username: "eve".to_owned(),
+        password: "p".to_owned(),
+        name: Some("a\nb".to_owned()),
+    };
+    assert!(refused(nameless).message.starts_with("name: "));
+}
+
+#[test]
+fn who_fails_ten_times_waits_but_only_that_user_from_there() {
+    let mut db = Db::new();
+    db.create(Role::Buyer, "ann").unwrap();
+    db.create(Role::Buyer, "bob").unwrap();
+    for _ in 0..10 {
+        let guess = db.ask::<LoggedIn>(login(Role::Buyer, "ann", "guess", "10.0.0.1"));
+        assert_eq!(guess.map(|_| ()), Err(Code::BadCredentials));
+    }
+    let try_it = |username, source| db.ask::<LoggedIn>(login(Role::Buyer, username, "secret", source)).map(|_| ());
+    assert_eq!(try_it("ann", "10.0.0.1"), Err(Code::Busy), "also with the right password");
+    assert_eq!(try_it("ann", "10.0.0.2"), Ok(()));
+    assert_eq!(try_it("bob", "10.0.0.1"), Ok(()));
+}
+
+#[test]
+fn guesses_at_once_are_not_more_than_ten_that_are_answered() {
+    let mut db = Db::new();
+    db.create(Role::Buyer, "ann").unwrap();
+    let told = thread::scope(|scope| {
+        let db = &db;
+        let guess = || db.ask::<LoggedIn>(login(Role::Buyer, "ann", "guess", "10.0.0.1")).map(|_| ());
+        let threads: Vec<_> = (0..40).map(|_| scope.spawn(guess)).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .filter(|told| *told == Err(Code::BadCredentials))
+            .count()
+    });
+    assert_eq!(told, 10);
+}
+
+#[test]
+fn neither_passwords_nor_session_ids_are_in_the_file() {
+    let mut db = Db::new();
+    let sid = db.buyer("ann");
+    db.add(&sid, false, "1-1", 1).unwrap();
+    let kept = db
+        .store()
+        .read(|reader| reader.first("SELECT password FROM shop_user", &[], |row| Ok(row.text(0)?.to_owned())));
+    assert!(kept.unwrap().unwrap().starts_with("$argon2id$"));
+    let dir = db.dir.path().to_owned();
+    db.running = None;
+    let file = std::fs::read(dir.join(FILE)).unwrap();
+    let holds = |text: &str| file.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+    assert!(holds("ann") && holds(&SessionKey::of(&sid).to_text()));
+    assert!(!holds("secret") && !holds(&sid));
+}
+
+#[test]
+fn an_operator_sees_who_has_an_account() {
+    let mut db = Db::new();
+    for (role, username) in [(Role::Seller, "sue"), (Role::Buyer, "bob"), (Role::Buyer, "ann")] {
+        db.create(role, username).unwrap();
+    }
+    let mut shown = Vec::new();
+    let mut show = |role: Role, account: Account, created_at: Millis| {
+        assert!(created_at.until(db.config.clock.now()) < Duration::from_secs(600));
+        shown.push(format!("{} {} {}", role.as_text(), account.user_id, account.username));
+    };
+    db.store().read(|reader| store::users(reader, &mut show)).unwrap();
+    assert_eq!(shown, ["buyer 1 bob", "buyer 2 ann", "seller 1 sue"]);
+}
+
+// Sessions.
+
+#[test]
+fn sessions_are_many_belong_to_one_role_and_end_one_by_one() {
+    let mut db = Db::new();
+    let one = db.buyer("ann");
+    let two = db.login(Role::Buyer, "ann");
+    assert_eq!(db.touch(Role::Buyer, &one).as_deref(), Ok("ann"));
+    assert_eq!(db.touch(Role::Seller, &one), Err(Code::Forbidden));
+    assert_eq!(db.touch(Role::Buyer, "no such id"), Err(Code::SessionExpired));
+    let shown: ops::Session = db.ask(CustomerOp::Validate { sid: one.clone() }).unwrap();
+    assert_eq!(shown, ops::Session { user: "ann".to_owned(), role: Role::Buyer });
+
+    let as_seller: Result<(), Code> = db.ask(CustomerOp::Logout { role: Role::Seller, sid: one.clone() });
+    assert_eq!(as_seller, Err(Code::Forbidden));
+    assert_eq!(db.logout(&one), Ok(()));
+    assert_eq!(db.logout(&one), Err(Code::SessionExpired));
+    assert_eq!(db.touch(Role::Buyer, &one), Err(Code::SessionExpired));
+    assert_eq!(db.ask::<ops::Session>(CustomerOp::Validate { sid: one.clone() }), Err(Code::SessionExpired));
+    assert_eq!(db.touch(Role::Buyer, &two).as_deref(), Ok("ann"));
+    db.restart();
+    assert_eq!(db.touch(Role::Buyer, &one), Err(Code::SessionExpired), "a logout outlives a restart");
+    assert_eq!(db.touch(Role::Buyer, &two).as_deref(), Ok("ann"), "so does a session");
+}
+
+#[test]
+fn a_sellers_session_has_no_cart() {
+    let mut db = Db::new();
+    db.create(Role::Seller, "sue").unwrap();
+    let sid = db.login(Role::Seller, "sue");
+    assert_eq!(db.touch(Role::Seller, &sid).as_deref(), Ok("sue"));
+    assert_eq!(db.cart(&sid, false), Err(Code::Forbidden));
+    assert_eq!(db.add(&sid, true, "1-1", 1), Err(Code::Forbidden));
+    db.restart();
+    assert_eq!(db.touch(Role::Seller, &sid).as_deref(), Ok("sue"));
+    assert_eq!(db.ask(CustomerOp::Logout { role: Role::Seller, sid: sid.clone() }), Ok(()));
+    assert_eq!((db.touch(Role::Seller, &sid), db.count("shop_session")), (Err(Code::SessionExpired), 0));
+}
+
+#[test]
+fn the_background_thread_ends_sessions_that_nobody_uses() {
+    let timeout = Duration::from_millis(1500);
+    let mut db = Db::with_timeout(timeout);
+    let (used, unused) = (db.buyer("ann"), db.buyer("bob"));
+    db.add(&unused, false, "1-1", 1).unwrap();
+    let begun = Instant::now();
+    while db.customers().sizes().0 == 2 {
+        assert_eq!(db.touch(Role::Buyer, &used).as_deref(), Ok("ann"), "it is used all the time");
+        assert!(begun.elapsed() < timeout * 20, "the other one does not end");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(begun.elapsed() >= timeout, "after {:?}", begun.elapsed());
+    assert_eq!(db.touch(Role::Buyer, &unused), Err(Code::SessionExpired));
+    assert_eq!((db.count("shop_session"), db.count("shop_cart")), (1, 0));
+    // Whether it is alive may be asked without keeping it so.
+    while db.customers().sizes() != (0, 0) {
+        let _ = db.ask::<ops::Session>(CustomerOp::Validate { sid: used.clone() });
+        assert!(begun.elapsed() < timeout * 40, "looking at it keeps it alive");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The parts below the database, with a time that the test sets.
+struct Parts {
+    _dir: tempfile::TempDir,
+    store: Arc<Store>,
+    journal: Journal,
+    people: People,
+}
+
+impl Parts {
+    fn new() -> Parts {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open_store(dir.path());
+        let add = |name: &'static str| {
+            store.write(move |tx| store::add_user(tx, Role::Buyer, name, None, ("", ""), NOW)).unwrap()
+        };
+        assert_eq!((add("ann").user_id, add("bob").user_id), (1, 2));
+        let journal = Journal::begin(Arc::clone(&store));
+        let people = People::load(&journal, TIMEOUT, store::Snapshot::default(), NOW);
+        Parts { _dir: dir, store, journal, people }
+    }
+
+    fn open(&self, sid: &str, user_id: u64, now: Millis) -> Answer<()> {
+        let account = self.store.read(|reader| store::account_of(reader, Role::Buyer, user_id)).unwrap().unwrap();
+        let key = SessionKey::of(sid);
+        let (answer, ticket) = self.people.open(&self.journal, now, Role::Buyer, account, key).unwrap();
+        ticket.wait().unwrap();
+        answer
+    }
+
+    fn buyer(&self, sid: &str, now: Millis) -> (SessionKey, Arc<Buyer>) {
+        let (session, buyer) = self.people.buyers_session(now, sid).map_err(|(refusal, _)| refusal).unwrap();
+        (session.key, buyer)
+    }
+
+    fn is_alive(&self, sid: &str, now: Millis) -> bool {
+        self.people.look(now, sid).is_ok()
+    }
+
+    fn put(&self, sid: &str, users: bool, item_id: &str, quantity: u32) {
+        let (key, buyer) = self.buyer(sid, NOW);
+        let line = Line { item_id: item_id.to_owned(), quantity };
+        let request = Token::random();
+        let once = Once { request: request.reveal(), now: NOW };
+        let (answer, ticket) = buyer.add(&self.journal, (&key, users), &once, &line, u32::MAX);
+        answer.unwrap();
+        ticket.wait().unwrap();
+    }
+
+    fn cart(&self, sid: &str, users: bool) -> String {
+        let (key, buyer) = self.buyer(sid, NOW);
+        let lines = buyer.show(&self.journal, (&key, users)).0.unwrap();
+        lines.iter().map(|line| format!("{} x {}", line.item_id, line.quantity)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// As after a crash.
+    fn crash(&mut self, now: Millis) {
+        self.store.sync_all();
+        self.journal = Journal::begin(Arc::clone(&self.store));
+        let snapshot = self.store.read(|reader| store::load(reader, TIMEOUT)).unwrap();
+        self.people = People::load(&self.journal, TIMEOUT, snapshot, now);
+    }
+}
+
+#[test]
+fn after_a_crash_every_session_that_was_alive_at_the_last_flush_has_its_full_time() {
+    let mut parts = Parts::new();
+    parts.open("used", 1, NOW).unwrap();
+    parts.open("unused", 2, NOW).unwrap();
+    let flushed = NOW.plus_ms(299_000);
+    parts.buyer("used", flushed);
+    parts.people.flush(&parts.journal, flushed).unwrap();
+    // Hours later.
+    let later = NOW.plus_ms(10_000_000);
+    parts.crash(later);
+    for sid in ["used", "unused"] {
+        assert!(parts.is_alive(sid, later.plus_ms(299_999)) && !parts.is_alive(sid, later.plus(TIMEOUT)), "{sid}");
+    }
+    // One that was over when the others were written down stays over, though its end was not written.
+    parts.buyer("used", later.plus_ms(200_000));
+    let flushed = later.plus_ms(300_000);
+    parts.people.flush(&parts.journal, flushed).unwrap();
+    parts.crash(flushed);
+    assert!(parts.is_alive("used", flushed) && !parts.is_alive("unused", flushed));
+    parts.crash(flushed);
+    assert_eq!(parts.people.sizes().0, 1);
+}
+
+#[test]
+fn last_uses_are_written_to_rows_that_still_exist() {
+    let parts = Parts::new();
+    parts.open("stays", 1, NOW).unwrap();
+    parts.open("goes", 1, NOW).unwrap();
+    let later = NOW.plus_ms(5000);
+    parts.buyer("stays", later);
+    parts.buyer("goes", later);
+    // Ended on disk while its last use was on its way.
+    let uses = [(SessionKey::of("stays"), later), (SessionKey::of("goes"), later)];
+    assert_eq!(parts.people.end(&parts.journal, later, Role::Buyer, "goes").0, Ok(()));
+    parts.store.write(move |tx| store::write_uses(tx, &uses)).unwrap();
+    parts.people.flush(&parts.journal, later).unwrap();
+    let rows = parts.store.read(|reader| {
+        reader
+            .all("SELECT session, used_at FROM shop_session", &[], |row| Ok((row.text(0)?.to_owned(), row.millis(1)?)))
+    });
+    assert_eq!(rows, Ok(vec![(SessionKey::of("stays").to_text(), later)]));
+}
+
+#[test]
+fn an_expired_session_goes_with_its_cart_and_a_buyer_with_the_last_session() {
+    let parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    parts.put("a", false, "1-1", 2);
+    assert_eq!(parts.people.sizes(), (1, 1));
+    assert_eq!(parts.people.expire(&parts.journal, NOW.plus_ms(299_999)).0, 0);
+    let (over, ticket) = parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
+    ticket.wait().unwrap();
+    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
+    assert_eq!((over, parts.people.sizes()), (1, (0, 0)));
+    parts.open("b", 1, NOW).unwrap();
+    assert_eq!(parts.cart("b", false), "", "what was not saved is gone");
+}
+
+#[test]
+fn a_buyer_who_is_held_stays_the_same_one() {
+    let parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    let (_, held) = parts.buyer("a", NOW);
+    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT)).1.wait().unwrap();
+    parts.people.expire(&parts.journal, NOW.plus(TIMEOUT));
+    assert!(Arc::ptr_eq(&held, &parts.people.buyer(&parts.journal, 1).unwrap()));
+}
+
+// Carts.
+
+#[test]
+fn a_cart_belongs_to_its_session_unless_it_is_saved() {
+    let mut db = Db::new();
+    let one = db.buyer("ann");
+    let two = db.login(Role::Buyer, "ann");
+    db.add(&one, false, "1-2", 2).unwrap();
+    db.add(&one, false, "1-1", 1).unwrap();
+    db.add(&one, false, "1-2", 3).unwrap();
+    assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1, 1-2 x 5"));
+    assert_eq!(db.cart(&two, false).as_deref(), Ok(""));
+    assert_eq!(db.logout(&one), Ok(()));
+    let one = db.login(Role::Buyer, "ann");
+    assert_eq!(db.cart(&one, false).as_deref(), Ok(""), "logout dropped what was not saved");
+
+    db.add(&one, false, "1-1", 1).unwrap();
+    db.add(&two, false, "1-2", 2).unwrap();
+    db.save(&one, false).unwrap();
+    db.save(&two, false).unwrap();
+    db.add(&two, false, "1-3", 3).unwrap();
+    assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1"), "saving touches no other session");
+    let three = db.login(Role::Buyer, "ann");
+    assert_eq!(db.cart(&three, false).as_deref(), Ok("1-2 x 2"), "the last one saved wins");
+    db.clear(&three, false).unwrap();
+    db.logout(&three).unwrap();
+    let three = db.login(Role::Buyer, "ann");
+    assert_eq!(db.cart(&three, false).as_deref(), Ok("1-2 x 2"), "what is saved stays until it is saved anew");
+    let other = db.buyer("bob");
+    assert_eq!(db.cart(&other, false).as_deref(), Ok(""));
+
+    db.restart();
+    assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1"));
+    assert_eq!(db.cart(&two, false).as_deref(), Ok("1-2 x 2, 1-3 x 3"), "saved or not, a session keeps its cart");
+    let four = db.login(Role::Buyer, "ann");
+    assert_eq!(db.cart(&four, false).as_deref(), Ok("1-2 x 2"));
+}
+
+#[test]
+fn a_saved_cart_waits_for_the_next_login_when_nobody_is_here() {
+    let mut db = Db::new();
+    let sid = db.buyer("ann");
+    db.add(&sid, false, "1-1", 4).unwrap();
+    db.save(&sid, false).unwrap();
+    db.logout(&sid).unwrap();
+    db.customers().tick(false);
+    assert_eq!(db.customers().sizes(), (0, 0));
+    let sid = db.login(Role::Buyer, "ann");
+    assert_eq!(db.cart(&sid, false).as_deref(), Ok("1-1 x 4"));
+}
+
+#[test]
+fn carts_have_their_limits() {
+    let mut db = Db::new();
+    let sid = db.buyer("ann");
+    assert_eq!(db.add(&sid, false, "1-1", 11), Err(Code::OutOfStock), "there are ten");
+    db.add(&sid, false, "1-1", 6).unwrap();
+    assert_eq!(db.add(&sid, false, "1-1", 5), Err(Code::OutOfStock), "it would hold eleven");
+    assert_eq!(db.add(&sid, false, "1-1", u32::MAX), Err(Code::OutOfStock));
+    db.add(&sid, false, "1-1", 4).unwrap();
+    assert_eq!(db.remove(&sid, false, "1-2", None), Err(Code::NotFound));
+    assert_eq!(db.remove(&sid, false, "1-1", Some(3)), Ok(7));
+    assert_eq!(db.remove(&sid, false, "1-1", Some(8)), Ok(0), "more than there is: all of it");
+    assert_eq!(db.remove(&sid, false, "1-1", Some(1)), Err(Code::NotFound));
+    db.add(&sid, false, "1-1", 2).unwrap();
+    assert_eq!(db.remove(&sid, false, "1-1", None), Ok(0));
+    assert_eq!(db.cart(&sid, false).as_deref(), Ok(""));
+    assert_eq!(db.count("shop_cart"), 0);
+}
+
+#[test]
+fn a_cart_holds_a_bounded_number_of_items() {
+    let parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    let (key, buyer) = parts.buyer("a", NOW);
+    let put = |n: usize| {
+        let line = Line { item_id: format!("1-{n}"), quantity: 1 };
+        let request = n.to_string();
+        buyer.add(&parts.journal, (&key, false), &Once { request: &request, now: NOW }, &line, 10).0
+    };
+    for n in 0..LINES_MAX {
+        put(n).unwrap();
+    }
+    assert_eq!(put(LINES_MAX).map_err(|refusal| refusal.code), Err(Code::Busy));
+    assert_eq!(put(0), Ok(()), "one that is there already");
+}
+
+#[test]
+fn in_dialect_2_the_cart_is_the_users() {
+    let mut db = Db::new();
+    let one = db.buyer("ann");
+    let two = db.login(Role::Buyer, "ann");
+    db.add(&one, true, "1-1", 1).unwrap();
+    db.add(&two, true, "1-2", 2).unwrap();
+    assert_eq!(db.cart(&one, true).as_deref(), Ok("1-1 x 1, 1-2 x 2"));
+    assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1, 1-2 x 2"), "it was loaded into the session's");
+    assert_eq!(db.remove(&one, true, "1-2", Some(1)), Ok(1));
+    assert_eq!(db.cart(&two, false).as_deref(), Ok("1-1 x 1, 1-2 x 2"), "as it was loaded last");
+    assert_eq!(db.cart(&two, true).as_deref(), Ok("1-1 x 1, 1-2 x 1"));
+    db.logout(&one).unwrap();
+    db.logout(&two).unwrap();
+    let one = db.login(Role::Buyer, "ann");
+    assert_eq!(db.cart(&one, true).as_deref(), Ok("1-1 x 1, 1-2 x 1"), "it needs no SAVE_CART");
+    // Mixed with dialect 1: what is only the session's is not the user's.
+    db.add(&one, false, "1-3", 3).unwrap();
+    assert_eq!(db.add(&one, true, "1-9", 11), Err(Code::OutOfStock));
+    assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1, 1-2 x 1, 1-3 x 3"), "a refusal changes nothing");
+    assert_eq!(db.save(&one, true), Ok(()));
+    assert_eq!(db.cart(&one, false).as_deref(), Ok("1-1 x 1, 1-2 x 1"));
+    db.clear(&one, true).unwrap();
+    let two = db.login(Role::Buyer, "ann");
+    assert_eq!((db.cart(&one, true).as_deref(), db.cart(&two, false).as_deref()), (Ok(""), Ok("")));
+    assert_eq!((db.count("shop_cart"), db.count("shop_saved")), (0, 0));
+}
+
+#[test]
+fn a_repeated_request_does_its_work_once() {
+    let mut db = Db::new();
+    let sid = db.buyer("ann");
+    for _ in 0..3 {
+        assert_eq!(db.ask(add("same", &sid, false, "1-1", 2)), Ok(()));
+    }
+    assert_eq!(db.cart(&sid, false).as_deref(), Ok("1-1 x 2"));
+    let take = || {
+        let (request, sid, item_id) = ("take".to_owned(), sid.clone(), "1-1".to_owned());
+        CustomerOp::RemoveFromCart { request, sid, users: false, item_id, quantity: Some(2) }
+    };
+    assert_eq!(db.ask(take()), Ok(Quantity { quantity: 0 }));
+    db.restart();
+    assert_eq!(db.ask(take()), Ok(Quantity { quantity: 0 }), "also after a restart");
+    assert_eq!(db.ask(add("same", &sid, false, "1-1", 2)), Ok(()));
+    assert_eq!(db.cart(&sid, false).as_deref(), Ok(""));
+    // One that was refused has changed nothing, and may do better later.
+    assert_eq!(db.ask::<()>(add("full", &sid, false, "1-1", 11)), Err(Code::OutOfStock));
+    assert_eq!(db.ask(add("full", &sid, false, "1-1", 1)), Ok(()));
+}
+
+#[test]
+fn answers_are_kept_for_ten_minutes_and_in_a_bounded_number() {
+    let mut parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    let add = |parts: &Parts, request: &str, now| {
+        let (key, buyer) = parts.buyer("a", NOW);
+        let line = Line { item_id: "1-1".to_owned(), quantity: 1 };
+        let (answer, ticket) = buyer.add(&parts.journal, (&key, false), &Once { request, now }, &line, u32::MAX);
+        answer.unwrap();
+        ticket.wait().unwrap();
+    };
+    add(&parts, "r", NOW);
+    add(&parts, "r", NOW.plus_ms(599_999));
+    assert_eq!(parts.cart("a", false), "1-1 x 1");
+    add(&parts, "r", NOW.plus(ANSWERS_KEPT));
+    assert_eq!(parts.cart("a", false), "1-1 x 2");
+    for n in 0..3 * ANSWERS_MAX {
+        add(&parts, &n.to_string(), NOW);
+        if n % 7 == 0 {
+            parts.crash(NOW);
+        }
+    }
+    let rows = parts.store.read(|reader| reader.first("SELECT COUNT(*) FROM shop_request", &[], |row| row.uint(0)));
+    assert_eq!(rows, Ok(Some(ANSWERS_MAX as u64)));
+    let before = parts.cart("a", false);
+    for n in 2 * ANSWERS_MAX..3 * ANSWERS_MAX {
+        add(&parts, &n.to_string(), NOW);
+    }
+    assert_eq!(parts.cart("a", false), before);
+}
+
+#[test]
+fn what_many_put_into_one_cart_at_once_is_all_in_it() {
+    let mut db = Db::new();
+    let sid = db.buyer("ann");
+    thread::scope(|scope| {
+        let (db, sid) = (&db, &sid);
+        for n in 0..8 {
+            scope.spawn(move || {
+                for m in 0..10 {
+                    db.ask::<()>(add(&format!("{n} {m}"), sid, n % 2 == 0, &format!("1-{n}"), 1)).unwrap();
+                }
+            });
+        }
+    });
+    // The saved one has what went through it; the session's has what came since it was last loaded.
+    let saved = db.cart(&sid, true).unwrap();
+    for n in [0, 2, 4, 6] {
+        assert!(saved.contains(&format!("1-{n} x 10")), "{saved}");
+    }
+    db.restart();
+    assert_eq!(db.cart(&sid, true), Ok(saved));
+}
+
+// Purchases' side of it.
+
+fn bought(parts: &Parts, buyer: &Buyer, sid: &str, lines: &[(&str, u32)], also: Result<(), StoreError>) -> Ticket {
+    let lines: Vec<Line> =
+        lines.iter().map(|(item_id, quantity)| Line { item_id: (*item_id).to_owned(), quantity: *quantity }).collect();
+    buyer.bought(&SessionKey::of(sid), &lines, |changes| parts.journal.append_with(changes, move |_tx| also))
+}
+
+#[test]
+fn a_purchase_empties_the_sessions_cart_and_takes_from_the_saved_one() {
+    let mut parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    for (item_id, quantity) in [("1-1", 2), ("1-2", 5), ("1-3", 1)] {
+        parts.put("a", true, item_id, quantity);
+    }
+    parts.open("b", 1, NOW).unwrap();
+    let (_, buyer) = parts.buyer("a", NOW);
+    bought(&parts, &buyer, "a", &[("1-1", 2), ("1-2", 3), ("9-9", 1)], Ok(())).wait().unwrap();
+    for _ in 0..2 {
+        assert_eq!(parts.cart("a", false), "");
+        assert_eq!(parts.cart("b", false), "1-1 x 2, 1-2 x 5, 1-3 x 1", "another session's is its own");
+        parts.crash(NOW);
+    }
+    assert_eq!(parts.cart("a", true), "1-2 x 2, 1-3 x 1");
+}
+
+#[test]
+fn a_purchase_that_is_not_stored_leaves_the_carts_as_they_were() {
+    let mut parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    parts.put("a", true, "1-1", 2);
+    let (_, buyer) = parts.buyer("a", NOW);
+    let ticket = bought(&parts, &buyer, "a", &[("1-1", 2)], Err(StoreError::Refused("no".to_owned())));
+    assert!(ticket.wait().is_err());
+    parts.crash(NOW);
+    assert_eq!(parts.cart("a", false), "1-1 x 2");
+    assert_eq!(parts.cart("a", true), "1-1 x 2");
+}
+
+#[test]
+fn a_purchase_whose_buyer_has_left_takes_from_the_saved_cart_and_revives_no_session() {
+    let mut parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    parts.put("a", true, "1-1", 2);
+    assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, "a").0, Ok(()));
+    parts.crash(NOW);
+    assert_eq!(parts.people.sizes(), (0, 0));
+    let buyer = parts.people.buyer(&parts.journal, 1).unwrap();
+    bought(&parts, &buyer, "a", &[("1-1", 1)], Ok(())).wait().unwrap();
+    drop(buyer);
+    parts.people.expire(&parts.journal, NOW);
+    assert_eq!(parts.people.sizes(), (0, 0), "nobody holds the buyer any more");
+    assert!(!parts.is_alive("a", NOW));
+    parts.open("b", 1, NOW).unwrap();
+    assert_eq!(parts.cart("b", false), "1-1 x 1");
+}
+
+// When the disk fails.
+
+#[test]
+fn what_could_not_be_stored_has_not_happened_and_the_next_operation_works() {
+    let mut db = Db::new();
+    let (ann, bob) = (db.buyer("ann"), db.buyer("bob"));
+    db.add(&ann, true, "1-1", 1).unwrap();
+    db.break_chain();
+    assert_eq!(db.ask::<()>(add("again", &ann, true, "1-1", 1)), Err(Code::Unavailable));
+    assert_eq!(db.cart(&ann, true).as_deref(), Ok("1-1 x 1"));
+    assert_eq!(db.ask::<()>(add("again", &ann, true, "1-1", 1)), Ok(()));
+    assert_eq!(db.cart(&ann, true).as_deref(), Ok("1-1 x 2"));
+
+    db.break_chain();
+    assert_eq!(db.logout(&bob), Err(Code::Unavailable));
+    assert_eq!(db.touch(Role::Buyer, &bob).as_deref(), Ok("bob"), "that logout was not");
+    assert_eq!(db.logout(&bob), Ok(()));
+
+    db.break_chain();
+    let refused = db.ask::<LoggedIn>(login(Role::Buyer, "bob", "secret", "::1"));
+    assert_eq!(refused.map(|_| ()), Err(Code::Unavailable));
+    assert_eq!(db.customers().sizes().0, 1);
+    db.login(Role::Buyer, "bob");
+    db.restart();
+    assert_eq!(db.cart(&ann, false).as_deref(), Ok("1-1 x 2"));
+}
+
+#[test]
+fn who_is_told_that_a_session_has_ended_is_told_when_that_is_on_disk() {
+    let parts = Parts::new();
+    parts.open("a", 1, NOW).unwrap();
+    // The writer is kept busy, so that what comes after it waits.
+    let (let_go, wait) = crossbeam_channel::bounded::<()>(0);
+    let busy = parts.store.submit(move |_tx| {
+        let _ = wait.recv();
+        Ok(())
+    });
+    let (answer, ended) = parts.people.end(&parts.journal, NOW, Role::Buyer, "a");
+    assert_eq!((answer, ended.state()), (Ok(()), TicketState::Pending));
+    let (refusal, ticket) = parts.people.session(NOW, Role::Buyer, "a").unwrap_err();
+    assert_eq!((refusal.code, ticket.state()), (Code::SessionExpired, TicketState::Pending));
+    drop(let_go);
+    ticket.wait().unwrap();
+    busy.wait().unwrap();
+    assert_eq!(ended.state(), TicketState::Committed);
+}
+
+#[test]
+fn a_database_that_is_closed_answers_unavailable() {
+    let mut db = Db::new();
+    let sid = db.buyer("ann");
+    db.customers().close();
+    db.customers().close();
+    db.store().close();
+    assert_eq!(db.add(&sid, false, "1-1", 1), Err(Code::Unavailable));
+    assert_eq!(db.create(Role::Buyer, "bob"), Err(Code::Unavailable));
+}
+
+// Any order of them.
+
+#[derive(Debug, Clone)]
+enum Act {
+    Login,
+    Logout(usize),
+    Add(usize, bool, u8, u32),
+    Remove(usize, bool, u8, Option<u32>),
+    Save(usize, bool),
+    Clear(usize, bool),
+    Show(usize, bool),
+    Bought(usize),
+    Crash,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let session = 0..3usize;
+    prop_oneof![
+        1 => Just(Act::Login),
+        1 => session.clone().prop_map(Act::Logout),
+        6 => (session.clone(), any::<bool>(), 0..3u8, 1..5u32).prop_map(|(s, u, i, q)| Act::Add(s, u, i, q)),
+        3 => (session.clone(), any::<bool>(), 0..3u8, prop::option::of(1..5u32)).prop_map(|(s, u, i, q)| Act::Remove(s, u, i, q)),
+        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Save(s, u)),
+        1 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Clear(s, u)),
+        2 => (session.clone(), any::<bool>()).prop_map(|(s, u)| Act::Show(s, u)),
+        1 => session.prop_map(Act::Bought),
+        1 => Just(Act::Crash),
+    ]
+}
+
+/// The rules of SPEC.md section 4 in the fewest words: carts by session, and the saved one.
+#[derive(Default)]
+struct Model {
+    saved: BTreeMap<String, u32>,
+    of: BTreeMap<usize, BTreeMap<String, u32>>,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn carts_are_what_the_rules_say_whatever_happens_and_whenever_it_crashes(acts in prop::collection::vec(act(), 1..60)) {
+        let mut parts = Parts::new();
+        let mut model = Model::default();
+        let mut logins = 0;
+        for act in acts {
+            // The newest sessions are the ones that are spoken of.
+            let session = |n: usize| model.of.keys().rev().nth(n).copied();
+            match act {
+                Act::Login => {
+                    logins += 1;
+                    parts.open(&logins.to_string(), 1, NOW).unwrap();
+                    model.of.insert(logins, model.saved.clone());
+                }
+                Act::Crash => parts.crash(NOW),
+                Act::Logout(n) => {
+                    let Some(s) = session(n) else { continue };
+                    prop_assert_eq!(parts.people.end(&parts.journal, NOW, Role::Buyer, &s.to_string()).0, Ok(()));
+                    model.of.remove(&s);
+                }
+                Act::Add(n, users, item, quantity) => {
+                    let Some(s) = session(n) else { continue };
+                    let item_id = format!("1-{item}");
+                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
+                    let line = Line { item_id: item_id.clone(), quantity };
+                    let request = Token::random();
+                    let once = Once { request: request.reveal(), now: NOW };
+                    let (answer, _) = buyer.add(&parts.journal, (&key, users), &once, &line, 8);
+                    let mut cart = if users { model.saved.clone() } else { model.of[&s].clone() };
+                    let wanted = cart.get(&item_id).copied().unwrap_or(0) + quantity;
+                    prop_assert_eq!(answer.is_ok(), wanted <= 8);
+                    if wanted <= 8 {
+                        cart.insert(item_id, wanted);
+                        if users {
+                            model.saved = cart.clone();
+                        }
+                        model.of.insert(s, cart);
+                    }
+                }
+                Act::Remove(n, users, item, quantity) => {
+                    let Some(s) = session(n) else { continue };
+                    let item_id = format!("1-{item}");
+                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
+                    let request = Token::random();
+                    let once = Once { request: request.reveal(), now: NOW };
+                    let (answer, _) = buyer.remove(&parts.journal, (&key, users), &once, &item_id, quantity);
+                    let mut cart = if users { model.saved.clone() } else { model.of[&s].clone() };
+                    let left = cart.get(&item_id).map(|there| there - quantity.unwrap_or(*there).min(*there));
+                    prop_assert_eq!(answer.ok().map(|left| left.quantity), left);
+                    if let Some(left) = left {
+                        cart.insert(item_id, left);
+                        cart.retain(|_, quantity| *quantity > 0);
+                        if users {
+                            model.saved = cart.clone();
+                        }
+                        model.of.insert(s, cart);
+                    }
+                }
+                Act::Save(n, users) => {
+                    let Some(s) = session(n) else { continue };
+                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
+                    buyer.save(&parts.journal, (&key, users)).0.unwrap();
+                    if users { model.of.insert(s, model.saved.clone()); } else { model.saved = model.of[&s].clone(); }
+                }
+                Act::Clear(n, users) => {
+                    let Some(s) = session(n) else { continue };
+                    let (key, buyer) = parts.buyer(&s.to_string(), NOW);
+                    buyer.clear(&parts.journal, (&key, users)).0.unwrap();
+                    model.of.insert(s, BTreeMap::new());
+                    if users { model.saved.clear(); }
+                }
+                Act::Show(n, users) => {
+                    let Some(s) = session(n) else { continue };
+                    if users { model.of.insert(s, model.saved.clone()); }
+                    let wanted = model.of[&s].iter().map(|(item_id, n)| format!("{item_id} x {n}")).collect::<Vec<_>>();
+                    prop_assert_eq!(parts.cart(&s.to_string(), users), wanted.join(", "));
+                }
+                Act::Bought(n) => {
+                    let Some(s) = session(n) else { continue };
+                    let (_, buyer) = parts.buyer(&s.to_string(), NOW);
+                    let lines = model.of.insert(s, BTreeMap::new()).unwrap_or_default();
+                    let lines: Vec<(&str, u32)> = lines.iter().map(|(item_id, n)| (item_id.as_str(), *n)).collect();
+                    bought(&parts, &buyer, &s.to_string(), &lines, Ok(()));
+                    for (item_id, n) in lines {
+                        if let Some(there) = model.saved.get_mut(item_id) { *there -= n.min(*there); }
+                    }
+                    model.saved.retain(|_, quantity| *quantity > 0);
+                }
+            }
+        }
+        for _ in 0..2 {
+            for (s, cart) in &model.of {
+                let wanted = cart.iter().map(|(item_id, n)| format!("{item_id} x {n}")).collect::<Vec<_>>();
+                prop_assert_eq!(parts.cart(&s.to_string(), false), wanted.join(", "));
+            }
+            parts.crash(NOW);
+        }
+        parts.open("last", 1, NOW).unwrap();
+        let wanted = model.saved.iter().map(|(item_id, n)| format!("{item_id} x {n}")).collect::<Vec<_>>();
+        prop_assert_eq!(parts.cart("last", false), wanted.join(", "));
+    }
+}
