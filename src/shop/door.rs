@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
+use super::customer::CustomerDb;
 use super::ops::{Answer, Code, CustomerOp, ProductOp, Refusal, Role, Session};
+use super::product::ProductDb;
 use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port};
 use crate::model::Token;
 use crate::net::budget::{Budget, Share};
@@ -78,6 +80,18 @@ pub trait Host: Send + Sync + 'static {
 pub trait Database<Op>: Send + Sync + 'static {
     /// Does what is asked, on the calling thread.
     fn handle(&self, op: Op) -> Answer<String>;
+}
+
+impl Database<CustomerOp> for CustomerDb {
+    fn handle(&self, op: CustomerOp) -> Answer<String> {
+        CustomerDb::handle(self, op)
+    }
+}
+
+impl Database<ProductOp> for ProductDb {
+    fn handle(&self, op: ProductOp) -> Answer<String> {
+        ProductDb::handle(self, op)
+    }
 }
 
 /// What a door did so far.

@@ -21,5 +21,6 @@ pub mod door;
 pub mod frontend;
 pub mod hold;
 pub mod ops;
+pub mod product;
 pub mod purchase;
 pub mod wire;

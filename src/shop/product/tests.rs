@@ -1,0 +1,364 @@
+//! The product database over real files.
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::Cents;
+use crate::shop::ops::{Feedback, Hold, Item, Line, PricedLine, Rating};
+
+#[cfg(unix)]
+mod measured;
+mod searching;
+
+const NOW: Millis = Millis(1_795_253_400_000);
+const SETTINGS: Settings = Settings { hold_timeout: Duration::from_secs(60), restored: false };
+
+fn open() -> (TempDir, ProductDb) {
+    let dir = tempfile::tempdir().unwrap();
+    let db = ProductDb::open(dir.path(), SETTINGS).unwrap();
+    (dir, db)
+}
+
+/// An answer as its type.
+fn ask<T: serde::de::DeserializeOwned>(db: &ProductDb, op: ProductOp) -> T {
+    serde_json::from_str(&db.handle_at(NOW, op).unwrap()).unwrap()
+}
+
+fn refused(db: &ProductDb, op: ProductOp) -> Code {
+    db.handle_at(NOW, op).unwrap_err().code
+}
+
+fn new_item(category: u32, name: &str, keywords: &[&str], cents: i64, quantity: u32) -> NewItem {
+    NewItem {
+        seller_id: 7,
+        seller: "sam".to_owned(),
+        item_name: name.to_owned(),
+        category,
+        keywords: keywords.iter().map(|keyword| (*keyword).to_owned()).collect(),
+        condition_is_new: true,
+        price: Cents(cents),
+        quantity,
+    }
+}
+
+fn register(request: &str, item: NewItem) -> ProductOp {
+    let NewItem { seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity } = item;
+    let request = request.to_owned();
+    ProductOp::Register { request, seller_id, seller, item_name, category, keywords, condition_is_new, price, quantity }
+}
+
+/// One item of `quantity` units at 2.50.
+fn shelve(db: &ProductDb, quantity: u32) -> String {
+    db.load(vec![new_item(3, "A lamp", &["lamp"], 250, quantity)]).unwrap().remove(0)
+}
+
+fn item(db: &ProductDb, item_id: &str) -> Item {
+    ask(db, ProductOp::GetItem { item_id: item_id.to_owned() })
+}
+
+fn units(request: &str, seller_id: u64, item_id: &str, delta: i64) -> ProductOp {
+    ProductOp::UpdateUnits { request: request.to_owned(), seller_id, item_id: item_id.to_owned(), delta }
+}
+
+fn hold(purchase: &str, item_id: &str, quantity: u32) -> ProductOp {
+    let lines = vec![Line { item_id: item_id.to_owned(), quantity }];
+    ProductOp::Hold { purchase_id: purchase.to_owned(), lines, expires_in_ms: 1_000 }
+}
+
+fn sell(purchase: &str) -> ProductOp {
+    ProductOp::Sell { purchase_id: purchase.to_owned() }
+}
+
+fn release(purchase: &str) -> ProductOp {
+    ProductOp::Release { purchase_id: purchase.to_owned() }
+}
+
+fn state(purchase: &str) -> ProductOp {
+    ProductOp::HoldState { purchase_id: purchase.to_owned() }
+}
+
+fn search(category: Option<u32>, keywords: &[&str]) -> ProductOp {
+    let keywords = keywords.iter().map(|keyword| (*keyword).to_owned()).collect();
+    ProductOp::Search { category, keywords, offset: 0, limit: 50 }
+}
+
+fn sold(db: &ProductDb) -> u64 {
+    ask::<Rating>(db, ProductOp::RatingOf { seller_id: 7 }).items_sold
+}
+
+#[test]
+fn an_item_is_shown_as_it_was_registered() {
+    let (_dir, db) = open();
+    let given = new_item(3, "Größe \"L\"\\", &["Lamp", "ö\u{1F4A1}"], 1250, 4);
+    let answer = db.handle_at(NOW, register("r1", given.clone())).unwrap();
+    assert_eq!(answer, r#"{"item_id":"3-1"}"#);
+    let shown = item(&db, "3-1");
+    assert_eq!(shown.item_id, "3-1");
+    assert_eq!((shown.item_name, shown.keywords), (given.item_name, given.keywords));
+    assert_eq!((shown.category, shown.price, shown.quantity), (3, Cents(1250), 4));
+    assert_eq!((shown.seller_id, shown.seller.as_str(), shown.condition_is_new), (7, "sam", true));
+    assert_eq!(shown.feedback, Feedback::default());
+    for unknown in ["3-2", "4-1", "3-01", "03-1", "3-+1", "3--1", "3-", "-1", "1", "", "3-1 ", "3-99999999999999999999"]
+    {
+        assert_eq!(refused(&db, ProductOp::GetItem { item_id: unknown.to_owned() }), Code::NotFound, "{unknown:?}");
+    }
+}
+
+#[test]
+fn a_repeated_request_is_done_once_for_ten_minutes() {
+    let (_dir, db) = open();
+    let lamp = || new_item(3, "A lamp", &[], 250, 5);
+    let first = db.handle_at(NOW, register("r1", lamp())).unwrap();
+    assert_eq!(db.handle_at(NOW, register("r1", lamp())).unwrap(), first);
+    let second = db.handle_at(NOW, register("r2", lamp())).unwrap();
+    assert_eq!((first.as_str(), second.as_str()), (r#"{"item_id":"3-1"}"#, r#"{"item_id":"3-2"}"#));
+    for _repeat in 0..2 {
+        assert_eq!(db.handle_at(NOW, units("u1", 7, "3-1", -2)).unwrap(), r#"{"quantity":3}"#);
+    }
+    // Until ten minutes are over, and not a moment longer.
+    db.room.sweep(NOW.plus_ms(599_999)).unwrap();
+    assert_eq!(db.handle_at(NOW, units("u1", 7, "3-1", -2)).unwrap(), r#"{"quantity":3}"#);
+    db.room.sweep(NOW.plus_ms(600_000)).unwrap();
+    assert_eq!(db.handle_at(NOW, units("u1", 7, "3-1", -2)).unwrap(), r#"{"quantity":1}"#);
+}
+
+#[test]
+fn only_the_seller_changes_an_item_and_only_within_its_stock() {
+    let (_dir, db) = open();
+    let id = shelve(&db, 5);
+    let price =
+        |seller_id, item_id: &str| ProductOp::ChangePrice { seller_id, item_id: item_id.to_owned(), price: Cents(199) };
+    assert_eq!(refused(&db, price(8, &id)), Code::Forbidden);
+    assert_eq!(refused(&db, units("a", 8, &id, 1)), Code::Forbidden);
+    assert_eq!(refused(&db, price(7, "3-99")), Code::NotFound);
+    assert_eq!(refused(&db, units("b", 7, "3-99", 1)), Code::NotFound);
+    assert_eq!(refused(&db, units("c", 7, &id, -6)), Code::OutOfStock);
+    assert_eq!(refused(&db, units("d", 7, &id, i64::MIN)), Code::OutOfStock);
+    assert_eq!(refused(&db, units("e", 7, &id, i64::MAX)), Code::BadRequest);
+    assert_eq!(refused(&db, units("f", 7, &id, 2_147_483_643)), Code::BadRequest);
+    assert_eq!((item(&db, &id).price, item(&db, &id).quantity), (Cents(250), 5));
+    assert_eq!(db.handle_at(NOW, price(7, &id)).unwrap(), "null");
+    assert_eq!(db.handle_at(NOW, units("g", 7, &id, 2_147_483_642)).unwrap(), r#"{"quantity":2147483647}"#);
+    assert_eq!(db.handle_at(NOW, units("h", 7, &id, -2_147_483_647)).unwrap(), r#"{"quantity":0}"#);
+    assert_eq!((item(&db, &id).price, item(&db, &id).quantity), (Cents(199), 0));
+}
+
+#[test]
+fn a_seller_sees_all_own_items_oldest_first() {
+    let (_dir, db) = open();
+    let other = NewItem { seller_id: 8, ..new_item(1, "Other", &[], 100, 1) };
+    let stock = [9, 0, 4].map(|quantity| new_item(1, "Mine", &[], 100, quantity));
+    db.load([vec![other], stock.into()].concat()).unwrap();
+    let page = |seller_id, offset, limit| {
+        let found: crate::shop::ops::Found = ask(&db, ProductOp::ItemsOf { seller_id, offset, limit });
+        let ids: Vec<String> = found.items.into_iter().map(|item| item.item_id).collect();
+        (ids.join(" "), found.total)
+    };
+    assert_eq!(page(7, 0, 500), ("1-2 1-3 1-4".to_owned(), 3));
+    assert_eq!(page(7, 1, 1), ("1-3".to_owned(), 3));
+    assert_eq!(page(7, u64::MAX, u64::MAX), (String::new(), 3));
+    assert_eq!(page(9, 0, 500), (String::new(), 0));
+    assert_eq!(page(u64::MAX, 0, 500), (String::new(), 0));
+}
+
+#[test]
+fn a_vote_counts_once_and_may_be_changed() {
+    let (_dir, db) = open();
+    let (lamp, chair) = (shelve(&db, 1), shelve(&db, 0));
+    let vote = |buyer_id, item_id: &str, up| {
+        let item_id = item_id.to_owned();
+        assert_eq!(db.handle_at(NOW, ProductOp::VoteItem { buyer_id, item_id, up }).unwrap(), "null");
+    };
+    let vote_seller = |buyer_id, up| ask::<()>(&db, ProductOp::VoteSeller { buyer_id, seller_id: 7, up });
+    let counted = |item_id: &str| {
+        let seller = ask::<Rating>(&db, ProductOp::RatingOf { seller_id: 7 }).feedback;
+        let shown = item(&db, item_id).feedback;
+        ((shown.thumbs_up, shown.thumbs_down), (seller.thumbs_up, seller.thumbs_down))
+    };
+    vote(1, &lamp, true);
+    vote(1, &lamp, true);
+    assert_eq!(counted(&lamp), ((1, 0), (1, 0)));
+    vote(2, &lamp, false);
+    vote(1, &chair, false);
+    assert_eq!((counted(&lamp), counted(&chair)), (((1, 1), (1, 2)), ((0, 1), (1, 2))));
+    vote(1, &lamp, false);
+    assert_eq!(counted(&lamp), ((0, 2), (0, 3)));
+    vote_seller(1, true);
+    vote_seller(1, true);
+    assert_eq!(counted(&lamp), ((0, 2), (1, 3)));
+    vote_seller(1, false);
+    assert_eq!(counted(&lamp), ((0, 2), (0, 4)));
+    let unknown = ProductOp::VoteItem { buyer_id: 1, item_id: "3-99".to_owned(), up: true };
+    assert_eq!(refused(&db, unknown), Code::NotFound);
+    assert_eq!(ask::<Rating>(&db, ProductOp::RatingOf { seller_id: 99 }), Rating::default());
+}
+
+#[test]
+fn units_that_are_held_cannot_be_bought_and_come_back() {
+    let (_dir, db) = open();
+    let id = shelve(&db, 3);
+    let priced: Vec<PricedLine> = ask(&db, hold("p1", &id, 2));
+    assert_eq!((priced[0].price, priced[0].seller_id, priced[0].seller.as_str()), (Cents(250), 7, "sam"));
+    assert_eq!(item(&db, &id).quantity, 1);
+    assert_eq!(refused(&db, hold("p2", &id, 2)), Code::OutOfStock);
+    assert_eq!(refused(&db, hold("p2", "3-99", 1)), Code::NotFound);
+    assert_eq!(ask::<Hold>(&db, state("p2")), Hold::Unknown);
+    assert_eq!((ask::<Hold>(&db, state("p1")), sold(&db)), (Hold::Held, 0));
+    for _repeat in 0..2 {
+        assert_eq!((ask::<Hold>(&db, sell("p1")), sold(&db)), (Hold::Sold, 2));
+    }
+    assert_eq!(ask::<Vec<PricedLine>>(&db, hold("p1", &id, 2)), priced);
+    assert_eq!((ask::<Hold>(&db, release("p1")), sold(&db)), (Hold::Released, 0));
+    assert_eq!(item(&db, &id).quantity, 3);
+    // Comes too late, and is told so.
+    assert_eq!(refused(&db, hold("p1", &id, 2)), Code::Forbidden);
+    assert_eq!(ask::<Hold>(&db, release("p3")), Hold::Released);
+    assert_eq!(refused(&db, hold("p3", &id, 1)), Code::Forbidden);
+    assert_eq!(ask::<Hold>(&db, sell("p4")), Hold::Unknown);
+    assert_eq!(item(&db, &id).quantity, 3);
+}
+
+#[test]
+fn all_lines_are_held_or_none() {
+    let (_dir, db) = open();
+    let (many, few) = (shelve(&db, 9), shelve(&db, 1));
+    let line = |item_id: &str, quantity| Line { item_id: item_id.to_owned(), quantity };
+    let lines = vec![line(&many, 2), line(&few, 2)];
+    let both = ProductOp::Hold { purchase_id: "p1".to_owned(), lines, expires_in_ms: 1_000 };
+    let refusal = db.handle_at(NOW, both).unwrap_err();
+    assert_eq!(refusal.code, Code::OutOfStock);
+    assert!(refusal.message.contains(&few), "{}", refusal.message);
+    assert_eq!((item(&db, &many).quantity, item(&db, &few).quantity), (9, 1));
+}
+
+#[test]
+fn holds_are_kept_over_a_restart() {
+    let (dir, db) = open();
+    let id = shelve(&db, 9);
+    // The thread goes by the wall's time.
+    for (purchase, quantity) in [("held", 1), ("sold", 2), ("released", 3)] {
+        let lines = vec![Line { item_id: id.clone(), quantity }];
+        db.handle(ProductOp::Hold { purchase_id: purchase.to_owned(), lines, expires_in_ms: 60_000 }).unwrap();
+    }
+    db.handle(sell("sold")).unwrap();
+    db.handle(release("released")).unwrap();
+    db.close();
+    assert_eq!(db.handle(state("held")).unwrap_err().code, Code::Unavailable);
+    assert_eq!(db.handle(sell("held")).unwrap_err().code, Code::Unavailable);
+    drop(db);
+    let db = ProductDb::open(dir.path(), SETTINGS).unwrap();
+    let state_of = |purchase| db.handle(state(purchase)).unwrap();
+    assert_eq!([state_of("held"), state_of("sold"), state_of("released")], [r#""held""#, r#""sold""#, r#""released""#]);
+    assert_eq!((item(&db, &id).quantity, sold(&db)), (6, 2));
+}
+
+#[test]
+fn what_is_held_too_long_comes_back_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { hold_timeout: Duration::from_millis(50), ..SETTINGS };
+    let db = ProductDb::open(dir.path(), settings).unwrap();
+    let id = shelve(&db, 2);
+    // More is asked for than the operator allows.
+    let lines = vec![Line { item_id: id.clone(), quantity: 2 }];
+    db.handle(ProductOp::Hold { purchase_id: "p1".to_owned(), lines, expires_in_ms: u64::MAX }).unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while item(&db, &id).quantity < 2 {
+        assert!(std::time::Instant::now() < until, "it is still held");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(db.handle(sell("p1")).unwrap(), r#""released""#);
+    assert_eq!(sold(&db), 0);
+    // Found again, too.
+    let found: crate::shop::ops::Found = ask(&db, search(None, &["lamp"]));
+    assert_eq!(found.items.len(), 1);
+}
+
+#[test]
+fn an_expired_hold_is_never_sold_whoever_looks_first() {
+    let (_dir, db) = open();
+    let id = shelve(&db, 2);
+    // In the thread's far future, so that it stays out of this.
+    let far = Millis(NOW.0 * 2);
+    db.handle_at(far, hold("p1", &id, 1)).unwrap();
+    db.handle_at(far, hold("p2", &id, 1)).unwrap();
+    let late = far.plus_ms(1_000);
+    assert_eq!(db.handle_at(Millis(late.0 - 1), state("p1")).unwrap(), r#""held""#);
+    assert_eq!(db.handle_at(late, state("p1")).unwrap(), r#""released""#);
+    assert_eq!(db.handle_at(late, sell("p1")).unwrap(), r#""released""#);
+    assert_eq!(item(&db, &id).quantity, 1);
+    while db.room.sweep(late).unwrap().is_zero() {}
+    assert_eq!(item(&db, &id).quantity, 2);
+    assert_eq!(db.handle_at(late, hold("p2", &id, 1)).unwrap_err().code, Code::Forbidden);
+    // The tombstones go when nothing can come that late any more.
+    let days = |days: u64| late.plus(Duration::from_secs(days * 86_400));
+    while db.room.sweep(Millis(days(30).0 - 1)).unwrap().is_zero() {}
+    assert_eq!(db.handle_at(late, state("p2")).unwrap(), r#""released""#);
+    while db.room.sweep(days(30)).unwrap().is_zero() {}
+    assert_eq!(db.handle_at(late, state("p2")).unwrap(), r#""unknown""#);
+    // A sale is remembered for good.
+    db.handle_at(far, hold("p3", &id, 1)).unwrap();
+    db.handle_at(far, sell("p3")).unwrap();
+    while db.room.sweep(days(4_000)).unwrap().is_zero() {}
+    assert_eq!(db.handle_at(days(4_000), state("p3")).unwrap(), r#""sold""#);
+}
+
+#[test]
+fn a_hundred_buyers_after_the_last_ten_units() {
+    let (_dir, db) = open();
+    let id = shelve(&db, 10);
+    let outcomes: Vec<Answer<String>> = std::thread::scope(|scope| {
+        let buy = |buyer: usize| {
+            let (db, id) = (&db, &id);
+            move || {
+                let purchase = format!("p{buyer}");
+                db.handle_at(NOW, hold(&purchase, id, 1)).and_then(|_held| db.handle_at(NOW, sell(&purchase)))
+            }
+        };
+        let threads: Vec<_> = (0..100).map(|buyer| scope.spawn(buy(buyer))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let bought = outcomes.iter().filter(|outcome| outcome.as_deref() == Ok(r#""sold""#)).count();
+    let refused =
+        outcomes.iter().filter(|outcome| outcome.as_ref().is_err_and(|refusal| refusal.code == Code::OutOfStock));
+    assert_eq!((bought, refused.count()), (10, 90));
+    assert_eq!((item(&db, &id).quantity, sold(&db)), (0, 10));
+}
+
+#[test]
+fn item_ids_are_never_given_twice_not_even_after_a_backup() {
+    let (dir, db) = open();
+    assert_eq!((shelve(&db, 1), shelve(&db, 1)), ("3-1".to_owned(), "3-2".to_owned()));
+    drop(db);
+    let db = ProductDb::open(dir.path(), SETTINGS).unwrap();
+    assert_eq!(shelve(&db, 1), "3-3");
+    drop(db);
+    let db = ProductDb::open(dir.path(), Settings { restored: true, ..SETTINGS }).unwrap();
+    let id = shelve(&db, 1);
+    assert_eq!(id, format!("3-{}", 4 + NUMBERS_JUMP));
+    assert_eq!(item(&db, &id).quantity, 1);
+}
+
+#[test]
+fn a_catalogue_is_loaded_as_a_whole() {
+    let (_dir, db) = open();
+    let mut catalogue: Vec<NewItem> =
+        (0..300).map(|number| new_item(number % 7, "Lamp", &["lamp"], 100, number % 2)).collect();
+    let ids = db.load(catalogue.clone()).unwrap();
+    assert_eq!((ids.len(), ids[0].as_str(), ids[299].as_str()), (300, "0-1", "5-300"));
+    let found: crate::shop::ops::Found = ask(&db, search(None, &["lamp"]));
+    assert_eq!(found.total, 150);
+    assert_eq!(db.load(Vec::new()).unwrap(), Vec::<String>::new());
+    catalogue.resize(LOAD_MAX + 1, catalogue[0].clone());
+    assert_eq!(db.load(catalogue).unwrap_err().code, Code::BadRequest);
+}
+
+#[test]
+fn a_reopened_file_is_searched_as_before() {
+    let (dir, db) = open();
+    shelve(&db, 1);
+    let before = db.handle_at(NOW, search(Some(3), &["lamp"])).unwrap();
+    drop(db);
+    let db = ProductDb::open(dir.path(), SETTINGS).unwrap();
+    assert_eq!(db.handle_at(NOW, search(Some(3), &["lamp"])).unwrap(), before);
+    assert!(before.contains("\"3-1\""), "{before}");
+}
