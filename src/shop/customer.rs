@@ -326,7 +326,7 @@ impl Shared {
         match Memory::load(&self.store, &self.config) {
             Ok(rebuilt) => {
                 *memory = Arc::new(rebuilt);
-                self.waiting.tell();
+                self.waiting.tell_all();
                 log::warn!("customer database: memory was built anew from the disk");
             }
             // The old one stays: its changes are refused, so every operation that makes one is answered

@@ -35,8 +35,8 @@ pub use store::{MIGRATIONS, NewItem};
 pub const FILE: &str = "product.db";
 /// Most items of one page.
 pub const PAGE_MAX: u64 = 500;
-/// Most items of one [`ProductDb::load`]: so long the disk is kept from others.
-pub const LOAD_MAX: usize = 100_000;
+/// Most items of one [`ProductDb::load`]: some seconds, in which nobody else's change is stored.
+pub const LOAD_MAX: usize = 50_000;
 /// How long the answer to a request is remembered for its repeat.
 const REQUESTS_KEPT: Duration = Duration::from_secs(600);
 /// How long a purchase that was released is remembered, so that its hold, coming late, is refused.
@@ -173,7 +173,7 @@ impl ProductDb {
     /// Puts a whole catalogue up for sale, or its next part: all of it or nothing, in one transaction. The
     /// items' form is to be checked by whoever read them. Answers with their ids, in their order.
     ///
-    /// The more at once, the less the index costs an item; at most [`LOAD_MAX`].
+    /// The more at once, the less the index costs an item, and the longer others wait; at most [`LOAD_MAX`].
     ///
     /// # Errors
     /// UNAVAILABLE or BUSY when the disk does not take it; then nothing of it is there.

@@ -223,21 +223,31 @@ impl People {
     /// The store's, when the saved cart could not be read.
     pub fn buyer(&self, journal: &Journal, user_id: u64) -> Result<Arc<Buyer>, StoreError> {
         loop {
-            let gone = {
-                let buyers = self.buyers.lock();
-                if let Some(buyer) = buyers.here.get(&user_id) {
-                    return Ok(Arc::clone(buyer));
-                }
-                buyers.gone
+            let gone = match self.here(user_id) {
+                Ok(buyer) => return Ok(buyer),
+                Err(gone) => gone,
             };
             let saved = journal.store().read(|reader| store::saved_of(reader, user_id))?;
-            let mut buyers = self.buyers.lock();
-            if buyers.gone == gone {
-                let new = || Arc::new(Buyer::new(user_id, saved.into_iter().collect()));
-                return Ok(Arc::clone(buyers.here.entry(user_id).or_insert_with(new)));
+            if let Some(buyer) = self.come(user_id, saved.into_iter().collect(), gone) {
+                return Ok(buyer);
             }
-            // Someone was let go in the meantime: perhaps this one, who had come and changed the cart.
         }
+    }
+
+    /// A buyer who is here; else how often some were let go so far.
+    pub(super) fn here(&self, user_id: u64) -> Result<Arc<Buyer>, u64> {
+        let buyers = self.buyers.lock();
+        buyers.here.get(&user_id).cloned().ok_or(buyers.gone)
+    }
+
+    /// A buyer comes, with the saved cart as it was read since `gone`. None if someone was let go in the
+    /// meantime: perhaps this one, who had come and changed the cart.
+    pub(super) fn come(&self, user_id: u64, saved: Cart, gone: u64) -> Option<Arc<Buyer>> {
+        let mut buyers = self.buyers.lock();
+        if buyers.gone != gone {
+            return None;
+        }
+        Some(Arc::clone(buyers.here.entry(user_id).or_insert_with(|| Arc::new(Buyer::new(user_id, saved)))))
     }
 
     /// How many sessions and buyers are held.

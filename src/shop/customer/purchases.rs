@@ -20,9 +20,9 @@ use super::store::Journal;
 use super::{Done, Memory, Shared, json, unavailable};
 use crate::bank::{Authorisation, Capture, GatewayError, Void};
 use crate::model::{Card, CardNumber, Expiry, FeeRate, Millis, Name, Token};
-use crate::shop::ops::{Answer, Begun, Code, CustomerOp, LinkCard, Orphan, Refusal, Role};
+use crate::shop::ops::{Answer, Begun, Code, CustomerOp, LinkCard, Orphan, Purchased, Refusal, Role};
 use crate::shop::purchase::{self, Attempt, BankCall, Begin, Cart, Event, LEASE_MS, Purchase, Stage, Step, Then};
-use crate::storage::{StoreError, Ticket};
+use crate::storage::{Reader, StoreError, Ticket, TicketState};
 
 #[cfg(test)]
 mod tests;
@@ -61,6 +61,8 @@ struct Cell {
     last: Ticket,
     /// Questions to the bank that are not answered.
     at_bank: u32,
+    /// The bank has charged what it was told to let go of: a person has to look, asking again is no use.
+    is_in_dispute: bool,
 }
 
 /// A buyer makes one purchase at a time.
@@ -70,7 +72,8 @@ enum Place {
     Open(String),
 }
 
-/// Begins that wait, and the news that they wait for. It outlives memory that is built anew.
+/// Begins that are being looked at, and the news that those wait for which meet another purchase of their
+/// buyer. It outlives memory that is built anew.
 #[derive(Default)]
 pub struct Waiting {
     state: Mutex<WaitingState>,
@@ -79,10 +82,22 @@ pub struct Waiting {
 
 #[derive(Default)]
 struct WaitingState {
-    /// How many purchases have made room.
-    news: u64,
-    of: HashMap<u64, usize>,
+    of: HashMap<u64, Begins>,
     all: usize,
+}
+
+/// The begins of one buyer.
+#[derive(Default)]
+struct Begins {
+    count: usize,
+    /// How often something has become of the purchase that they meet.
+    news: u64,
+}
+
+/// One begin that is being looked at: it misses no news from here on.
+struct Beginning<'a> {
+    waiting: &'a Waiting,
+    buyer_id: u64,
 }
 
 /// What the bank said.
@@ -99,7 +114,7 @@ struct Taken {
     step: Step,
     stage: Stage,
     /// For whoever asked to complete.
-    purchased: Answer<crate::shop::ops::Purchased>,
+    purchased: Answer<Purchased>,
     ticket: Ticket,
 }
 
@@ -155,7 +170,7 @@ impl Purchases {
     /// Gives the purchase that has waited longest for its driver to another.
     fn take_over(&self, journal: &Journal, now: Millis) -> Done<Option<Orphan>> {
         let mut open = self.open.lock();
-        let idle = open.by_id.values_mut().filter(|cell| cell.at_bank == 0);
+        let idle = open.by_id.values_mut().filter(|cell| cell.is_idle());
         let Some(cell) =
             idle.filter(|cell| cell.purchase.is_orphan(now)).min_by_key(|cell| cell.purchase.leased_until())
         else {
@@ -166,27 +181,38 @@ impl Purchases {
         (Ok(orphan), cell.last.clone())
     }
 
-    /// Forgets those that are over, once that is on disk. Answers whether there were any.
-    fn sweep(&self) -> bool {
-        let mut open = self.open.lock();
-        let is_over =
-            |cell: &Cell| cell.purchase.is_over() && cell.last.state() == crate::storage::TicketState::Committed;
-        let over: Vec<String> = open.by_id.iter().filter(|(_, cell)| is_over(cell)).map(|(id, _)| id.clone()).collect();
-        for id in &over {
-            open.take(id);
-        }
-        !over.is_empty()
+    /// Forgets those that are over and on disk, and that whoever took the last step has not forgotten.
+    fn sweep(&self, waiting: &Waiting) {
+        let over: Vec<String> = {
+            let open = self.open.lock();
+            let over = open
+                .by_id
+                .iter()
+                .filter(|(_, cell)| cell.purchase.is_over() && cell.last.state() == TicketState::Committed);
+            over.map(|(id, _)| id.clone()).collect()
+        };
+        over.iter().for_each(|id| self.forget(id, waiting));
     }
 
-    fn forget(&self, id: &str) {
-        self.open.lock().take(id);
+    /// One that is over, and is so on disk, makes room for its buyer's next.
+    fn forget(&self, id: &str, waiting: &Waiting) {
+        let forgotten = self.open.lock().take(id);
+        if let Some(buyer_id) = forgotten {
+            waiting.tell(buyer_id);
+        }
     }
 
     /// What the bank has to be asked again, and is not being asked.
     fn unanswered(&self) -> Vec<(String, BankCall)> {
         let open = self.open.lock();
-        let idle = open.by_id.values().filter(|cell| cell.at_bank == 0);
+        let idle = open.by_id.values().filter(|cell| cell.is_idle());
         idle.filter_map(|cell| Some((cell.purchase.id.clone(), cell.purchase.unanswered()?))).collect()
+    }
+
+    fn dispute(&self, id: &str) {
+        if let Some(cell) = self.open.lock().by_id.get_mut(id) {
+            cell.is_in_dispute = true;
+        }
     }
 
     fn is_at_bank(&self, id: &str, change: i32) {
@@ -196,16 +222,23 @@ impl Purchases {
     }
 }
 
+impl Cell {
+    /// Whether someone may see to it of his own accord.
+    fn is_idle(&self) -> bool {
+        self.at_bank == 0 && !self.is_in_dispute
+    }
+}
+
 impl Open {
     fn put(&mut self, purchase: Purchase, buyer: Arc<Buyer>, last: Ticket) {
         self.by_buyer.insert(purchase.buyer.user_id, Place::Open(purchase.id.clone()));
-        self.by_id.insert(purchase.id.clone(), Cell { purchase, buyer, last, at_bank: 0 });
+        self.by_id.insert(purchase.id.clone(), Cell { purchase, buyer, last, at_bank: 0, is_in_dispute: false });
     }
 
-    fn take(&mut self, id: &str) {
-        if let Some(cell) = self.by_id.remove(id) {
-            self.by_buyer.remove(&cell.purchase.buyer.user_id);
-        }
+    fn take(&mut self, id: &str) -> Option<u64> {
+        let buyer_id = self.by_id.remove(id)?.purchase.buyer.user_id;
+        self.by_buyer.remove(&buyer_id);
+        Some(buyer_id)
     }
 }
 
@@ -221,44 +254,66 @@ impl Drop for Reserved<'_> {
     fn drop(&mut self) {
         if !self.is_taken {
             self.purchases.open.lock().by_buyer.remove(&self.buyer_id);
-            self.waiting.tell();
+            self.waiting.tell(self.buyer_id);
         }
     }
 }
 
 impl Waiting {
-    fn news(&self) -> u64 {
-        self.state.lock().news
-    }
-
-    /// A buyer may purchase again.
-    pub(super) fn tell(&self) {
-        self.state.lock().news += 1;
-        self.news.notify_all();
-    }
-
-    /// Waits for other news than those, or until the deadline. BUSY when it has passed or too many wait.
-    fn wait(&self, buyer_id: u64, seen: u64, deadline: Instant) -> Answer<()> {
-        let busy = |why: &str| Err(Refusal::new(Code::Busy, why));
+    /// Lets a begin in, if there are not too many.
+    fn enter(&self, buyer_id: u64) -> Answer<Beginning<'_>> {
         let mut state = self.state.lock();
-        let of_buyer = state.of.get(&buyer_id).copied().unwrap_or(0);
+        let of_buyer = state.of.get(&buyer_id).map_or(0, |begins| begins.count);
         if state.all >= WAITING_MAX || of_buyer >= WAITING_OF_BUYER_MAX {
-            return busy("too many purchases wait for others: try again later");
+            return Err(Refusal::new(Code::Busy, "too many purchases wait for others: try again later"));
         }
         state.all += 1;
-        *state.of.entry(buyer_id).or_default() += 1;
-        let mut in_time = true;
-        while state.news == seen && in_time {
-            in_time = !self.news.wait_until(&mut state, deadline).timed_out();
+        state.of.entry(buyer_id).or_default().count += 1;
+        Ok(Beginning { waiting: self, buyer_id })
+    }
+
+    /// Something has become of a buyer's purchase.
+    fn tell(&self, buyer_id: u64) {
+        if let Some(begins) = self.state.lock().of.get_mut(&buyer_id) {
+            begins.news += 1;
+            self.news.notify_all();
         }
+    }
+
+    /// Everything may be otherwise.
+    pub(super) fn tell_all(&self) {
+        self.state.lock().of.values_mut().for_each(|begins| begins.news += 1);
+        self.news.notify_all();
+    }
+}
+
+impl Beginning<'_> {
+    fn news(&self) -> u64 {
+        self.waiting.state.lock().of.get(&self.buyer_id).map_or(0, |begins| begins.news)
+    }
+
+    /// Waits for other news than those; BUSY when there are none before the deadline.
+    fn wait(&self, seen: u64, deadline: Instant) -> Answer<()> {
+        let mut state = self.waiting.state.lock();
+        while state.of.get(&self.buyer_id).is_some_and(|begins| begins.news == seen) {
+            if self.waiting.news.wait_until(&mut state, deadline).timed_out() {
+                return Err(Refusal::new(Code::Busy, "another purchase of this buyer is under way: try again"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        let mut state = self.waiting.state.lock();
         state.all -= 1;
-        if let Entry::Occupied(mut entry) = state.of.entry(buyer_id) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
+        if let Entry::Occupied(mut entry) = state.of.entry(self.buyer_id) {
+            entry.get_mut().count -= 1;
+            if entry.get().count == 0 {
                 entry.remove();
             }
         }
-        if in_time { Ok(()) } else { busy("another purchase of this buyer is under way: try again") }
     }
 }
 
@@ -310,8 +365,8 @@ impl Shared {
         address: Option<String>,
     ) -> Answer<Begun> {
         let deadline = Instant::now() + BEGIN_WAIT;
+        let mut beginning = None;
         loop {
-            let seen = self.waiting.news();
             let (memory, now) = (self.memory(), self.config.clock.now());
             let (session, buyer) = match memory.people.buyers_session(now, sid) {
                 Ok(found) => found,
@@ -320,6 +375,11 @@ impl Shared {
                 }
             };
             let account = &session.who.account;
+            let beginning = match &beginning {
+                Some(beginning) => beginning,
+                None => beginning.insert(self.waiting.enter(account.user_id)?),
+            };
+            let seen = beginning.news();
             let username = Name::new(&account.username).map_err(|rule| {
                 Refusal::new(Code::BadRequest, format!("username: {rule}, so nobody can be charged"))
             })?;
@@ -340,7 +400,7 @@ impl Shared {
                 Err(full) => return Err(full),
                 Ok(Ok(place)) => place,
                 Ok(Err(None)) => {
-                    self.waiting.wait(account.user_id, seen, deadline)?;
+                    beginning.wait(seen, deadline)?;
                     continue;
                 }
                 Ok(Err(Some(id))) => {
@@ -356,7 +416,7 @@ impl Shared {
                         Some((Begin::Refuse(refusal), _, last)) => {
                             return self.settle(&memory, Err(refusal), &Ticket::later(ticket, last));
                         }
-                        Some(_) => self.waiting.wait(account.user_id, seen, deadline)?,
+                        Some(_) => beginning.wait(seen, deadline)?,
                         None => {}
                     }
                     continue;
@@ -434,8 +494,7 @@ impl Shared {
         let taken = memory.purchases.step(&memory.journal, self.config.clock.now(), id, event).ok_or_else(not_known)?;
         self.wait(&memory, &taken.ticket).map_err(|error| unavailable(&error))?;
         if matches!(taken.stage, Stage::Captured | Stage::Closed) {
-            memory.purchases.forget(id);
-            self.waiting.tell();
+            memory.purchases.forget(id, &self.waiting);
         }
         Ok(taken)
     }
@@ -479,6 +538,7 @@ impl Shared {
                 Void::Voided => Some(Said::Voided),
                 Void::Refused { reason } => {
                     log::error!("purchase {id} is undone, but the bank does not let go of the charge: {reason}");
+                    self.memory().purchases.dispute(id);
                     None
                 }
             },
@@ -498,9 +558,7 @@ impl Shared {
                 return;
             }
         }
-        if memory.purchases.sweep() {
-            self.waiting.tell();
-        }
+        memory.purchases.sweep(&self.waiting);
     }
 
     /// The user behind a session.
@@ -512,10 +570,7 @@ impl Shared {
         }
     }
 
-    fn page<T: Serialize>(
-        &self,
-        read: impl FnOnce(&dyn crate::storage::Reader) -> Result<Vec<T>, StoreError>,
-    ) -> Answer<String> {
+    fn page<T: Serialize>(&self, read: impl FnOnce(&dyn Reader) -> Result<Vec<T>, StoreError>) -> Answer<String> {
         json(&self.store.read(read).map_err(|error| unavailable(&error))?)
     }
 
@@ -573,6 +628,8 @@ impl Reserved<'_> {
         open.put(purchase, buyer, last.clone());
         self.is_taken = true;
         drop(open);
+        // A repeat of the same message has waited only for this.
+        self.waiting.tell(self.buyer_id);
         (begun, last)
     }
 }

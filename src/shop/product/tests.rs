@@ -6,6 +6,7 @@ use super::*;
 use crate::model::Cents;
 use crate::shop::ops::{Feedback, Hold, Item, Line, PricedLine, Rating};
 
+mod holding;
 #[cfg(unix)]
 mod measured;
 mod searching;

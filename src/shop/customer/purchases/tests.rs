@@ -1,3 +1,5 @@
+mod whole;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
@@ -383,6 +385,11 @@ fn only_so_many_wait() {
             thread::yield_now();
         }
         assert_eq!(code(ask()), Code::Busy);
+        // Another buyer is not kept waiting by that.
+        let sid = shop.sign_up(Role::Buyer, "bob");
+        let request = shop.request();
+        let op = CustomerOp::Begin { request, sid, users: false, idempotency_key: None, address: None };
+        assert_eq!(code(shop.ask::<Begun>(op)), Code::EmptyCart);
         shop.authorise(&id, lease, GOOD).unwrap();
         shop.complete(&id, lease).unwrap();
         for second in waiting {
@@ -425,7 +432,7 @@ fn a_driver_that_is_gone_is_replaced() {
     let orphan: Orphan = shop.ask::<Option<Orphan>>(CustomerOp::TakeOver).unwrap().unwrap();
     assert!(orphan.is_undone);
     shop.closed(&id, orphan.lease).unwrap();
-    shop.purchase(None);
+    assert_ne!(shop.begin(None).0, id);
 }
 
 #[test]
@@ -472,6 +479,46 @@ fn a_charge_that_was_interrupted_is_done_when_it_opens() {
     shop.open();
     assert_eq!((shop.db().purchases_under_way(), shop.purchases().len(), shop.cart()), (0, 2, vec![]));
     assert_eq!(shop.balances().len(), 4);
+}
+
+#[test]
+fn the_users_cart_is_loaded_and_both_are_emptied() {
+    let shop = Shop::new();
+    let users = |request: String, sid: &str| {
+        let (sid, idempotency_key, address) = (sid.to_owned(), None, None);
+        CustomerOp::Begin { request, sid, users: true, idempotency_key, address }
+    };
+    shop.fill();
+    shop.ask::<()>(CustomerOp::SaveCart { sid: shop.buyer.clone(), users: false }).unwrap();
+    // What is in the session's cart alone is not the user's.
+    shop.put("1-9", 7);
+    let begun = shop.ask(users(shop.request(), &shop.buyer)).unwrap();
+    let Begun::Drive { purchase_id: id, lease, lines, .. } = begun else { panic!("{begun:?}") };
+    assert_eq!(lines, [line("1-1", 2), line("1-2", 1)]);
+    shop.authorise(&id, lease, GOOD).unwrap();
+    shop.complete(&id, lease).unwrap();
+    assert_eq!(code(shop.ask::<Begun>(users(shop.request(), &shop.buyer))), Code::EmptyCart);
+}
+
+#[test]
+fn a_transaction_that_failed_is_as_if_it_had_not_been() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    let break_it = || {
+        let failing = |_tx: &mut dyn crate::storage::Tx| Err(StoreError::Refused("on purpose".to_owned()));
+        let ticket = shop.db().shared.memory().journal.append_with(Vec::new(), failing);
+        assert!(ticket.wait().is_err());
+    };
+    break_it();
+    assert_eq!(code(shop.authorise(&id, lease, GOOD)), Code::Unavailable);
+    assert_eq!(shop.charges(), [], "the bank was asked before the record was on disk");
+    shop.authorise(&id, lease, GOOD).unwrap();
+    break_it();
+    assert_eq!(code(shop.complete(&id, lease)), Code::Unavailable);
+    assert_eq!((shop.charges(), shop.cart().len()), (vec![ChargeState::Authorised], 2));
+    shop.complete(&id, lease).unwrap();
+    assert_eq!((shop.charges(), shop.cart().len()), (vec![ChargeState::Captured], 0));
 }
 
 #[test]

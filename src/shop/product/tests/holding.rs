@@ -1,0 +1,88 @@
+//! Purchases and sellers over the same few items, in any order: on the disk, too, units are neither made nor
+//! lost, and a search finds exactly what has some.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::shop::ops::Found;
+
+/// Far from the clock of the thread, which stays out of this.
+const START: Millis = Millis(NOW.0 * 2);
+
+#[derive(Debug, Clone)]
+enum Step {
+    Hold(u8, [u32; 2]),
+    Sell(u8),
+    Release(u8),
+    Units(bool, i64),
+    Wait(u64),
+    Sweep,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..4u8, [0..4u32, 0..4u32]).prop_map(|(purchase, units)| Step::Hold(purchase, units)),
+        (0..4u8).prop_map(Step::Sell),
+        (0..4u8).prop_map(Step::Release),
+        (any::<bool>(), -3..4i64).prop_map(|(second, delta)| Step::Units(second, delta)),
+        (0..700u64).prop_map(Step::Wait),
+        Just(Step::Sweep),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn units_are_neither_made_nor_lost_on_the_disk(steps in prop::collection::vec(any_step(), 0..50)) {
+        let (_dir, db) = open();
+        let items = [shelve(&db, 5), shelve(&db, 2)];
+        let (mut now, mut registered) = (START, [5i64, 2]);
+        // What each purchase took when it was held.
+        let mut taken: BTreeMap<u8, [i64; 2]> = BTreeMap::new();
+        for (round, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Hold(purchase, units) => {
+                    let lines = items.iter().zip(units).filter(|(_item, units)| *units > 0);
+                    let lines = lines.map(|(item, quantity)| Line { item_id: item.clone(), quantity }).collect();
+                    let op = ProductOp::Hold { purchase_id: purchase.to_string(), lines, expires_in_ms: 1_000 };
+                    if db.handle_at(now, op).is_ok() {
+                        taken.insert(purchase, units.map(i64::from));
+                    }
+                }
+                Step::Sell(purchase) => drop(db.handle_at(now, sell(&purchase.to_string())).unwrap()),
+                Step::Release(purchase) => {
+                    prop_assert_eq!(db.handle_at(now, release(&purchase.to_string())).unwrap(), r#""released""#);
+                }
+                Step::Units(second, delta) => {
+                    let place = usize::from(second);
+                    if db.handle_at(now, units(&round.to_string(), 7, &items[place], delta)).is_ok() {
+                        registered[place] += delta;
+                    }
+                }
+                Step::Wait(ms) => now = now.plus_ms(ms),
+                Step::Sweep => while db.room.sweep(now).unwrap().is_zero() {},
+            }
+            // What is due may not be back yet: as it is on the disk.
+            let at = |purchase: &u8| db.handle_at(Millis(0), state(&purchase.to_string())).unwrap();
+            let sum = |hold: &str, place: usize| -> i64 {
+                taken.iter().filter(|(purchase, _)| at(purchase) == hold).map(|(_, units)| units[place]).sum()
+            };
+            let mut for_sale = 0;
+            for (place, item_id) in items.iter().enumerate() {
+                let left = item(&db, item_id).quantity;
+                for_sale += u64::from(left > 0);
+                let elsewhere = sum(r#""held""#, place) + sum(r#""sold""#, place);
+                prop_assert_eq!(i64::from(left) + elsewhere, registered[place]);
+            }
+            prop_assert_eq!(sold(&db) as i64, sum(r#""sold""#, 0) + sum(r#""sold""#, 1));
+            for keywords in [&["lamp"][..], &[]] {
+                let found: Found = ask(&db, search(Some(3), keywords));
+                prop_assert_eq!((found.total, found.items.len() as u64), (for_sale, for_sale));
+                prop_assert!(found.items.iter().all(|item| item.quantity > 0));
+            }
+        }
+    }
+}
