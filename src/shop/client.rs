@@ -5,7 +5,7 @@
 //! same as once, it is repeated; else [`ClientError::Lost`] says so.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -135,6 +135,15 @@ enum Broken {
     After(String),
 }
 
+impl Broken {
+    fn of(self, api: &str) -> ClientError {
+        match self {
+            Broken::Before(error) => error,
+            Broken::After(why) => ClientError::Lost { api: api.to_owned(), why },
+        }
+    }
+}
+
 impl Client {
     /// A client that connects with its first call.
     pub fn new(config: Config) -> Client {
@@ -215,15 +224,21 @@ impl Client {
             Err(Broken::After(_)) if may_be_repeated(api) => self.exchange(&request),
             result => result,
         };
-        let answer = answer.map_err(|broken| match broken {
-            Broken::Before(error) => error,
-            Broken::After(why) => ClientError::Lost { api: api.to_owned(), why },
-        })?;
+        let answer = answer.map_err(|broken| broken.of(api))?;
         match serde_json::from_slice(&answer) {
             Ok(Response { error: Some(refusal), .. }) => Err(ClientError::Refused(refusal)),
             Ok(Response { payload: Some(payload), .. }) => Ok(payload),
             _ => Err(ClientError::Improper { api: api.to_owned() }),
         }
+    }
+
+    /// Sends a message as it is and gives the answer as it came, in either dialect; never repeated. For who
+    /// measures, or tries what no proper client says.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn exchange_raw(&mut self, message: &[u8]) -> Result<Vec<u8>, ClientError> {
+        self.exchange(message).map_err(|broken| broken.of("the message"))
     }
 
     /// One message there, one back.
@@ -315,12 +330,6 @@ fn may_be_repeated(api: &str) -> bool {
             | "AddItemToCart"
             | "RemoveItemFromCart"
     )
-}
-
-impl From<ClientError> for io::Error {
-    fn from(error: ClientError) -> io::Error {
-        io::Error::other(error)
-    }
 }
 
 impl fmt::Debug for Client {

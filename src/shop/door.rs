@@ -40,7 +40,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Floor {
     /// Threads for connections.
     pub executor: Arc<Executor>,
-    /// The bound of connections, shared by all listeners of the process.
+    /// The bound of connections, shared by all listeners for clients. A process that runs frontends and
+    /// databases gives the databases a gate of their own: clients that fill this one must not keep the
+    /// frontends' links out.
     pub gate: Arc<Gate>,
     /// The bound of what was received and not yet handled, likewise.
     pub budget: Arc<Budget>,
@@ -50,6 +52,13 @@ pub struct Floor {
     pub plain_from_afar: bool,
     /// What the components share.
     pub key: ClusterKey,
+}
+
+impl Floor {
+    /// Whether a client may speak as it does: from other hosts with TLS, unless it was allowed otherwise.
+    fn lets_in(&self, source: IpAddr, is_tls: bool) -> bool {
+        is_tls || source.is_loopback() || self.plain_from_afar
+    }
 }
 
 /// Why a server could not start.
@@ -82,15 +91,15 @@ pub trait Database<Op>: Send + Sync + 'static {
     fn handle(&self, op: Op) -> Answer<String>;
 }
 
-impl Database<ProductOp> for ProductDb {
-    fn handle(&self, op: ProductOp) -> Answer<String> {
-        ProductDb::handle(self, op)
-    }
-}
-
 impl Database<CustomerOp> for CustomerDb {
     fn handle(&self, op: CustomerOp) -> Answer<String> {
         CustomerDb::handle(self, op)
+    }
+}
+
+impl Database<ProductOp> for ProductDb {
+    fn handle(&self, op: ProductOp) -> Answer<String> {
+        ProductDb::handle(self, op)
     }
 }
 
@@ -116,7 +125,7 @@ impl DoorCounters {
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
             ("requests", self.requests.get()),
-            ("refused", self.refused.get()),
+            ("requests_refused", self.refused.get()),
             ("links", self.links.get()),
             ("links_refused", self.links_refused.get()),
             ("operations", self.operations.get()),
@@ -244,7 +253,7 @@ impl Keeper {
         let (incoming, writer) = conn.split();
         let share = Share::of(Arc::clone(&self.floor.budget));
         let Some(mut reader) = MessageReader::begin(incoming, limits, share)? else { return Ok(()) };
-        if !is_tls && !source.is_loopback() && !self.floor.plain_from_afar {
+        if !self.floor.lets_in(source, is_tls) {
             self.refuse(&reader, &writer, Refusal::new(Code::Forbidden, "from another host this port wants TLS"))?;
             reader.linger(&writer);
             return Ok(());
@@ -258,7 +267,9 @@ impl Keeper {
                         && link::is_hello(&message)
                     {
                         link::keep_alive(&tcp);
-                        return self.link(&message, reader, &writer, is_tls, (name, operate));
+                        // Links from other hosts are encrypted whatever was allowed to clients.
+                        let is_private = is_tls || source.is_loopback();
+                        return self.link(&message, reader, &writer, (is_private, is_tls), (name, operate));
                     }
                     is_first = false;
                     let answer = self.answer(source, &message);
@@ -311,12 +322,12 @@ impl Keeper {
         hello: &[u8],
         mut reader: MessageReader<ConnReader>,
         writer: &ConnWriter,
-        is_tls: bool,
+        (is_private, is_tls): (bool, bool),
         (name, operate): (&str, &Operate),
     ) -> Result<(), Ended> {
         let own = self.floor.identity.as_ref().filter(|_| is_tls);
         let fingerprint = own.map_or("", |identity| identity.fingerprint());
-        if !link::welcome(hello, &mut reader, writer, (name, &self.floor.key, fingerprint))? {
+        if !is_private || !link::welcome(hello, &mut reader, writer, (name, &self.floor.key, fingerprint))? {
             self.counters.links_refused.add(1);
             let refusal = Refusal::new(Code::Forbidden, format!("this is the {name}, for those with its cluster key"));
             self.refuse(&reader, writer, refusal)?;
@@ -498,6 +509,22 @@ mod tests {
         for nonsense in [&b""[..], b"{\"ok\":", b"{\"ok\":\xff}", b"[]", b"{\"error\":{\"code\":\"X\"}}"] {
             assert_eq!(decode_answer(nonsense.to_vec()).unwrap_err().code, Code::Unavailable);
         }
+    }
+
+    #[test]
+    fn from_other_hosts_clients_speak_tls_unless_it_was_allowed_otherwise() {
+        let floor = |plain_from_afar| Floor {
+            executor: Executor::new("test-door", 1),
+            gate: Gate::new(1),
+            budget: Budget::new(1),
+            identity: None,
+            plain_from_afar,
+            key: ClusterKey::random(),
+        };
+        let (here, afar) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let lets_in = |plain_from_afar: bool, source, is_tls| floor(plain_from_afar).lets_in(source, is_tls);
+        assert!(lets_in(false, here, false) && lets_in(false, afar, true) && lets_in(true, afar, false));
+        assert!(!lets_in(false, afar, false));
     }
 
     proptest! {

@@ -140,8 +140,13 @@ impl FrontendServer {
         let mut all = named("", own);
         all.extend(named("customer_", frontend.customer.counters().list()));
         all.extend(named("product_", frontend.product.counters().list()));
-        for door in &self.doors {
-            all.extend(named(&format!("{}_", door.local_addr().port()), door.counters()));
+        let doors: Vec<_> = self.doors.iter().map(Door::counters).collect();
+        if let Some((first, others)) = doors.split_first() {
+            // All doors count the same things, in the same order.
+            let sum = |(n, (name, count)): (usize, &(&'static str, u64))| {
+                (*name, count + others.iter().map(|other| other[n].1).sum::<u64>())
+            };
+            all.extend(named("", first.iter().enumerate().map(sum).collect()));
         }
         all
     }

@@ -20,6 +20,7 @@ use crate::shop::wire::MESSAGE_MAX;
 mod doubles;
 mod limits;
 mod stories;
+mod whole;
 
 use doubles::{Goods, People};
 

@@ -227,7 +227,7 @@ fn errors_name_the_field_and_limits_are_exact() {
         ("category", json!(2147483648_u64), "category: expected a whole number from 0 to 2147483647".to_owned()),
         ("category", json!(1.5), "category: expected a whole number from 0 to 2147483647".to_owned()),
         ("category", json!("1"), "category: expected a whole number from 0 to 2147483647".to_owned()),
-        ("keywords", json!(["a", "b", "c", "d", "e", "f"]), "keywords: expected at most 5, not 6".to_owned()),
+        ("keywords", json!(["a", "b", "c", "d", "e", "f"]), "keywords: expected at most 5".to_owned()),
         ("keywords", json!(["123456789"]), "keywords: expected 1 to 8 characters, not 9".to_owned()),
         ("keywords", json!([""]), "keywords: expected 1 to 8 characters, not 0".to_owned()),
         ("keywords", json!("a"), "keywords: expected a list of texts".to_owned()),
@@ -253,11 +253,7 @@ fn errors_name_the_field_and_limits_are_exact() {
     buyer("SearchItemsForSale", json!({"limit": 501}), "limit: expected a whole number from 0 to 500");
     buyer("SearchItemsForSale", json!({"offset": -1}), "offset: expected a whole number from 0 to 9007199254740991");
     buyer("SearchItemsForSale", json!({"keywords": ["x".repeat(65)]}), "keywords: expected 1 to 64 characters, not 65");
-    buyer(
-        "SearchItemsForSale",
-        json!({"keywords": ["a", "a", "a", "a", "a", "a"]}),
-        "keywords: expected at most 5, not 6",
-    );
+    buyer("SearchItemsForSale", json!({"keywords": ["a", "a", "a", "a", "a", "a"]}), "keywords: expected at most 5");
     buyer("ProvideFeedback", json!({"item_id": "1-1", "thumbs_up": "yes"}), "thumbs_up: expected true or false");
     buyer("GetSellerRating", json!({}), "seller_id: missing");
     buyer("SearchItemsForSale", json!([]), "payload: expected an object");

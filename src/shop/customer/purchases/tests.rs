@@ -1,3 +1,5 @@
+mod whole;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 

@@ -61,6 +61,8 @@ fn nonsense_is_told_so_and_the_connection_goes_on() {
             assert_eq!(raw.read()["error"]["code"], "BAD_REQUEST", "{nonsense}");
         }
         assert_eq!(raw.ask(json!({"type": "X"}))["error"]["code"], "UNKNOWN_API");
+        raw.send(format!("{{\"keywords\":{}", "[".repeat(500_000)).as_bytes());
+        assert_eq!(raw.read()["error"]["code"], "BAD_REQUEST");
     }
 }
 

@@ -192,6 +192,11 @@ fn a_connection_for_every_request_is_as_good_as_one_for_all() {
         let mut raw = shop.raw(Role::Buyer, if n % 2 == 0 { Framing::Frames } else { Framing::Lines });
         assert_eq!(two(&mut raw, &session, json!({"type": "SEARCH"})), json!({"results": [], "total": 0}));
     }
+    let answer = shop.client(Role::Buyer).exchange_raw(br#"{"type":"GET_CART"}"#).unwrap();
+    assert!(answer.starts_with(br#"{"error":{"code":"NOT_LOGGED_IN""#), "{answer:?}");
+    let counters = shop.buyers.counters();
+    let count = |name: &str| counters.iter().find(|(counted, _)| counted == name).unwrap().1;
+    assert_eq!((count("requests"), count("requests_refused")), (53, 1));
     // Which opened no further links.
     assert!(shop.buyers.frontend.product.counters().connects.get() <= 2);
 }

@@ -1,0 +1,253 @@
+//! Purchases over both databases' files and a bank: many drivers at once, some of which die at any step,
+//! databases that are closed under them, and a bank that is away now and then.
+
+use std::collections::BTreeMap;
+
+use parking_lot::RwLock;
+
+use super::*;
+use crate::model::Clock;
+use crate::shop::ops::{Found, Hold, ProductOp, Registered};
+use crate::shop::product::{ProductDb, Settings};
+use crate::shop::purchase::driver::{Driver, Op, Step as Next};
+
+const BUYERS: usize = 12;
+
+/// Both databases. Whoever closes them waits until nobody is inside: what dies are the drivers.
+struct Whole {
+    shop: RwLock<Option<(Shop, ProductDb)>>,
+    clock: Clock,
+    buyers: Vec<String>,
+}
+
+fn open_product(shop: &Shop) -> ProductDb {
+    let settings = Settings { hold_timeout: Duration::from_secs(60), restored: false };
+    ProductDb::open(shop.dir.path(), settings).unwrap()
+}
+
+fn random(below: u64) -> u64 {
+    let token = Token::random();
+    u64::from_str_radix(&token.reveal()[..15], 16).unwrap() % below
+}
+
+impl Whole {
+    fn open(items: &[u32]) -> (Whole, Vec<String>) {
+        let shop = Shop::new();
+        let product = open_product(&shop);
+        let ids = items.iter().enumerate().map(|(place, quantity)| {
+            let op = ProductOp::Register {
+                request: format!("item {place}"),
+                seller_id: 1,
+                seller: "sam".to_owned(),
+                item_name: "thing".to_owned(),
+                category: 1,
+                keywords: Vec::new(),
+                condition_is_new: true,
+                price: Cents(101 + place as i64),
+                quantity: *quantity,
+            };
+            serde_json::from_str::<Registered>(&product.handle(op).unwrap()).unwrap().item_id
+        });
+        let ids = ids.collect();
+        let buyers = (0..BUYERS).map(|n| shop.sign_up(Role::Buyer, &format!("buyer {n}"))).collect();
+        (Whole { shop: RwLock::new(Some((shop, product))), clock: Clock::start(), buyers }, ids)
+    }
+
+    fn customer(&self, op: CustomerOp) -> Answer<String> {
+        self.shop.read().as_ref().unwrap().0.db().handle(op)
+    }
+
+    fn ask(&self, op: Op) -> Answer<String> {
+        match op {
+            Op::Customer(op) => self.customer(op),
+            Op::Product(op) => self.shop.read().as_ref().unwrap().1.handle(op),
+        }
+    }
+
+    fn put(&self, sid: &str, item_id: &str, quantity: u32) {
+        let request = Token::random().reveal().to_owned();
+        let (sid, item_id) = (sid.to_owned(), item_id.to_owned());
+        let op = CustomerOp::AddToCart { request, sid, users: false, item_id, quantity, at_most: 1_000 };
+        self.customer(op).unwrap();
+    }
+
+    /// One MakePurchase as a frontend does it; `None` when its driver died on the way, which it does once
+    /// in so many steps.
+    fn purchase(&self, sid: &str, key: Option<String>, dies_once_in: Option<u64>) -> Option<Answer<Purchased>> {
+        let request = Token::random().reveal().to_owned();
+        let op = CustomerOp::Begin { request, sid: sid.to_owned(), users: false, idempotency_key: key, address: None };
+        let begun = match self.customer(op) {
+            Ok(json) => serde_json::from_str(&json).unwrap(),
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        match begun {
+            Begun::Done { purchased } => Some(Ok(purchased)),
+            Begun::Drive { purchase_id, lease, lines, .. } => {
+                let card = LinkCard { number: GOOD.to_owned(), exp: "12/79".to_owned(), name: "b".to_owned() };
+                let driver = Driver::begin(self.clock.now(), purchase_id, lease, lines, 60_000, card);
+                self.drive(driver, dies_once_in)
+            }
+        }
+    }
+
+    fn drive(&self, (mut driver, mut step): (Driver, Next), dies_once_in: Option<u64>) -> Option<Answer<Purchased>> {
+        loop {
+            match step {
+                Next::Over(answer) => return Some(answer),
+                Next::Ask { op, .. } => {
+                    if dies_once_in.is_some_and(|steps| random(steps) == 0) {
+                        return None;
+                    }
+                    let answer = self.ask(op.clone());
+                    if dies_once_in.is_some_and(|steps| random(steps) == 0) {
+                        return None;
+                    }
+                    step = driver.heard(self.clock.now(), op.read(answer.as_deref().map_err(Clone::clone)));
+                }
+            }
+        }
+    }
+
+    /// Closes and opens both databases, long enough apart that every lease has run out.
+    fn restart(&self) {
+        let mut whole = self.shop.write();
+        let (mut shop, product) = whole.take().unwrap();
+        product.close();
+        drop(product);
+        shop.restart_much_later();
+        let product = open_product(&shop);
+        *whole = Some((shop, product));
+    }
+
+    fn take_over(&self) {
+        loop {
+            let json = self.customer(CustomerOp::TakeOver).unwrap();
+            let Some(orphan) = serde_json::from_str::<Option<Orphan>>(&json).unwrap() else { return };
+            self.drive(Driver::take_over(self.clock.now(), orphan), None);
+        }
+    }
+
+    /// Everything agrees: stock, history, bank and ledger. Gives how many purchases there are.
+    fn agrees(&self, items: &[String], registered: &[u32]) -> usize {
+        let whole = self.shop.read();
+        let (shop, product) = whole.as_ref().unwrap();
+        assert_eq!(shop.db().purchases_under_way(), 0);
+        let orders = shop.orders(&shop.seller, 0, 500);
+        assert!(orders.len() < 500, "one page shows them all");
+        let mut sold: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut by_purchase: BTreeMap<&str, i64> = BTreeMap::new();
+        for order in &orders {
+            *sold.entry(&order.item_id).or_default() += order.quantity;
+            *by_purchase.entry(&order.purchase_id).or_default() += order.price.0 * i64::from(order.quantity);
+        }
+        let json = product.handle(ProductOp::ItemsOf { seller_id: 1, offset: 0, limit: 500 }).unwrap();
+        let found: Found = serde_json::from_str(&json).unwrap();
+        for (item_id, registered) in items.iter().zip(registered) {
+            let left = found.items.iter().find(|item| item.item_id == *item_id).unwrap().quantity;
+            let sold = sold.get(item_id.as_str()).copied().unwrap_or(0);
+            assert_eq!(left + sold, *registered, "{item_id}: {left} left, {sold} sold");
+        }
+        for charge in shop.bank.inner.charges().unwrap() {
+            let hold = ProductOp::HoldState { purchase_id: charge.key.clone() };
+            let hold: Hold = serde_json::from_str(&product.handle(hold).unwrap()).unwrap();
+            match by_purchase.get(charge.key.as_str()) {
+                Some(cents) => {
+                    assert_eq!(
+                        (charge.state, charge.amount, hold),
+                        (ChargeState::Captured, Some(Cents(*cents)), Hold::Sold)
+                    );
+                }
+                None => assert_eq!((charge.state, hold), (ChargeState::Voided, Hold::Released), "{}", charge.key),
+            }
+        }
+        let balances: BTreeMap<String, Cents> = shop
+            .store()
+            .read(ledger::balances)
+            .unwrap()
+            .into_iter()
+            .map(|(account, cents)| (account.to_string(), cents))
+            .collect();
+        assert_eq!(shop.store().read(ledger::sum), Ok(Cents(0)));
+        assert_eq!(balances.get("escrow").copied().unwrap_or_default(), Cents(0), "{balances:?}");
+        let charged: i64 =
+            balances.iter().filter(|(name, _)| name.starts_with("card:")).map(|(_, cents)| -cents.0).sum();
+        assert_eq!(charged, by_purchase.values().sum::<i64>());
+        by_purchase.len()
+    }
+}
+
+#[test]
+fn the_last_units_go_to_as_many_buyers() {
+    let (whole, items) = Whole::open(&[5]);
+    let outcomes: Vec<Answer<Purchased>> = thread::scope(|scope| {
+        let buyers = whole.buyers.iter().map(|sid| {
+            let (whole, item) = (&whole, &items[0]);
+            scope.spawn(move || {
+                whole.put(sid, item, 1);
+                whole.purchase(sid, None, None).unwrap()
+            })
+        });
+        buyers.collect::<Vec<_>>().into_iter().map(|buyer| buyer.join().unwrap()).collect()
+    });
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 5);
+    let refused: Vec<Code> =
+        outcomes.into_iter().filter_map(|outcome| outcome.err().map(|refusal| refusal.code)).collect();
+    assert_eq!(refused, vec![Code::OutOfStock; BUYERS - 5]);
+    assert_eq!(whole.agrees(&items, &[5]), 5);
+}
+
+#[test]
+fn stock_charges_and_history_agree_whoever_dies() {
+    const ROUNDS: usize = 4;
+    const TRIES: usize = 4;
+    let registered = [40, 25, 60];
+    let (whole, items) = Whole::open(&registered);
+    let (mut died, mut promised) = (0, Vec::new());
+    for round in 0..ROUNDS {
+        let seen: Vec<(usize, Vec<Purchased>)> = thread::scope(|scope| {
+            let buyers = whole.buyers.iter().enumerate().map(|(n, sid)| {
+                let (whole, items) = (&whole, &items);
+                scope.spawn(move || {
+                    let (mut died, mut promised) = (0, Vec::new());
+                    for attempt in 0..TRIES {
+                        whole.put(sid, &items[random(3) as usize], 1 + random(2) as u32);
+                        let key = (random(2) == 0).then(|| format!("{n} {round} {attempt}"));
+                        match whole.purchase(sid, key, Some(25)) {
+                            Some(Ok(purchased)) => promised.push(purchased),
+                            Some(Err(_)) => {}
+                            // Its place is held until the lease runs out: the next round.
+                            None => {
+                                died += 1;
+                                break;
+                            }
+                        }
+                    }
+                    (died, promised)
+                })
+            });
+            let buyers: Vec<_> = buyers.collect();
+            // Now and then the bank is not there, and the databases are closed under the drivers.
+            let shop = whole.shop.read();
+            let bank = Arc::clone(&shop.as_ref().unwrap().0.bank);
+            drop(shop);
+            bank.is_away.store(round % 2 == 1, Ordering::Relaxed);
+            whole.restart();
+            bank.is_away.store(false, Ordering::Relaxed);
+            buyers.into_iter().map(|buyer| buyer.join().unwrap()).collect()
+        });
+        for (deaths, purchases) in seen {
+            died += deaths;
+            promised.extend(purchases);
+        }
+        whole.restart();
+        whole.take_over();
+        let made = whole.agrees(&items, &registered);
+        assert!(made >= promised.len());
+        for purchased in &promised {
+            let complete = CustomerOp::Complete { purchase_id: purchased.purchase_id.clone(), lease: 0 };
+            let kept: Purchased = serde_json::from_str(&whole.customer(complete).unwrap()).unwrap();
+            assert_eq!(kept, *purchased);
+        }
+    }
+    assert!(died > ROUNDS && promised.len() > ROUNDS, "{died} drivers died, {} were told", promised.len());
+}
