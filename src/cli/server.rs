@@ -19,7 +19,7 @@ use crate::net::gate::Gate;
 use crate::net::limits::{self, Bounds, Wanted};
 use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
-use crate::shop::frontend::FrontendServer;
+use crate::shop::frontend::{self, FrontendServer};
 use crate::shop::ops::Role;
 use crate::storage::backup;
 use crate::storage::lock::DataDirLock;
@@ -230,11 +230,18 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }
-    let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(Wanted {
-        connections: args.max_connections,
-        other_threads: trade::server::DATAGRAMS_IN_HAND_MAX + trade::server::SETTLEMENT_THREADS_MAX + OTHER_THREADS,
-        other_files: SETTLEMENT_LINES_MAX,
-    });
+    let (mut other_threads, mut other_files) = (OTHER_THREADS, 0);
+    if has(Service::Trade) {
+        other_threads += trade::server::DATAGRAMS_IN_HAND_MAX + trade::server::SETTLEMENT_THREADS_MAX;
+        other_files += SETTLEMENT_LINES_MAX;
+    }
+    if has(Service::Shop) {
+        other_threads += shop::DATABASE_CONNECTIONS_MAX;
+        // Both ends of every link are here.
+        other_files += shop::DATABASE_CONNECTIONS_MAX + 4 * frontend::LINKS_MAX;
+    }
+    let wanted = Wanted { connections: args.max_connections, other_threads, other_files };
+    let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
     if let Some(why) = why {
         log::warn!("--max-connections {} lowered to {max_connections}: {why}", args.max_connections);
     }
@@ -259,11 +266,12 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     shutdown.wait();
     log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
     let deadline = Instant::now() + GRACE;
-    if let Some(trade) = trade {
-        trade.stop(deadline);
-    }
+    // The shop first: its links have threads of the executor, whose end trade waits for.
     if let Some(shop) = shop {
         shop.stop(deadline);
+    }
+    if let Some(trade) = trade {
+        trade.stop(deadline);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -362,10 +370,11 @@ impl Shop {
         let key_file = own.cluster_key.clone().unwrap_or_else(|| dir.join(cluster::FILE_NAME));
         let floor = shop::floor(Arc::clone(executor), Arc::clone(gate), identity, &args.tls, &key_file)?;
         let at = |port: u16| SocketAddr::new(bind, port);
+        let inner = shop::database_floor(&floor);
         let product =
-            shop::Product::start(at(own.product_port), "--product-port", &floor, dir, own.hold_timeout, restored)?;
+            shop::Product::start(at(own.product_port), "--product-port", &inner, dir, own.hold_timeout, restored)?;
         let (timeout, fee) = (own.session_timeout, args.fee_percent);
-        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &floor, dir, timeout, fee)?;
+        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &inner, dir, timeout, fee)?;
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);

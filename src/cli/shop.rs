@@ -113,6 +113,16 @@ pub fn floor(
     })
 }
 
+/// Connections to the two databases of a process that has frontends too: the links of all of them, and as
+/// many strangers who sign in there.
+pub const DATABASE_CONNECTIONS_MAX: usize = 4 * frontend::LINKS_MAX;
+
+/// The same for the databases of a process whose clients have a bound of their own: full of clients, it
+/// still lets its own links in.
+pub fn database_floor(floor: &Floor) -> Floor {
+    Floor { gate: Gate::new(DATABASE_CONNECTIONS_MAX), ..floor.clone() }
+}
+
 /// The product database, running.
 pub struct Product {
     db: Arc<ProductDb>,
