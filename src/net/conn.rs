@@ -15,7 +15,9 @@ use parking_lot::{Mutex, MutexGuard};
 use rustls::{CertificateError, ClientConnection, Connection, ServerConnection};
 
 use super::deadline::{ReadBefore, TimedStream};
-use super::tls::{Identity, IdentityError, WrongPin, pinned_client_config, server_name};
+use super::tls::{
+    Identity, IdentityError, WrongPin, fingerprint_of, pinned_client_config, server_name, unpinned_client_config,
+};
 
 /// The first byte of every TLS connection: a handshake record. No text of ours begins with it.
 const TLS_FIRST_BYTE: u8 = 0x16;
@@ -99,6 +101,16 @@ impl Conn {
         Conn::shake_hands(TimedStream::new(stream), tls.into(), deadline)
     }
 
+    /// TLS with whoever it is. Nothing is to be told to the other end before it has proved, in a way bound to
+    /// [`peer_fingerprint`](Conn::peer_fingerprint), that it is who it must be.
+    ///
+    /// # Errors
+    /// [`ConnError`].
+    pub fn tls_client_unpinned(stream: impl Into<Arc<TcpStream>>, deadline: Instant) -> Result<Conn, ConnError> {
+        let tls = ClientConnection::new(unpinned_client_config()?, server_name()).map_err(ConnError::Tls)?;
+        Conn::shake_hands(TimedStream::new(stream), tls.into(), deadline)
+    }
+
     /// What the client speaks, told by its first byte, which must come by `first_byte_by`; a TLS
     /// handshake must be complete within `handshake_timeout` from then on.
     ///
@@ -162,6 +174,12 @@ impl Conn {
     /// Whether it is TLS.
     pub fn is_tls(&self) -> bool {
         self.shared.tls.is_some()
+    }
+
+    /// The fingerprint of the certificate that the other end presented.
+    pub fn peer_fingerprint(&self) -> Option<String> {
+        let tls = self.shared.tls.as_ref()?.lock();
+        tls.peer_certificates()?.first().map(fingerprint_of)
     }
 
     /// The stream beneath, for its addresses and for shutting it down.
@@ -276,6 +294,11 @@ pub struct ConnWriter {
 }
 
 impl ConnWriter {
+    /// The stream beneath.
+    pub fn stream(&self) -> &Arc<TcpStream> {
+        self.shared.stream.stream()
+    }
+
     /// Writes one line, and the LF that ends it.
     ///
     /// # Errors

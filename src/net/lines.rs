@@ -4,14 +4,15 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
+use super::budget::Share;
 use super::deadline::ReadBefore;
 
 /// What the first read of a message goes into, on the stack: most messages fit, and so never need a
 /// buffer of their own.
-const FIRST_READ_BYTES: usize = 1024;
+pub(super) const FIRST_READ_BYTES: usize = 1024;
 
 /// How much is read at a time once a message turned out longer than that.
-const NEXT_READ_BYTES: usize = 16 * 1024;
+pub(super) const NEXT_READ_BYTES: usize = 16 * 1024;
 
 /// The limits of one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +55,9 @@ pub enum LineError {
         /// The limit.
         timeout: Duration,
     },
+    /// All connections together have received as much as they may.
+    #[error("too much is being received at the moment; try again")]
+    Busy,
     /// Not text.
     #[error("the message is not UTF-8")]
     NotUtf8,
@@ -74,12 +78,20 @@ pub struct LineReader<R> {
     /// What came; up to `given` it has been given out.
     pending: Vec<u8>,
     given: usize,
+    /// For what is longer than most messages.
+    share: Share,
 }
 
 impl<R: ReadBefore> LineReader<R> {
     /// Reads from the source within the limits.
     pub fn new(source: R, limits: LineLimits) -> LineReader<R> {
-        LineReader { source, limits, pending: Vec::new(), given: 0 }
+        LineReader { source, limits, pending: Vec::new(), given: 0, share: Share::default() }
+    }
+
+    /// Takes the memory for long lines from a budget. A line counts until the next one is asked for.
+    pub fn with_share(mut self, share: Share) -> LineReader<R> {
+        self.share = share;
+        self
     }
 
     /// Other limits from the next line on.
@@ -114,6 +126,7 @@ impl<R: ReadBefore> LineReader<R> {
     /// [`LineError`]; `Idle` at that instant.
     pub fn read_line_before(&mut self, idle_deadline: Instant) -> Result<Option<String>, LineError> {
         let begun = Instant::now();
+        self.share.clear();
         if self.pending.is_empty() {
             let mut first = [0; FIRST_READ_BYTES];
             let len = match self.source.read_before(&mut first, idle_deadline) {
@@ -154,6 +167,10 @@ impl<R: ReadBefore> LineReader<R> {
             let had = self.pending.len();
             // Never more than is allowed, so that the limit bounds the memory too.
             let room = (self.limits.max_bytes + 2 - had).min(NEXT_READ_BYTES);
+            // What fits into one further read is as good as free: it is bounded by the connections.
+            if had + room > FIRST_READ_BYTES + NEXT_READ_BYTES && !self.share.grow_to(had + room) {
+                return Err(LineError::Busy);
+            }
             self.pending.resize(had + room, 0);
             let read = self.source.read_before(&mut self.pending[had..], deadline);
             self.pending.truncate(had + read.as_ref().map_or(0, |len| *len));
@@ -204,7 +221,7 @@ impl<R> fmt::Debug for LineReader<R> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::net::deadline::TimedStream;
     use crate::net::deadline::tests::pair;
@@ -214,7 +231,13 @@ mod tests {
     use std::net::TcpStream;
 
     /// Gives out its chunks one a read, then the end.
-    struct Chunks(VecDeque<Vec<u8>>);
+    pub(in crate::net) struct Chunks(VecDeque<Vec<u8>>);
+
+    impl Chunks {
+        pub(in crate::net) fn of(chunks: &[&[u8]]) -> Chunks {
+            Chunks(chunks.iter().filter(|chunk| !chunk.is_empty()).map(|chunk| chunk.to_vec()).collect())
+        }
+    }
 
     impl ReadBefore for Chunks {
         fn read_before(&mut self, buffer: &mut [u8], _deadline: Instant) -> io::Result<usize> {
@@ -230,8 +253,7 @@ mod tests {
     }
 
     fn over(chunks: &[&[u8]], max_bytes: usize) -> LineReader<Chunks> {
-        let chunks = chunks.iter().filter(|chunk| !chunk.is_empty()).map(|chunk| chunk.to_vec()).collect();
-        LineReader::new(Chunks(chunks), LineLimits::new(max_bytes))
+        LineReader::new(Chunks::of(chunks), LineLimits::new(max_bytes))
     }
 
     fn over_tcp(limits: LineLimits) -> (TcpStream, LineReader<TimedStream>) {

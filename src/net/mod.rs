@@ -3,12 +3,17 @@
 //! Plain threads and blocking sockets; everything has a bound, and everything dropped, refused or
 //! failed is counted.
 
+pub mod budget; //   how much may be received and not yet handled
+pub mod cluster; //  the key that components of one shop share
 pub mod conn; //     a connection, plain or TLS, read and written at once
 pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
+pub mod frames; //   messages behind their length, and which framing a client chose
 pub mod gate; //     how many connections may be open
 pub mod limits; //   what this machine allows
 pub mod lines; //    lines of text, each with a deadline
+pub mod link; //     messages between components that proved the key
+pub mod pool; //     links that are kept open for the next request
 mod refuse; //       turning connections away so that they hear why
 pub mod shutdown; // the signals that end a server
 pub mod tcp; //      connections, each with a thread to itself

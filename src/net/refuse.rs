@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
+use super::frames::frame;
 use super::tcp::TcpCounters;
 use super::threads;
 
@@ -25,75 +26,145 @@ const KEPT_FOR: Duration = Duration::from_secs(1);
 /// How long the one on the reserve descriptor is kept: nobody else is accepted meanwhile.
 const KEPT_ON_RESERVE: Duration = Duration::from_millis(100);
 
+/// How long a refused client may take to show by its first byte how it frames its messages; after that
+/// it is told in a line.
+const SHOWS_FRAMING_WITHIN: Duration = Duration::from_millis(200);
+
 /// How often those kept are looked at.
 const ROUND: Duration = Duration::from_millis(5);
 
+/// What refused clients are told.
+#[derive(Debug, Clone)]
+pub struct Busy {
+    line: Arc<[u8]>,
+    /// For those who send frames, where that is possible.
+    frame: Option<Arc<[u8]>>,
+}
+
+impl Busy {
+    /// One message, told in the framing that the client begins with ([`super::frames`]), or in a line.
+    pub fn in_either_framing(message: &[u8]) -> Busy {
+        Busy { line: [message, b"\n"].concat().into(), frame: frame(message).map(Arc::from) }
+    }
+
+    /// What to tell this client; none if it may still show what it speaks.
+    fn for_client(&self, stream: &TcpStream, may_wait: bool) -> Option<&[u8]> {
+        let Some(frame) = &self.frame else { return Some(&self.line) };
+        let mut first = [0];
+        match stream.peek(&mut first) {
+            Ok(1) if first[0] == 0 => Some(frame),
+            Err(error) if error.kind() == ErrorKind::WouldBlock && may_wait => None,
+            _ => Some(&self.line),
+        }
+    }
+}
+
+impl From<Vec<u8>> for Busy {
+    /// The same bytes for every client.
+    fn from(bytes: Vec<u8>) -> Busy {
+        Busy { line: bytes.into(), frame: None }
+    }
+}
+
 /// Refuses, on a thread of its own, so that accepting goes on meanwhile.
 pub(super) struct Doorman {
-    busy: Arc<[u8]>,
-    hand_over: Sender<Arc<TcpStream>>,
+    busy: Busy,
+    hand_over: Sender<Refused>,
     counters: Arc<TcpCounters>,
+}
+
+/// A client that is being refused.
+struct Refused {
+    stream: Arc<TcpStream>,
+    since: Instant,
+    is_told: bool,
+}
+
+impl Refused {
+    /// Writes the answer and our end, unless the client may still show what it speaks. Never blocks: a fresh
+    /// connection's buffer holds the answer.
+    fn tell(&mut self, busy: &Busy, may_wait: bool) -> io::Result<()> {
+        let mut stream = &*self.stream;
+        stream.set_nonblocking(true)?;
+        if !self.is_told
+            && let Some(busy) = busy.for_client(stream, may_wait && self.since.elapsed() < SHOWS_FRAMING_WITHIN)
+        {
+            self.is_told = true;
+            stream.write_all(busy)?;
+            stream.shutdown(Shutdown::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is no more to be done for it.
+    fn is_over(&mut self, busy: &Busy) -> bool {
+        let failed = self.tell(busy, true).is_err();
+        failed || self.is_told && (has_closed(&self.stream) || self.since.elapsed() >= KEPT_FOR)
+    }
 }
 
 impl Doorman {
     /// Starts the thread; it ends when the doorman is dropped.
-    pub(super) fn start(busy: Vec<u8>, counters: Arc<TcpCounters>) -> io::Result<Doorman> {
+    pub(super) fn start(busy: Busy, counters: Arc<TcpCounters>) -> io::Result<Doorman> {
         let (hand_over, handed) = bounded(MAX_KEPT);
-        threads::spawn("doorman", move || keep(&handed))?;
-        Ok(Doorman { busy: busy.into(), hand_over, counters })
+        let its_busy = busy.clone();
+        threads::spawn("doorman", move || keep(&handed, &its_busy))?;
+        Ok(Doorman { busy, hand_over, counters })
     }
 
     /// Tells the client that we are busy, and has the connection closed.
     pub(super) fn turn_away(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
-        let is_told = self.tell(&stream).is_ok();
-        if is_told && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.hand_over.try_send(stream) {
+        let mut refused = Refused { stream, since: Instant::now(), is_told: false };
+        if refused.tell(&self.busy, true).is_err() {
+            return;
+        }
+        if let Err(TrySendError::Full(mut refused) | TrySendError::Disconnected(mut refused)) =
+            self.hand_over.try_send(refused)
+        {
             self.counters.refused_in_a_hurry.add(1);
+            // If it is gone already, so be it.
+            let _ = refused.tell(&self.busy, false);
         }
     }
 
     /// The same within the call, because the connection's descriptor is needed back.
-    pub(super) fn turn_away_here(&self, stream: &TcpStream) {
+    pub(super) fn turn_away_here(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
-        if self.tell(stream).is_err() {
-            return;
-        }
-        let until = Instant::now() + KEPT_ON_RESERVE;
-        while !has_closed(stream) {
-            if Instant::now() >= until {
-                self.counters.refused_in_a_hurry.add(1);
+        let mut refused = Refused { stream, since: Instant::now(), is_told: false };
+        let until = refused.since + KEPT_ON_RESERVE;
+        loop {
+            let may_wait = Instant::now() < until;
+            if refused.tell(&self.busy, may_wait).is_err() || refused.is_told && has_closed(&refused.stream) {
                 return;
+            }
+            if !may_wait {
+                return self.counters.refused_in_a_hurry.add(1);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-
-    /// Writes the answer and our end. Never blocks: a fresh connection's buffer holds the answer.
-    fn tell(&self, mut stream: &TcpStream) -> io::Result<()> {
-        stream.set_nonblocking(true)?;
-        stream.write_all(&self.busy)?;
-        stream.shutdown(Shutdown::Write)
-    }
 }
 
 /// Keeps refused connections until their clients have closed, or long enough.
-fn keep(handed: &Receiver<Arc<TcpStream>>) {
-    let mut kept: Vec<(Arc<TcpStream>, Instant)> = Vec::new();
+fn keep(handed: &Receiver<Refused>, busy: &Busy) {
+    let mut kept: Vec<Refused> = Vec::new();
     loop {
         let wait = if kept.is_empty() { Duration::from_secs(3600) } else { ROUND };
         match handed.recv_timeout(wait) {
-            Ok(stream) => {
+            Ok(refused) => {
                 if kept.len() >= MAX_KEPT {
-                    kept.remove(0); // the oldest had the most time to read
+                    // The oldest had the most time to read, or to show what it speaks.
+                    let _ = kept.remove(0).tell(busy, false);
                 }
-                kept.push((stream, Instant::now() + KEPT_FOR));
+                kept.push(refused);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) if kept.is_empty() => return,
             // `recv_timeout` does not wait any more.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(ROUND),
         }
-        kept.retain(|(stream, until)| !has_closed(stream) && Instant::now() < *until);
+        kept.retain_mut(|refused| !refused.is_over(busy));
     }
 }
 

@@ -17,6 +17,8 @@ use super::gate::Gate;
 use super::refuse::{Doorman, Reserve};
 use super::threads::{self, Executor};
 
+pub use super::refuse::Busy;
+
 /// The pause after the first of several accept errors in a row; it doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -108,7 +110,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 impl TcpServer {
-    /// Begins to accept. Who is refused gets the bytes of `busy` and is closed.
+    /// Begins to accept. Who is refused gets `busy` and is closed.
     ///
     /// # Errors
     /// The system's, when it gives no thread or no descriptor for the reserve.
@@ -116,7 +118,7 @@ impl TcpServer {
         listener: TcpListener,
         executor: Arc<Executor>,
         gate: Arc<Gate>,
-        busy: Vec<u8>,
+        busy: impl Into<Busy>,
         handler: TcpHandler,
     ) -> io::Result<TcpServer> {
         listener.set_nonblocking(false)?;
@@ -127,7 +129,7 @@ impl TcpServer {
             executor,
             gate,
             handler,
-            doorman: Doorman::start(busy, Arc::clone(&counters))?,
+            doorman: Doorman::start(busy.into(), Arc::clone(&counters))?,
             state: Mutex::default(),
             changed: Condvar::new(),
             is_stopping: AtomicBool::new(false),
@@ -199,8 +201,7 @@ impl Shared {
                     if reserve.regain() {
                         self.take(stream, source);
                     } else {
-                        self.doorman.turn_away_here(&stream);
-                        drop(stream);
+                        self.doorman.turn_away_here(Arc::new(stream));
                         reserve.regain();
                     }
                 }

@@ -17,6 +17,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, ServerConfig, SignatureScheme};
 
+use crate::model::secret::hex;
+
 /// The name that our certificates bear and that clients ask for.
 pub const SERVER_NAME: &str = "p2s2";
 
@@ -95,7 +97,7 @@ impl Identity {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| wrong(cert_path, &error))?;
         let leaf = chain.first().ok_or_else(|| wrong(cert_path, &"there is no certificate in it"))?;
-        let fingerprint = hex(digest(&SHA256, leaf).as_ref());
+        let fingerprint = fingerprint_of(leaf);
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| wrong(key_path, &error))?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -125,6 +127,11 @@ impl fmt::Debug for Identity {
     }
 }
 
+/// SHA-256 of a certificate's DER, in 64 lowercase hex digits.
+pub(super) fn fingerprint_of(certificate: &CertificateDer<'_>) -> String {
+    hex(digest(&SHA256, certificate).as_ref())
+}
+
 /// For a client that takes exactly one certificate: the one with that fingerprint.
 ///
 /// # Errors
@@ -134,8 +141,12 @@ pub fn pinned_client_config(pin: &str) -> Result<Arc<ClientConfig>, IdentityErro
     if !is_pin {
         return Err(IdentityError::BadPin);
     }
+    client_config(Some(pin.to_ascii_lowercase()))
+}
+
+fn client_config(pin: Option<String>) -> Result<Arc<ClientConfig>, IdentityError> {
     let provider = provider();
-    let verifier = PinVerifier { pin: pin.to_ascii_lowercase(), provider: Arc::clone(&provider) };
+    let verifier = PinVerifier { pin, provider: Arc::clone(&provider) };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| IdentityError::Making(error.to_string()))?
@@ -146,10 +157,16 @@ pub fn pinned_client_config(pin: &str) -> Result<Arc<ClientConfig>, IdentityErro
     Ok(Arc::new(config))
 }
 
+/// For a client that takes any certificate, and has another way to find out whose it is: see
+/// [`Conn::tls_client_unpinned`](super::conn::Conn::tls_client_unpinned).
+pub(super) fn unpinned_client_config() -> Result<Arc<ClientConfig>, IdentityError> {
+    client_config(None)
+}
+
 /// The verifier alone, for tests that set up the rest otherwise.
 #[cfg(test)]
 pub(super) fn pin_verifier(pin: &str) -> Arc<dyn ServerCertVerifier> {
-    Arc::new(PinVerifier { pin: pin.to_owned(), provider: provider() })
+    Arc::new(PinVerifier { pin: Some(pin.to_owned()), provider: provider() })
 }
 
 /// The name that clients ask for.
@@ -168,10 +185,11 @@ pub struct WrongPin {
     pub got: String,
 }
 
-/// Checks one thing, that the leaf is the one certificate; and that the other end has its key.
+/// Checks one thing, that the leaf is the one certificate (if there is a pin); and that the other end has
+/// its key.
 #[derive(Debug)]
 struct PinVerifier {
-    pin: String,
+    pin: Option<String>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -184,11 +202,12 @@ impl ServerCertVerifier for PinVerifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let got = hex(digest(&SHA256, end_entity).as_ref());
-        if got == self.pin {
+        let Some(pin) = &self.pin else { return Ok(ServerCertVerified::assertion()) };
+        let got = fingerprint_of(end_entity);
+        if got == *pin {
             return Ok(ServerCertVerified::assertion());
         }
-        let wrong = WrongPin { expected: self.pin.clone(), got };
+        let wrong = WrongPin { expected: pin.clone(), got };
         Err(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(wrong)))))
     }
 
@@ -227,7 +246,7 @@ fn make_pem() -> Result<String, IdentityError> {
 }
 
 /// Puts the file there whole and synced, unless there is one.
-fn store_once(path: &Path, content: &str) -> io::Result<()> {
+pub(super) fn store_once(path: &Path, content: &str) -> io::Result<()> {
     // Another process may be at it too: each writes its own.
     let unfinished = path.with_extension(format!("new-{}", std::process::id()));
     let result = write_secret(&unfinished, content).and_then(|()| put_in_place(&unfinished, path));
@@ -269,7 +288,7 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     fs::read(path).map_err(|source| IdentityError::File { path: path.into(), source })
 }
 
-fn warn_if_others_may_read(path: &Path) {
+pub(super) fn warn_if_others_may_read(path: &Path) {
     #[cfg(unix)]
     if let Ok(metadata) = fs::metadata(path) {
         use std::os::unix::fs::PermissionsExt;
@@ -279,15 +298,6 @@ fn warn_if_others_may_read(path: &Path) {
     }
     #[cfg(not(unix))]
     let _ = path; // permissions are the folder's there
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

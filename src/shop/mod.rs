@@ -6,6 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `wire.rs` | what clients say and hear: both framings, both dialects, every limit |
+//! | `door.rs` | where connections come in: of clients, strangers, and other components |
 //! | `ops.rs` | what frontends ask of the databases |
 //! | `hold.rs` | the core of a hold: a purchase's units, without I/O |
 //! | `product.rs` | the product database: items, search, stock that is held, votes |
@@ -14,8 +15,12 @@
 //! | `frontend.rs` | the buyers' and the sellers' frontend |
 //! | `client.rs` | the library a program uses to shop |
 
+pub mod client;
 pub mod customer;
+pub mod door;
+pub mod frontend;
 pub mod hold;
 pub mod ops;
 pub mod product;
 pub mod purchase;
+pub mod wire;

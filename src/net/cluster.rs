@@ -1,0 +1,172 @@
+//! The cluster key: what the components of one shop share, and strangers do not have.
+//!
+//! It is never sent. Both ends of a link prove that they have it (HMAC-SHA256 over what both have just
+//! made up), see [`super::link`].
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::tls::{store_once, warn_if_others_may_read};
+use crate::model::secret;
+
+/// Its name in a data dir.
+pub const FILE_NAME: &str = "cluster.key";
+
+/// Random bytes of a key; in the file twice as many hex digits.
+const KEY_BYTES: usize = 32;
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterKeyError {
+    /// The file could not be read or written.
+    #[error("the cluster key {}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error("the cluster key {}: expected 64 hex digits", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+/// The key itself. Clones are the same; it is never shown.
+#[derive(Clone)]
+pub struct ClusterKey(Arc<hmac::Key>);
+
+impl ClusterKey {
+    /// The key in that file. Whichever component comes first makes it, with mode 600.
+    ///
+    /// # Errors
+    /// [`ClusterKeyError`] when the file cannot be read or written, or holds something else: it is never
+    /// replaced, because other components have it.
+    pub fn load_or_create(path: &Path) -> Result<ClusterKey, ClusterKeyError> {
+        let failed = |source| ClusterKeyError::File { path: path.into(), source };
+        let text = match fs::read_to_string(path) {
+            Ok(text) => {
+                warn_if_others_may_read(path);
+                text
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                store_once(path, &format!("{}\n", new_key())).map_err(failed)?;
+                // Read again: another component may have been quicker, and then its is ours.
+                fs::read_to_string(path).map_err(failed)?
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return Err(ClusterKeyError::Content { path: path.into() });
+            }
+            Err(source) => return Err(failed(source)),
+        };
+        let bytes = from_hex(text.trim()).ok_or_else(|| ClusterKeyError::Content { path: path.into() })?;
+        Ok(ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &bytes))))
+    }
+
+    /// A key of this process alone: for when all components are in it, and for tests.
+    pub fn random() -> ClusterKey {
+        ClusterKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, new_key().as_bytes())))
+    }
+
+    /// What only who has the key can say of these parts. Hex.
+    pub(super) fn prove(&self, parts: &[&str]) -> String {
+        secret::hex(hmac::sign(&self.0, &spell(parts)).as_ref())
+    }
+
+    /// Whether that was said by one who has the key; in constant time.
+    pub(super) fn verify(&self, parts: &[&str], proof: &str) -> bool {
+        from_hex(proof).is_some_and(|proof| hmac::verify(&self.0, &spell(parts), &proof).is_ok())
+    }
+}
+
+/// The parts behind their lengths, so that no two lists of them are the same bytes.
+fn spell(parts: &[&str]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    bytes
+}
+
+fn new_key() -> String {
+    random_hex::<KEY_BYTES>()
+}
+
+/// So many random bytes as hex.
+///
+/// # Panics
+/// If the operating system has no randomness to give: nothing safe can be done then.
+pub(super) fn random_hex<const N: usize>() -> String {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
+    secret::hex(&bytes)
+}
+
+/// 32 bytes from 64 hex digits.
+fn from_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
+    let mut bytes = [0; KEY_BYTES];
+    if text.len() != 2 * KEY_BYTES || !text.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        *byte = u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()?;
+    }
+    Some(bytes)
+}
+
+impl fmt::Debug for ClusterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClusterKey(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_comes_first_makes_the_key_and_all_have_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let made = ClusterKey::load_or_create(&path).unwrap();
+        let loaded = ClusterKey::load_or_create(&path).unwrap();
+        let proof = made.prove(&["a", "b"]);
+        assert!(loaded.verify(&["a", "b"], &proof));
+        assert!(!loaded.verify(&["ab", ""], &proof) && !loaded.verify(&["a"], &proof));
+        for wrong in ["", "x", &"0".repeat(64), &"g".repeat(64), &"ü".repeat(32)] {
+            assert!(!loaded.verify(&["a", "b"], wrong));
+        }
+        assert!(!ClusterKey::random().verify(&["a", "b"], &proof));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!format!("{made:?}").contains(text.trim()));
+    }
+
+    #[test]
+    fn a_damaged_key_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        for content in [&b"abc"[..], b"", b"\xff\xfe"] {
+            fs::write(&path, content).unwrap();
+            let error = ClusterKey::load_or_create(&path).unwrap_err();
+            assert!(error.to_string().ends_with("cluster.key: expected 64 hex digits"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), content);
+        }
+        let absent = dir.path().join("no").join("key");
+        assert!(matches!(ClusterKey::load_or_create(&absent), Err(ClusterKeyError::File { .. })));
+    }
+}

@@ -1,0 +1,517 @@
+//! Frames: one message each behind its length (4 bytes, big-endian), within limits of length and time;
+//! and [`MessageReader`], which takes frames or lines, whichever the other end chose.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+use super::budget::Share;
+use super::conn::ConnWriter;
+use super::deadline::ReadBefore;
+use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES};
+
+/// Bytes of a length.
+const LENGTH_BYTES: usize = 4;
+
+/// How long an answer of common size may take to be written.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What comes on top for each full second that a very slow line needs.
+const SLOW_LINE_BYTES_PER_S: usize = 64 * 1024;
+
+/// How long a connection that is closed by us is read on, so that the other end can read our last word.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Reads frames from a source with deadlines.
+///
+/// Like [`LineReader`] it holds a buffer only while part of a message is in hand, unless it was told to
+/// keep one.
+pub struct FrameReader<R> {
+    source: R,
+    limits: LineLimits,
+    /// What came; `pending[given..filled]` has not been given out.
+    pending: Vec<u8>,
+    given: usize,
+    filled: usize,
+    keeps_buffer: bool,
+    share: Share,
+}
+
+/// What a first read has brought.
+enum First {
+    End,
+    Whole(Vec<u8>),
+    Pending,
+}
+
+impl<R: ReadBefore> FrameReader<R> {
+    /// Reads from the source within the limits.
+    pub fn new(source: R, limits: LineLimits) -> FrameReader<R> {
+        let (pending, share) = (Vec::new(), Share::default());
+        FrameReader { source, limits, pending, given: 0, filled: 0, keeps_buffer: false, share }
+    }
+
+    /// Takes the memory for long frames from a budget. A frame counts until the next one is asked for.
+    pub fn with_share(mut self, share: Share) -> FrameReader<R> {
+        self.share = share;
+        self
+    }
+
+    /// Keeps a buffer between messages: for links, which are few, and whose answers are long enough to be
+    /// worth a system call less.
+    pub fn keep_buffer(&mut self) {
+        self.keeps_buffer = true;
+    }
+
+    /// Other limits from the next frame on.
+    pub fn set_limits(&mut self, limits: LineLimits) {
+        self.limits = limits;
+    }
+
+    /// The next frame without its length; none at a clean end.
+    ///
+    /// # Errors
+    /// [`LineError`], after which the connection is to be closed.
+    pub fn read_frame(&mut self) -> Result<Option<Vec<u8>>, LineError> {
+        let idle_deadline = Instant::now() + self.limits.idle_timeout;
+        self.read_frame_before(idle_deadline)
+    }
+
+    /// The same with an instant by which the frame's first byte must be there.
+    ///
+    /// # Errors
+    /// [`LineError`]; `Idle` at that instant.
+    pub fn read_frame_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
+        self.share.clear();
+        if self.given == self.filled {
+            match self.read_first(idle_deadline)? {
+                First::End => return Ok(None),
+                First::Whole(frame) => return Ok(Some(frame)),
+                First::Pending => {}
+            }
+        }
+        // Its time runs from now even if its beginning came with the frame before it, as with lines.
+        let deadline = Instant::now() + self.limits.message_timeout;
+        while self.filled - self.given < LENGTH_BYTES {
+            self.make_room(LENGTH_BYTES);
+            self.read_more(deadline)?;
+        }
+        let start = self.given + LENGTH_BYTES;
+        let mut length = [0; LENGTH_BYTES];
+        length.copy_from_slice(&self.pending[self.given..start]);
+        let length = u32::from_be_bytes(length) as usize;
+        // Before a byte of memory is taken for it.
+        if length > self.limits.max_bytes {
+            return Err(LineError::TooLong { max_bytes: self.limits.max_bytes });
+        }
+        if self.filled - start >= length {
+            let frame = self.pending[start..start + length].to_vec();
+            self.given = start + length;
+            self.forget_given();
+            return Ok(Some(frame));
+        }
+        self.read_rest(start, length, deadline).map(Some)
+    }
+
+    /// Reads into an empty buffer.
+    fn read_first(&mut self, idle_deadline: Instant) -> Result<First, LineError> {
+        let begun = Instant::now();
+        let mut on_stack = [0; FIRST_READ_BYTES];
+        let buffer = if self.keeps_buffer {
+            self.pending.resize(self.pending.len().max(NEXT_READ_BYTES), 0);
+            &mut self.pending[..]
+        } else {
+            &mut on_stack[..]
+        };
+        let len = match self.source.read_before(buffer, idle_deadline) {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Err(LineError::Idle { timeout: idle_deadline.saturating_duration_since(begun) });
+            }
+            result => result?,
+        };
+        if len == 0 {
+            return Ok(First::End);
+        }
+        if !self.keeps_buffer {
+            let came = &on_stack[..len];
+            // Most often it is one frame and nothing else: then it needs no buffer.
+            if let Some((length, frame)) = came.split_first_chunk()
+                && u32::from_be_bytes(*length) as usize == frame.len()
+                && frame.len() <= self.limits.max_bytes
+            {
+                return Ok(First::Whole(frame.to_vec()));
+            }
+            self.pending = came.to_vec();
+        }
+        (self.given, self.filled) = (0, len);
+        Ok(First::Pending)
+    }
+
+    /// The rest of a frame that is longer than what is there: read straight to where it is given out, in
+    /// pieces, because a length alone must not cost the memory that it speaks of.
+    fn read_rest(&mut self, start: usize, length: usize, deadline: Instant) -> Result<Vec<u8>, LineError> {
+        let mut frame = self.pending[start..self.filled].to_vec();
+        self.given = self.filled;
+        self.forget_given();
+        while frame.len() < length {
+            let had = frame.len();
+            let room = (length - had).min(had.max(NEXT_READ_BYTES));
+            if had + room > FIRST_READ_BYTES + NEXT_READ_BYTES && !self.share.grow_to(had + room) {
+                return Err(LineError::Busy);
+            }
+            frame.resize(had + room, 0);
+            let mut filled = had;
+            while filled < had + room {
+                filled += read_some(&mut self.source, &mut frame[filled..], deadline, self.limits.message_timeout)?;
+            }
+        }
+        Ok(frame)
+    }
+
+    fn read_more(&mut self, deadline: Instant) -> Result<(), LineError> {
+        let room = &mut self.pending[self.filled..];
+        self.filled += read_some(&mut self.source, room, deadline, self.limits.message_timeout)?;
+        Ok(())
+    }
+
+    /// Room for so many bytes in all, counted from where the next frame begins.
+    fn make_room(&mut self, bytes: usize) {
+        self.pending.copy_within(self.given..self.filled, 0);
+        (self.given, self.filled) = (0, self.filled - self.given);
+        self.pending.resize(self.pending.len().max(bytes), 0);
+    }
+
+    fn forget_given(&mut self) {
+        if self.given == self.filled {
+            (self.given, self.filled) = (0, 0);
+            if !self.keeps_buffer {
+                self.pending = Vec::new();
+            }
+        }
+    }
+}
+
+fn read_some(
+    source: &mut impl ReadBefore,
+    room: &mut [u8],
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<usize, LineError> {
+    match source.read_before(room, deadline) {
+        Ok(0) => Err(LineError::Truncated),
+        Ok(len) => Ok(len),
+        Err(error) if error.kind() == ErrorKind::TimedOut => Err(LineError::MessageTimeout { timeout }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Puts the length before a message. None if it is longer than a length can say.
+pub fn frame(message: &[u8]) -> Option<Vec<u8>> {
+    let length = u32::try_from(message.len()).ok()?;
+    let mut bytes = Vec::with_capacity(LENGTH_BYTES + message.len());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(message);
+    Some(bytes)
+}
+
+/// How messages are told from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Behind their length.
+    Frames,
+    /// One a line.
+    Lines,
+}
+
+impl Framing {
+    /// Writes one message in one piece; a long one has the more time.
+    ///
+    /// # Errors
+    /// As [`ConnWriter::write_all`].
+    pub fn write(self, writer: &ConnWriter, message: &[u8]) -> io::Result<()> {
+        let slow_s = (message.len() / SLOW_LINE_BYTES_PER_S) as u64;
+        let deadline = Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s);
+        match self {
+            Framing::Frames => writer.write_all(&frame(message).ok_or(ErrorKind::InvalidInput)?, deadline),
+            Framing::Lines => writer.write_line(message, deadline),
+        }
+    }
+}
+
+/// Gives out what was read already, then what the source has.
+pub struct Prefixed<R> {
+    head: Vec<u8>,
+    given: usize,
+    source: R,
+}
+
+impl<R: ReadBefore> ReadBefore for Prefixed<R> {
+    fn read_before(&mut self, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        let left = &self.head[self.given..];
+        if left.is_empty() {
+            return self.source.read_before(buffer, deadline);
+        }
+        let len = left.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&left[..len]);
+        self.given += len;
+        if self.given == self.head.len() {
+            (self.head, self.given) = (Vec::new(), 0);
+        }
+        Ok(len)
+    }
+}
+
+/// Reads messages in the framing that the first byte tells: 0 begins a length, `{` or white space a line.
+pub enum MessageReader<R> {
+    /// The client sends frames.
+    Frames(FrameReader<Prefixed<R>>),
+    /// The client sends lines.
+    Lines(LineReader<Prefixed<R>>),
+}
+
+impl<R: ReadBefore> MessageReader<R> {
+    /// Waits for the first bytes and looks at them. None at a clean end, or if they begin neither framing.
+    ///
+    /// # Errors
+    /// [`LineError`]; `Idle` when nothing comes.
+    pub fn begin(mut source: R, limits: LineLimits, share: Share) -> Result<Option<MessageReader<R>>, LineError> {
+        let mut first = [0; FIRST_READ_BYTES];
+        let len = match source.read_before(&mut first, Instant::now() + limits.idle_timeout) {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                return Err(LineError::Idle { timeout: limits.idle_timeout });
+            }
+            result => result?,
+        };
+        let first = &first[..len];
+        let source = Prefixed { head: first.to_vec(), given: 0, source };
+        Ok(match first.first() {
+            Some(0) => Some(MessageReader::Frames(FrameReader::new(source, limits).with_share(share))),
+            Some(b'{' | b' ' | b'\t' | b'\r' | b'\n') => {
+                Some(MessageReader::Lines(LineReader::new(source, limits).with_share(share)))
+            }
+            _ => None,
+        })
+    }
+
+    /// How answers must be framed.
+    pub fn framing(&self) -> Framing {
+        match self {
+            MessageReader::Frames(_) => Framing::Frames,
+            MessageReader::Lines(_) => Framing::Lines,
+        }
+    }
+
+    /// The next message; none at a clean end. Empty lines are none.
+    ///
+    /// # Errors
+    /// [`LineError`], after which the connection is to be closed.
+    pub fn read(&mut self) -> Result<Option<Vec<u8>>, LineError> {
+        match self {
+            MessageReader::Frames(frames) => frames.read_frame(),
+            MessageReader::Lines(lines) => loop {
+                match lines.read_line()? {
+                    Some(line) if line.trim().is_empty() => {}
+                    line => return Ok(line.map(String::into_bytes)),
+                }
+            },
+        }
+    }
+
+    /// Says that nothing more will be written, and reads on for a moment without looking at it: closing at
+    /// once would reset the connection, and the other end might never read our last message.
+    pub fn linger(self, writer: &ConnWriter) {
+        writer.finish();
+        let mut source = match self {
+            MessageReader::Frames(frames) => frames.source,
+            MessageReader::Lines(lines) => lines.into_parts().0,
+        };
+        let deadline = Instant::now() + LINGER;
+        let mut ignored = [0; FIRST_READ_BYTES];
+        // Whatever ends it, the end is what was wanted.
+        while source.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
+    }
+}
+
+impl<R> fmt::Debug for FrameReader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the bytes: they may be secrets.
+        f.debug_struct("FrameReader").field("pending_bytes", &(self.filled - self.given)).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::budget::Budget;
+    use crate::net::conn::Conn;
+    use crate::net::deadline::tests::pair;
+    use crate::net::lines::tests::Chunks;
+    use proptest::prelude::*;
+    use std::io::{Read, Write};
+    use std::sync::Arc;
+
+    fn over(chunks: &[&[u8]], max_bytes: usize) -> FrameReader<Chunks> {
+        FrameReader::new(Chunks::of(chunks), LineLimits::new(max_bytes))
+    }
+
+    #[test]
+    fn frames_come_one_by_one_however_they_were_cut() {
+        let long = vec![7; 40_000];
+        let mut bytes = Vec::new();
+        for message in [&b"{}"[..], b"", &long, b"x"] {
+            bytes.extend(frame(message).unwrap());
+        }
+        for keeps in [false, true] {
+            for size in [1, 3, 1000, 100_000] {
+                let chunks: Vec<&[u8]> = bytes.chunks(size).collect();
+                let mut reader = over(&chunks, 40_000);
+                if keeps {
+                    reader.keep_buffer();
+                }
+                for expected in [&b"{}"[..], b"", &long, b"x"] {
+                    assert_eq!(reader.read_frame().unwrap().unwrap(), expected);
+                }
+                assert!(reader.read_frame().unwrap().is_none());
+                assert_eq!(reader.pending.capacity() == 0, !keeps, "only a link keeps a buffer");
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_past_the_limit_costs_no_memory() {
+        for length in [11_u32, 2 << 20, u32::MAX] {
+            let mut reader = over(&[&length.to_be_bytes(), b"0123456789"], 10);
+            assert_eq!(reader.read_frame().unwrap_err().to_string(), "the message is longer than 10 bytes");
+            assert!(reader.pending.capacity() <= FIRST_READ_BYTES);
+        }
+        // Nor does one within it, before the bytes are there.
+        let budget = Budget::new(100 << 10);
+        let mut reader = over(&[&(1_u32 << 20).to_be_bytes(), &[1; 1020]], 1 << 20);
+        reader.share = Share::of(Arc::clone(&budget));
+        assert!(matches!(reader.read_frame(), Err(LineError::Truncated)));
+        assert!(budget.taken() <= 20 << 10, "{} bytes were taken for 1024", budget.taken());
+    }
+
+    #[test]
+    fn garbage_and_broken_ends_have_their_errors() {
+        assert!(matches!(over(&[b"\0\0"], 10).read_frame(), Err(LineError::Truncated)));
+        assert!(matches!(over(&[b"\0\0\0\x02x"], 10).read_frame(), Err(LineError::Truncated)));
+        assert!(matches!(over(&[], 10).read_frame(), Ok(None)));
+    }
+
+    #[test]
+    fn past_the_budget_it_is_busy_and_what_was_handled_counts_no_more() {
+        let budget = Budget::new(150_000);
+        let bytes = frame(&[b' '; 100_000]).unwrap();
+        let line = [&[b' '; 100_000][..], b"\n"].concat();
+        let begin = |bytes: &[u8]| {
+            let share = Share::of(Arc::clone(&budget));
+            MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(1 << 20), share).unwrap().unwrap()
+        };
+        let mut frames = begin(&[&bytes[..], &bytes].concat());
+        assert_eq!(frames.read().unwrap().unwrap().len(), 100_000);
+        assert!(matches!(begin(&bytes).read(), Err(LineError::Busy)));
+        assert!(matches!(begin(&line).read(), Err(LineError::Busy)));
+        assert_eq!(frames.read().unwrap().unwrap().len(), 100_000, "its own first one was given back");
+        assert!(frames.read().unwrap().is_none());
+        assert!(begin(&line).read().unwrap().is_none(), "an empty line is none");
+        drop(frames);
+        assert_eq!(budget.taken(), 0);
+    }
+
+    #[test]
+    fn the_first_byte_tells_the_framing() {
+        let begin =
+            |bytes: &[u8]| MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(100), Share::default()).unwrap();
+        let mut lines = begin(b"\r\n {}\n[]\n").unwrap();
+        assert_eq!(lines.framing(), Framing::Lines);
+        assert_eq!(lines.read().unwrap().unwrap(), b" {}");
+        assert_eq!(lines.read().unwrap().unwrap(), b"[]");
+        let mut frames = begin(b"\0\0\0\x02{}\0\0\0\x01\n").unwrap();
+        assert_eq!(frames.framing(), Framing::Frames);
+        assert_eq!(frames.read().unwrap().unwrap(), b"{}");
+        assert_eq!(frames.read().unwrap().unwrap(), b"\n");
+        for other in [&b""[..], b"GET / HTTP/1.1\r\n", b"\xff\xff\xff\xff", b"\x16\x03\x01"] {
+            assert!(begin(other).is_none(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_trickling_frame_times_out_absolutely() {
+        let (mut client, server) = pair();
+        let limits = LineLimits { message_timeout: Duration::from_millis(200), ..LineLimits::new(1000) };
+        let (source, writer) = Conn::plain(server).split();
+        let mut reader = FrameReader::new(source, limits);
+        client.write_all(b"\0\0\0\xff").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // Until the other end is closed.
+                while client.write_all(b"x").is_ok() {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let error = reader.read_frame().unwrap_err();
+            assert_eq!(error.to_string(), "the message was not complete 0.2 s after its first byte");
+            writer.close();
+            drop((reader, writer));
+        });
+    }
+
+    #[test]
+    fn the_last_word_is_heard_by_one_who_still_writes() {
+        let (mut client, server) = pair();
+        let (source, writer) = Conn::plain(server).split();
+        let sending = std::thread::spawn(move || {
+            client.write_all(&(8_u32 << 20).to_be_bytes()).unwrap();
+            client.write_all(&vec![b'x'; 8 << 20]).unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).map(|_| answer)
+        });
+        let mut reader = MessageReader::begin(source, LineLimits::new(1 << 20), Share::default()).unwrap().unwrap();
+        assert!(matches!(reader.read(), Err(LineError::TooLong { .. })));
+        Framing::Frames.write(&writer, b"too long").unwrap();
+        reader.linger(&writer);
+        assert_eq!(sending.join().unwrap().unwrap(), frame(b"too long").unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_any_pieces_never_panic(
+            bytes in proptest::collection::vec(prop_oneof![Just(0_u8), Just(b'\n'), 0_u8..4, any::<u8>()], 0..300),
+            cut in 1_usize..40,
+            keeps in any::<bool>(),
+        ) {
+            let chunks: Vec<&[u8]> = bytes.chunks(cut).collect();
+            let mut reader = over(&chunks, 100);
+            reader.keeps_buffer = keeps;
+            // The same by hand.
+            let mut rest = &bytes[..];
+            loop {
+                let expected = rest.split_first_chunk::<4>().and_then(|(length, after)| {
+                    let length = u32::from_be_bytes(*length) as usize;
+                    (length <= 100).then(|| after.split_at_checked(length)).flatten()
+                });
+                match (reader.read_frame(), expected) {
+                    (Ok(Some(got)), Some((frame, after))) => {
+                        prop_assert_eq!(&got[..], frame);
+                        rest = after;
+                    }
+                    (Ok(None), None) => {
+                        prop_assert!(rest.is_empty());
+                        break;
+                    }
+                    (Err(_), None) => {
+                        prop_assert!(!rest.is_empty());
+                        break;
+                    }
+                    (got, expected) => prop_assert!(false, "{:?} for {:?}", got, expected),
+                }
+            }
+            let limits = LineLimits::new(100);
+            if let Ok(Some(mut messages)) = MessageReader::begin(Chunks::of(&chunks), limits, Share::default()) {
+                while let Ok(Some(_)) = messages.read() {}
+            }
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The frontends: what buyers and sellers speak with. They keep nothing, sessions included: kill one, start
+//! another, and a client goes on.
+//!
+//! Each request has its connection's thread. What it asks of the two databases goes out over pooled links
+//! ([`crate::net::pool`]), at the same time where one does not need the other's answer; who needs both sends
+//! to the customer database first. Payloads that only pass through are not parsed.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::door::{self, CUSTOMER_DB, Door, Floor, Host, PRODUCT_DB, StartError, parse};
+use super::ops::{Account, Answer, Code, CustomerOp, Orphan, ProductOp, Refusal, Role};
+use super::purchase::driver::{Driver, Op, Step};
+use super::wire::{Call, Outcome, Port};
+use crate::model::Clock;
+use crate::net::counters::Counter;
+use crate::net::link::Target;
+use crate::net::pool::{Asked, Pool, PoolError};
+use crate::net::threads;
+
+mod buyer;
+mod seller;
+#[cfg(test)]
+mod tests;
+
+/// Links to each database at most.
+pub const LINKS_MAX: usize = 512;
+/// Requests that wait for a link.
+const WAITING_MAX: usize = 4096;
+/// How long an answer may take to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a purchase waits for another one of the same buyer, and how long a login waits for its turn.
+const PATIENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long each step of a purchase may take, longer than the database itself waits for the bank; then it is
+/// asked again.
+const STEP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often it looks for purchases that lost their driver.
+const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
+
+/// What the operator chose.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Whose frontend it is.
+    pub role: Role,
+    /// Where clients come in; port 0: any free one.
+    pub addrs: Vec<SocketAddr>,
+    /// `HOST:PORT` of the product database.
+    pub product: String,
+    /// `HOST:PORT` of the customer database.
+    pub customer: String,
+}
+
+/// A running frontend.
+pub struct FrontendServer {
+    doors: Vec<Door>,
+    frontend: Arc<Frontend>,
+}
+
+/// What answers, on every door.
+struct Frontend {
+    role: Role,
+    customer: Pool,
+    product: Pool,
+    clock: Clock,
+    counters: FrontendCounters,
+    life: Mutex<Life>,
+    /// Told when that changes.
+    life_changed: Condvar,
+}
+
+#[derive(Default)]
+struct Life {
+    is_stopping: bool,
+    /// The thread that takes purchases over has ended (or there is none).
+    takes_none_over: bool,
+}
+
+/// What a frontend did so far.
+#[derive(Debug, Default)]
+struct FrontendCounters {
+    purchases: Counter,
+    taken_over: Counter,
+}
+
+impl FrontendServer {
+    /// Binds, and serves. The databases need not be there yet.
+    ///
+    /// # Errors
+    /// [`StartError`]: a port is in use.
+    pub fn start(config: Config, floor: &Floor) -> Result<FrontendServer, StartError> {
+        let from = match config.role {
+            Role::Buyer => "buyer-server",
+            Role::Seller => "seller-server",
+        };
+        let pool = |address, to| {
+            let target = Target { address, to, from, key: floor.key.clone() };
+            Pool::new(target, LINKS_MAX, WAITING_MAX)
+        };
+        let frontend = Arc::new(Frontend {
+            role: config.role,
+            customer: pool(config.customer, CUSTOMER_DB),
+            product: pool(config.product, PRODUCT_DB),
+            clock: Clock::start(),
+            counters: FrontendCounters::default(),
+            life: Mutex::new(Life { is_stopping: false, takes_none_over: config.role == Role::Seller }),
+            life_changed: Condvar::new(),
+        });
+        let open = |addr: &SocketAddr| Door::open(*addr, floor.clone(), Arc::clone(&frontend) as Arc<dyn Host>);
+        let doors = config.addrs.iter().map(open).collect::<Result<Vec<Door>, StartError>>()?;
+        if config.role == Role::Buyer {
+            let frontend = Arc::clone(&frontend);
+            threads::spawn("take-over", move || {
+                frontend.take_over();
+                frontend.life.lock().takes_none_over = true;
+                frontend.life_changed.notify_all();
+            })?;
+        }
+        Ok(FrontendServer { doors, frontend })
+    }
+
+    /// Where clients come in.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.doors.iter().map(Door::local_addr).collect()
+    }
+
+    /// Every counter of the frontend and of what is beneath it, with its name.
+    pub fn counters(&self) -> Vec<(String, u64)> {
+        let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
+            list.into_iter().map(|(name, count)| (format!("{prefix}{name}"), count)).collect::<Vec<_>>()
+        };
+        let frontend = &self.frontend;
+        let own =
+            vec![("purchases", frontend.counters.purchases.get()), ("taken_over", frontend.counters.taken_over.get())];
+        let mut all = named("", own);
+        all.extend(named("customer_", frontend.customer.counters().list()));
+        all.extend(named("product_", frontend.product.counters().list()));
+        let doors: Vec<_> = self.doors.iter().map(Door::counters).collect();
+        if let Some((first, others)) = doors.split_first() {
+            // All doors count the same things, in the same order.
+            let sum = |(n, (name, count)): (usize, &(&'static str, u64))| {
+                (*name, count + others.iter().map(|other| other[n].1).sum::<u64>())
+            };
+            all.extend(named("", first.iter().enumerate().map(sum).collect()));
+        }
+        all
+    }
+
+    /// Takes no more work; what is in hand may be finished within `grace`.
+    pub fn stop(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        self.frontend.life.lock().is_stopping = true;
+        self.frontend.life_changed.notify_all();
+        for door in &self.doors {
+            door.stop(deadline.saturating_duration_since(Instant::now()));
+        }
+        // A purchase that is left behind is taken over by another frontend.
+        let mut life = self.frontend.life.lock();
+        while !life.takes_none_over && Instant::now() < deadline {
+            self.frontend.life_changed.wait_until(&mut life, deadline);
+        }
+    }
+}
+
+impl Drop for FrontendServer {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+impl fmt::Debug for FrontendServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrontendServer")
+            .field("role", &self.frontend.role)
+            .field("addrs", &self.local_addrs())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Host for Frontend {
+    fn port(&self) -> Port {
+        match self.role {
+            Role::Buyer => Port::Buyer,
+            Role::Seller => Port::Seller,
+        }
+    }
+
+    fn call(&self, source: IpAddr, is_flat: bool, call: Call) -> Answer<Outcome> {
+        match call {
+            Call::Act { sid, act } => match self.role {
+                Role::Buyer => self.buyer_act(sid, is_flat, act),
+                Role::Seller => self.seller_act(sid, act),
+            },
+            call => door::account_call(source, self.role, call, |op| self.ask_customer(&op)),
+        }
+    }
+}
+
+impl Frontend {
+    // The databases.
+
+    fn ask_customer(&self, op: &CustomerOp) -> Answer<String> {
+        let timeout = match op {
+            CustomerOp::Begin { .. } | CustomerOp::Create { .. } | CustomerOp::Login { .. } => PATIENT_TIMEOUT,
+            CustomerOp::Authorise { .. }
+            | CustomerOp::Complete { .. }
+            | CustomerOp::Undo { .. }
+            | CustomerOp::Closed { .. } => STEP_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
+        };
+        answer(send(&self.customer, op), timeout)
+    }
+
+    fn ask_product(&self, op: &ProductOp) -> Answer<String> {
+        let timeout = match op {
+            ProductOp::Hold { .. }
+            | ProductOp::Sell { .. }
+            | ProductOp::Release { .. }
+            | ProductOp::HoldState { .. } => STEP_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
+        };
+        answer(send(&self.product, op), timeout)
+    }
+
+    /// The same where the answer must be understood.
+    fn customer<T: DeserializeOwned>(&self, op: &CustomerOp) -> Answer<T> {
+        parse(&self.ask_customer(op)?)
+    }
+
+    fn product<T: DeserializeOwned>(&self, op: &ProductOp) -> Answer<T> {
+        parse(&self.ask_product(op)?)
+    }
+
+    /// Whose session it is.
+    fn touch(&self, sid: String) -> Answer<Account> {
+        self.customer(&CustomerOp::Touch { role: self.role, sid })
+    }
+
+    /// Looks into the session and asks the product database at the same time. That the session is none
+    /// comes first.
+    fn in_session(&self, sid: String, op: &ProductOp) -> Answer<(String, String)> {
+        let touching = send(&self.customer, &CustomerOp::Touch { role: self.role, sid });
+        let asking = send(&self.product, op);
+        // Both are read whatever comes: a link whose answer nobody reads is of no more use.
+        let (account, product) = (answer(touching, ANSWER_TIMEOUT), answer(asking, ANSWER_TIMEOUT));
+        Ok((account?, product?))
+    }
+
+    // Purchases.
+
+    /// Asks one operation after the other until it is over.
+    fn drive(&self, (mut driver, mut step): (Driver, Step)) -> Answer<super::ops::Purchased> {
+        loop {
+            match step {
+                Step::Ask { after, op } => {
+                    if !after.is_zero() {
+                        std::thread::sleep(after);
+                    }
+                    let answer = match &op {
+                        Op::Customer(op) => self.ask_customer(op),
+                        Op::Product(op) => self.ask_product(op),
+                    };
+                    let heard = op.read(answer.as_deref().map_err(Clone::clone));
+                    step = driver.heard(self.clock.now(), heard);
+                }
+                Step::Over(result) => return result,
+            }
+        }
+    }
+
+    /// Brings purchases to their end whose driver is gone, for as long as the frontend lives.
+    fn take_over(&self) {
+        while !self.is_over_within(TAKE_OVER_EVERY) {
+            // A database that is away has been complained of, and is asked again.
+            while let Ok(Some(orphan)) = self.customer::<Option<Orphan>>(&CustomerOp::TakeOver) {
+                self.counters.taken_over.add(1);
+                log::info!("purchase {}: its driver is gone; bringing it to its end", orphan.purchase_id);
+                if let Err(refusal) = self.drive(Driver::take_over(self.clock.now(), orphan)) {
+                    log::debug!("a purchase that was taken over: {}", refusal.message);
+                }
+                if self.life.lock().is_stopping {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn is_over_within(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut life = self.life.lock();
+        while !life.is_stopping && Instant::now() < until {
+            self.life_changed.wait_until(&mut life, until);
+        }
+        life.is_stopping
+    }
+}
+
+fn send<'a>(pool: &'a Pool, op: &impl Serialize) -> Result<Asked<'a>, PoolError> {
+    // Texts and numbers alone: writing them to memory cannot fail.
+    pool.send(serde_json::to_vec(op).unwrap_or_default())
+}
+
+fn answer(asked: Result<Asked<'_>, PoolError>, timeout: Duration) -> Answer<String> {
+    match asked.and_then(|asked| asked.answer(timeout)) {
+        Ok(answer) => door::decode_answer(answer),
+        Err(error @ PoolError::Busy { .. }) => Err(Refusal::new(Code::Busy, format!("{error}; try again"))),
+        Err(error @ PoolError::Away { .. }) => {
+            log::debug!("{error}");
+            let PoolError::Away { to, .. } = error else { return Err(unavailable("a database")) };
+            Err(unavailable(to))
+        }
+    }
+}
+
+/// Without the cause: clients need not know where the components are.
+fn unavailable(whom: &str) -> Refusal {
+    Refusal::new(Code::Unavailable, format!("the {whom} cannot be reached; try again"))
+}

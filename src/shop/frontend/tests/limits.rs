@@ -1,0 +1,139 @@
+//! What is too long, too much, or nothing at all.
+
+use super::*;
+use proptest::prelude::*;
+
+fn assert_still_serves(shop: &Shop) {
+    let mut raw = shop.raw(Role::Buyer, Framing::Lines);
+    assert_eq!(raw.ask(json!({"type": "GET_CART"}))["error"]["code"], "NOT_LOGGED_IN");
+}
+
+#[test]
+fn a_message_past_the_limit_is_told_so_and_closed() {
+    let shop = Shop::open();
+    for framing in [Framing::Frames, Framing::Lines] {
+        let mut raw = shop.raw(Role::Buyer, framing);
+        let mut fits = br#"{"type":"GET_CART","x":""#.to_vec();
+        fits.resize(MESSAGE_MAX - 2, b'x');
+        fits.extend(b"\"}");
+        raw.send(&fits);
+        assert_eq!(raw.read()["error"]["code"], "NOT_LOGGED_IN", "just within the limit");
+        let mut long = vec![b' '; 2 << 20];
+        long[0] = b'{';
+        raw.send(&long);
+        let answer = raw.read();
+        assert_eq!(answer["error"]["message"], "the message is longer than 1048576 bytes");
+        assert_eq!((&answer["status"], &answer["error"]["code"]), (&json!("ERR"), &json!("BAD_REQUEST")));
+        raw.stream.get_mut().shutdown(Shutdown::Write).unwrap();
+        assert_eq!(raw.rest(), b"");
+    }
+    assert_still_serves(&shop);
+}
+
+#[test]
+fn a_length_of_4_gib_costs_nothing() {
+    let shop = Shop::open();
+    // As a first message it is no framing at all.
+    let mut raw = shop.raw(Role::Buyer, Framing::Frames);
+    raw.stream.get_mut().write_all(b"\xff\xff\xff\xff{}").unwrap();
+    assert_eq!(raw.rest(), b"");
+    // Later it is a message that is too long.
+    let mut raw = shop.raw(Role::Buyer, Framing::Frames);
+    assert_eq!(raw.ask(json!({"type": "GET_CART"}))["status"], "ERR");
+    raw.stream.get_mut().write_all(b"\xff\xff\xff\xff").unwrap();
+    assert_eq!(raw.read()["error"]["message"], "the message is longer than 1048576 bytes");
+    raw.stream.get_mut().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(raw.rest(), b"");
+    let other = b"GET / HTTP/1.1\r\n\r\n";
+    let mut raw = shop.raw(Role::Seller, Framing::Lines);
+    raw.stream.get_mut().write_all(other).unwrap();
+    assert_eq!(raw.rest(), b"");
+    assert_still_serves(&shop);
+}
+
+#[test]
+fn nonsense_is_told_so_and_the_connection_goes_on() {
+    let shop = Shop::open();
+    for framing in [Framing::Frames, Framing::Lines] {
+        let mut raw = shop.raw(Role::Seller, framing);
+        for nonsense in ["{", "{]", "{\"type\":\"request\"}", "{\"type\":[]}", "{}"] {
+            raw.send(nonsense.as_bytes());
+            assert_eq!(raw.read()["error"]["code"], "BAD_REQUEST", "{nonsense}");
+        }
+        assert_eq!(raw.ask(json!({"type": "X"}))["error"]["code"], "UNKNOWN_API");
+        raw.send(format!("{{\"keywords\":{}", "[".repeat(500_000)).as_bytes());
+        assert_eq!(raw.read()["error"]["code"], "BAD_REQUEST");
+    }
+}
+
+#[test]
+fn too_much_at_once_is_busy() {
+    let shop = Shop::open_with(|floor| floor.budget = Budget::new(600_000));
+    let mut first = shop.raw(Role::Buyer, Framing::Frames);
+    // It never comes to its end, so what came of it counts.
+    first.stream.get_mut().write_all(&1_000_000_u32.to_be_bytes()).unwrap();
+    first.stream.get_mut().write_all(&[b' '; 300_000]).unwrap();
+    let mut long = json!({"type": "GET_CART", "x": "x".repeat(500_000)}).to_string().into_bytes();
+    long.push(b'\n');
+    eventually(|| {
+        let mut second = shop.raw(Role::Buyer, Framing::Lines);
+        // May be told before all is written.
+        let _ = second.stream.get_mut().write_all(&long);
+        second.read()["error"]["code"] == "BUSY"
+    });
+    assert_still_serves(&shop);
+    drop(first);
+    eventually(|| {
+        let mut third = shop.raw(Role::Buyer, Framing::Lines);
+        let _ = third.stream.get_mut().write_all(&long);
+        third.read()["error"]["code"] == "NOT_LOGGED_IN"
+    });
+}
+
+#[test]
+fn past_the_bound_of_connections_it_is_busy() {
+    let shop = Shop::open_with(|floor| floor.gate = Gate::new(1));
+    let mut one = shop.raw(Role::Buyer, Framing::Lines);
+    assert_eq!(one.ask(json!({"type": "GET_CART"}))["status"], "ERR");
+    for framing in [Framing::Lines, Framing::Frames] {
+        assert_eq!(shop.raw(Role::Buyer, framing).ask(json!({"type": "GET_CART"}))["error"]["code"], "BUSY");
+        let config = client::Config { framing, ..client::Config::plain(shop.port(Role::Buyer).to_string()) };
+        assert_eq!(code(Client::new(config).call("Login", json!({"username": "u", "password": "p"}))), Code::Busy);
+    }
+    // One that says nothing is told, too.
+    let mut silent = shop.raw(Role::Buyer, Framing::Lines);
+    assert_eq!(silent.read()["error"]["code"], "BUSY");
+    assert_eq!(silent.rest(), b"");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn garbage_on_any_door_harms_nobody(
+        garbage in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..4),
+        first in prop_oneof![Just(0_u8), Just(b'{'), Just(b'\n'), any::<u8>()],
+        framed in any::<bool>(),
+    ) {
+        static SHOP: std::sync::LazyLock<Shop> = std::sync::LazyLock::new(Shop::open);
+        let shop = &*SHOP;
+        let doors = [
+            shop.port(Role::Buyer),
+            shop.port(Role::Seller),
+            shop.customer.as_ref().unwrap().local_addr(),
+            shop.product.as_ref().unwrap().local_addr(),
+        ];
+        for door in doors {
+            let mut raw = Raw::connect(door, Framing::Frames);
+            let bytes = match framed {
+                true => garbage.iter().flat_map(|message| frame(message).unwrap()).collect(),
+                false => [&[first], &garbage.concat()[..]].concat(),
+            };
+            // May be closed before all is written.
+            let _ = raw.stream.get_mut().write_all(&bytes);
+            let _ = raw.stream.get_mut().shutdown(Shutdown::Write);
+            raw.rest();
+        }
+        assert_still_serves(shop);
+    }
+}
