@@ -30,6 +30,9 @@ mod tests;
 pub const LEASE_MS: u64 = 6_000;
 /// The same once it is undone: what is left may be done by anyone, and twice.
 pub const UNDONE_LEASE_MS: u64 = 2_000;
+/// The highest total: 10000000000000.00. Below 2^53 cents a JSON number says it exactly, and the ledger can
+/// add many of them up.
+pub const TOTAL_MAX: Cents = Cents(1_000_000_000_000_000);
 /// How long an idempotency key answers for its purchase.
 pub const KEY_KEPT_MS: u64 = 30 * 86_400_000;
 
@@ -381,7 +384,8 @@ impl Purchase {
                     return Step::refuse(Refusal::new(Code::BadRequest, text));
                 }
                 let Some(total) = total(&lines) else {
-                    return Step::refuse(Refusal::new(Code::BadRequest, "quantity: the total is too large to count"));
+                    let text = format!("quantity: the total may be at most {TOTAL_MAX}");
+                    return Step::refuse(Refusal::new(Code::BadRequest, text));
                 };
                 self.priced = lines;
                 self.stage = Stage::Authorising;
@@ -507,10 +511,10 @@ impl fmt::Debug for Purchase {
     }
 }
 
-/// What the lines cost together; nothing if that is too much for a number, or for nothing.
+/// What the lines cost together; nothing if that is too much, or for nothing.
 fn total(lines: &[PricedLine]) -> Option<Cents> {
     let sum = lines.iter().try_fold(0i64, |sum, line| sum.checked_add(line.price.0.checked_mul(line.quantity.into())?));
-    sum.filter(|sum| *sum > 0).map(Cents)
+    sum.map(Cents).filter(|sum| sum.0 > 0 && *sum <= TOTAL_MAX)
 }
 
 fn declined(reason: &str) -> Refusal {

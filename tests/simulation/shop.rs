@@ -34,6 +34,8 @@ pub enum Fault {
     BelieveSold,
     /// Whoever takes over puts the units back before the record is undone.
     ReleaseFirst,
+    /// Whoever undoes does not put the units back.
+    SkipRelease,
     /// The product database keeps no tombstone of what was released.
     ForgetReleased,
     /// A buyer's second purchase does not wait for the first.
@@ -123,6 +125,12 @@ mod a_broken_rule_is_caught {
     #[test]
     fn a_driver_that_puts_units_back_before_it_is_undone() {
         caught(Fault::ReleaseFirst, &["sold if and only if purchased", "every attempt ends"]);
+    }
+
+    #[test]
+    fn units_that_are_not_put_back() {
+        caught(Fault::SkipRelease, &["stock is back before a refusal"]);
+        caught(Fault::SkipRelease, &["nothing is held for what is over"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use p2s2::shop::purchase::driver::{Driver, Heard, Op, Step};
 
 use super::Fault;
 use super::buyers::Wish;
-use super::world::{Ask, Event, Said, World};
+use super::world::{Ask, Event, Said, Weather, World};
 
 /// How long an answer is waited for; Begin may have to wait for the buyer's purchase before.
 const ANSWER_MS: u64 = 700;
@@ -74,6 +74,10 @@ impl World {
 
     pub fn ask_now(&mut self, thread: u64, seq: u32, ask: Ask) {
         if self.threads.contains_key(&thread) {
+            let releases = matches!(ask, Ask::Op(Op::Product(ProductOp::Release { .. })));
+            if releases && self.fault == Some(Fault::SkipRelease) {
+                return self.say(thread, seq, Said::Heard(Heard::Hold(Hold::Released)));
+            }
             let patience = if matches!(ask, Ask::Begin(_)) { BEGIN_ANSWER_MS } else { ANSWER_MS };
             self.at(patience, Event::NoAnswer { thread, seq });
             self.network(Event::Asked { thread, seq, ask: Box::new(ask) });
@@ -173,7 +177,10 @@ impl World {
                     }
                     Err(refusal) if refusal.code != Code::Unavailable => {
                         self.tally.declined += u64::from(refusal.code == Code::PaymentDeclined);
-                        self.rules.refused(&self.bank, id, refusal);
+                        let hold = self.product.holds.get(id).map(|record| record.hold);
+                        // Where a component does not answer, the buyer does not wait for it for ever.
+                        let all_answer = !self.healed && self.weather == Weather::default();
+                        self.rules.refused(&self.bank, id, refusal, !all_answer || hold == Some(Hold::Released));
                     }
                     Err(_) => {}
                 }

@@ -102,7 +102,8 @@ impl Invariants {
     }
 
     /// A driver says that it cannot be.
-    pub fn refused(&mut self, bank: &Bank, id: &str, refusal: &Refusal) {
+    pub fn refused(&mut self, bank: &Bank, id: &str, refusal: &Refusal, is_back: bool) {
+        self.hold(is_back, "stock is back before a refusal", || format!("{id}: {refusal:?}"));
         let captured = bank.accounts.get(id).is_some_and(|account| account.captured > 0);
         self.hold(!captured, "charged if and only if purchased", || format!("{id}: {refusal:?}, and charged"));
         self.refused.push((id.to_owned(), refusal.clone()));

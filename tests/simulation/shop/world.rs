@@ -129,7 +129,7 @@ impl Ord for Entry {
 }
 
 /// How bad the weather is, in thousandths.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Weather {
     pub loss: u64,
     pub repeat: u64,
