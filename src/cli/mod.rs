@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod admin;
 pub mod peer;
@@ -51,12 +51,28 @@ enum Command {
     Story(story::StoryArgs),
 }
 
+/// Gives every flag of every command that has no variable of its own the one that its name makes:
+/// `P2S2_`, the command, the flag.
+fn with_environment(program: clap::Command) -> clap::Command {
+    program.mut_subcommands(|command| {
+        let prefix = format!("P2S2_{}", command.get_name());
+        command.mut_args(|arg| match arg.get_long() {
+            Some(flag) if arg.get_env().is_none() && !matches!(flag, "help" | "version") => {
+                let name = format!("{prefix}_{flag}").replace('-', "_").to_uppercase();
+                // A few dozen names, once a run: they live as long as the command line does.
+                arg.env(&*name.leak())
+            }
+            _ => arg,
+        })
+    })
+}
+
 /// Runs the program: 0 when all went well, 1 when something failed, 2 when the words were wrong.
 pub fn main() -> ExitCode {
     if let Err(error) = settings::load_environment() {
         return fail(&error);
     }
-    let cli = match Cli::try_parse() {
+    let cli = match with_environment(Cli::command()).try_get_matches().and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => cli,
         Err(wrong) if wrong.use_stderr() => return misused(&wrong),
         Err(asked) => asked.exit(),

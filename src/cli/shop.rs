@@ -28,7 +28,7 @@ use crate::shop::frontend::{self, FrontendServer};
 use crate::shop::ops::Role;
 use crate::shop::product::{ProductDb, Settings};
 use crate::storage::lock::DataDirLock;
-use crate::storage::{Store, backup};
+use crate::storage::{Store, backup, create_private_dir};
 
 /// The file of the customer database in its data dir.
 pub const CUSTOMER_DB: &str = "customer.db";
@@ -58,16 +58,16 @@ impl FromStr for Ports {
 #[derive(Debug, Clone, Args)]
 pub struct TlsArgs {
     /// Speak TLS, with the data dir's own certificate unless one is given
-    #[arg(long, env = "P2S2_TLS", value_parser = settings::parse_switch())]
+    #[arg(long, value_parser = settings::parse_switch())]
     pub tls: bool,
     /// The certificate to present, PEM
-    #[arg(long, value_name = "FILE", env = "P2S2_TLS_CERT", requires = "tls_key")]
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
     /// Its private key, PEM
-    #[arg(long, value_name = "FILE", env = "P2S2_TLS_KEY", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
     /// Listen beyond loopback without TLS all the same
-    #[arg(long, env = "P2S2_INSECURE", value_parser = settings::parse_switch())]
+    #[arg(long, value_parser = settings::parse_switch())]
     pub insecure: bool,
 }
 
@@ -103,6 +103,10 @@ pub fn floor(
     tls: &TlsArgs,
     key_file: &Path,
 ) -> anyhow::Result<Floor> {
+    // Whichever component of a data dir comes first makes the key, and the folder with it.
+    if let Some(dir) = key_file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        create_private_dir(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    }
     Ok(Floor {
         executor,
         gate,

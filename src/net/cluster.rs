@@ -25,7 +25,7 @@ const KEY_BYTES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterKeyError {
     /// The file could not be read or written.
-    #[error("the cluster key {}: {source}", path.display())]
+    #[error("the cluster key {}", path.display())]
     File {
         /// Which file.
         path: PathBuf,

@@ -65,7 +65,7 @@ impl Floor {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The port is taken (or not allowed).
-    #[error("cannot bind {addr}: {source}")]
+    #[error("cannot bind {addr}")]
     Bind {
         /// Which address.
         addr: SocketAddr,
@@ -73,7 +73,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The system gave no thread.
-    #[error("cannot start: {0}")]
+    #[error("cannot start")]
     System(#[from] io::Error),
 }
 

@@ -18,6 +18,16 @@ pub enum Role {
     Seller,
 }
 
+impl Role {
+    /// Whoever is on the other side of the counter.
+    pub fn other(self) -> Role {
+        match self {
+            Role::Buyer => Role::Seller,
+            Role::Seller => Role::Buyer,
+        }
+    }
+}
+
 /// Why something is refused, as clients see it (SPEC.md section 4, Codes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -236,14 +236,16 @@ fn bad(message: impl Into<String>) -> Refusal {
     Refusal::new(Code::BadRequest, message)
 }
 
-fn unknown(api: &str, port: Port) -> Refusal {
+/// An api that this port does not have: nobody's, or the other role's.
+fn not_here(api: &str, port: Port, is_the_other_roles: bool) -> Refusal {
     let whose = match port {
         Port::Buyer => "buyers",
         Port::Seller => "sellers",
         Port::Customer | Port::Product => "strangers",
     };
     let api: String = api.chars().filter(|c| !c.is_control()).take(64).collect();
-    Refusal::new(Code::UnknownApi, format!("there is no {api} for {whose}"))
+    let code = if is_the_other_roles { Code::Forbidden } else { Code::UnknownApi };
+    Refusal::new(code, format!("there is no {api} for {whose}"))
 }
 
 /// What serde says of JSON that cannot be read, without the input that it may quote.

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// Creates a folder and those above it, readable by their owner alone, and syncs what was created.
 /// Folders that are there stay as they are.
-pub(super) fn create_private_dir(dir: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// The system's.
+pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());
     }

@@ -38,6 +38,7 @@ mod view;
 mod writer;
 
 pub use error::{OpenError, StoreError};
+pub use files::create_private_dir;
 pub use files::is_absent;
 pub use store::Store;
 pub use ticket::{Ticket, TicketState};

@@ -72,6 +72,9 @@ fn accounts_and_calls_are_refused_for_what_they_are() {
     assert_eq!(code(buyer.api("Teleport", json!({}))), "UNKNOWN_API");
     assert_eq!(code(buyer.flat("TELEPORT", json!({}))), "UNKNOWN_API");
 
+    assert_eq!(code(buyer.api("RegisterItemForSale", lamp(5.0, 2))), "FORBIDDEN", "the other role's");
+    assert_eq!(code(seller.flat("ADD_CART", json!({"item": "3-1", "qty": 1}))), "FORBIDDEN", "the other role's");
+
     let item = seller.api("RegisterItemForSale", lamp(5.0, 2)).unwrap()["item_id"].clone();
     for call in ["GetItem", "ChangeItemPrice", "UpdateUnitsForSale"] {
         let payload = json!({"item_id": item, "price": 1, "quantity": 1});

@@ -13,3 +13,4 @@ mod limits;
 mod purchases;
 mod sessions;
 mod shop;
+mod starts;

@@ -26,12 +26,18 @@ pub struct Component {
 impl Component {
     /// Starts `p2s2 COMMAND ARGS` with its ready file in `dir`, and waits until it is ready.
     pub fn start(dir: &Path, command: &str, args: &[String]) -> Component {
+        Component::start_with(dir, command, args, &[])
+    }
+
+    /// The same with more environment.
+    pub fn start_with(dir: &Path, command: &str, args: &[String], env: &[(&str, &Path)]) -> Component {
         static NTH: AtomicU64 = AtomicU64::new(0);
         let ready_file = dir.join(format!("{command}-{}.json", NTH.fetch_add(1, Ordering::Relaxed)));
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(dir.join(format!("{command}.log"))).unwrap();
         let mut child = program(command)
             .args(args)
+            .envs(env.iter().copied())
             .arg("--ready-file")
             .arg(&ready_file)
             .stdout(log.try_clone().unwrap())

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Act, Call, Envelope, Fields, KEYWORD_MAX, NUMBER_MAX, NewItem, Outcome, PAGE_MAX, Port, Request, SEARCH_PAGE,
-    SellerRef, WHOLE_MAX, bad, unknown,
+    SellerRef, WHOLE_MAX, bad, not_here,
 };
 use crate::model::Cents;
 use crate::shop::ops::{Answer, Bought, Code, Feedback, Order, PricedLine, Rating, Refusal, Role};
@@ -48,7 +48,7 @@ fn call(port: Port, message: Fields<'_>) -> Result<Call, Refusal> {
             let (username, password) = (payload.username("username")?, payload.password("password")?);
             return Ok(Call::Login { role, username, password });
         }
-        _ if !is_known(role, api) => return Err(unknown(api, port)),
+        _ if !is_known(role, api) => return Err(not_here(api, port, is_known(role.other(), api))),
         _ => {}
     }
     // Who is not logged in hears that first, whatever else is wrong.
@@ -97,7 +97,7 @@ fn call(port: Port, message: Fields<'_>) -> Result<Call, Refusal> {
         (Role::Seller, "MarkShipped") => {
             Act::MarkShipped { purchase_id: p.id("purchase_id")?, item_id: p.id("item_id")? }
         }
-        _ => return Err(unknown(api, port)),
+        _ => return Err(not_here(api, port, false)),
     };
     Ok(Call::Act { sid, act })
 }

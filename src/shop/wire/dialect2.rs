@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::dialect1::{BoughtOut, OrderOut, lines_out};
 use super::{
     Act, Call, Envelope, Fields, KEYWORD_MAX, NewItem, Outcome, PAGE_MAX, Port, Request, SellerRef, WHOLE_MAX, bad,
-    unknown,
+    not_here,
 };
 use crate::model::Cents;
 use crate::shop::ops::{Answer, Code, Feedback, Found, Item, Line, Refusal, Registered, Role};
@@ -41,7 +41,9 @@ fn call(port: Port, m: Fields<'_>) -> Result<Call, Refusal> {
         ("LOGOUT", _) => return Ok(Call::Logout { sid: m.session("sid")? }),
         ("VALIDATE", None) => return Ok(Call::Validate { sid: m.session("sid")? }),
         (_, None) => return Err(Refusal::new(Code::Forbidden, "only the frontends may ask this database")),
-        (kind, Some(role)) if !is_known(role, kind) => return Err(unknown(kind, port)),
+        (kind, Some(role)) if !is_known(role, kind) => {
+            return Err(not_here(kind, port, is_known(role.other(), kind)));
+        }
         _ => {}
     }
     // Who is not logged in hears that first, whatever else is wrong.
@@ -80,7 +82,7 @@ fn call(port: Port, m: Fields<'_>) -> Result<Call, Refusal> {
         "UPDATE_PRICE" => Act::ChangePrice { item_id: item()?, price: m.price("price")? },
         "UPDATE_QTY" => Act::UpdateUnits { item_id: item()?, delta: m.whole("delta", -WHOLE_MAX, WHOLE_MAX)? },
         "GET_ITEMS" => Act::OwnItems(m.page(PAGE_MAX)?),
-        other => return Err(unknown(other, port)),
+        other => return Err(not_here(other, port, false)),
     };
     Ok(Call::Act { sid, act })
 }
