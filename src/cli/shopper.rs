@@ -214,7 +214,7 @@ impl Desk {
     fn explain(error: &anyhow::Error) -> (String, Option<Code>) {
         let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
         let text = match code {
-            Some(Code::NotLoggedIn | Code::SessionExpired) => format!("{error:#}; `login` opens a session"),
+            Some(Code::SessionExpired) => format!("{error:#}; `login` opens a session"),
             _ => format!("{error:#}"),
         };
         (text, code)
