@@ -282,7 +282,7 @@ mod tests {
     fn ports_and_fingerprints_are_checked() {
         assert!(parse_port("0").is_ok() && parse_port("1024").is_ok());
         assert!(parse_port("80").is_err() && parse_port("70000").is_err());
-        assert_eq!(parse_fingerprint(&"AB".repeat(32)).unwrap(), "ab".repeat(32));
-        assert!(parse_fingerprint("ab").is_err());
+        assert_eq!(settings::parse_fingerprint(&"AB".repeat(32)).unwrap(), "ab".repeat(32));
+        assert!(settings::parse_fingerprint("ab").is_err());
     }
 }
