@@ -200,7 +200,7 @@ fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result
     Ok(ExitCode::SUCCESS)
 }
 
-fn progress_bar() -> ProgressBar {
+pub(super) fn progress_bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {percent:>3} % {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     // Drawn on standard error, and only at a terminal.

@@ -5,12 +5,15 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod admin;
+pub mod buyer;
 pub mod peer;
 pub mod ready;
 pub mod repl;
+pub mod seller;
 pub mod server;
 pub mod settings;
 pub mod shop;
+pub mod shopper;
 pub mod story;
 pub mod table;
 
@@ -25,6 +28,7 @@ pub mod table;
 Examples:
   p2s2 server                                  a server on this machine, everything in data/state
   p2s2 peer --name alice                       a trading peer that talks to it
+  p2s2 buyer search --category 1 phone         what the shop has, one command at a time
   p2s2 admin ledger                            who paid whom, and whether it adds up
 
 Every setting may also be an environment variable (or stand in .env): P2S2_, the command, the flag,
@@ -46,6 +50,8 @@ enum Command {
     SellerServer(shop::SellerServerArgs),
     #[command(name = "buyer-server")]
     BuyerServer(shop::BuyerServerArgs),
+    Seller(seller::SellerArgs),
+    Buyer(buyer::BuyerArgs),
     Peer(peer::PeerArgs),
     Admin(admin::AdminArgs),
     Story(story::StoryArgs),
@@ -72,7 +78,12 @@ pub fn main() -> ExitCode {
     if let Err(error) = settings::load_environment() {
         return fail(&error);
     }
-    let cli = match with_environment(Cli::command()).try_get_matches().and_then(|words| Cli::from_arg_matches(&words)) {
+    let is_command = |role: &str, word: &str| {
+        Cli::command().find_subcommand(role).is_some_and(|role| role.find_subcommand(word).is_some())
+    };
+    let words = shopper::with_server_flag(std::env::args_os().collect(), is_command);
+    let parsed = with_environment(Cli::command()).try_get_matches_from(words);
+    let cli = match parsed.and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => cli,
         Err(wrong) if wrong.use_stderr() => return misused(&wrong),
         Err(asked) => asked.exit(),
@@ -83,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::CustomerDb(args) => shop::run_customer(args),
         Command::SellerServer(args) => shop::run_seller_server(args),
         Command::BuyerServer(args) => shop::run_buyer_server(args),
+        Command::Seller(args) => seller::run(args),
+        Command::Buyer(args) => buyer::run(args),
         Command::Peer(args) => peer::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),

@@ -24,8 +24,6 @@ mod show;
 
 /// The port of trade, where none is named.
 const TRADE_PORT: u16 = 7001;
-/// Most bytes of a folder's name that every file system takes, less what stands before it.
-const FOLDER_NAME_MAX: usize = 200;
 
 /// Take part in the trade: sell, search, buy
 #[derive(Debug, Args)]
@@ -68,7 +66,7 @@ pub struct PeerArgs {
     #[arg(long, env = "P2S2_PEER_PLAINTEXT", value_parser = settings::parse_switch())]
     plaintext: bool,
     /// The server's fingerprint (64 hex digits), if it is known beforehand or has changed
-    #[arg(long, value_name = "HEX", value_parser = parse_fingerprint, env = "P2S2_PEER_SERVER_CERT")]
+    #[arg(long, value_name = "HEX", value_parser = settings::parse_fingerprint, env = "P2S2_PEER_SERVER_CERT")]
     server_cert: Option<String>,
     /// Write the real addresses there, as JSON, when the server knows us
     #[arg(long, value_name = "PATH", env = "P2S2_PEER_READY_FILE")]
@@ -227,13 +225,6 @@ fn parse_port(text: &str) -> Result<u16, String> {
     }
 }
 
-fn parse_fingerprint(text: &str) -> Result<String, String> {
-    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(text.to_lowercase());
-    }
-    Err("expected 64 hex digits".to_owned())
-}
-
 /// A port that is in use is named with its flag.
 fn name_the_flag(error: NodeError) -> anyhow::Error {
     match error {
@@ -247,20 +238,7 @@ fn name_the_flag(error: NodeError) -> anyhow::Error {
 
 /// `data/state/peer-NAME`, with what may not be in a folder's name written as `%XX`.
 fn default_data_dir(name: &Name) -> PathBuf {
-    let mut folder = String::from("peer-");
-    for c in name.as_str().chars() {
-        if c.is_alphanumeric() || matches!(c, '-' | '_') {
-            folder.push(c);
-        } else {
-            let mut bytes = [0; 4];
-            folder.extend(c.encode_utf8(&mut bytes).bytes().map(|byte| format!("%{byte:02X}")));
-        }
-    }
-    if folder.len() > FOLDER_NAME_MAX {
-        let digest = ring::digest::digest(&ring::digest::SHA256, name.as_str().as_bytes());
-        folder = format!("peer-{}", crate::model::secret::hex(digest.as_ref()));
-    }
-    Path::new("data/state").join(folder)
+    Path::new("data/state").join(settings::file_name("peer-", name.as_str()))
 }
 
 fn address(ip: IpAddr, port: u32) -> String {
@@ -304,7 +282,7 @@ mod tests {
     fn ports_and_fingerprints_are_checked() {
         assert!(parse_port("0").is_ok() && parse_port("1024").is_ok());
         assert!(parse_port("80").is_err() && parse_port("70000").is_err());
-        assert_eq!(parse_fingerprint(&"AB".repeat(32)).unwrap(), "ab".repeat(32));
-        assert!(parse_fingerprint("ab").is_err());
+        assert_eq!(settings::parse_fingerprint(&"AB".repeat(32)).unwrap(), "ab".repeat(32));
+        assert!(settings::parse_fingerprint("ab").is_err());
     }
 }

@@ -108,6 +108,14 @@ pub fn parse_fee(text: &str) -> Result<FeeRate, String> {
     FeeRate::parse_percent(text)
 }
 
+/// For `value_parser`: the SHA-256 of a certificate.
+pub fn parse_fingerprint(text: &str) -> Result<String, String> {
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_lowercase());
+    }
+    Err("expected 64 hex digits".to_owned())
+}
+
 /// The address to bind: the flag (or its own variable), else `SERVER_HOST`, else loopback.
 ///
 /// A 0.0.0.0 that comes from `SERVER_HOST` alone is old habit, not a decision to be open to the world.
@@ -131,6 +139,27 @@ pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
         return Ok(Ipv4Addr::LOCALHOST.into());
     }
     Ok(bind)
+}
+
+/// Most bytes of a file's or folder's name that every file system takes, less what stands around it.
+pub const FILE_NAME_MAX: usize = 200;
+
+/// A name of a file or folder: the prefix, and a text with what may not be there written as `%XX`.
+pub fn file_name(prefix: &str, text: &str) -> String {
+    let mut name = String::from(prefix);
+    for c in text.chars() {
+        if c.is_alphanumeric() || matches!(c, '-' | '_') {
+            name.push(c);
+        } else {
+            let mut bytes = [0; 4];
+            name.extend(c.encode_utf8(&mut bytes).bytes().map(|byte| format!("%{byte:02X}")));
+        }
+    }
+    if name.len() > FILE_NAME_MAX {
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        name = format!("{prefix}{}", crate::model::secret::hex(digest.as_ref()));
+    }
+    name
 }
 
 /// Begins logging: `RUST_LOG`, else this level for our own lines. A line may quote what others said.

@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,20 @@ use clap::Args;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use serde_json::{Value, json};
 
+use super::shop::Ports;
+use super::shopper::ask::PASSWORD_VARIABLE;
 use crate::model::Token;
 use crate::net::threads;
+use crate::shop::client::{Client, Config};
+use crate::shop::ops::Code;
 use crate::trade::wire::DATAGRAM_MAX;
 
 /// Longer than any step takes that works.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the server is when nobody says otherwise.
 const TRADE_PORT: u16 = 7001;
+const SELLER_PORT: u16 = 8001;
+const BUYER_PORT: u16 = 8002;
 /// How long a running server has to answer.
 const ANSWER: Duration = Duration::from_millis(300);
 
@@ -29,9 +35,10 @@ const ANSWER: Duration = Duration::from_millis(300);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  p2s2 story                      against 127.0.0.1:7001; starts (and stops) a server if none answers
+  p2s2 story                      against 127.0.0.1; starts (and stops) a server if none answers
 
-Where P2S2_SERVER_TRADE_PORT says which port the server has, it is looked for there.")]
+Where P2S2_SERVER_TRADE_PORT, P2S2_SERVER_SELLER_PORT and P2S2_SERVER_BUYER_PORT say which ports the server
+has, it is looked for there.")]
 pub struct StoryArgs {
     /// The server's trade port, on this machine; 127.0.0.1:7001 without it
     #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SERVER")]
@@ -39,6 +46,29 @@ pub struct StoryArgs {
     /// The port that the server is told by the same variable
     #[arg(long, hide = true, env = "P2S2_SERVER_TRADE_PORT", default_value_t = TRADE_PORT)]
     trade_port: u16,
+    /// The shop's sellers' port, on this machine; 127.0.0.1:8001 without it
+    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SELLER")]
+    seller: Option<SocketAddr>,
+    /// The shop's buyers' port, on this machine; 127.0.0.1:8002 without it
+    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_BUYER")]
+    buyer: Option<SocketAddr>,
+    #[arg(long, hide = true, env = "P2S2_SERVER_SELLER_PORT", default_value = "8001")]
+    seller_port: Ports,
+    #[arg(long, hide = true, env = "P2S2_SERVER_BUYER_PORT", default_value = "8002")]
+    buyer_port: Ports,
+}
+
+/// Where the parts of a server are.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    trade: SocketAddr,
+    seller: SocketAddr,
+    buyer: SocketAddr,
+}
+
+/// The first of the ports; any free one, as 0 means, is none to be found at.
+fn first_port(ports: &Ports, otherwise: u16) -> u16 {
+    ports.0.first().copied().filter(|port| *port != 0).unwrap_or(otherwise)
 }
 
 /// Plays the story.
@@ -47,23 +77,37 @@ pub struct StoryArgs {
 /// The step that did not work.
 pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     super::settings::init_log("warn");
-    // Any free port, as 0 means, is none to be found at.
-    let port = if args.trade_port == 0 { TRADE_PORT } else { args.trade_port };
-    let looked_at = args.server.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());
-    ensure!(looked_at.ip().is_loopback(), "--server {looked_at}: the story is played on loopback alone");
+    let at = |given: Option<SocketAddr>, port| given.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, port).into());
+    let looked_at = Addresses {
+        trade: at(args.server, first_port(&Ports(vec![args.trade_port]), TRADE_PORT)),
+        seller: at(args.seller, first_port(&args.seller_port, SELLER_PORT)),
+        buyer: at(args.buyer, first_port(&args.buyer_port, BUYER_PORT)),
+    };
+    for (flag, addr) in [("server", looked_at.trade), ("seller", looked_at.seller), ("buyer", looked_at.buyer)] {
+        ensure!(addr.ip().is_loopback(), "--{flag} {addr}: the story is played on loopback alone");
+    }
     let mark = &Token::random().reveal()[..4].to_owned();
     let stage = Stage::set(mark)?;
-    let (server, addr) = if answers(looked_at)? {
-        println!("A server answers at {looked_at}.\n");
-        (None, looked_at)
+    let (mut servers, mut addresses) = (Vec::new(), looked_at);
+    if answers(looked_at.trade)? {
+        println!("A server answers at {}.\n", looked_at.trade);
     } else {
-        println!("No server answers at {looked_at}: here is one for this story.\n");
-        let (server, addr) = stage.start_server()?;
-        (Some(server), addr)
-    };
-    let plaintext = settles_in_plaintext(addr, mark)?;
-    trade(&stage, addr, plaintext, mark)?;
-    if let Some(mut server) = server {
+        println!("No server answers at {}: here is one for this story.\n", looked_at.trade);
+        let server;
+        (server, addresses) = stage.start_server("server")?;
+        servers.push(server);
+    }
+    let plaintext = settles_in_plaintext(addresses.trade, mark)?;
+    trade(&stage, addresses.trade, plaintext, mark)?;
+    println!();
+    if servers.is_empty() && !(sells(looked_at.seller) && sells(looked_at.buyer)) {
+        println!("No shop answers at {} and {}: here is one.\n", looked_at.seller, looked_at.buyer);
+        let server;
+        (server, addresses) = stage.start_server("shop-server")?;
+        servers.push(server);
+    }
+    shop(&stage, addresses, mark)?;
+    for server in &mut servers {
         server.end()?;
     }
     println!("\nAll of it worked.");
@@ -104,9 +148,47 @@ fn trade(stage: &Stage, server: SocketAddr, plaintext: bool, mark: &str) -> anyh
     Ok(())
 }
 
+/// A seller lists, a buyer searches, fills a cart and purchases; the seller ships.
+fn shop(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
+    println!("SHOP: sam-{mark} sells lamps; bea-{mark} buys two of them.");
+    let mut sam = stage.start_client("seller", "sam", server.seller, mark)?;
+    sam.tell(&format!("sell \"Brass Lamp\" 3 10.50 2 --keywords lamp,k{mark} --used"))?;
+    let listed = sam.await_line("on sale as ")?;
+    let item = listed.split(' ').find_map(|word| word.strip_suffix(':')).context("no item id is named")?;
+
+    let mut bea = stage.start_client("buyer", "bea", server.buyer, mark)?;
+    bea.tell(&format!("search --category 3 lamp k{mark}"))?;
+    bea.await_line("Brass Lamp")?;
+    bea.tell(&format!("add {item} 2"))?;
+    bea.await_line("in the cart")?;
+    bea.tell("purchase")?;
+    bea.await_line("bought for 21.00")?;
+    println!("   (stock, charge and history agree now, whichever component dies)");
+    sam.tell("orders")?;
+    let order = sam.await_line(item)?;
+    let purchase = order.split_whitespace().next().context("the order names no purchase")?;
+    sam.tell(&format!("ship {purchase} {item}"))?;
+    sam.await_line("shipped ")?;
+    bea.tell(&format!("vote {item} up"))?;
+    bea.await_line("voted on")?;
+    bea.tell("purchases")?;
+    // With two dates: bought and shipped.
+    let line = bea.await_line(item)?;
+    ensure!(line.matches('Z').count() == 2, "the buyer does not see that it was shipped: {line}");
+    sam.tell("rating")?;
+    sam.await_line("2 units sold")?;
+    for client in [&mut bea, &mut sam] {
+        client.tell("logout")?;
+        client.await_line("logged out")?;
+        client.tell("quit")?;
+        client.end()?;
+    }
+    Ok(())
+}
+
 /// Where the story's processes keep what is theirs; gone afterwards.
 struct Stage {
-    dir: std::path::PathBuf,
+    dir: PathBuf,
 }
 
 impl Stage {
@@ -119,23 +201,52 @@ impl Stage {
         Ok(Stage { dir })
     }
 
-    fn start_server(&self) -> anyhow::Result<(Actor, SocketAddr)> {
-        let ready = self.dir.join("server.json");
+    /// A server of every service that the story needs.
+    fn start_server(&self, name: &str) -> anyhow::Result<(Actor, Addresses)> {
+        let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("server")?;
-        command.args(["--bind", "127.0.0.1", "--trade-port", "0", "--data-dir"]).arg(self.dir.join("server"));
-        command.arg("--ready-file").arg(&ready);
-        let mut server = Actor::start("server", command)?;
+        command.args(["--bind", "127.0.0.1", "--services", "trade,shop", "--trade-port", "0", "--product-port", "0"]);
+        command.args(["--customer-port", "0", "--seller-port", "0", "--buyer-port", "0", "--data-dir"]);
+        command.arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
+        let mut server = Actor::start(name, command)?;
+        server.is_server = true;
         server.await_line("ready")?;
-        let addresses = wait_for_file(&ready)?;
-        let addr = addresses["trade_udp"].as_str().context("the server's ready file names no trade_udp")?;
-        Ok((server, addr.parse()?))
+        let ready = wait_for_file(&ready)?;
+        let addr = |field: &str| -> anyhow::Result<SocketAddr> {
+            let addr = ready[field].as_str().with_context(|| format!("the server's ready file names no {field}"))?;
+            Ok(addr.parse()?)
+        };
+        let addresses = Addresses { trade: addr("trade_udp")?, seller: addr("seller")?, buyer: addr("buyer")? };
+        Ok((server, addresses))
+    }
+
+    /// A client of the shop, with an account and a session.
+    fn start_client(&self, role: &str, name: &str, server: SocketAddr, mark: &str) -> anyhow::Result<Actor> {
+        let name = format!("{name}-{mark}");
+        let mut command = self.program(role)?;
+        command.args(["--server", &server.to_string()]).env(PASSWORD_VARIABLE, Token::random().reveal());
+        if role == "buyer" {
+            let wallet = self.write_wallet(&name, "4111111111111111", "7 Mill Road, Oakfield")?;
+            command.arg("--wallet").arg(wallet);
+        }
+        let mut client = Actor::start(&name, command)?;
+        client.tell(&format!("create-account {name}"))?;
+        client.await_line("has an account")?;
+        client.tell(&format!("login {name}"))?;
+        client.await_line("logged in as")?;
+        Ok(client)
+    }
+
+    fn write_wallet(&self, name: &str, card: &str, address: &str) -> anyhow::Result<PathBuf> {
+        let wallet = self.dir.join(format!("{name}.wallet.json"));
+        write_private(&wallet, &json!({"cc_number": card, "cc_exp": "12/39", "address": address}))?;
+        Ok(wallet)
     }
 
     /// A peer of a server on this machine, which may settle without TLS.
     fn start_peer(&self, name: &str, server: (SocketAddr, bool), card: &str, address: &str) -> anyhow::Result<Actor> {
         let (server, plaintext) = server;
-        let wallet = self.dir.join(format!("{name}.wallet.json"));
-        write_private(&wallet, &json!({"cc_number": card, "cc_exp": "12/39", "address": address}))?;
+        let wallet = self.write_wallet(name, card, address)?;
         let mut command = self.program("peer")?;
         command.args(if plaintext { &["--plaintext"][..] } else { &[] });
         command.args(["--name", name, "--bind", "127.0.0.1", "--server", &server.to_string(), "--wallet"]).arg(&wallet);
@@ -172,6 +283,8 @@ struct Actor {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
+    /// It wants a signal to end; the end of its input ends any other.
+    is_server: bool,
 }
 
 impl Actor {
@@ -194,7 +307,7 @@ impl Actor {
                 }
             }
         })?;
-        Ok(Actor { name: name.to_owned(), child, stdin, lines })
+        Ok(Actor { name: name.to_owned(), child, stdin, lines, is_server: false })
     }
 
     fn tell(&mut self, words: &str) -> anyhow::Result<()> {
@@ -203,12 +316,12 @@ impl Actor {
         writeln!(stdin, "{words}").with_context(|| format!("{} does not listen", self.name))
     }
 
-    /// Waits for a line with these words; a line that says that something went wrong ends the story.
-    fn await_line(&mut self, words: &str) -> anyhow::Result<()> {
+    /// Waits for a line with these words, which it returns; a line that says that something went wrong ends the story.
+    fn await_line(&mut self, words: &str) -> anyhow::Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_deadline(deadline) {
-                Ok(line) if line.contains(words) => return Ok(()),
+                Ok(line) if line.contains(words) => return Ok(line),
                 Ok(line) if line.starts_with("error:") || line.starts_with("cancelled [") => {
                     bail!("{}: {line}", self.name)
                 }
@@ -221,17 +334,16 @@ impl Actor {
 
     /// Ends the process in good order.
     fn end(&mut self) -> anyhow::Result<()> {
-        // The end of its input ends a peer; a server wants a signal.
         drop(self.stdin.take());
         #[cfg(unix)]
-        if self.name == "server" {
+        if self.is_server {
             let pid = i32::try_from(self.child.id()).context("a process id that is none")?;
             // SAFETY: kill(2) takes plain numbers; the child was not waited for, so the pid is still its own.
             unsafe { libc::kill(pid, libc::SIGTERM) };
         }
         let deadline = Instant::now() + PATIENCE;
         while self.lines.recv_deadline(deadline).is_ok() {}
-        if cfg!(not(unix)) && self.name == "server" {
+        if cfg!(not(unix)) && self.is_server {
             self.child.kill()?;
             self.child.wait()?;
             return Ok(());
@@ -256,6 +368,13 @@ fn answers(server: SocketAddr) -> anyhow::Result<bool> {
     let answer = ask(&loopback_socket(server)?, server, question, 3);
     ensure!(answer.as_ref().is_none_or(|answer| answer["rq"] == 1), "what answers at {server} is no trade server");
     Ok(answer.is_some())
+}
+
+/// Whether a frontend of the shop answers there: it tells whoever has no session so.
+fn sells(server: SocketAddr) -> bool {
+    let mut client = Client::new(Config::plain(server.to_string()));
+    let answer = client.call("GetSellerRating", json!({}));
+    answer.is_err_and(|error| error.code() == Some(Code::NotLoggedIn))
 }
 
 /// Whether the server settles without TLS: it says so to whoever registers. Someone does, and leaves.

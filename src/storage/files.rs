@@ -28,7 +28,7 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Options for a file that only its owner may read.
-pub(super) fn private() -> OpenOptions {
+pub(crate) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);

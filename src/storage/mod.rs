@@ -20,7 +20,7 @@
 
 pub mod backup;
 mod error;
-mod files;
+pub(crate) mod files;
 pub mod lock;
 mod readers;
 mod restore;

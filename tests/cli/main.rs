@@ -18,7 +18,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["server", "peer", "admin", "story"] {
+    for command in ["server", "peer", "seller", "buyer", "admin", "story"] {
         let (code, help, _) = run(program(command).arg("--help"));
         assert_eq!(code, 0, "{command}");
         assert!(help.contains("Example") && help.contains(&format!("p2s2 {command}")), "{command}: {help}");
@@ -257,21 +257,27 @@ fn the_whole_story_works() {
     let silent = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
     let (code, story, error) = run(program("story").args(["--server", &silent.local_addr().unwrap().to_string()]));
     assert_eq!(code, 0, "{story}\n{error}");
-    for words in ["accepted [", "reserved [", "bought [", "sold [", "All of it worked."] {
+    let trade = ["accepted [", "reserved [", "bought [", "sold ["];
+    let shop = ["on sale as 3-", "bought for 21.00", "shipped 3-", "+1 -0 (100 % up), 2 units sold"];
+    for words in trade.into_iter().chain(shop).chain(["All of it worked."]) {
         assert!(story.contains(words), "{words:?} is missing: {story}");
     }
     // And against a server that runs.
     let server = Server::start(&[]);
-    let (code, story, error) = run(program("story").args(["--server", &server.addr.to_string()]));
+    // It has no shop, and nobody serves at that port.
+    let mut told = program("story");
+    told.args(["--server", &server.addr.to_string(), "--seller", "127.0.0.1:1", "--buyer", "127.0.0.1:1"]);
+    let (code, story, error) = run(&mut told);
     assert_eq!(code, 0, "{story}\n{error}");
-    assert!(story.contains("A server answers"));
+    assert!(story.contains("A server answers") && story.contains("No shop answers at 127.0.0.1:1"), "{story}");
     assert_eq!(server.balance_cents("escrow"), 0);
     assert_eq!(server.balance_cents("fee"), 1_000);
     assert!(server.admin_json(&["peers"]).is_empty(), "the story's peers have left");
     // One that settles without TLS, found where the server's own setting says that it is.
     let server = Server::start(&["--plaintext"]);
     let dir = tempfile::tempdir().unwrap();
-    let lines = format!("P2S2_SERVER_TRADE_PORT={}\nP2S2_PEER_WALLET=/nowhere\n", server.addr.port());
+    let ports = "P2S2_SERVER_SELLER_PORT=1,0\nP2S2_SERVER_BUYER_PORT=1\nP2S2_BUYER_USER=nobody\n";
+    let lines = format!("{ports}P2S2_SERVER_TRADE_PORT={}\nP2S2_PEER_WALLET=/nowhere\n", server.addr.port());
     fs::write(dir.path().join(".env"), lines).unwrap();
     let (code, story, error) = run(program("story").current_dir(dir.path()));
     assert_eq!(code, 0, "{story}\n{error}");

@@ -8,6 +8,7 @@ mod support;
 
 mod apis;
 mod carts;
+mod commands;
 mod kills;
 mod limits;
 mod purchases;

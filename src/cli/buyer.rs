@@ -1,0 +1,254 @@
+//! `p2s2 buyer`: search, fill a cart, purchase.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use super::shopper::{self, AccountCommand, Common, Desk, PageArgs, RoleCommands, ask, show};
+use crate::model::{CardNumber, Expiry};
+use crate::trade::peer::wallet::{self, Wallet};
+
+/// Buy in the shop: at a prompt, from a pipe, or one command at a time
+#[derive(Debug, Args)]
+#[command(
+    subcommand_value_name = "COMMAND",
+    disable_help_subcommand = true,
+    mut_arg("server", |arg| arg.env("P2S2_BUYER_SERVER").help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well")),
+    mut_arg("user", |arg| arg.env("P2S2_BUYER_USER")),
+    mut_arg("tls", |arg| arg.env("P2S2_BUYER_TLS")),
+    mut_arg("server_cert", |arg| arg.env("P2S2_BUYER_SERVER_CERT")),
+    mut_arg("json", |arg| arg.env("P2S2_BUYER_JSON")),
+    after_help = "\
+Examples:
+  p2s2 buyer --user bob                         at a prompt; `help` lists the commands
+  p2s2 buyer shop.example.org 8002
+  p2s2 buyer create-account bob
+  p2s2 buyer login bob                          the session is kept for the calls that follow
+  p2s2 buyer search --category 1 phone
+  p2s2 buyer add 1-17 2
+  p2s2 buyer purchase --wallet data/samples/wallet-bob.json
+  printf 'login bob\\nsearch lamp\\n' | P2S2_PASSWORD=… p2s2 buyer --json
+
+Sessions of single commands are kept in ~/.config/p2s2 (or $XDG_CONFIG_HOME/p2s2), readable by you alone.
+A wallet is a JSON file with cc_number, cc_exp (\"MM/YY\") and address; without one the card is asked for."
+)]
+pub struct BuyerArgs {
+    #[command(flatten)]
+    common: Common,
+    /// What to pay with: a JSON file with cc_number, cc_exp and address
+    #[arg(long, value_name = "FILE", env = "P2S2_BUYER_WALLET")]
+    wallet: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<BuyerCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum BuyerCommand {
+    #[command(flatten)]
+    Account(AccountCommand),
+    /// Look for items: the best first, then the cheapest
+    #[command(after_help = "Example:\n  search --category 1 phone charger")]
+    Search {
+        /// Up to five
+        #[arg(value_name = "KEYWORD")]
+        keywords: Vec<String>,
+        /// This category alone
+        #[arg(long, value_name = "N")]
+        category: Option<u32>,
+        #[command(flatten)]
+        page: PageArgs,
+    },
+    /// Show one item
+    Item {
+        #[arg(value_name = "ITEM")]
+        item: String,
+    },
+    /// Put units of an item into the cart, which reserves nothing
+    #[command(after_help = "Example:\n  add 1-17 2")]
+    Add {
+        #[arg(value_name = "ITEM")]
+        item: String,
+        /// How many
+        #[arg(value_name = "QTY", default_value_t = 1)]
+        quantity: u32,
+    },
+    /// Take units of an item out of the cart
+    Remove {
+        #[arg(value_name = "ITEM")]
+        item: String,
+        /// How many; all of them without it
+        #[arg(value_name = "QTY")]
+        quantity: Option<u32>,
+    },
+    /// Show the cart
+    Cart,
+    /// Keep the cart for the next login
+    Save,
+    /// Empty the cart
+    Clear,
+    /// Buy what is in the cart, all of it or nothing
+    #[command(
+        after_help = "Example:\n  purchase --wallet data/samples/wallet-bob.json\n\nThe name on the card is the user's."
+    )]
+    Purchase {
+        /// What to pay with: a JSON file with cc_number, cc_exp and address; without it the card is asked for
+        #[arg(long, value_name = "FILE")]
+        wallet: Option<PathBuf>,
+        /// Where to, if not to the wallet's address
+        #[arg(long, value_name = "TEXT")]
+        address: Option<String>,
+        /// With the same key it is the same purchase, however often it is asked for
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
+    /// Vote on an item and its seller
+    #[command(after_help = "Example:\n  vote 1-17 up")]
+    Vote {
+        #[arg(value_name = "ITEM")]
+        item: String,
+        #[arg(value_name = "up|down", hide_possible_values = true)]
+        vote: Vote,
+    },
+    /// Show a seller's votes and sales
+    Rating {
+        /// The number behind the seller's name in a search
+        #[arg(value_name = "SELLER")]
+        seller: u64,
+    },
+    /// Show what was bought, the newest first
+    Purchases {
+        #[command(flatten)]
+        page: PageArgs,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Vote {
+    Up,
+    Down,
+}
+
+/// Runs the client: 0 when all went well, 1 when a single command failed.
+///
+/// # Errors
+/// Why it cannot begin.
+pub fn run(args: BuyerArgs) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.wallet {
+        // Better now than when money is to move.
+        Wallet::read(path).map_err(anyhow::Error::msg)?;
+        // For the commands of the input; set while there is one thread.
+        WALLET.set(path.clone()).ok();
+    }
+    shopper::run(args.common, args.command)
+}
+
+/// The wallet of `--wallet`.
+static WALLET: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+
+impl RoleCommands for BuyerCommand {
+    const ROLE: &'static str = "buyer";
+    const SERVER: &'static str = "127.0.0.1:8002";
+
+    fn account(&self) -> Option<&AccountCommand> {
+        match self {
+            BuyerCommand::Account(command) => Some(command),
+            _ => None,
+        }
+    }
+
+    fn run(self, desk: &Desk) -> anyhow::Result<()> {
+        match self {
+            BuyerCommand::Account(_) => {}
+            BuyerCommand::Search { keywords, category, page } => {
+                let mut payload = json!({ "keywords": keywords });
+                if let Some(category) = category {
+                    payload["category"] = category.into();
+                }
+                page.add_to(&mut payload);
+                desk.say("search", desk.call("SearchItemsForSale", payload)?, |found| match &found["items"] {
+                    Value::Array(items) if items.is_empty() => show::count(found),
+                    items => format!("{}\n{}", show::items(items), show::count(found)),
+                });
+            }
+            BuyerCommand::Item { item } => {
+                let item = desk.call("GetItem", json!({ "item_id": item }))?;
+                desk.say("item", item, |item| show::items(&json!([item])));
+            }
+            BuyerCommand::Add { item, quantity } => {
+                let answer = desk.call("AddItemToCart", json!({"item_id": item, "quantity": quantity}))?;
+                desk.say("add", answer, |_| format!("{quantity} more of {item} in the cart"));
+            }
+            BuyerCommand::Remove { item, quantity } => {
+                let mut payload = json!({ "item_id": item });
+                if let Some(quantity) = quantity {
+                    payload["quantity"] = quantity.into();
+                }
+                let answer = desk.call("RemoveItemFromCart", payload)?;
+                desk.say("remove", answer, |left| format!("{} of {item} left in the cart", left["quantity"]));
+            }
+            BuyerCommand::Cart => {
+                desk.say("cart", desk.call("DisplayCart", json!({}))?, |cart| show::cart(&cart["cart"]));
+            }
+            BuyerCommand::Save => {
+                desk.say("save", desk.call("SaveCart", json!({}))?, |_| "the cart is kept".to_owned());
+            }
+            BuyerCommand::Clear => {
+                desk.say("clear", desk.call("ClearCart", json!({}))?, |_| "the cart is empty".to_owned());
+            }
+            BuyerCommand::Purchase { wallet, address, key } => {
+                purchase(desk, wallet.as_deref().or(WALLET.get().map(PathBuf::as_path)), address, key)?;
+            }
+            BuyerCommand::Vote { item, vote } => {
+                let payload = json!({"item_id": item, "thumbs_up": vote == Vote::Up});
+                desk.say("vote", desk.call("ProvideFeedback", payload)?, |_| format!("voted on {item}"));
+            }
+            BuyerCommand::Rating { seller } => {
+                desk.say("rating", desk.call("GetSellerRating", json!({ "seller_id": seller }))?, show::rating);
+            }
+            BuyerCommand::Purchases { page } => {
+                let mut payload = json!({});
+                page.add_to(&mut payload);
+                let answer = desk.call("GetBuyerPurchases", payload)?;
+                desk.say("purchases", answer, |list| show::purchases(&list["items"]));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn purchase(desk: &Desk, wallet: Option<&Path>, address: Option<String>, key: Option<String>) -> anyhow::Result<()> {
+    let means = match wallet {
+        Some(path) => {
+            if let Some(warning) = wallet::warning(path) {
+                eprintln!("warning: {warning}");
+            }
+            Wallet::read(path).map_err(anyhow::Error::msg)?
+        }
+        None if ask::somebody_is_there() => asked_for(address.is_none())?,
+        None => bail!("nothing to pay with: --wallet FILE, as there is no terminal to ask for a card at"),
+    };
+    let name = desk.user().context("`login` opens a session first")?;
+    let card = json!({"number": means.cc_number, "exp": means.cc_exp, "name": name});
+    let mut payload = json!({ "card": card });
+    let address = address.unwrap_or(means.address);
+    for (field, text) in [("address", Some(address).filter(|text| !text.is_empty())), ("idempotency_key", key)] {
+        if let Some(text) = text {
+            payload[field] = text.into();
+        }
+    }
+    desk.say("purchase", desk.call("MakePurchase", payload)?, show::purchased);
+    Ok(())
+}
+
+/// A card, and where to, from a person.
+fn asked_for(with_address: bool) -> anyhow::Result<Wallet> {
+    let number = CardNumber::new(ask::hidden("Card number: ")?.trim());
+    let cc_number = number.map_err(|wrong| anyhow::anyhow!("card number: {wrong}"))?;
+    let expiry = Expiry::parse(ask::line("Good until (MM/YY): ")?.trim());
+    let cc_exp = expiry.map_err(|wrong| anyhow::anyhow!("expiry: {wrong}"))?;
+    let address = if with_address { ask::line("Address (may be empty): ")?.trim().to_owned() } else { String::new() };
+    Ok(Wallet { cc_number, cc_exp, address })
+}

@@ -1,0 +1,230 @@
+//! `p2s2 seller`: list items, see orders, ship.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::admin::progress_bar;
+use super::shopper::{self, AccountCommand, Common, Desk, PageArgs, RoleCommands, show};
+use crate::model::Cents;
+use crate::shop::wire::{self, Port};
+
+/// Sell in the shop: at a prompt, from a pipe, or one command at a time
+#[derive(Debug, Args)]
+#[command(
+    subcommand_value_name = "COMMAND",
+    disable_help_subcommand = true,
+    mut_arg("server", |arg| arg.env("P2S2_SELLER_SERVER").help("The sellers' server, 127.0.0.1:8001 without it; HOST PORT as two words will do as well")),
+    mut_arg("user", |arg| arg.env("P2S2_SELLER_USER")),
+    mut_arg("tls", |arg| arg.env("P2S2_SELLER_TLS")),
+    mut_arg("server_cert", |arg| arg.env("P2S2_SELLER_SERVER_CERT")),
+    mut_arg("json", |arg| arg.env("P2S2_SELLER_JSON")),
+    after_help = "\
+Examples:
+  p2s2 seller --user alice                      at a prompt; `help` lists the commands
+  p2s2 seller shop.example.org 8001
+  p2s2 seller create-account alice --name \"Alice's Attic\"
+  p2s2 seller login alice                       the session is kept for the calls that follow
+  p2s2 seller sell \"Brass Lamp\" 3 10.50 5 --keywords lamp,brass --used
+  p2s2 seller load data/samples/shop.json
+  p2s2 seller orders
+  printf 'login alice\\nitems\\n' | P2S2_PASSWORD=… p2s2 seller --json
+
+Sessions of single commands are kept in ~/.config/p2s2 (or $XDG_CONFIG_HOME/p2s2), readable by you alone."
+)]
+pub struct SellerArgs {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<SellerCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum SellerCommand {
+    #[command(flatten)]
+    Account(AccountCommand),
+    /// Put an item on sale
+    #[command(after_help = "Example:\n  sell \"Brass Lamp\" 3 10.50 5 --keywords lamp,brass --used")]
+    Sell {
+        /// 1 to 32 characters
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// A number from 0 on
+        #[arg(value_name = "CATEGORY")]
+        category: u32,
+        /// Of one unit
+        #[arg(value_name = "PRICE", allow_hyphen_values = true, value_parser = Cents::parse_price)]
+        price: Cents,
+        /// How many there are
+        #[arg(value_name = "QTY")]
+        quantity: u32,
+        /// Up to five of up to eight characters, with commas between
+        #[arg(long, value_name = "WORD,…", value_delimiter = ',')]
+        keywords: Vec<String>,
+        /// It was somebody's before; new without it
+        #[arg(long)]
+        used: bool,
+    },
+    /// Put a JSON list of items on sale
+    #[command(after_help = "\
+Example:
+  load data/samples/shop.json
+
+Each item has item_name, category, keywords, condition, price, quantity. All are looked at before the
+first is listed.")]
+    Load {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Change an item's price
+    Price {
+        #[arg(value_name = "ITEM")]
+        item: String,
+        #[arg(value_name = "PRICE", allow_hyphen_values = true, value_parser = Cents::parse_price)]
+        price: Cents,
+    },
+    /// Add units to an item, or take some away
+    #[command(after_help = "Examples:\n  units 3-17 10\n  units 3-17 -2")]
+    Units {
+        #[arg(value_name = "ITEM")]
+        item: String,
+        /// How many more, or (with a minus) fewer
+        #[arg(value_name = "CHANGE", allow_hyphen_values = true)]
+        change: i64,
+    },
+    /// Show what you have on sale, the oldest first
+    Items {
+        #[command(flatten)]
+        page: PageArgs,
+    },
+    /// Show one item of yours
+    Item {
+        #[arg(value_name = "ITEM")]
+        item: String,
+    },
+    /// Show what was bought from you, the newest first
+    Orders {
+        #[command(flatten)]
+        page: PageArgs,
+    },
+    /// Tell a buyer that an item of a purchase is on its way
+    Ship {
+        #[arg(value_name = "PURCHASE")]
+        purchase: String,
+        #[arg(value_name = "ITEM")]
+        item: String,
+    },
+    /// Show your votes and sales
+    Rating,
+}
+
+/// Runs the client: 0 when all went well, 1 when a single command failed.
+///
+/// # Errors
+/// Why it cannot begin.
+pub fn run(args: SellerArgs) -> anyhow::Result<ExitCode> {
+    shopper::run(args.common, args.command)
+}
+
+impl RoleCommands for SellerCommand {
+    const ROLE: &'static str = "seller";
+    const SERVER: &'static str = "127.0.0.1:8001";
+
+    fn account(&self) -> Option<&AccountCommand> {
+        match self {
+            SellerCommand::Account(command) => Some(command),
+            _ => None,
+        }
+    }
+
+    fn run(self, desk: &Desk) -> anyhow::Result<()> {
+        match self {
+            SellerCommand::Account(_) => {}
+            SellerCommand::Sell { name, category, price, quantity, keywords, used } => {
+                let condition = if used { "Used" } else { "New" };
+                let payload = json!({
+                    "item_name": name, "category": category, "keywords": keywords, "condition": condition,
+                    "price": price, "quantity": quantity,
+                });
+                desk.say("sell", desk.call("RegisterItemForSale", payload)?, |answer| {
+                    format!("on sale as {}: {quantity} of {name} for {price}", show::plain(&answer["item_id"]))
+                });
+            }
+            SellerCommand::Load { file } => load(desk, &file)?,
+            SellerCommand::Price { item, price } => {
+                let answer = desk.call("ChangeItemPrice", json!({"item_id": item, "price": price}))?;
+                desk.say("price", answer, |_| format!("{item} is {price} now"));
+            }
+            SellerCommand::Units { item, change } => {
+                let answer = desk.call("UpdateUnitsForSale", json!({"item_id": item, "quantity": change}))?;
+                desk.say("units", answer, |now| format!("{} of {item} now", now["quantity"]));
+            }
+            SellerCommand::Items { page } => {
+                let mut payload = json!({});
+                page.add_to(&mut payload);
+                desk.say("items", desk.call("DisplayItemsForSale", payload)?, |list| match &list["items"] {
+                    Value::Array(items) if items.is_empty() => {
+                        "nothing is on sale; `sell` or `load` changes that".to_owned()
+                    }
+                    items => format!("{}\n{}", show::items(items), show::count(list)),
+                });
+            }
+            SellerCommand::Item { item } => {
+                let item = desk.call("GetItem", json!({ "item_id": item }))?;
+                desk.say("item", item, |item| show::items(&json!([item])));
+            }
+            SellerCommand::Orders { page } => {
+                let mut payload = json!({});
+                page.add_to(&mut payload);
+                let answer = desk.call("GetSellerOrders", payload)?;
+                desk.say("orders", answer, |list| show::orders(&list["items"]));
+            }
+            SellerCommand::Ship { purchase, item } => {
+                let answer = desk.call("MarkShipped", json!({"purchase_id": purchase, "item_id": item}))?;
+                desk.say("ship", answer, |_| format!("shipped {item} of {purchase}"));
+            }
+            SellerCommand::Rating => {
+                desk.say("rating", desk.call("GetSellerRating", json!({}))?, show::rating);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lists every item of a file; none if one of them breaks a rule.
+fn load(desk: &Desk, file: &Path) -> anyhow::Result<()> {
+    let items = catalogue(file)?;
+    let total = items.len();
+    let bar = progress_bar();
+    bar.set_length(total as u64);
+    for (done, item) in items.into_iter().enumerate() {
+        let name = show::plain(&item["item_name"]);
+        let listed = desk.call("RegisterItemForSale", item);
+        if listed.is_err() {
+            bar.finish_and_clear();
+        }
+        listed.with_context(|| format!("{done} of {total} items are on sale; {name:?} is not"))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    desk.say("load", json!({ "items": total }), |_| format!("{} on sale", show::counted(total as u64, "item")));
+    Ok(())
+}
+
+/// The items of a file, by the server's own rules.
+fn catalogue(file: &Path) -> anyhow::Result<Vec<Value>> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).with_context(|| format!("{shown}"))?;
+    let items: Vec<Value> = serde_json::from_str(&text)
+        .map_err(|error| anyhow::anyhow!("{shown}: expected a JSON list of items: {error}"))?;
+    for (nth, item) in (1..).zip(&items) {
+        let request = json!({"type": "request", "api": "RegisterItemForSale", "session_id": "none", "payload": item});
+        if let Err((_, refusal)) = wire::read(Port::Seller, request.to_string().as_bytes()) {
+            bail!("{shown}, item {nth}: {}", refusal.message);
+        }
+    }
+    Ok(items)
+}
