@@ -80,6 +80,8 @@ pub struct Effort {
 pub struct Measured {
     /// As reports call it.
     pub name: &'static str,
+    /// What was measured together has the same number.
+    pub group: usize,
     /// Clients at once.
     pub clients: usize,
     /// A limit.
@@ -93,6 +95,8 @@ pub struct Measured {
 pub struct Share {
     /// The result's name.
     pub result: &'static str,
+    /// Its number among the groups.
+    pub group: usize,
     /// Clients at once.
     pub clients: usize,
     /// The limits' names.
@@ -145,11 +149,12 @@ pub fn measure(
     let whole = samples.iter().map(Vec::len).min().unwrap_or(0);
     samples.iter_mut().for_each(|of_bench| of_bench.truncate(whole));
     if whole > 0 {
+        let group = outcome.measured.last().map_or(0, |last| last.group + 1);
         for pair in pairs {
-            outcome.shares.push(share(clients, pair, &benches, &samples));
+            outcome.shares.push(Share { group, ..share(clients, pair, &benches, &samples) });
         }
         for (bench, samples) in benches.iter().zip(samples) {
-            outcome.measured.push(Measured { name: bench.name, clients, is_limit: bench.is_limit, samples });
+            outcome.measured.push(Measured { name: bench.name, group, clients, is_limit: bench.is_limit, samples });
         }
     }
     result
@@ -216,6 +221,7 @@ fn share(clients: usize, pair: Pair, benches: &[Bench<'_>], samples: &[Vec<Sampl
     let shares = of(pair.result).iter().zip(&limits).map(|(sample, limit)| sample.ops_per_s() / limit.max(1e-9));
     Share {
         result: pair.result,
+        group: 0,
         clients,
         limits: pair.limits,
         limit_ops_per_s: median(limits.iter().copied()),
@@ -334,6 +340,27 @@ mod tests {
         let measured = &outcome.measured[2];
         assert_eq!((measured.ops_per_s(), measured.total().done), (75.0, 345));
         assert!((measured.ops_per_s_stddev() - 18.165_902).abs() < 1e-3);
+    }
+
+    #[test]
+    fn limits_of_one_name_belong_to_their_groups() {
+        let mut outcome = Outcome::default();
+        for done in [100, 400] {
+            let group = Group {
+                clients: 1,
+                benches: vec![
+                    Bench::limit("limit", move |_, _| Ok(sample(done))),
+                    Bench::new(if done == 100 { "a" } else { "b" }, |_, _| Ok(sample(100))),
+                ],
+                pairs: vec![Pair { result: if done == 100 { "a" } else { "b" }, limits: &["limit"], required: None }],
+            };
+            measure(group, EFFORT, &ProgressBar::hidden(), &Stop::default(), &mut outcome).unwrap();
+        }
+        assert_eq!(outcome.measured.iter().map(|one| one.group).collect::<Vec<_>>(), [0, 0, 1, 1]);
+        assert_eq!(
+            outcome.shares.iter().map(|one| (one.group, one.median())).collect::<Vec<_>>(),
+            [(0, 1.0), (1, 0.25)]
+        );
     }
 
     #[test]
