@@ -225,6 +225,9 @@ pub fn watch(servers: &[Server], work: impl FnOnce() -> anyhow::Result<Sample>) 
     let usage = || servers.iter().map(Server::usage).reduce(|a, b| Some(a?.and(b?))).flatten();
     let before = usage();
     let mut sample = work()?;
+    if servers.is_empty() {
+        return Ok(sample);
+    }
     sample.server = usage().zip(before).map(|(after, before)| after.since(before));
     Ok(sample)
 }

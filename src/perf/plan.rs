@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::ProgressBar;
 
-use super::child::Usage;
+use super::child::{self, Server, Usage};
 use super::load::{Length, Sample};
 use super::stop::Stop;
 
@@ -23,6 +23,8 @@ pub struct Bench<'a> {
     pub is_limit: bool,
     /// It begins from nothing each time and warms up by itself.
     pub begins_anew: bool,
+    /// What is looked at meanwhile; looking takes longer the more threads they have.
+    pub servers: &'a [Server],
     /// Measures it once.
     pub measure: Measure<'a>,
 }
@@ -30,12 +32,17 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// A result.
     pub fn new(name: &'static str, measure: impl FnMut(Length, &Stop) -> anyhow::Result<Sample> + 'a) -> Bench<'a> {
-        Bench { name, is_limit: false, begins_anew: false, measure: Box::new(measure) }
+        Bench { name, is_limit: false, begins_anew: false, servers: &[], measure: Box::new(measure) }
     }
 
     /// A limit.
     pub fn limit(name: &'static str, measure: impl FnMut(Length, &Stop) -> anyhow::Result<Sample> + 'a) -> Bench<'a> {
         Bench { is_limit: true, ..Bench::new(name, measure) }
+    }
+
+    /// The same with servers whose CPU time and memory are told.
+    pub fn on(self, servers: &'a [Server]) -> Bench<'a> {
+        Bench { servers, ..self }
     }
 }
 
@@ -198,7 +205,8 @@ fn take_turns(
             if matches!(effort.length, Length::Time(_)) && !effort.lead_in.is_zero() && !bench.begins_anew {
                 (bench.measure)(Length::Time(effort.lead_in), stop).with_context(|| describe(bench.name))?;
             }
-            let sample = (bench.measure)(effort.length, stop).with_context(|| describe(bench.name))?;
+            let sample = child::watch(bench.servers, || (bench.measure)(effort.length, stop));
+            let sample = sample.with_context(|| describe(bench.name))?;
             if stop.is_asked() {
                 return Ok(());
             }

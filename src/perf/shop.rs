@@ -132,10 +132,8 @@ fn measure_operation(
     let out = run.args.out.clone();
     let is_required = !operation.is_durable && [1, 100].contains(&clients) && operation.name != "GETITEM";
     let mut benches = vec![
-        Bench::limit(RELAY, |length, stop| child::watch(relay_servers, || run_all(&mut echoing, length, stop))),
-        Bench::new(operation.title, |length, stop| {
-            child::watch(&processes.servers, || run_all(&mut calling, length, stop))
-        }),
+        Bench::limit(RELAY, |length, stop| run_all(&mut echoing, length, stop)).on(relay_servers),
+        Bench::new(operation.title, |length, stop| run_all(&mut calling, length, stop)).on(&processes.servers),
     ];
     let mut pairs = vec![Pair { result: operation.title, limits: &[RELAY], required: is_required.then_some(0.5) }];
     if operation.is_durable {
