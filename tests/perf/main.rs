@@ -210,7 +210,9 @@ fn a_server_that_is_not_there_is_an_error() {
     let unused = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let output = perf(&["trade", "--quick", "--target", &unused, "--only", "STATUS", "--clients", "1"], out.path());
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).starts_with("error: "), "{}", text(&output.stderr));
+    // A busy machine is warned of first.
+    let said = text(&output.stderr);
+    assert!(said.lines().any(|line| line.starts_with("error: ")), "{said}");
 }
 
 #[cfg(target_os = "linux")]
