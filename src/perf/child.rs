@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
+use super::load::Sample;
 use super::stop::Stop;
 use crate::net::threads;
 
@@ -216,7 +217,31 @@ pub struct Usage {
     pub switches: u64,
 }
 
+/// Measures, and what these servers used meanwhile, all together.
+///
+/// # Errors
+/// That of the measurement.
+pub fn watch(servers: &[Server], work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
+    let usage = || servers.iter().map(Server::usage).reduce(|a, b| Some(a?.and(b?))).flatten();
+    let before = usage();
+    let mut sample = work()?;
+    if servers.is_empty() {
+        return Ok(sample);
+    }
+    sample.server = usage().zip(before).map(|(after, before)| after.since(before));
+    Ok(sample)
+}
+
 impl Usage {
+    /// That of two processes.
+    pub fn and(self, other: Usage) -> Usage {
+        Usage {
+            cpu_s: self.cpu_s + other.cpu_s,
+            peak_rss_mb: self.peak_rss_mb + other.peak_rss_mb,
+            switches: self.switches + other.switches,
+        }
+    }
+
     /// What was used since: the difference, but for the peak.
     pub fn since(self, before: Usage) -> Usage {
         Usage {

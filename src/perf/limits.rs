@@ -1,8 +1,9 @@
 //! What the machine could do at all: the limits that results are a share of.
 //!
-//! Everything about them stands in this one file, so that a change of what is measured cannot move what
-//! it is measured by. `bare` is the standard library only; `threads` is the same echo over our request
-//! threads; `commit` writes the rows that a REGISTER writes through plain rusqlite.
+//! Everything about them stands here, so that a change of what is measured cannot move what it is
+//! measured by. `bare` is the standard library only; `threads` is the same echo over our request threads;
+//! `relay` ([`relay`]) is an echo across processes; `commit` writes the rows that a REGISTER writes
+//! through plain rusqlite.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -23,6 +24,8 @@ use crate::net::udp::{Datagram, UdpLimits, UdpServer};
 use crate::trade::journal::PeerRow;
 use crate::trade::store::MIGRATIONS;
 
+pub mod relay;
+
 /// The longest datagram, either way, bytes.
 const DATAGRAM_MAX: usize = 8 * 1024;
 /// Datagrams in hand and waiting: as many as the trade server takes.
@@ -34,9 +37,12 @@ const BOUNDS: UdpLimits =
 pub struct LimitServerArgs {
     /// Over what
     kind: Kind,
-    /// Bytes of an answer: the request, cut or filled up
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=8192))]
+    /// Bytes of an answer: the request, cut or filled up (messages to a relay say it themselves)
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=8192), default_value_t = 64)]
     answer_bytes: u16,
+    /// Whom a front asks
+    #[arg(long, value_name = "HOST:PORT")]
+    back: Vec<SocketAddr>,
 }
 
 /// An echo over what.
@@ -46,6 +52,10 @@ pub enum Kind {
     Bare,
     /// Our request threads
     Threads,
+    /// Processes: the one that clients speak with
+    RelayFront,
+    /// Processes: one that a front asks
+    RelayBack,
 }
 
 impl Kind {
@@ -54,10 +64,18 @@ impl Kind {
         match self {
             Kind::Bare => "bare",
             Kind::Threads => "threads",
+            Kind::RelayFront => "relay-front",
+            Kind::RelayBack => "relay-back",
         }
     }
 
-    /// The words that start such a server. It says `udp ADDRESS` and `ready`.
+    /// The words that start a relay's process, with those it asks. It says `tcp ADDRESS` and `ready`.
+    pub fn relay_words(self, backs: &[SocketAddr]) -> Vec<String> {
+        let backs = backs.iter().flat_map(|back| ["--back".to_owned(), back.to_string()]);
+        ["limit-server", self.name()].map(str::to_owned).into_iter().chain(backs).collect()
+    }
+
+    /// The words that start an echo of datagrams. It says `udp ADDRESS` and `ready`.
     pub fn words(self, answer_bytes: usize) -> Vec<String> {
         ["limit-server", self.name(), "--answer-bytes", &answer_bytes.to_string()].map(str::to_owned).into()
     }
@@ -73,19 +91,21 @@ pub fn serve(args: &LimitServerArgs) -> anyhow::Result<()> {
         let _ = io::copy(&mut io::stdin().lock().by_ref(), &mut io::sink());
         std::process::exit(0)
     })?;
+    if let Kind::RelayFront | Kind::RelayBack = args.kind {
+        let listener = relay::listen()?;
+        say_ready("tcp", listener.local_addr()?)?;
+        return if args.kind == Kind::RelayBack { relay::back(&listener) } else { relay::front(&listener, &args.back) };
+    }
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let addr = socket.local_addr()?;
-    let ready = move || {
-        let mut out = io::stdout().lock();
-        writeln!(out, "udp {addr}\nready").and_then(|()| out.flush())
-    };
+    let ready = move || say_ready("udp", addr);
     let answer_bytes = usize::from(args.answer_bytes);
     match args.kind {
         Kind::Bare => {
             ready()?;
             bare(&socket, answer_bytes)
         }
-        Kind::Threads => {
+        _ => {
             let server = over_threads(socket, answer_bytes)?;
             ready()?;
             loop {
@@ -95,6 +115,11 @@ pub fn serve(args: &LimitServerArgs) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+fn say_ready(over: &str, addr: SocketAddr) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{over} {addr}\nready").and_then(|()| out.flush())
 }
 
 fn bare(socket: &UdpSocket, answer_bytes: usize) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ pub mod load;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod shop;
 pub mod stop;
 pub mod trade;
 
@@ -34,6 +35,7 @@ const INTERRUPTED: u8 = 130;
 Examples:
   p2s2-perf trade --quick                      within a minute: echo, STATUS, REGISTER, rounds, purchases
   p2s2-perf trade --clients 1,100 --only STATUS,REGISTER
+  p2s2-perf shop --quick                       the shop's calls, as a share of an echo over the same processes
   p2s2-perf trade --quick --json > now.json    the report as one JSON object instead of the table
   p2s2-perf compare before.json now.json       two runs side by side
 
@@ -54,6 +56,13 @@ Examples:
   p2s2-perf trade --full --out /mnt/disk/perf       the store's files lie below --out: choose the disk
   p2s2-perf trade --target 127.0.0.1:7001 --only STATUS --clients 1,10,100")]
     Trade(RunArgs),
+    /// Sellers and buyers over four server processes, with TCP
+    #[command(after_help = "\
+Examples:
+  p2s2-perf shop --quick                       frames alone; without --quick also lines
+  p2s2-perf shop --only SEARCH,CART --clients 100
+  p2s2-perf shop --full --out /mnt/disk/perf        the databases' files lie below --out: choose the disk")]
+    Shop(RunArgs),
     /// Show two reports side by side
     #[command(after_help = "Example:\n  p2s2-perf compare data/perf/before.json data/perf/trade.json")]
     Compare(compare::CompareArgs),
@@ -123,6 +132,14 @@ pub fn main() -> ExitCode {
         Command::Trade(args) => {
             args.check(trade::OPERATIONS);
             run::scenario("trade", &args, trade::measure)
+        }
+        Command::Shop(args) => {
+            args.check(shop::OPERATIONS);
+            if args.target.is_some() {
+                let message = "--target: shop starts its four servers itself; leave this out";
+                Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
+            }
+            run::scenario("shop", &args, shop::measure)
         }
         Command::Compare(args) => compare::run(&args),
         Command::LimitServer(args) => limits::serve(&args).map(|()| ExitCode::SUCCESS),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use indicatif::ProgressBar;
 
-use super::child::Usage;
+use super::child::{self, Server, Usage};
 use super::load::{Length, Sample};
 use super::stop::Stop;
 
@@ -23,6 +23,8 @@ pub struct Bench<'a> {
     pub is_limit: bool,
     /// It begins from nothing each time and warms up by itself.
     pub begins_anew: bool,
+    /// What is looked at meanwhile; looking takes longer the more threads they have.
+    pub servers: &'a [Server],
     /// Measures it once.
     pub measure: Measure<'a>,
 }
@@ -30,12 +32,17 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// A result.
     pub fn new(name: &'static str, measure: impl FnMut(Length, &Stop) -> anyhow::Result<Sample> + 'a) -> Bench<'a> {
-        Bench { name, is_limit: false, begins_anew: false, measure: Box::new(measure) }
+        Bench { name, is_limit: false, begins_anew: false, servers: &[], measure: Box::new(measure) }
     }
 
     /// A limit.
     pub fn limit(name: &'static str, measure: impl FnMut(Length, &Stop) -> anyhow::Result<Sample> + 'a) -> Bench<'a> {
         Bench { is_limit: true, ..Bench::new(name, measure) }
+    }
+
+    /// The same with servers whose CPU time and memory are told.
+    pub fn on(self, servers: &'a [Server]) -> Bench<'a> {
+        Bench { servers, ..self }
     }
 }
 
@@ -80,6 +87,8 @@ pub struct Effort {
 pub struct Measured {
     /// As reports call it.
     pub name: &'static str,
+    /// What was measured together has the same number.
+    pub group: usize,
     /// Clients at once.
     pub clients: usize,
     /// A limit.
@@ -93,6 +102,8 @@ pub struct Measured {
 pub struct Share {
     /// The result's name.
     pub result: &'static str,
+    /// Its number among the groups.
+    pub group: usize,
     /// Clients at once.
     pub clients: usize,
     /// The limits' names.
@@ -145,11 +156,12 @@ pub fn measure(
     let whole = samples.iter().map(Vec::len).min().unwrap_or(0);
     samples.iter_mut().for_each(|of_bench| of_bench.truncate(whole));
     if whole > 0 {
+        let group = outcome.measured.last().map_or(0, |last| last.group + 1);
         for pair in pairs {
-            outcome.shares.push(share(clients, pair, &benches, &samples));
+            outcome.shares.push(Share { group, ..share(clients, pair, &benches, &samples) });
         }
         for (bench, samples) in benches.iter().zip(samples) {
-            outcome.measured.push(Measured { name: bench.name, clients, is_limit: bench.is_limit, samples });
+            outcome.measured.push(Measured { name: bench.name, group, clients, is_limit: bench.is_limit, samples });
         }
     }
     result
@@ -193,7 +205,8 @@ fn take_turns(
             if matches!(effort.length, Length::Time(_)) && !effort.lead_in.is_zero() && !bench.begins_anew {
                 (bench.measure)(Length::Time(effort.lead_in), stop).with_context(|| describe(bench.name))?;
             }
-            let sample = (bench.measure)(effort.length, stop).with_context(|| describe(bench.name))?;
+            let sample = child::watch(bench.servers, || (bench.measure)(effort.length, stop));
+            let sample = sample.with_context(|| describe(bench.name))?;
             if stop.is_asked() {
                 return Ok(());
             }
@@ -216,6 +229,7 @@ fn share(clients: usize, pair: Pair, benches: &[Bench<'_>], samples: &[Vec<Sampl
     let shares = of(pair.result).iter().zip(&limits).map(|(sample, limit)| sample.ops_per_s() / limit.max(1e-9));
     Share {
         result: pair.result,
+        group: 0,
         clients,
         limits: pair.limits,
         limit_ops_per_s: median(limits.iter().copied()),
@@ -334,6 +348,27 @@ mod tests {
         let measured = &outcome.measured[2];
         assert_eq!((measured.ops_per_s(), measured.total().done), (75.0, 345));
         assert!((measured.ops_per_s_stddev() - 18.165_902).abs() < 1e-3);
+    }
+
+    #[test]
+    fn limits_of_one_name_belong_to_their_groups() {
+        let mut outcome = Outcome::default();
+        for done in [100, 400] {
+            let group = Group {
+                clients: 1,
+                benches: vec![
+                    Bench::limit("limit", move |_, _| Ok(sample(done))),
+                    Bench::new(if done == 100 { "a" } else { "b" }, |_, _| Ok(sample(100))),
+                ],
+                pairs: vec![Pair { result: if done == 100 { "a" } else { "b" }, limits: &["limit"], required: None }],
+            };
+            measure(group, EFFORT, &ProgressBar::hidden(), &Stop::default(), &mut outcome).unwrap();
+        }
+        assert_eq!(outcome.measured.iter().map(|one| one.group).collect::<Vec<_>>(), [0, 0, 1, 1]);
+        assert_eq!(
+            outcome.shares.iter().map(|one| (one.group, one.median())).collect::<Vec<_>>(),
+            [(0, 1.0), (1, 0.25)]
+        );
     }
 
     #[test]

@@ -119,7 +119,7 @@ fn rows(measured: &Measured, outcome: &Outcome) -> Vec<Row> {
 }
 
 fn shares_of<'a>(measured: &'a Measured, outcome: &'a Outcome) -> impl Iterator<Item = &'a Share> {
-    outcome.shares.iter().filter(|share| share.result == measured.name && share.clients == measured.clients)
+    outcome.shares.iter().filter(|share| share.result == measured.name && share.group == measured.group)
 }
 
 fn row(measured: &Measured, share: Option<&Share>) -> Row {
@@ -150,11 +150,11 @@ fn row(measured: &Measured, share: Option<&Share>) -> Row {
 
 /// The comparisons behind the shares, and what a call cost the servers.
 fn limits(outcome: &Outcome) -> Value {
-    let of = |name: &str, clients| outcome.measured.iter().find(|one| one.name == name && one.clients == clients);
+    let of = |name: &str, group| outcome.measured.iter().find(|one| one.name == name && one.group == group);
     let mut limits = Map::new();
     for share in &outcome.shares {
         let sides = share.limits.iter().chain([&share.result]).map(|name| {
-            let one = of(name, share.clients);
+            let one = of(name, share.group);
             let cost = one.map(|one| Cost::of(&one.total()));
             let side = json!({
                 "ops_per_s": one.map(|one| one.samples.iter().map(Sample::ops_per_s).collect::<Vec<_>>()),
@@ -330,6 +330,7 @@ mod tests {
     fn a_missed_requirement_is_told() {
         let share = |required| Share {
             result: "STATUS",
+            group: 0,
             clients: 10,
             limits: &["bare"],
             limit_ops_per_s: 100.0,

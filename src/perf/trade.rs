@@ -101,15 +101,8 @@ impl Host {
 
     /// Measures, and what the server used meanwhile.
     fn watch(&self, work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
-        watch(self.server.as_ref(), work)
+        child::watch(self.server.as_slice(), work)
     }
-}
-
-fn watch(server: Option<&Server>, work: impl FnOnce() -> anyhow::Result<Sample>) -> anyhow::Result<Sample> {
-    let before = server.and_then(Server::usage);
-    let mut sample = work()?;
-    sample.server = server.and_then(Server::usage).zip(before).map(|(after, before)| after.since(before));
-    Ok(sample)
 }
 
 fn measure_requests(run: &mut Run<'_>, clients: usize, wanted: &[&'static str]) -> anyhow::Result<()> {
@@ -183,7 +176,7 @@ impl Echo {
     }
 
     fn run(&mut self, length: Length, stop: &Stop) -> anyhow::Result<Sample> {
-        watch(Some(&self.server), || load::run(&mut self.clients, length, stop))
+        child::watch(std::slice::from_ref(&self.server), || load::run(&mut self.clients, length, stop))
     }
 }
 

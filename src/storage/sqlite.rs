@@ -49,6 +49,7 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Connection
         let detail = format!("its disk allows no write-ahead log (journal mode {mode}); choose a local disk");
         return Err(OpenError::Other { path: path.to_owned(), detail });
     }
+    keep_plans(&connection).map_err(failed)?;
     for (name, value) in [
         ("synchronous", "FULL"),
         // macOS's plain fsync stops at the disk's own cache; elsewhere these two do nothing.
@@ -98,6 +99,12 @@ pub(super) fn open_to_look(path: &Path, flags: OpenFlags) -> rusqlite::Result<Co
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
+}
+
+/// A statement stays as it was prepared, whatever its parameters are: SQLite would compile many of them anew
+/// at each change, in hope of a better plan for just that value. We keep no statistics to find one by.
+fn keep_plans(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 /// SQLite throws the log of an empty file away. The file was not empty when that log was written.
@@ -166,6 +173,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
+        keep_plans(&connection)?;
         connection.pragma_update(None, "query_only", "ON")?;
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         Ok(connection)
@@ -352,5 +360,34 @@ impl Tx for SqliteTx<'_> {
         let rows = self.prepare(sql, parameters)?.raw_execute();
         self.wrote.set(self.wrote.get() || rows.is_ok());
         rows.map(|rows| rows as u64).map_err(|error| StoreError::from_sqlite(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::StatementStatus;
+
+    const TERMS: &str = "CREATE TABLE terms (kind BIGINT NOT NULL, term TEXT NOT NULL, price BIGINT NOT NULL,
+         PRIMARY KEY (kind, term, price)) WITHOUT ROWID";
+    const RANGE: &str = "SELECT price FROM terms WHERE kind = $1 AND term > $2 AND term <= $3 ORDER BY price LIMIT $4";
+
+    #[test]
+    fn other_parameters_compile_nothing_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("terms.db");
+        let compiled = |connection: &Connection| {
+            for kind in 0..5_i64 {
+                let values = [kind.into(), Value::from("a"), Value::from("b"), (kind + 1).into()];
+                each_row(&mut prepare(connection, RANGE, &values).unwrap(), &mut |_| Ok(())).unwrap();
+            }
+            connection.prepare_cached(RANGE).unwrap().get_status(StatementStatus::RePrepare)
+        };
+        let writer = open_writer(&path, &[TERMS]).unwrap();
+        assert_eq!((compiled(&writer), compiled(&open_reader(&path).unwrap())), (0, 0));
+        // Without it, they do: else there would be nothing to turn off.
+        writer.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, false).unwrap();
+        writer.flush_prepared_statement_cache();
+        assert!(compiled(&writer) > 0);
     }
 }

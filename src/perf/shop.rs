@@ -1,0 +1,383 @@
+//! The shop: sellers and buyers in a closed loop over kept-open TCP connections, four server processes.
+//!
+//! "N clients" are N sellers and N buyers, all signed in and connected; each operation is one side's, so N
+//! of them call at once. Every operation has a `relay` of its own beside it: the same hops between as many
+//! processes, and the same sizes, which are learned from a first answer.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::child::{self, Server};
+use super::limits::relay::{self, Hop, Trip, Wire, framed};
+use super::limits::{self, Kind};
+use super::load::{self, Length, Sample};
+use super::plan::{Bench, Group, Pair};
+use super::run::Run;
+use super::stop::Stop;
+use crate::model::Cents;
+use crate::net::frames::Framing;
+use crate::shop::ops::{Account, Begun, CustomerOp, Line, LinkCard, PricedLine, ProductOp, Purchased, Role};
+
+mod people;
+
+use people::{CARD, Town, User};
+
+/// What `--only` may name.
+pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE"];
+
+const RELAY: &str = "relay";
+const COMMIT_100: &str = "commit (100 changes)";
+/// Which back of the relay stands for which database.
+const CUSTOMER: usize = 0;
+const PRODUCT: usize = 1;
+/// A quick run is over within a minute: from here on it compares without repetitions what nothing is asked of.
+const QUICK_LATE_S: u64 = 38;
+/// Its turns, and how long each measurement is.
+const QUICK_RUNS: usize = 5;
+const QUICK_TIME: Duration = Duration::from_millis(120);
+/// How an answer begins that is no error.
+const RESPONSE: &[u8] = b"{\"type\":\"response\"";
+
+/// An operation.
+#[derive(Debug, Clone, Copy)]
+struct Operation {
+    name: &'static str,
+    framing: Framing,
+    /// As reports call it.
+    title: &'static str,
+    role: Role,
+    is_durable: bool,
+}
+
+fn operations(framing: Framing) -> impl Iterator<Item = Operation> {
+    let table = [
+        ("SEARCH", "SEARCH (lines)", Role::Buyer, false),
+        ("CART", "CART (lines)", Role::Buyer, false),
+        ("DISPLAY", "DISPLAY (lines)", Role::Seller, false),
+        ("GETITEM", "GETITEM (lines)", Role::Buyer, false),
+        ("ADDCART", "ADDCART (lines)", Role::Buyer, true),
+        ("PRICE", "PRICE (lines)", Role::Seller, true),
+        ("PURCHASE", "PURCHASE (lines)", Role::Buyer, true),
+    ];
+    table.into_iter().map(move |(name, over_lines, role, is_durable)| {
+        let title = if framing == Framing::Lines { over_lines } else { name };
+        Operation { name, framing, title, role, is_durable }
+    })
+}
+
+/// Measures everything that is wanted, for each number of clients.
+///
+/// # Errors
+/// A server that does not start or answer; the system's.
+pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
+    let started = Instant::now();
+    if run.args.quick {
+        // Seven operations, each with its limits: fewer and shorter turns than where there are three.
+        run.effort.runs = run.args.runs.map_or(QUICK_RUNS, usize::from);
+        if let Length::Time(time) = &mut run.effort.length {
+            *time = (*time).min(QUICK_TIME);
+        }
+    }
+    let framings: &[Framing] = if run.args.quick { &[Framing::Frames] } else { &[Framing::Frames, Framing::Lines] };
+    let wanted: Vec<Operation> =
+        framings.iter().flat_map(|framing| operations(*framing)).filter(|one| run.wants(one.name)).collect();
+    let benches: usize = wanted.iter().map(|one| if one.is_durable { 3 } else { 2 }).sum();
+    run.announce(benches * run.args.clients.len());
+    let most = usize::from(run.args.clients.iter().copied().max().unwrap_or(1));
+    let processes = Processes::start(run)?;
+    run.say("filling the catalogue");
+    let mut town = Town::settle(processes.seller, processes.buyer, most, framings, run.stop)?;
+    let mut relay = Relay::start(run)?;
+    for is_durable in [false, true] {
+        for clients in run.args.clients.clone() {
+            for operation in wanted.iter().filter(|one| one.is_durable == is_durable) {
+                if run.stop.is_asked() {
+                    return Ok(());
+                }
+                let quick_and_late = run.args.quick && started.elapsed().as_secs() >= QUICK_LATE_S;
+                if is_durable && quick_and_late {
+                    run.effort.runs = 1;
+                }
+                measure_operation(run, &processes, &mut relay, &mut town, *operation, usize::from(clients))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn measure_operation(
+    run: &mut Run<'_>,
+    processes: &Processes,
+    relay: &mut Relay,
+    town: &mut Town,
+    operation: Operation,
+    clients: usize,
+) -> anyhow::Result<()> {
+    run.say(&format!("preparing {}", operation.title));
+    let rounds = town.prepare(operation.name, operation.role, clients)?;
+    let nth_framing = usize::from(operation.framing == Framing::Lines);
+    let users = town.users(operation.role);
+    let trips = learn(&mut users[0], operation.name, &rounds[0][0])?;
+    let (relay_servers, mut echoing) = relay.clients(operation.framing, clients, &trips)?;
+    let mut calling: Vec<Caller<'_>> = Vec::with_capacity(clients);
+    for (user, rounds) in users.iter_mut().zip(&rounds) {
+        let frame = |round: &Vec<Vec<u8>>| round.iter().map(|call| framed(operation.framing, call)).collect();
+        calling.push(Caller::new(&mut user.wires[nth_framing], rounds.iter().map(frame).collect(), RESPONSE));
+    }
+    let names: Vec<String> = (0..clients).map(|nth| format!("perf-shop-{nth:04}")).collect();
+    let out = run.args.out.clone();
+    let is_required = !operation.is_durable && [1, 100].contains(&clients) && operation.name != "GETITEM";
+    let mut benches = vec![
+        Bench::limit(RELAY, |length, stop| run_all(&mut echoing, length, stop)).on(relay_servers),
+        Bench::new(operation.title, |length, stop| run_all(&mut calling, length, stop)).on(&processes.servers),
+    ];
+    let mut pairs = vec![Pair { result: operation.title, limits: &[RELAY], required: is_required.then_some(0.5) }];
+    if operation.is_durable {
+        let commit = move |length: Length, stop: &Stop| {
+            let length = match length {
+                Length::Calls(calls) => Length::Calls(calls * clients as u64),
+                time => time,
+            };
+            limits::commit(&out, &names, 100, length, stop)
+        };
+        benches.push(Bench { begins_anew: true, ..Bench::limit(COMMIT_100, commit) });
+        pairs.push(Pair { result: operation.title, limits: &[COMMIT_100], required: None });
+    }
+    run.measure(Group { clients, benches, pairs })
+}
+
+/// The four servers.
+struct Processes {
+    servers: Vec<Server>,
+    seller: SocketAddr,
+    buyer: SocketAddr,
+    /// Of the cluster key; goes last.
+    _dir: child::WorkDir,
+}
+
+impl Processes {
+    fn start(run: &Run<'_>) -> anyhow::Result<Processes> {
+        run.say("starting the servers");
+        let dir = child::WorkDir::create(&run.args.out)?;
+        let key = dir.path().join("cluster.key").display().to_string();
+        let program = child::sibling("p2s2")?;
+        let mut servers = Vec::new();
+        let mut start = |command: &str, name: &str, more: &[(&str, SocketAddr)]| {
+            let words = |own: &std::path::Path| {
+                let state = own.join("state").display().to_string();
+                let mut words = [command, "--port", "0", "--cluster-key", &key].map(str::to_owned).to_vec();
+                if more.is_empty() {
+                    words.extend(["--data-dir".to_owned(), state]);
+                }
+                words.extend(more.iter().flat_map(|(flag, addr)| [(*flag).to_owned(), addr.to_string()]));
+                words
+            };
+            let server = Server::start(command, &program, &run.args.out, words, run.stop)?;
+            let addr = server.said::<SocketAddr>(&format!("{name}: tcp "))?;
+            servers.push(server);
+            anyhow::Ok(addr)
+        };
+        let databases = [
+            ("--product", start("product-db", "product-db", &[])?),
+            ("--customer", start("customer-db", "customer-db", &[])?),
+        ];
+        let seller = start("seller-server", "seller", &databases)?;
+        let buyer = start("buyer-server", "buyer", &databases)?;
+        Ok(Processes { servers, seller, buyer, _dir: dir })
+    }
+}
+
+/// The echo over as many processes as a call crosses.
+struct Relay {
+    servers: Vec<Server>,
+    front: SocketAddr,
+    /// Kept open: frames, lines.
+    wires: [Vec<Wire>; 2],
+}
+
+impl Relay {
+    fn start(run: &Run<'_>) -> anyhow::Result<Relay> {
+        run.say("starting the limits");
+        let own = std::env::current_exe().context("cannot tell where this program lies")?;
+        let mut servers = Vec::new();
+        let mut start = |kind: Kind, backs: &[SocketAddr]| {
+            let server = Server::start(kind.name(), &own, &run.args.out, |_| kind.relay_words(backs), run.stop)?;
+            let addr = server.said::<SocketAddr>("tcp ")?;
+            servers.push(server);
+            anyhow::Ok(addr)
+        };
+        let backs = [start(Kind::RelayBack, &[])?, start(Kind::RelayBack, &[])?];
+        let front = start(Kind::RelayFront, &backs)?;
+        Ok(Relay { servers, front, wires: [Vec::new(), Vec::new()] })
+    }
+
+    /// So many clients that make these trips in each round.
+    fn clients(
+        &mut self,
+        framing: Framing,
+        count: usize,
+        trips: &[Trip],
+    ) -> anyhow::Result<(&[Server], Vec<Caller<'_>>)> {
+        let round: Vec<Vec<u8>> =
+            trips.iter().map(|trip| Ok(framed(framing, &trip.message()?))).collect::<anyhow::Result<_>>()?;
+        let wires = &mut self.wires[usize::from(framing == Framing::Lines)];
+        while wires.len() < count {
+            wires.push(people::connect(self.front, framing)?);
+        }
+        let caller = |wire| Caller::new(wire, vec![round.clone()], relay::ANSWER_HEAD);
+        Ok((&self.servers, wires[..count].iter_mut().map(caller).collect()))
+    }
+}
+
+/// A client in a closed loop: an operation is a round of one call or several, and the next round may be
+/// another.
+struct Caller<'a> {
+    wire: &'a mut Wire,
+    rounds: Vec<Vec<Vec<u8>>>,
+    next: usize,
+    /// How a good answer begins.
+    answer_head: &'static [u8],
+}
+
+impl<'a> Caller<'a> {
+    fn new(wire: &'a mut Wire, rounds: Vec<Vec<Vec<u8>>>, answer_head: &'static [u8]) -> Caller<'a> {
+        Caller { wire, rounds, next: 0, answer_head }
+    }
+
+    fn drive(&mut self, length: Length, stop: &Stop) -> anyhow::Result<Sample> {
+        let mut sample = Sample::new();
+        let started = Instant::now();
+        let (mut before, mut calls) = (started, 0);
+        while !length.is_over(calls, started, before) && !stop.is_asked() {
+            let round = &self.rounds[self.next];
+            let mut is_good = true;
+            for call in round {
+                self.wire.send(call)?;
+                let answer = self.wire.receive()?.context("a server closed a connection")?;
+                is_good &= answer.starts_with(self.answer_head);
+            }
+            self.next = (self.next + 1) % self.rounds.len();
+            let now = Instant::now();
+            if is_good {
+                sample.answered(now - before);
+            } else {
+                sample.failed += 1;
+            }
+            before = now;
+            calls += 1;
+        }
+        Ok(sample)
+    }
+}
+
+fn run_all(callers: &mut [Caller<'_>], length: Length, stop: &Stop) -> anyhow::Result<Sample> {
+    load::run_all(callers, |caller| caller.drive(length, stop))
+}
+
+/// Makes one round, and tells what the same would be without work: sizes as they were, hops as the
+/// frontends make them.
+fn learn(user: &mut User, operation: &str, round: &[Vec<u8>]) -> anyhow::Result<Vec<Trip>> {
+    let mut trips = Vec::with_capacity(round.len());
+    for call in round {
+        let wire = &mut user.wires[0];
+        wire.send(&framed(Framing::Frames, call))?;
+        let answer = wire.receive()?.context("the server closed the connection")?.to_vec();
+        let text = String::from_utf8_lossy(&answer);
+        ensure!(answer.starts_with(RESPONSE), "{operation} was refused: {text}");
+        let request: Value = serde_json::from_slice(call)?;
+        let (api, payload) = (request["api"].as_str().unwrap_or_default(), &request["payload"]);
+        let result: Value = serde_json::from_slice(&answer)?;
+        let payload_at = text.find("\"payload\":").context("payload: missing in an answer")? + "\"payload\":".len();
+        // Without the envelope's last brace.
+        let passed_on = answer.len() - payload_at - 1;
+        let steps = steps(user, api, payload, &result["payload"], passed_on);
+        trips.push(Trip { request_bytes: call.len(), answer_bytes: answer.len(), steps: steps? });
+    }
+    Ok(trips)
+}
+
+/// What a frontend asks of the databases for one call (`shop::frontend`), in bytes.
+fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usize) -> anyhow::Result<Vec<Vec<Hop>>> {
+    const OK_BYTES: usize = "{\"ok\":}".len();
+    let customer = |op: &CustomerOp, answer_bytes: usize| hop(CUSTOMER, op, answer_bytes + OK_BYTES);
+    let product = |op: &ProductOp, answer_bytes: usize| hop(PRODUCT, op, answer_bytes + OK_BYTES);
+    let (done, id) = ("null".len(), "0".repeat(32));
+    let text = |field: &str| payload[field].as_str().unwrap_or_default().to_owned();
+    let (sid, users) = (user.sid.clone(), false);
+    let account = Account { user_id: user.id, username: user.name.clone(), name: user.name.clone() };
+    let touch = customer(&CustomerOp::Touch { role: user.role, sid: sid.clone() }, json_bytes(&account)?)?;
+    let price = Cents(1250);
+    let line = || Line { item_id: user.item.clone(), quantity: 1 };
+    let priced = PricedLine {
+        item_id: user.item.clone(),
+        quantity: 1,
+        price,
+        seller_id: 1,
+        seller: "perf-seller-0000".to_owned(),
+    };
+    Ok(match api {
+        "SearchItemsForSale" => {
+            let keywords = serde_json::from_value(payload["keywords"].clone())?;
+            let search = ProductOp::Search { category: None, keywords, offset: 0, limit: 50 };
+            vec![vec![touch, product(&search, passed_on)?]]
+        }
+        "DisplayCart" => {
+            let wrapped = "{\"cart\":}".len();
+            vec![vec![customer(&CustomerOp::ShowCart { sid, users }, passed_on - wrapped)?]]
+        }
+        "DisplayItemsForSale" => {
+            let items = ProductOp::ItemsOf { seller_id: user.id, offset: 0, limit: 500 };
+            vec![vec![touch], vec![product(&items, passed_on)?]]
+        }
+        "GetItem" => vec![vec![touch, product(&ProductOp::GetItem { item_id: text("item_id") }, passed_on)?]],
+        "AddItemToCart" => {
+            let item_id = text("item_id");
+            let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, people::ITEM_BYTES)?;
+            let add = CustomerOp::AddToCart { request: id, sid, users, item_id, quantity: 1, at_most: people::STOCK };
+            vec![vec![item], vec![customer(&add, done)?]]
+        }
+        "ChangeItemPrice" => {
+            let change = ProductOp::ChangePrice { seller_id: user.id, item_id: text("item_id"), price };
+            vec![vec![touch], vec![product(&change, done)?]]
+        }
+        "MakePurchase" => {
+            let purchase_id = result["purchase_id"].as_str().unwrap_or(&id).to_owned();
+            let card = LinkCard { number: CARD.to_owned(), exp: "12/79".to_owned(), name: user.name.clone() };
+            let (lease, lease_ms) = (1, 10_000);
+            let begin = CustomerOp::Begin { request: id, sid, users, idempotency_key: None, address: None };
+            let begun = Begun::Drive { purchase_id: purchase_id.clone(), lease, lease_ms, lines: vec![line()] };
+            let hold =
+                ProductOp::Hold { purchase_id: purchase_id.clone(), lines: vec![line()], expires_in_ms: 3_600_000 };
+            let lines = vec![priced.clone()];
+            let authorise =
+                CustomerOp::Authorise { purchase_id: purchase_id.clone(), lease, lines: lines.clone(), card };
+            let complete = CustomerOp::Complete { purchase_id: purchase_id.clone(), lease };
+            let purchased = Purchased { purchase_id: purchase_id.clone(), total: price, items: lines.clone() };
+            vec![
+                vec![customer(&begin, json_bytes(&begun)?)?],
+                vec![product(&hold, json_bytes(&lines)?)?],
+                vec![customer(&authorise, done)?],
+                vec![product(&ProductOp::Sell { purchase_id }, "\"sold\"".len())?],
+                vec![customer(&complete, json_bytes(&purchased)?)?],
+            ]
+        }
+        other => anyhow::bail!("{other} is not compared"),
+    })
+}
+
+fn hop(back: usize, op: &impl Serialize, answer_bytes: usize) -> anyhow::Result<Hop> {
+    Ok(Hop { back, request_bytes: json_bytes(op)?, answer_bytes })
+}
+
+fn json_bytes(value: &impl Serialize) -> anyhow::Result<usize> {
+    Ok(serde_json::to_vec(value)?.len())
+}
+
+/// A call of dialect 1.
+fn call(api: &str, sid: Option<&str>, payload: &Value) -> Vec<u8> {
+    json!({"type": "request", "api": api, "session_id": sid, "payload": payload}).to_string().into_bytes()
+}

@@ -1,0 +1,251 @@
+//! Who sells and who buys, what there is to buy, and what each of them calls.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+use super::call;
+use crate::net::frames::Framing;
+use crate::perf::limits::relay::{Wire, framed};
+use crate::perf::stop::Stop;
+use crate::shop::ops::Role;
+
+/// A number that passes every check and is nobody's.
+pub const CARD: &str = "4111111111111111";
+/// Units of each item: more than any run can buy.
+pub const STOCK: u32 = 1_000_000_000;
+/// What an item is in JSON, about.
+pub const ITEM_BYTES: usize = 230;
+/// Items for sale, those of the sellers besides; so many share a keyword, and are found together.
+const CATALOGUE: usize = 1000;
+const FOUND_TOGETHER: usize = 25;
+/// Items of each seller.
+const OWN_ITEMS: usize = 10;
+/// Items in a cart.
+const CART_LINES: usize = 3;
+/// Connections at once while everything is prepared: fewer than may wait for their password's hash.
+const AT_ONCE: usize = 8;
+/// An answer takes no longer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// A server that is busy is asked again after this, for so long.
+const AGAIN_AFTER: Duration = Duration::from_millis(20);
+const BUSY_FOR_AT_MOST: Duration = Duration::from_secs(60);
+
+/// A seller or a buyer, signed in.
+#[derive(Debug)]
+pub struct User {
+    pub role: Role,
+    pub name: String,
+    pub id: u64,
+    pub sid: String,
+    /// An item that is bought.
+    pub item: String,
+    /// A seller's own.
+    items: Vec<String>,
+    /// One for each framing.
+    pub wires: Vec<Wire>,
+}
+
+/// A connection that does not wait for ever.
+///
+/// # Errors
+/// The system's.
+pub fn connect(addr: SocketAddr, framing: Framing) -> anyhow::Result<Wire> {
+    let wire = Wire::connect(addr, framing).context("cannot connect each client")?;
+    wire.stream().set_read_timeout(Some(ANSWER_WITHIN))?;
+    Ok(wire)
+}
+
+impl User {
+    /// A new account, signed in.
+    fn join(role: Role, addr: SocketAddr, nth: usize, framings: &[Framing]) -> anyhow::Result<User> {
+        let name = format!("perf-{}-{nth:04}", if role == Role::Buyer { "buyer" } else { "seller" });
+        let wires = framings.iter().map(|framing| connect(addr, *framing)).collect::<Result<_, _>>()?;
+        let mut user = User { role, name, id: 0, sid: String::new(), item: String::new(), items: Vec::new(), wires };
+        let payload = json!({"username": user.name, "password": "correct horse"});
+        user.ask("CreateAccount", &payload)?;
+        let session = user.ask("Login", &payload)?;
+        let id = session["buyer_id"].as_u64().or(session["seller_id"].as_u64());
+        user.id = id.context("Login gave no id")?;
+        user.sid = session["session_id"].as_str().context("Login gave no session")?.to_owned();
+        Ok(user)
+    }
+
+    /// One call outside of a measurement; a server that is busy is asked again.
+    fn ask(&mut self, api: &str, payload: &Value) -> anyhow::Result<Value> {
+        let sid = (!self.sid.is_empty()).then_some(self.sid.as_str());
+        let request = framed(Framing::Frames, &call(api, sid, payload));
+        let deadline = Instant::now() + BUSY_FOR_AT_MOST;
+        loop {
+            self.wires[0].send(&request)?;
+            let answer =
+                self.wires[0].receive()?.with_context(|| format!("{api}: the server closed the connection"))?;
+            let mut answer: Value = serde_json::from_slice(answer).context("the server's answer is no JSON")?;
+            if answer["type"] == "response" {
+                return Ok(answer["payload"].take());
+            }
+            let is_busy = answer["error"]["code"] == "BUSY";
+            if !is_busy || Instant::now() >= deadline {
+                bail!("{api} was refused: {}", answer["error"]["message"]);
+            }
+            std::thread::sleep(AGAIN_AFTER);
+        }
+    }
+
+    fn register(&mut self, nth: usize, group: &str) -> anyhow::Result<String> {
+        let item = json!({
+            "item_name": format!("Brass Lamp {nth:06}"), "category": nth % 10, "keywords": [group, "brass"],
+            "condition": "Used", "price": 12.5, "quantity": STOCK,
+        });
+        let registered = self.ask("RegisterItemForSale", &item)?;
+        Ok(registered["item_id"].as_str().context("RegisterItemForSale gave no item_id")?.to_owned())
+    }
+}
+
+/// Everybody, and everything that is for sale.
+pub struct Town {
+    sellers: Vec<User>,
+    buyers: Vec<User>,
+    items: Vec<String>,
+}
+
+impl Town {
+    /// So many sellers and buyers, signed in a few at a time: passwords are hashed slowly on purpose, and
+    /// only so many may wait for that.
+    ///
+    /// # Errors
+    /// A server that refuses or does not answer.
+    pub fn settle(
+        seller_at: SocketAddr,
+        buyer_at: SocketAddr,
+        count: usize,
+        framings: &[Framing],
+        stop: &Stop,
+    ) -> anyhow::Result<Town> {
+        let sellers = at_once(count, stop, |nth| {
+            let mut seller = User::join(Role::Seller, seller_at, nth, framings)?;
+            for own in 0..OWN_ITEMS {
+                // Found by nobody's search but one for all of them.
+                let item = seller.register(CATALOGUE + nth * OWN_ITEMS + own, "own")?;
+                seller.items.push(item);
+            }
+            Ok(seller)
+        })?;
+        let keeper = User::join(Role::Seller, seller_at, count, framings)?;
+        let shelves = at_once(AT_ONCE, stop, |shelf| {
+            let wires = vec![connect(seller_at, Framing::Frames)?];
+            let (name, sid) = (keeper.name.clone(), keeper.sid.clone());
+            let (item, items) = (String::new(), Vec::new());
+            let mut hand = User { role: Role::Seller, name, id: keeper.id, sid, item, items, wires };
+            let of_shelf = (shelf..CATALOGUE).step_by(AT_ONCE);
+            of_shelf.map(|nth| hand.register(nth, &group(nth / FOUND_TOGETHER))).collect::<anyhow::Result<Vec<_>>>()
+        })?;
+        let items: Vec<String> = shelves.into_iter().flatten().collect();
+        let mut buyers = at_once(count, stop, |nth| User::join(Role::Buyer, buyer_at, nth, framings))?;
+        for (nth, buyer) in buyers.iter_mut().enumerate() {
+            buyer.item = items[nth % items.len()].clone();
+        }
+        Ok(Town { sellers, buyers, items })
+    }
+
+    /// Those of a side.
+    pub fn users(&mut self, role: Role) -> &mut Vec<User> {
+        match role {
+            Role::Seller => &mut self.sellers,
+            Role::Buyer => &mut self.buyers,
+        }
+    }
+
+    /// Brings the first so many users of that side into the state that an operation begins from. The rounds
+    /// of each, which are repeated: a round is one call or several.
+    ///
+    /// # Errors
+    /// A server that refuses or does not answer.
+    pub fn prepare(&mut self, operation: &str, role: Role, count: usize) -> anyhow::Result<Vec<Vec<Vec<Vec<u8>>>>> {
+        let items = std::mem::take(&mut self.items);
+        let users = &mut self.users(role)[..count];
+        let rounds = users.iter_mut().enumerate().map(|(nth, user)| user.rounds(operation, nth, &items)).collect();
+        self.items = items;
+        rounds
+    }
+}
+
+impl User {
+    fn rounds(&mut self, operation: &str, nth: usize, items: &[String]) -> anyhow::Result<Vec<Vec<Vec<u8>>>> {
+        let add = |item: &String| json!({"item_id": item, "quantity": 1});
+        let in_cart = &items[nth % (items.len() - CART_LINES)..][..CART_LINES];
+        let calls: Vec<(&str, Value)> = match operation {
+            "SEARCH" => {
+                let groups = CATALOGUE / FOUND_TOGETHER;
+                let found = self.ask("SearchItemsForSale", &json!({"keywords": [group(nth % groups)]}))?;
+                ensure!(found["total"] == FOUND_TOGETHER, "a search finds {} items", found["total"]);
+                let search = |at: usize| ("SearchItemsForSale", json!({"keywords": [group((nth + at) % groups)]}));
+                (0..groups).map(search).collect()
+            }
+            "CART" => {
+                self.ask("ClearCart", &json!({}))?;
+                for item in in_cart {
+                    self.ask("AddItemToCart", &add(item))?;
+                }
+                vec![("DisplayCart", json!({}))]
+            }
+            "DISPLAY" => vec![("DisplayItemsForSale", json!({}))],
+            "GETITEM" => items.iter().take(50).map(|item| ("GetItem", json!({"item_id": item}))).collect(),
+            "ADDCART" => {
+                self.ask("ClearCart", &json!({}))?;
+                in_cart.iter().map(|item| ("AddItemToCart", add(item))).collect()
+            }
+            "PRICE" => {
+                let price = |price: f64| {
+                    self.items.iter().map(move |item| ("ChangeItemPrice", json!({"item_id": item, "price": price})))
+                };
+                price(12.75).chain(price(12.25)).collect()
+            }
+            "PURCHASE" => {
+                self.ask("ClearCart", &json!({}))?;
+                let card = json!({"card": {"number": CARD, "exp": "12/79", "name": self.name}});
+                let round = [("AddItemToCart", add(&self.item)), ("MakePurchase", card)];
+                return Ok(vec![round.map(|(api, payload)| call(api, Some(&self.sid), &payload)).to_vec()]);
+            }
+            other => bail!("there is no operation {other}"),
+        };
+        Ok(calls.into_iter().map(|(api, payload)| vec![call(api, Some(&self.sid), &payload)]).collect())
+    }
+}
+
+/// The keyword that the items of a group share; none is the beginning of another.
+fn group(nth: usize) -> String {
+    format!("k{nth:04}")
+}
+
+/// Does it for 0, 1, …, a few at a time; what comes of each, in order.
+fn at_once<T: Send>(
+    count: usize,
+    stop: &Stop,
+    work: impl Fn(usize) -> anyhow::Result<T> + Sync,
+) -> anyhow::Result<Vec<T>> {
+    let work = &work;
+    let per_thread = count.div_ceil(AT_ONCE).max(1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count)
+            .step_by(per_thread)
+            .map(|from| {
+                let part = from..count.min(from + per_thread);
+                scope.spawn(move || {
+                    let one = |nth| {
+                        ensure!(!stop.is_asked(), "ended by a signal");
+                        work(nth)
+                    };
+                    part.map(one).collect::<anyhow::Result<Vec<T>>>()
+                })
+            })
+            .collect();
+        let mut all = Vec::with_capacity(count);
+        for thread in threads {
+            all.extend(thread.join().map_err(|_| anyhow::anyhow!("preparing the clients panicked"))??);
+        }
+        Ok(all)
+    })
+}
