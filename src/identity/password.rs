@@ -2,9 +2,12 @@
 //! cores for, and never more in a queue than can be answered soon.
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+use std::thread;
 
 use argon2::password_hash::{Error, PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::{Condvar, Mutex};
 
 use crate::model::Token;
@@ -46,7 +49,12 @@ pub struct Passwords {
     at_once: usize,
     gate: Mutex<Gate>,
     freed: Condvar,
+    /// To the threads that compute, `at_once` of them: memory allocators keep what a thread has used once,
+    /// and a hash uses far more than anything else that a connection's thread does.
+    jobs: Sender<Job>,
 }
+
+type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Gate {
@@ -65,7 +73,16 @@ impl Passwords {
         // Of a password that nobody knows, hence of nobody.
         let nobody = hash(&argon2, Token::random().reveal())?;
         let at_once = at_once.max(1);
-        Ok(Passwords { argon2, nobody, at_once, gate: Mutex::default(), freed: Condvar::new() })
+        // Never more in it than there are turns.
+        let (jobs, work): (Sender<Job>, Receiver<Job>) = unbounded();
+        for _ in 0..at_once {
+            let work = work.clone();
+            // A panic was printed; whoever waits for that job hears that nothing came of it.
+            let contained = |job: Job| drop(panic::catch_unwind(AssertUnwindSafe(job)));
+            let compute = move || work.iter().for_each(contained);
+            thread::Builder::new().name("passwords".to_owned()).spawn(compute).map_err(failed)?;
+        }
+        Ok(Passwords { argon2, nobody, at_once, gate: Mutex::default(), freed: Condvar::new(), jobs })
     }
 
     /// The text under which a password is kept (PHC: algorithm, cost, salt and hash).
@@ -73,8 +90,8 @@ impl Passwords {
     /// # Errors
     /// [`PasswordError::Busy`] when [`WAITING_MAX`] wait already.
     pub fn hash(&self, password: &str) -> Result<String, PasswordError> {
-        let _turn = self.turn()?;
-        hash(&self.argon2, password)
+        let (argon2, password) = (self.argon2.clone(), password.to_owned());
+        self.compute(move || hash(&argon2, &password))
     }
 
     /// Whether this is the password. `kept` is none for a user that does not exist: that takes as long as
@@ -83,13 +100,28 @@ impl Passwords {
     /// # Errors
     /// [`PasswordError::Busy`] when [`WAITING_MAX`] wait already.
     pub fn check(&self, password: &str, kept: Option<&str>) -> Result<bool, PasswordError> {
-        let _turn = self.turn()?;
+        let (argon2, password) = (self.argon2.clone(), password.to_owned());
+        let (is_known, kept) = (kept.is_some(), kept.unwrap_or(&self.nobody).to_owned());
         // The comparison of the two hashes takes the same time wherever they differ.
-        match self.argon2.verify_password(password.as_bytes(), kept.unwrap_or(&self.nobody)) {
-            Ok(()) => Ok(kept.is_some()),
+        self.compute(move || match argon2.verify_password(password.as_bytes(), kept.as_str()) {
+            Ok(()) => Ok(is_known),
             Err(Error::PasswordInvalid) => Ok(false),
             Err(error) => Err(failed(error)),
-        }
+        })
+    }
+
+    /// Waits for a turn, and for a thread of those that compute to have done it.
+    fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
+    ) -> Result<T, PasswordError> {
+        let _turn = self.turn()?;
+        let (done, result) = bounded(1);
+        // Whoever waits for the result is here until it comes.
+        let job = move || drop(done.send(work()));
+        let gone = || failed("the thread that computes it has ended");
+        self.jobs.send(Box::new(job)).map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())?
     }
 
     /// How many are computed, and how many wait.
@@ -163,10 +195,19 @@ mod tests {
     }
 
     #[test]
-    fn the_stack_of_a_request_thread_is_enough() {
-        let hash = || Passwords::new(Cost::default(), 1).unwrap().hash("p").unwrap();
-        let thread = thread::Builder::new().stack_size(256 * 1024).spawn(hash).unwrap();
-        assert!(thread.join().is_ok());
+    fn the_threads_that_compute_are_few_and_end_with_it() {
+        let passwords = Passwords::new(CHEAP, 3).unwrap();
+        let (told, tell) = unbounded();
+        for _ in 0..20 {
+            let told = told.clone();
+            let tell = move || told.send(thread::current().id()).map_err(failed);
+            passwords.compute(tell).unwrap();
+        }
+        drop(told);
+        let failing = passwords.compute(|| -> Result<(), PasswordError> { panic!("a test's panic") });
+        assert!(matches!(failing, Err(PasswordError::Failed(_))), "{failing:?}");
+        let threads: std::collections::HashSet<_> = tell.iter().collect();
+        assert!(threads.len() <= 3 && !threads.contains(&thread::current().id()), "{threads:?}");
     }
 
     #[test]
