@@ -249,13 +249,14 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let gate = Gate::new(max_connections);
     let restored = backup::restored_mark(&args.data_dir);
     let mut listeners = Listeners::default();
-    let shop = if has(Service::Shop) {
-        Some(Shop::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
+    // Trade first: it finds out whether something of an earlier life is missing, before anything is made.
+    let trade = if has(Service::Trade) {
+        Some(Trade::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
     } else {
         None
     };
-    let trade = if has(Service::Trade) {
-        Some(Trade::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
+    let shop = if has(Service::Shop) {
+        Some(Shop::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
     } else {
         None
     };
