@@ -80,7 +80,7 @@ enum BuyerCommand {
         #[arg(value_name = "ITEM")]
         item: String,
         /// How many; all of them without it
-        #[arg(value_name = "QTY")]
+        #[arg(value_name = "QTY", allow_negative_numbers = true)]
         quantity: Option<u32>,
     },
     /// Show the cart

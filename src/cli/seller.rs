@@ -53,13 +53,13 @@ enum SellerCommand {
         #[arg(value_name = "NAME")]
         name: String,
         /// A number from 0 on
-        #[arg(value_name = "CATEGORY")]
+        #[arg(value_name = "CATEGORY", allow_negative_numbers = true)]
         category: u32,
         /// Of one unit
         #[arg(value_name = "PRICE", allow_hyphen_values = true, value_parser = Cents::parse_price)]
         price: Cents,
         /// How many there are
-        #[arg(value_name = "QTY")]
+        #[arg(value_name = "QTY", allow_negative_numbers = true)]
         quantity: u32,
         /// Up to five of up to eight characters, with commas between
         #[arg(long, value_name = "WORD,…", value_delimiter = ',')]

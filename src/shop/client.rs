@@ -62,12 +62,12 @@ pub enum ClientError {
     #[error("{}", .0.message)]
     Refused(Refusal),
     /// Nobody is there.
-    #[error("cannot reach {server}: {source}")]
+    #[error("cannot reach {server}: {error}")]
     Unreachable {
         /// As it was given.
         server: String,
         /// Why.
-        source: ConnError,
+        error: ConnError,
     },
     /// The connection broke after the call was sent.
     #[error("the connection was lost: it is not known whether {api} was done ({why})")]
@@ -173,7 +173,7 @@ impl Client {
         if self.open.is_none() {
             let open = connect(&self.config);
             let (open, fingerprint) =
-                open.map_err(|source| ClientError::Unreachable { server: self.config.server.clone(), source })?;
+                open.map_err(|error| ClientError::Unreachable { server: self.config.server.clone(), error })?;
             (self.open, self.fingerprint) = (Some(open), fingerprint);
         }
         Ok(())
