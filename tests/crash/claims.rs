@@ -34,9 +34,19 @@ pub struct Member {
     pub leaving_from: Option<u64>,
 }
 
+/// Where something was said to. A number may be one peer's port of UDP and another's of TCP.
+#[derive(Debug, Clone, Copy)]
+pub enum Port {
+    Udp(u16),
+    Tcp(u16),
+}
+
 impl Roster {
-    pub fn by_port(&self, port: u16) -> Option<Who> {
-        self.peers.iter().position(|peer| peer.udp_port == port || peer.tcp_port == port)
+    pub fn by_port(&self, port: Port) -> Option<Who> {
+        self.peers.iter().position(|peer| match port {
+            Port::Udp(port) => peer.udp_port == port,
+            Port::Tcp(port) => peer.tcp_port == port,
+        })
     }
 
     /// What a buyer's number stands for.
@@ -328,11 +338,26 @@ impl Probe {
 
     fn receive(&mut self, deadline: Instant) -> Option<Value> {
         let mut bytes = [0; 65_536];
-        let left = deadline.saturating_duration_since(Instant::now());
-        self.socket.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
-        match self.socket.recv(&mut bytes) {
-            Ok(length) => Some(serde_json::from_slice(&bytes[..length]).unwrap()),
-            Err(_) => None,
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.socket.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
+            match self.socket.recv_from(&mut bytes) {
+                Ok((length, source)) if source == self.server => {
+                    return Some(serde_json::from_slice(&bytes[..length]).unwrap());
+                }
+                // The server of another test, to whoever had this port before.
+                Ok(_) if !left.is_zero() => {}
+                Ok(_) | Err(_) => return None,
+            }
         }
     }
+}
+
+#[test]
+fn one_number_may_be_two_ports() {
+    let member = |udp_port, tcp_port| Member { name: String::new(), udp_port, tcp_port, leaving_from: None };
+    let roster = Roster { peers: vec![member(40_000, 40_001), member(40_001, 40_000)], ..Roster::default() };
+    assert_eq!(roster.by_port(Port::Udp(40_001)), Some(1));
+    assert_eq!(roster.by_port(Port::Tcp(40_001)), Some(0));
+    assert_eq!(roster.by_port(Port::Tcp(40_002)), None);
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
+use crate::claims::Port;
 use crate::rng::Rng;
 
 const SECTOR: usize = 512;
@@ -47,7 +48,7 @@ pub enum Event {
     },
     /// Something is about to be said to a port.
     Said {
-        port: u16,
+        port: Port,
         bytes: Vec<u8>,
     },
 }
@@ -108,7 +109,10 @@ impl DiskLog {
                     Event::Link { from, to }
                 }
                 b'U' => Event::Unlink { name: text() },
-                b'O' => Event::Said { port: offset as u16, bytes: bytes.to_vec() },
+                b'O' => {
+                    let port = if file == 1 { Port::Tcp(offset as u16) } else { Port::Udp(offset as u16) };
+                    Event::Said { port, bytes: bytes.to_vec() }
+                }
                 // The folder itself.
                 b'M' => {
                     at += 21 + length;

@@ -235,7 +235,7 @@ mod shim {
             None => {
                 if let Some(port) = to.or_else(|| peer_port(fd)) {
                     // Before it is sent: what is synced later in the log was not when this left.
-                    watch.log(b'O', 0, port.into(), &parts.concat());
+                    watch.log(b'O', u64::from(is_stream(fd)), port.into(), &parts.concat());
                 }
                 drop(state);
                 return write();
@@ -256,6 +256,16 @@ mod shim {
             watch.log(b'W', number, offset as u64, &bytes);
         }
         length
+    }
+
+    /// Whether a socket is one of TCP: a port of UDP is another one of that number.
+    fn is_stream(fd: c_int) -> bool {
+        let (mut kind, mut length) = (0 as c_int, size_of::<c_int>() as socklen_t);
+        // SAFETY: asks for one whole number, of which the length is told.
+        let found = unsafe {
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut length) == 0
+        };
+        found && kind == libc::SOCK_STREAM
     }
 
     /// The other end of a connected socket; nothing for anything else.

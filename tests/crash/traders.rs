@@ -296,8 +296,10 @@ impl Life {
                 return Ok(None);
             }
             self.udp.set_read_timeout(Some(left.max(Duration::from_millis(1)))).unwrap();
-            let length = match self.udp.recv(&mut bytes) {
-                Ok(length) => length,
+            let length = match self.udp.recv_from(&mut bytes) {
+                Ok((length, source)) if source == self.hub.server => length,
+                // The server of another test, to whoever had this port before.
+                Ok(_) => continue,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
                 Err(error) => panic!("{error}"),
