@@ -42,6 +42,8 @@ const PATIENT_TIMEOUT: Duration = Duration::from_secs(60);
 const STEP_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often it looks for purchases that lost their driver.
 const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
+/// The same while the database that knows of them is away.
+const TAKE_OVER_AGAIN: Duration = Duration::from_millis(200);
 
 /// What the operator chose.
 #[derive(Debug, Clone)]
@@ -273,20 +275,25 @@ impl Frontend {
         }
     }
 
-    /// Brings purchases to their end whose driver is gone, for as long as the frontend lives.
+    /// Brings purchases to their end whose driver is gone, for as long as the frontend lives; from its first
+    /// moment on, because the one that it replaces may have left some.
     fn take_over(&self) {
-        while !self.is_over_within(TAKE_OVER_EVERY) {
-            // A database that is away has been complained of, and is asked again.
-            while let Ok(Some(orphan)) = self.customer::<Option<Orphan>>(&CustomerOp::TakeOver) {
-                self.counters.taken_over.add(1);
-                log::info!("purchase {}: its driver is gone; bringing it to its end", orphan.purchase_id);
-                if let Err(refusal) = self.drive(Driver::take_over(self.clock.now(), orphan)) {
-                    log::debug!("a purchase that was taken over: {}", refusal.message);
+        let mut pause = Duration::ZERO;
+        while !self.is_over_within(pause) {
+            pause = match self.customer::<Option<Orphan>>(&CustomerOp::TakeOver) {
+                Ok(Some(orphan)) => {
+                    self.counters.taken_over.add(1);
+                    log::info!("purchase {}: its driver is gone; bringing it to its end", orphan.purchase_id);
+                    if let Err(refusal) = self.drive(Driver::take_over(self.clock.now(), orphan)) {
+                        log::debug!("a purchase that was taken over: {}", refusal.message);
+                    }
+                    // There may be another.
+                    Duration::ZERO
                 }
-                if self.life.lock().is_stopping {
-                    return;
-                }
-            }
+                Ok(None) => TAKE_OVER_EVERY,
+                // A database that is away has been complained of.
+                Err(_) => TAKE_OVER_AGAIN,
+            };
         }
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::rng::Rng;
 use crate::shop::*;
-use crate::support::{eventually, program, scaled};
+use crate::support::{PATIENCE, eventually, program, scaled};
 
 const BUYERS: usize = 6;
 const SELLERS: usize = 2;
@@ -43,25 +43,29 @@ impl Stubborn<'_> {
     }
 
     fn until_definite(&mut self, message: &Value, read: impl Fn(&Value) -> Result<Value, Value>) -> Answer {
-        eventually(&format!("a definite answer to {message}"), || {
-            match self.once(message).map(|answer| read(&answer)) {
-                Some(Ok(answer)) => Some(Ok(answer)),
+        // What came instead, and how often: for whoever looks for the cause.
+        let mut instead = Vec::<(String, u32, Instant)>::new();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let why = match self.once(message).map(|answer| read(&answer)) {
+                Some(Ok(answer)) => return Ok(answer),
                 Some(Err(error)) => match error["code"].as_str().unwrap() {
-                    "UNAVAILABLE" | "BUSY" => {
-                        self.retries.fetch_add(1, Ordering::Relaxed);
-                        None
+                    "UNAVAILABLE" | "BUSY" => error.to_string(),
+                    code => {
+                        let message = error["message"].as_str().unwrap().to_owned();
+                        return Err(Refused { code: code.to_owned(), message });
                     }
-                    code => Some(Err(Refused {
-                        code: code.to_owned(),
-                        message: error["message"].as_str().unwrap().to_owned(),
-                    })),
                 },
-                None => {
-                    self.retries.fetch_add(1, Ordering::Relaxed);
-                    None
-                }
+                None => "no connection, or it was lost".to_owned(),
+            };
+            self.retries.fetch_add(1, Ordering::Relaxed);
+            match instead.last_mut() {
+                Some((last, count, _)) if *last == why => *count += 1,
+                _ => instead.push((why, 1, Instant::now())),
             }
-        })
+            assert!(Instant::now() < deadline, "no definite answer to {message}, but {instead:#?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Nothing when the connection was lost.
