@@ -294,6 +294,7 @@ impl Shared {
             | CustomerOp::Complete { .. }
             | CustomerOp::Undo { .. }
             | CustomerOp::Closed { .. }
+            | CustomerOp::Renew { .. }
             | CustomerOp::TakeOver
             | CustomerOp::Purchases { .. }
             | CustomerOp::Orders { .. }

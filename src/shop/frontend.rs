@@ -5,6 +5,7 @@
 //! ([`crate::net::pool`]), at the same time where one does not need the other's answer; who needs both sends
 //! to the customer database first. Payloads that only pass through are not parsed.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::door::{self, CUSTOMER_DB, Door, Floor, Host, PRODUCT_DB, StartError, parse};
 use super::ops::{Account, Answer, Code, CustomerOp, Orphan, ProductOp, Refusal, Role};
+use super::purchase::RENEW_MS;
 use super::purchase::driver::{Driver, Op, Step};
 use super::wire::{Call, Outcome, Port};
 use crate::model::Clock;
@@ -40,10 +42,12 @@ const PATIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long each step of a purchase may take, longer than the database itself waits for the bank; then it is
 /// asked again.
 const STEP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often it renews the leases of what it drives.
+const RENEW_EVERY: Duration = Duration::from_millis(RENEW_MS);
 /// How often it looks for purchases that lost their driver.
-const TAKE_OVER_EVERY: Duration = Duration::from_secs(1);
+const TAKE_OVER_EVERY: Duration = Duration::from_millis(500);
 /// The same while the database that knows of them is away.
-const TAKE_OVER_AGAIN: Duration = Duration::from_millis(200);
+const TAKE_OVER_AGAIN: Duration = Duration::from_millis(100);
 
 /// What the operator chose.
 #[derive(Debug, Clone)]
@@ -71,6 +75,8 @@ struct Frontend {
     product: Pool,
     clock: Clock,
     counters: FrontendCounters,
+    /// Purchases that are driven here, each with its lease.
+    driven: Mutex<HashMap<String, u64>>,
     life: Mutex<Life>,
     /// Told when that changes.
     life_changed: Condvar,
@@ -79,8 +85,8 @@ struct Frontend {
 #[derive(Default)]
 struct Life {
     is_stopping: bool,
-    /// The thread that takes purchases over has ended (or there is none).
-    takes_none_over: bool,
+    /// Threads of its own that have not ended: one takes purchases over, one renews leases.
+    threads: u32,
 }
 
 /// What a frontend did so far.
@@ -110,18 +116,24 @@ impl FrontendServer {
             product: pool(config.product, PRODUCT_DB),
             clock: Clock::start(),
             counters: FrontendCounters::default(),
-            life: Mutex::new(Life { is_stopping: false, takes_none_over: config.role == Role::Seller }),
+            driven: Mutex::default(),
+            life: Mutex::new(Life { is_stopping: false, threads: 0 }),
             life_changed: Condvar::new(),
         });
         let open = |addr: &SocketAddr| Door::open(*addr, floor.clone(), Arc::clone(&frontend) as Arc<dyn Host>);
         let doors = config.addrs.iter().map(open).collect::<Result<Vec<Door>, StartError>>()?;
         if config.role == Role::Buyer {
-            let frontend = Arc::clone(&frontend);
-            threads::spawn("take-over", move || {
-                frontend.take_over();
-                frontend.life.lock().takes_none_over = true;
-                frontend.life_changed.notify_all();
-            })?;
+            let works: [(&str, fn(&Frontend)); 2] =
+                [("take-over", Frontend::take_over), ("leases", Frontend::renew_leases)];
+            for (name, work) in works {
+                let thread = Arc::clone(&frontend);
+                frontend.life.lock().threads += 1;
+                threads::spawn(name, move || {
+                    work(&thread);
+                    thread.life.lock().threads -= 1;
+                    thread.life_changed.notify_all();
+                })?;
+            }
         }
         Ok(FrontendServer { doors, frontend })
     }
@@ -163,7 +175,7 @@ impl FrontendServer {
         }
         // A purchase that is left behind is taken over by another frontend.
         let mut life = self.frontend.life.lock();
-        while !life.takes_none_over && Instant::now() < deadline {
+        while life.threads > 0 && Instant::now() < deadline {
             self.frontend.life_changed.wait_until(&mut life, deadline);
         }
     }
@@ -257,6 +269,7 @@ impl Frontend {
 
     /// Asks one operation after the other until it is over.
     fn drive(&self, (mut driver, mut step): (Driver, Step)) -> Answer<super::ops::Purchased> {
+        let _driven = Driven::begin(&self.driven, &driver);
         loop {
             match step {
                 Step::Ask { after, op } => {
@@ -297,6 +310,19 @@ impl Frontend {
         }
     }
 
+    /// Tells that whoever drives here is still at work, for as long as the frontend lives.
+    fn renew_leases(&self) {
+        while !self.is_over_within(RENEW_EVERY) {
+            let leases: Vec<(String, u64)> =
+                self.driven.lock().iter().map(|(purchase_id, lease)| (purchase_id.clone(), *lease)).collect();
+            if !leases.is_empty()
+                && let Err(refusal) = self.ask_customer(&CustomerOp::Renew { leases })
+            {
+                log::debug!("leases could not be renewed: {}", refusal.message);
+            }
+        }
+    }
+
     fn is_over_within(&self, time: Duration) -> bool {
         let until = Instant::now() + time;
         let mut life = self.life.lock();
@@ -304,6 +330,31 @@ impl Frontend {
             self.life_changed.wait_until(&mut life, until);
         }
         life.is_stopping
+    }
+}
+
+/// A purchase that is being driven here.
+struct Driven<'a> {
+    driven: &'a Mutex<HashMap<String, u64>>,
+    purchase_id: String,
+    lease: u64,
+}
+
+impl<'a> Driven<'a> {
+    fn begin(driven: &'a Mutex<HashMap<String, u64>>, driver: &Driver) -> Driven<'a> {
+        let (purchase_id, lease) = (driver.purchase_id().to_owned(), driver.lease());
+        driven.lock().insert(purchase_id.clone(), lease);
+        Driven { driven, purchase_id, lease }
+    }
+}
+
+impl Drop for Driven<'_> {
+    fn drop(&mut self) {
+        let mut driven = self.driven.lock();
+        // Unless it was lost, and taken over here again, meanwhile.
+        if driven.get(&self.purchase_id) == Some(&self.lease) {
+            driven.remove(&self.purchase_id);
+        }
     }
 }
 

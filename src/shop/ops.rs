@@ -299,6 +299,8 @@ pub enum CustomerOp {
     Undo { purchase_id: String, lease: u64, why: Refusal },
     /// → `()`: the units of an undone purchase are back.
     Closed { purchase_id: String, lease: u64 },
+    /// → `()`: these purchases' drivers, each with its lease, are still at work.
+    Renew { leases: Vec<(String, u64)> },
     /// → `Option<`[`Orphan`]`>`: a purchase whose driver's lease ran out, under a lease of the asker.
     TakeOver,
     /// → `Vec<`[`Bought`]`>`, newest first.
@@ -435,6 +437,7 @@ impl std::fmt::Debug for CustomerOp {
             CustomerOp::Complete { .. } => "complete",
             CustomerOp::Undo { .. } => "undo",
             CustomerOp::Closed { .. } => "closed",
+            CustomerOp::Renew { .. } => "renew",
             CustomerOp::TakeOver => "take_over",
             CustomerOp::Purchases { .. } => "purchases",
             CustomerOp::Orders { .. } => "orders",

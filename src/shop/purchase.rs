@@ -27,9 +27,11 @@ pub mod driver;
 mod tests;
 
 /// How long a driver may be silent before another one may take its purchase over.
-pub const LEASE_MS: u64 = 6_000;
+pub const LEASE_MS: u64 = 2_500;
 /// The same once it is undone: what is left may be done by anyone, and twice.
-pub const UNDONE_LEASE_MS: u64 = 2_000;
+pub const UNDONE_LEASE_MS: u64 = 1_000;
+/// How often a frontend renews the leases of what it drives: a few that are lost do no harm.
+pub const RENEW_MS: u64 = 500;
 /// The highest total: 10000000000000.00. Below 2^53 cents a JSON number says it exactly, and the ledger can
 /// add many of them up.
 pub const TOTAL_MAX: Cents = Cents(1_000_000_000_000_000);
@@ -415,6 +417,14 @@ impl Purchase {
             is_undone: self.stage == Stage::Voided,
             is_authorised: self.stage == Stage::Authorised,
         })
+    }
+
+    /// Its driver is at work. Not written: after a start, a purchase whose driver is still there may be given
+    /// to another, which costs a little work and harms nothing.
+    pub fn renew(&mut self, now: Millis, lease: u64) {
+        if lease == self.lease && !self.is_orphan(now) {
+            self.leased_until = self.leased_until.max(now.plus_ms(LEASE_MS));
+        }
     }
 
     /// Whether it needs a driver and has none.

@@ -167,6 +167,15 @@ impl Purchases {
         cell.buyer.bought(session, lines, |changes| journal.append_with(changes, move |tx| rows.write(tx)))
     }
 
+    fn renew(&self, now: Millis, leases: &[(String, u64)]) {
+        let mut open = self.open.lock();
+        for (id, lease) in leases {
+            if let Some(cell) = open.by_id.get_mut(id) {
+                cell.purchase.renew(now, *lease);
+            }
+        }
+    }
+
     /// Gives the purchase that has waited longest for its driver to another.
     fn take_over(&self, journal: &Journal, now: Millis) -> Done<Option<Orphan>> {
         let mut open = self.open.lock();
@@ -334,6 +343,10 @@ impl Shared {
             }
             CustomerOp::Closed { purchase_id, lease } => {
                 json(&self.drive(&purchase_id, Event::Closed { lease }, None)?.step_answer()?)
+            }
+            CustomerOp::Renew { leases } => {
+                self.memory().purchases.renew(self.config.clock.now(), &leases);
+                json(&())
             }
             CustomerOp::TakeOver => {
                 let memory = self.memory();

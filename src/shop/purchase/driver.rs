@@ -7,7 +7,8 @@
 //!
 //! A frontend runs one for each purchase of its buyers, and one for each that it takes over; the latter
 //! begins by looking whether the units are sold. It keeps nothing: whatever it has not brought to an end
-//! when it gives up or dies, another takes over when its lease has run out. Every operation may be asked
+//! when it gives up or dies, another takes over when its lease has run out (a frontend renews the leases of
+//! what it drives, for as long as it lives). Every operation may be asked
 //! twice, so one without an answer is asked again for a while.
 
 use std::time::Duration;
@@ -149,6 +150,11 @@ impl Driver {
     /// The purchase.
     pub fn purchase_id(&self) -> &str {
         &self.purchase_id
+    }
+
+    /// Under which it drives.
+    pub fn lease(&self) -> u64 {
+        self.lease
     }
 
     /// Takes the answer to what was asked last; says what is next.

@@ -194,6 +194,23 @@ fn only_the_lease_drives() {
 }
 
 #[test]
+fn a_driver_that_is_at_work_keeps_its_lease() {
+    let mut purchase = authorised();
+    let late = NOW.plus_ms(LEASE_MS - 1);
+    purchase.renew(late, 2);
+    assert_eq!(purchase.leased_until(), NOW.plus_ms(LEASE_MS), "that lease is nobody's");
+    purchase.renew(late, 1);
+    assert!(purchase.take_over(NOW.plus_ms(LEASE_MS)).is_none());
+    // An old one that comes late shortens nothing, and brings nothing back.
+    purchase.renew(NOW, 1);
+    assert_eq!(purchase.leased_until(), late.plus_ms(LEASE_MS));
+    purchase.renew(late.plus_ms(LEASE_MS), 1);
+    assert_eq!(purchase.take_over(late.plus_ms(LEASE_MS)).unwrap().lease, 2);
+    purchase.renew(late.plus_ms(LEASE_MS), 1);
+    assert_eq!(purchase.leased_until(), late.plus_ms(2 * LEASE_MS));
+}
+
+#[test]
 fn a_clock_that_was_set_back_makes_no_lease_longer() {
     let mut purchase = authorised();
     let before = Millis(NOW.0 - 86_400_000);

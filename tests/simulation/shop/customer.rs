@@ -315,6 +315,14 @@ impl World {
         match ask {
             Ask::Begin(wish) => self.begin(Waiting { thread, seq, wish, until: self.now + WAIT_MS }),
             Ask::TakeOver => self.take_over(thread, seq),
+            Ask::Renew(leases) => {
+                let now = self.time();
+                for (id, lease) in leases {
+                    if let Some(purchase) = self.memory().open.get_mut(&id) {
+                        purchase.renew(now, lease);
+                    }
+                }
+            }
             Ask::Op(Op::Customer(op)) => self.op(thread, seq, op),
             Ask::Op(Op::Product(_)) => panic!("the customer database holds no stock"),
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use p2s2::shop::ops::{Answer, Begun, Code, Hold, LinkCard, ProductOp, Purchased, Refusal};
+use p2s2::shop::purchase::RENEW_MS;
 use p2s2::shop::purchase::driver::{Driver, Heard, Op, Step};
 
 use super::Fault;
@@ -30,7 +31,8 @@ impl World {
         self.frontends[frontend].is_up = true;
         self.frontends[frontend].starts += 1;
         let start = self.frontends[frontend].starts;
-        self.at(500 + 37 * frontend as u64, Event::LookForOrphans { frontend, start });
+        self.at(37 * frontend as u64, Event::LookForOrphans { frontend, start });
+        self.at(RENEW_MS, Event::RenewLeases { frontend, start });
     }
 
     pub fn frontend_crashes(&mut self, frontend: usize, down: u64) {
@@ -55,7 +57,24 @@ impl World {
                 let thread = self.thread(frontend, Work::TakingOver);
                 self.ask(thread, Duration::ZERO, Ask::TakeOver);
             }
-            self.at(1_000, Event::LookForOrphans { frontend, start });
+            self.at(500, Event::LookForOrphans { frontend, start });
+        }
+    }
+
+    pub fn renew_leases(&mut self, frontend: usize, start: u32) {
+        if self.frontends[frontend].is_up && self.frontends[frontend].starts == start {
+            let own = self.threads.values().filter(|thread| thread.frontend == frontend);
+            let leases: Vec<(String, u64)> = own
+                .filter_map(|thread| match &thread.work {
+                    Work::Driving { driver, .. } => Some((driver.purchase_id().to_owned(), driver.lease())),
+                    Work::Beginning { .. } | Work::TakingOver => None,
+                })
+                .collect();
+            if !leases.is_empty() {
+                // Nobody waits for the answer.
+                self.network(Event::Asked { thread: 0, seq: 0, ask: Box::new(Ask::Renew(leases)) });
+            }
+            self.at(RENEW_MS, Event::RenewLeases { frontend, start });
         }
     }
 

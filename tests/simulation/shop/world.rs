@@ -30,6 +30,7 @@ const CALM_MS: u64 = 150_000;
 pub enum Ask {
     Begin(Wish),
     TakeOver,
+    Renew(Vec<(String, u64)>),
     Op(Op),
 }
 
@@ -74,6 +75,10 @@ pub enum Event {
         seq: u32,
     },
     LookForOrphans {
+        frontend: usize,
+        start: u32,
+    },
+    RenewLeases {
         frontend: usize,
         start: u32,
     },
@@ -341,6 +346,7 @@ impl World {
             Event::Said { thread, seq, said } => self.said(thread, seq, *said),
             Event::NoAnswer { thread, seq } => self.no_answer(thread, seq),
             Event::LookForOrphans { frontend, start } => self.look_for_orphans(frontend, start),
+            Event::RenewLeases { frontend, start } => self.renew_leases(frontend, start),
             Event::Asked { thread, seq, ask } => match *ask {
                 Ask::Op(Op::Product(op)) => {
                     if !self.product_is_up {
@@ -392,6 +398,7 @@ impl World {
             let said = match ask {
                 Ask::Begin(_) => Said::Begun(Err(away)),
                 Ask::TakeOver => Said::Orphan(Err(away)),
+                Ask::Renew(_) => return,
                 Ask::Op(_) => Said::Heard(Heard::Refused(away)),
             };
             self.say(thread, seq, said);

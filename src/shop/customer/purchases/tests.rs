@@ -436,6 +436,20 @@ fn a_driver_that_is_gone_is_replaced() {
 }
 
 #[test]
+fn a_driver_that_says_that_it_is_at_work_is_not_replaced() {
+    let shop = Shop::new();
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    let leased_until = || shop.db().shared.memory().purchases.open.lock().by_id[&id].purchase.leased_until();
+    let before = leased_until();
+    while leased_until() == before {
+        let leases = vec![(id.clone(), lease), ("unknown".to_owned(), 1)];
+        shop.ask::<()>(CustomerOp::Renew { leases }).unwrap();
+    }
+    assert!(leased_until() > before);
+}
+
+#[test]
 fn a_bank_that_is_away_is_asked_until_it_answers() {
     let mut shop = Shop::new();
     shop.fill();

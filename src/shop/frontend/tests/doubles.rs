@@ -86,7 +86,7 @@ impl PeopleState {
 
 impl Database<CustomerOp> for People {
     fn handle(&self, op: CustomerOp) -> Answer<String> {
-        if !matches!(op, CustomerOp::TakeOver) {
+        if !matches!(op, CustomerOp::TakeOver | CustomerOp::Renew { .. }) {
             meet(&self.rendezvous);
         }
         let mut state = self.state.lock();
@@ -220,7 +220,7 @@ impl Database<CustomerOp> for People {
                 state.carts.remove(&sid);
                 ok(purchased)
             }
-            CustomerOp::Undo { .. } | CustomerOp::Closed { .. } => ok(()),
+            CustomerOp::Undo { .. } | CustomerOp::Closed { .. } | CustomerOp::Renew { .. } => ok(()),
             CustomerOp::TakeOver => ok(state.orphans.pop_front()),
             CustomerOp::Purchases { sid, .. } => {
                 state.session(Role::Buyer, &sid)?;
