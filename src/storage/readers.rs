@@ -67,8 +67,14 @@ impl Readers {
             Some(connection) if !pool.closed => pool.idle.push(connection),
             _ => pool.open -= 1,
         }
+        let is_closed = pool.closed;
         drop(pool);
-        self.freed.notify_all();
+        // One connection serves one who waits; whoever closes waits for all of them.
+        if is_closed {
+            self.freed.notify_all();
+        } else {
+            self.freed.notify_one();
+        }
     }
 
     /// Lets no new query in, waits for those at work and closes all connections.

@@ -185,6 +185,14 @@ pub trait Reader {
     /// # Errors
     /// Those of the store, and whatever `each` answers.
     fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError>;
+
+    /// Asks the same for each of these numbers, in their order: the query's one parameter.
+    ///
+    /// # Errors
+    /// As [`query`](Reader::query).
+    fn query_each(&self, sql: &str, numbers: &[i64], each: &mut EachRow<'_>) -> Result<(), StoreError> {
+        numbers.iter().try_for_each(|number| self.query(sql, &[Value::Int(*number)], each))
+    }
 }
 
 /// A change under way: it sees what it has written, nobody else does before the commit.

@@ -158,16 +158,17 @@ pub(super) fn show(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Ans
 pub(super) fn show_all(reader: &(impl Reader + ?Sized), hits: &search::Hits) -> Result<String, StoreError> {
     let mut shown = String::with_capacity(64 + hits.numbers.len() * SHOWN_BYTES);
     shown.push_str("{\"items\":[");
-    for (place, number) in hits.numbers.iter().enumerate() {
-        if place > 0 {
-            shown.push(',');
-        }
-        reader.query(
-            "SELECT facts, price, quantity, thumbs_up, thumbs_down FROM product_item WHERE number = $1",
-            &[(*number).into()],
-            &mut |row| show_row(row, &mut shown),
-        )?;
-    }
+    let mut is_first = true;
+    reader.query_each(
+        "SELECT facts, price, quantity, thumbs_up, thumbs_down FROM product_item WHERE number = $1",
+        &hits.numbers,
+        &mut |row| {
+            if !std::mem::take(&mut is_first) {
+                shown.push(',');
+            }
+            show_row(row, &mut shown)
+        },
+    )?;
     // The rest of it, as the type writes it.
     let empty = json(&Found { items: Vec::new(), total: hits.total, total_is_at_least: hits.total_is_at_least })?;
     shown.push_str(empty.strip_prefix("{\"items\":[").unwrap_or_default());
