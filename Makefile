@@ -4,7 +4,7 @@ CARGO ?= cargo
 RELEASE = target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-clients perf test test-full lint clean need-tools
+.PHONY: help build run-server run-clients perf test test-full lint clean need-tools need-browser
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,10 +21,10 @@ run-clients: build ## play one whole story against the running server (or one of
 perf: build ## measure: how fast, and how far from what the machine could do
 	$(RELEASE)/p2s2-perf trade
 
-test: need-tools ## every test; kills, simulations and floods at a tenth
+test: need-tools need-browser ## every test; kills, simulations and floods at a tenth
 	$(CARGO) test --locked
 
-test-full: build ## every test in full, and the speed that is promised
+test-full: build need-browser ## every test in full, and the speed that is promised
 	P2S2_TEST_SCALE=full $(CARGO) test --release --locked
 	$(RELEASE)/p2s2-perf trade --quick
 
@@ -44,4 +44,13 @@ need-tools:
 	        apt-get update -qq && apt-get install -y -qq gcc libc6-dev; \
 	    else \
 	        echo "error: a C compiler is missing: install gcc (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; \
+	    fi; }
+
+# The page of a report is looked at in a real browser.
+need-browser:
+	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
+	    else \
+	        echo "error: a browser is missing: install Chromium with its driver (Debian: apt-get install chromium chromium-driver)" >&2; exit 1; \
 	    fi; }

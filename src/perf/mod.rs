@@ -12,6 +12,7 @@ pub mod child;
 pub mod compare;
 pub mod limits;
 pub mod load;
+pub mod page;
 pub mod plan;
 pub mod report;
 pub mod run;

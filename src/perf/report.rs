@@ -62,6 +62,9 @@ pub struct Row {
     pub mb_per_s: Option<f64>,
     /// CPU time of the server in all runs, seconds.
     pub server_cpu_s: Option<f64>,
+    /// The same by calls, microseconds.
+    #[serde(default)]
+    pub server_cpu_us_per_op: Option<f64>,
     /// Most memory that the server held, 10^6 bytes.
     pub server_peak_rss_mb: Option<f64>,
 }
@@ -144,6 +147,7 @@ fn row(measured: &Measured, share: Option<&Share>) -> Row {
         success_rate: if calls == 0 { 0.0 } else { total.done as f64 / calls as f64 },
         mb_per_s: None,
         server_cpu_s: total.server.map(|server| server.cpu_s),
+        server_cpu_us_per_op: Cost::of(&total).cpu_us,
         server_peak_rss_mb: total.server.map(|server| server.peak_rss_mb),
     }
 }

@@ -10,7 +10,7 @@ use super::load::Length;
 use super::plan::{Effort, Group, Outcome};
 use super::report::{Report, requirements, table};
 use super::stop::Stop;
-use super::{INTERRUPTED, MISSED, RunArgs, plan};
+use super::{INTERRUPTED, MISSED, RunArgs, page, plan};
 
 /// A quick run is over within a minute: from here on it does without repetitions that compare nothing.
 const QUICK_HURRY_AFTER: Duration = Duration::from_secs(35);
@@ -85,6 +85,7 @@ pub fn scenario(
     let report = Report::new(name, &outcome);
     let written = report.write(&args.out);
     let (lines, all_met) = requirements(&outcome, args.relax);
+    let page = page::write(&args.out, &report, &outcome, &lines);
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer(&mut out, &report)?;
@@ -97,14 +98,14 @@ pub fn scenario(
         lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
     }
     out.flush()?;
-    let path = written?;
+    let (path, page) = (written?, page?);
     if stop.is_asked() {
         eprintln!("ended by a signal; what was measured until then is in {}", path.display());
         return Ok(ExitCode::from(INTERRUPTED));
     }
     result?;
     if !args.json {
-        writeln!(out, "report: {}", path.display())?;
+        writeln!(out, "report: {} and, to look at, {}", path.display(), page.display())?;
     }
     Ok(if args.check && !all_met { ExitCode::from(MISSED) } else { ExitCode::SUCCESS })
 }

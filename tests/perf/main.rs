@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+mod browser;
 mod fake;
 
+use browser::Browser;
 use fake::{Fake, Manners};
 
 const PERF: &str = env!("CARGO_BIN_EXE_p2s2-perf");
@@ -82,7 +84,7 @@ fn a_small_run_reports_every_field() {
         assert!(compared["runs"][limit]["ops_per_s"][1].as_f64().unwrap() > 0.0);
     }
     // Standard output was the report and nothing else; the file says the same; nothing else is left.
-    assert_eq!(files(out.path()), ["trade.json"]);
+    assert_eq!(files(out.path()), ["trade.html", "trade.json"]);
     let written: Value = serde_json::from_slice(&std::fs::read(out.path().join("trade.json")).unwrap()).unwrap();
     assert_eq!(written, report);
 }
@@ -127,7 +129,51 @@ fn a_small_run_of_the_shop_reports_every_operation_as_a_share_of_relay() {
         assert_eq!((required(name, 1), required(name, 3)), (Some(0.5), None));
     }
     assert_eq!((required("GETITEM", 1), required("PRICE", 1)), (None, None));
-    assert_eq!(files(out.path()), ["shop.json"], "nothing else is left");
+    assert_eq!(files(out.path()), ["shop.html", "shop.json"], "nothing else is left");
+}
+
+#[test]
+fn the_page_shows_every_plot_in_a_browser_without_network() {
+    let out = tempfile::tempdir().unwrap();
+    let words = ["trade", "--calls", "20", "--clients", "1,3", "--runs", "2", "--json"];
+    report(&perf(&words, out.path()), 0);
+    let browser = Browser::start();
+    browser.open(&out.path().join("trade.html"));
+    assert_eq!(browser.ask("return document.title"), "P2S2 trade");
+    let plots = browser.ask(
+        "return [...document.querySelectorAll('figure')].map(figure => {
+            const svg = figure.querySelector('svg'), box = svg.getBoundingClientRect();
+            const curves = [...svg.querySelectorAll('polyline')].filter(line => {
+                const box = line.getBBox();
+                return line.getAttribute('stroke-width') === '2' && box.width > 20;
+            });
+            return {
+                id: figure.id, width: box.width, height: box.height, curves: curves.length,
+                dots: svg.querySelectorAll('circle').length,
+                legend: figure.querySelectorAll('.legend li').length, texts: svg.querySelectorAll('text').length,
+            };
+        })",
+    );
+    let plots = plots.as_array().unwrap();
+    let ids: Vec<&str> = plots.iter().map(|plot| plot["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["throughput", "p50", "p99", "distribution", "share", "cpu", "memory"]);
+    for plot in plots {
+        let number = |field: &str| plot[field].as_f64().unwrap();
+        assert!(number("width") > 200.0 && number("height") > 100.0 && number("texts") > 4.0, "{plot}");
+        // threads, STATUS, REGISTER, ROUND, PURCHASE; REGISTER has two limits, the deals have none; a run this
+        // short may cost no measurable CPU.
+        let expected = if plot["id"] == "share" { 4.0 } else { 5.0 };
+        if plot["id"] != "cpu" {
+            assert_eq!((number("curves"), number("legend")), (expected, expected), "{plot}");
+            let dots = if plot["id"] == "distribution" { 0.0 } else { 2.0 * expected };
+            assert_eq!(number("dots"), dots, "{plot}");
+        }
+    }
+    assert_eq!(browser.ask("return document.querySelectorAll('tbody tr').length"), 12, "a line for each result");
+    // Nothing is fetched, from here or elsewhere.
+    assert_eq!(browser.ask("return performance.getEntriesByType('resource').length"), 0);
+    let references = "return document.querySelectorAll('script, link, img, iframe, [src], [href]').length";
+    assert_eq!(browser.ask(references), 0);
 }
 
 #[test]
@@ -234,7 +280,7 @@ fn ctrl_c_ends_everything_and_writes_what_there_is() {
     for one in of_it {
         assert!(!Path::new(&format!("/proc/{one}")).exists(), "child {one} is left");
     }
-    assert_eq!(files(out.path()), ["trade.json"]);
+    assert_eq!(files(out.path()), ["trade.html", "trade.json"]);
     let written: Value = serde_json::from_slice(&std::fs::read(out.path().join("trade.json")).unwrap()).unwrap();
     assert_eq!(written["scenario"], "trade");
 }

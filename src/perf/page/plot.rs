@@ -1,0 +1,195 @@
+//! One plot as SVG: curves over clients, or over the share of calls.
+
+use std::ops::Range;
+
+use anyhow::anyhow;
+use plotters::chart::ChartBuilder;
+use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
+use plotters::prelude::{Circle, Color, IntoDrawingArea, IntoLogRange, LineSeries, RGBColor, SVGBackend};
+
+use crate::perf::report::number;
+
+/// Pixels; the page may scale it.
+const SIZE: (u32, u32) = (520, 300);
+/// Told apart also by those who see no difference between red and green, and on white.
+const COLOURS: [(u8, u8, u8); 8] = [
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (86, 140, 233),
+    (150, 120, 0),
+    (90, 90, 90),
+    (148, 52, 110),
+];
+const AXIS: RGBColor = RGBColor(70, 70, 70);
+const GRID: RGBColor = RGBColor(225, 225, 225);
+
+/// What lies along the bottom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Across {
+    /// How many clients at once.
+    Clients,
+    /// `1 / (1 - share)` of the calls: 10 is the slowest tenth's beginning, 100 that of the slowest hundredth.
+    Slowest,
+}
+
+/// What goes up, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Up {
+    /// Each step is ten times the one before.
+    Logarithmic,
+    /// From zero.
+    FromZero,
+}
+
+/// A line of a plot.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Curve {
+    /// What the legend calls it.
+    pub name: String,
+    /// Which colour: the same number is the same one in every plot.
+    pub colour: usize,
+    /// From left to right; what is not above zero has no place on a logarithmic axis and is left out.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// The colour of that number, as CSS has it.
+pub fn css_colour(colour: usize) -> String {
+    let (red, green, blue) = COLOURS[colour % COLOURS.len()];
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+/// Draws them; nothing if there is not one point.
+///
+/// # Errors
+/// The drawing library's.
+pub fn draw(across: Across, up: Up, unit: &str, curves: &[Curve]) -> anyhow::Result<Option<String>> {
+    let is_drawn = |(x, y): &(f64, f64)| *x > 0.0 && y.is_finite() && (*y > 0.0 || up == Up::FromZero);
+    let curves: Vec<Curve> = curves
+        .iter()
+        .map(|curve| Curve { points: curve.points.iter().copied().filter(is_drawn).collect(), ..curve.clone() })
+        .filter(|curve| !curve.points.is_empty())
+        .collect();
+    let all = || curves.iter().flat_map(|curve| &curve.points);
+    let Some(y) = bounds(all().map(|point| point.1)) else { return Ok(None) };
+    let Some(x) = bounds(all().map(|point| point.0)) else { return Ok(None) };
+    // Room beside the outermost points, also where there is but one.
+    let x = x.start / 1.15..x.end * 1.15;
+    let mut svg = String::new();
+    let drawn = match up {
+        Up::Logarithmic => over(&mut svg, across, unit, x, (y.start / 1.4..y.end * 1.4).log_scale(), &curves),
+        Up::FromZero => over(&mut svg, across, unit, x, 0.0..(y.end * 1.1).max(1e-9), &curves),
+    };
+    drawn.map_err(|error| anyhow!("cannot draw a plot: {error}"))?;
+    Ok(Some(svg))
+}
+
+type Failed = Box<dyn std::error::Error>;
+
+fn over<Y>(svg: &mut String, across: Across, unit: &str, x: Range<f64>, y: Y, curves: &[Curve]) -> Result<(), Failed>
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    let mut chart = ChartBuilder::on(&area)
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(x.log_scale(), y)?;
+    chart
+        .configure_mesh()
+        .axis_style(AXIS)
+        .bold_line_style(GRID)
+        .light_line_style(GRID.mix(0.4))
+        .label_style(("sans-serif", 14, &AXIS))
+        .x_desc(match across {
+            Across::Clients => "clients at once",
+            Across::Slowest => "share of calls that were no slower",
+        })
+        .y_desc(unit)
+        .x_label_formatter(&|x| match across {
+            Across::Clients => number(Some(x.round()), 0),
+            Across::Slowest => share_text(*x),
+        })
+        .y_label_formatter(&|y| value_text(*y))
+        .draw()?;
+    for curve in curves {
+        let (red, green, blue) = COLOURS[curve.colour % COLOURS.len()];
+        let colour = RGBColor(red, green, blue);
+        chart.draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?;
+        // A line of one point is none; and where it was measured should be seen.
+        if across == Across::Clients {
+            chart.draw_series(curve.points.iter().map(|point| Circle::new(*point, 4, colour.filled())))?;
+        }
+    }
+    area.present()?;
+    Ok(())
+}
+
+fn bounds(values: impl Iterator<Item = f64>) -> Option<Range<f64>> {
+    values.fold(None, |bounds: Option<Range<f64>>, value| {
+        Some(bounds.map_or(value..value, |bounds| bounds.start.min(value)..bounds.end.max(value)))
+    })
+}
+
+/// 10 is 90 %, 1000 is 99.9 %.
+fn share_text(slowest: f64) -> String {
+    let share = 100.0 * (1.0 - 1.0 / slowest.max(1.0));
+    let decimals = (slowest.log10().ceil() as usize).saturating_sub(2);
+    format!("{share:.decimals$} %")
+}
+
+fn value_text(value: f64) -> String {
+    let decimals = match value.abs() {
+        0.0 => 0,
+        below if below < 0.1 => 2,
+        below if below < 10.0 => 1,
+        _ => 0,
+    };
+    number(Some(value), decimals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(points: &[(f64, f64)]) -> Curve {
+        Curve { name: "one".to_owned(), colour: 0, points: points.to_vec() }
+    }
+
+    #[test]
+    fn each_point_is_drawn() {
+        for up in [Up::Logarithmic, Up::FromZero] {
+            let three = curve(&[(1.0, 100.0), (10.0, 400.0), (100.0, 350.0)]);
+            let svg = draw(Across::Clients, up, "calls", &[three]).unwrap().unwrap();
+            assert!(svg.starts_with("<svg") && svg.contains("clients at once"), "{svg}");
+            assert_eq!(
+                (svg.matches("<circle").count(), svg.contains(&css_colour(0).to_uppercase())),
+                (3, true),
+                "{svg}"
+            );
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+    }
+
+    #[test]
+    fn one_point_has_room_and_nothing_is_nothing() {
+        let svg = draw(Across::Clients, Up::Logarithmic, "µs", &[curve(&[(1.0, 7.0)])]).unwrap().unwrap();
+        assert_eq!(svg.matches("<circle").count(), 1);
+        assert_eq!(draw(Across::Clients, Up::Logarithmic, "µs", &[]).unwrap(), None);
+        let nowhere = [(1.0, 0.0), (0.0, 3.0), (1.0, f64::NAN)];
+        assert_eq!(draw(Across::Clients, Up::Logarithmic, "µs", &[curve(&nowhere)]).unwrap(), None);
+        // Zero has a place where an axis begins with it.
+        let svg = draw(Across::Clients, Up::FromZero, "share", &[curve(&nowhere)]).unwrap().unwrap();
+        assert_eq!(svg.matches("<circle").count(), 1);
+    }
+
+    #[test]
+    fn labels_say_what_people_say() {
+        let texts = [1.0, 2.0, 10.0, 100.0, 1000.0, 10_000.0].map(share_text);
+        assert_eq!(texts, ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %"]);
+        assert_eq!([0.0, 0.05, 0.5, 25.0, 12_000.0].map(value_text), ["0", "0.05", "0.5", "25", "12 000"]);
+    }
+}
