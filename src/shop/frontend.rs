@@ -123,8 +123,8 @@ impl FrontendServer {
         let open = |addr: &SocketAddr| Door::open(*addr, floor.clone(), Arc::clone(&frontend) as Arc<dyn Host>);
         let doors = config.addrs.iter().map(open).collect::<Result<Vec<Door>, StartError>>()?;
         if config.role == Role::Buyer {
-            let works: [(&str, fn(&Frontend)); 2] =
-                [("take-over", Frontend::take_over), ("leases", Frontend::renew_leases)];
+            type Work = fn(&Frontend);
+            let works: [(&str, Work); 2] = [("take-over", Frontend::take_over), ("leases", Frontend::renew_leases)];
             for (name, work) in works {
                 let thread = Arc::clone(&frontend);
                 frontend.life.lock().threads += 1;
