@@ -126,6 +126,17 @@ impl Screen {
         }
     }
 
+    /// The line that is being typed, if there is one, stays as it is, and what comes begins below it. The
+    /// editor that reads it will not come back to tell the terminal that pastes need no brackets any more.
+    fn leave_line(&self) {
+        let mut sink = self.sink.lock();
+        if matches!(*sink, Sink::Terminal(_)) {
+            *sink = Sink::Stdout;
+            drop(sink);
+            self.print("\x1b[?2004l");
+        }
+    }
+
     /// The text in a style, where there are colours.
     pub fn paint(&self, style: Style, text: &str) -> String {
         let code = match style {
@@ -233,6 +244,7 @@ pub fn run(
     shutdown.wait();
     // The thread that reads may be left behind in the middle of a line, with the terminal in its hands.
     terminal.restore();
+    screen.leave_line();
     Ok(())
 }
 

@@ -271,6 +271,8 @@ fn what_happens_meanwhile_tears_no_line_that_is_typed() {
     signal(alice.pid(), libc::SIGTERM);
     let (code, all) = alice.ends();
     assert_eq!(code, 0, "{all:?}");
+    assert!(all.ends_with('\n'), "the shell's prompt begins a line: {all:?}");
+    assert!(all.rfind("\x1b[?2004l") > all.rfind("\x1b[?2004h"), "pastes are bracketed no more: {all:?}");
     bob.types(CTRL_D);
     assert_eq!(bob.ends().0, 0);
 }
