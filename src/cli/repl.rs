@@ -1,7 +1,8 @@
 //! The loop of every interactive command: lines in, words to a command, lines out.
 //!
 //! At a terminal with history and completion, and what happens meanwhile is printed above the line that
-//! is being typed. In a pipe: plain lines, no escape codes, the end of input ends the program with 0.
+//! is being typed. In a pipe, and at a terminal that knows no escape codes: plain lines, none of those codes,
+//! the end of input ends the program with 0.
 //! A command that failed prints `error: …` and the loop goes on.
 
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -79,7 +80,8 @@ pub enum Style {
 impl Screen {
     /// Prints to standard output; with `json`, one object a line.
     pub fn new(json: bool, shutdown: Shutdown) -> Screen {
-        let colour = !json && io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+        let colour = !json && wanted && io::stdout().is_terminal() && !is_dumb();
         Screen { sink: Arc::new(Mutex::new(Sink::Stdout)), json, colour, shutdown }
     }
 
@@ -124,6 +126,17 @@ impl Screen {
         }
     }
 
+    /// The line that is being typed, if there is one, stays as it is, and what comes begins below it. The
+    /// editor that reads it will not come back to tell the terminal that pastes need no brackets any more.
+    fn leave_line(&self) {
+        let mut sink = self.sink.lock();
+        if matches!(*sink, Sink::Terminal(_)) {
+            *sink = Sink::Stdout;
+            drop(sink);
+            self.print("\x1b[?2004l");
+        }
+    }
+
     /// The text in a style, where there are colours.
     pub fn paint(&self, style: Style, text: &str) -> String {
         let code = match style {
@@ -134,6 +147,13 @@ impl Screen {
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }
+}
+
+/// Whether the terminal knows no escape codes (as Emacs' shell does not): it is written to as a pipe is. The
+/// kinds are those in which rustyline, too, would not edit.
+pub(super) fn is_dumb() -> bool {
+    const DUMB: [&str; 4] = ["", "dumb", "cons25", "emacs"];
+    std::env::var("TERM").map_or(cfg!(unix), |term| DUMB.iter().any(|dumb| term.eq_ignore_ascii_case(dumb)))
 }
 
 /// A text of someone else's, safe to print: what could move the cursor, ring, hide or turn around text
@@ -207,7 +227,7 @@ pub fn run(
     let reader = {
         let (screen, shutdown, prompt) = (screen.clone(), shutdown.clone(), prompt.to_owned());
         move || {
-            let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
+            let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !is_dumb();
             let read = if interactive {
                 read_terminal(&prompt, history, &screen, &shutdown, &commands)
             } else {
@@ -224,6 +244,7 @@ pub fn run(
     shutdown.wait();
     // The thread that reads may be left behind in the middle of a line, with the terminal in its hands.
     terminal.restore();
+    screen.leave_line();
     Ok(())
 }
 

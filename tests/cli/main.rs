@@ -3,6 +3,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(unix)]
+mod at_terminal;
+#[cfg(unix)]
+mod terminal;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};

@@ -29,6 +29,7 @@ pub fn scaled(full: usize) -> usize {
 }
 
 /// Waits until `check` gives something; fails the test when it takes too long.
+#[track_caller]
 pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -13,6 +13,8 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{ColorMode, Config, Editor, Helper};
 
+use crate::cli::repl::is_dumb;
+
 /// Where a password may stand, for programs and for those without a terminal.
 pub(in crate::cli) const PASSWORD_VARIABLE: &str = "P2S2_PASSWORD";
 
@@ -44,8 +46,7 @@ pub(in crate::cli) fn line(prompt: &str) -> anyhow::Result<String> {
 /// A line that is not shown while it is typed.
 pub(in crate::cli) fn hidden(prompt: &str) -> anyhow::Result<String> {
     // There the editor would read as the terminal does: with an echo.
-    let is_dumb = std::env::var("TERM").map_or(cfg!(unix), |term| ["", "dumb", "cons25", "emacs"].contains(&&*term));
-    if is_dumb {
+    if is_dumb() {
         bail!("this terminal cannot hide what is typed: set {PASSWORD_VARIABLE}, or use a wallet for a card");
     }
     read(prompt, true)

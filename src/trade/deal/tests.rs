@@ -1,6 +1,8 @@
 //! The rules of a deal, one test each.
 
 use super::*;
+use crate::model::FeeRate;
+use crate::trade::wire::{Amount, Code, Phase, Push};
 
 const NOW: Millis = Millis(1_000_000);
 

@@ -1,0 +1,147 @@
+//! What a deal tells of itself to those who ask.
+
+use super::{Deal, Party, Payment, SellerSide, Standing, State};
+use crate::model::{Cents, Millis, Name};
+use crate::trade::wire::{Amount, DealStatus, Phase, Side};
+
+impl Deal {
+    /// Where it stands.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// When time will change something by itself.
+    pub fn deadline(&self) -> Option<Millis> {
+        match self.state {
+            State::Searching { until } | State::Negotiating { until, .. } | State::Reserved { until, .. } => {
+                Some(until)
+            }
+            _ => None,
+        }
+    }
+
+    /// When it ended.
+    pub fn ended_at(&self) -> Option<Millis> {
+        match self.state {
+            State::Completed { at, .. } | State::Cancelled { at, .. } => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Who was asked.
+    pub fn sellers(&self) -> &[SellerSide] {
+        &self.sellers
+    }
+
+    /// What is being settled: the seller, the price, and how far the payment is.
+    pub fn settling(&self) -> Option<(Party, Cents, Payment)> {
+        match self.state {
+            State::Settling { seller, price, payment, .. } => Some((Party::Seller(seller), price, payment)),
+            _ => None,
+        }
+    }
+
+    /// The fee of what is being settled, where it is kept: see [`State::Settling`].
+    pub fn fee(&self) -> Option<Amount> {
+        match self.state {
+            State::Settling { fee, .. } => fee,
+            _ => None,
+        }
+    }
+
+    /// Whether this side takes part in a settlement that is under way.
+    pub fn is_settling_with(&self, party: Party) -> bool {
+        self.settling().is_some_and(|(seller, ..)| party == Party::Buyer || party == seller)
+    }
+
+    /// Who would be paid, if the buyer bought now.
+    pub fn reserved_seller(&self) -> Option<Party> {
+        match self.state {
+            State::Reserved { seller, .. } => Some(Party::Seller(seller)),
+            _ => None,
+        }
+    }
+
+    /// Everyone in it.
+    pub fn parties(&self) -> impl Iterator<Item = Party> + use<> {
+        std::iter::once(Party::Buyer).chain((0..self.sellers.len()).map(Party::Seller))
+    }
+
+    /// Whether a side has a part in it: buys, or has offered. Others were only asked.
+    pub fn concerns(&self, party: Party) -> bool {
+        match party {
+            Party::Buyer => true,
+            Party::Seller(seller) => self.sellers[seller].offer.is_some(),
+        }
+    }
+
+    /// The name behind a side.
+    pub fn name_of(&self, party: Party) -> &Name {
+        match party {
+            Party::Buyer => &self.buyer,
+            Party::Seller(seller) => &self.sellers[seller].name,
+        }
+    }
+
+    /// The number that a side knows the deal by.
+    pub fn rq_of(&self, party: Party) -> u64 {
+        match party {
+            Party::Buyer => self.rq,
+            Party::Seller(seller) => self.first_rq + seller as u64,
+        }
+    }
+
+    /// The side that a number stands for.
+    pub fn party_of(&self, rq: u64) -> Option<Party> {
+        if rq == self.rq {
+            return Some(Party::Buyer);
+        }
+        let seller = usize::try_from(rq.checked_sub(self.first_rq)?).ok()?;
+        (seller < self.sellers.len()).then_some(Party::Seller(seller))
+    }
+
+    /// The deal as one side sees it; nothing for a seller that never offered.
+    pub fn status(&self, party: Party, now: Millis) -> Option<DealStatus> {
+        let entry = |state, price, reason| DealStatus {
+            rq: self.rq_of(party),
+            side: if party == Party::Buyer { Side::Buyer } else { Side::Seller },
+            item_name: self.item_name.clone(),
+            state,
+            price,
+            reason,
+            ends_in_ms: self
+                .deadline()
+                .filter(|_| state != Phase::Cancelled)
+                .map(|until| until.0.saturating_sub(now.0)),
+        };
+        let own_offer = match party {
+            Party::Buyer => None,
+            Party::Seller(seller) => Some((seller, self.sellers[seller].offer.as_ref()?)),
+        };
+        let taken = match self.state {
+            State::Reserved { seller, price, .. }
+            | State::Settling { seller, price, .. }
+            | State::Completed { seller, price, .. } => Some((seller, price)),
+            _ => None,
+        };
+        if let Some((seller, offer)) = own_offer {
+            let off = match offer.standing {
+                Standing::Withdrawn => Some("cancelled by the seller"),
+                Standing::Released => Some("released"),
+                Standing::Bound => None,
+            };
+            if let Some(reason) = off.filter(|_| taken.is_none_or(|(taken, _)| taken != seller)) {
+                return Some(entry(Phase::Cancelled, Some(offer.price), Some(reason.into())));
+            }
+        }
+        let price = taken.map(|(_, price)| price).or(own_offer.map(|(_, offer)| offer.price));
+        Some(match &self.state {
+            State::Searching { .. } => entry(Phase::Searching, price, None),
+            State::Negotiating { .. } => entry(Phase::Negotiating, price, None),
+            State::Reserved { .. } => entry(Phase::Reserved, price, None),
+            State::Settling { .. } => entry(Phase::Settling, price, None),
+            State::Completed { .. } => entry(Phase::Completed, price, None),
+            State::Cancelled { reason, .. } => entry(Phase::Cancelled, price, Some(reason.clone())),
+        })
+    }
+}

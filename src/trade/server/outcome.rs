@@ -1,0 +1,162 @@
+//! What goes out: outcomes made real, each persisted, then sent, then its timers armed; and memory built
+//! anew where the disk has failed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Due, Ex, PUSH_AGAIN, Shared, build};
+use crate::model::Millis;
+use crate::storage::StoreError;
+use crate::trade::exchange::{Outcome, Resumed, Told};
+use crate::trade::store::Receipt;
+use crate::trade::wire::{DATAGRAM_MAX, Refusal, Reply, encode};
+
+impl Shared {
+    /// Persist, then send, then arm timers.
+    pub(super) fn make_real(
+        self: &Arc<Self>,
+        exchange: &Arc<Ex>,
+        outcome: Outcome<Receipt>,
+        answer: &dyn Fn(Reply),
+    ) -> Result<(), StoreError> {
+        if let Err(error) = outcome.receipt.wait() {
+            self.not_stored(exchange, &error);
+            return Err(error);
+        }
+        self.send_all(exchange, outcome, answer);
+        Ok(())
+    }
+
+    pub(super) fn not_stored(self: &Arc<Self>, exchange: &Arc<Ex>, error: &StoreError) {
+        self.counters.unavailable.add(1);
+        log::error!("trade: a change could not be stored: {error}");
+        self.rebuild(exchange);
+    }
+
+    /// What is built on is on disk: sends, then arms timers.
+    pub(super) fn send_all(self: &Arc<Self>, exchange: &Arc<Ex>, outcome: Outcome<Receipt>, answer: &dyn Fn(Reply)) {
+        if let Some(reply) = outcome.answer {
+            answer(reply);
+        }
+        for (to, push) in outcome.once {
+            self.counters.pushes.add(1);
+            self.send(&encode(&push), to);
+        }
+        for told in outcome.pushes {
+            self.push(exchange, told, 0);
+        }
+        self.arm_deadlines(&outcome.deadlines);
+        if let Some(deal) = outcome.settle {
+            self.begin_settlement(deal);
+        }
+    }
+
+    fn arm_deadlines(&self, deadlines: &[(Millis, u64)]) {
+        let (now, instant) = (self.now(), Instant::now());
+        for (at, deal) in deadlines {
+            self.arm(instant + now.until(*at), Due::Deal(*deal));
+        }
+    }
+
+    /// The disk holds less than memory: memory is built anew from it, before the next request.
+    pub(super) fn rebuild(self: &Arc<Self>, failed: &Arc<Ex>) {
+        // Held while the store is read, on purpose: no request may look at the memory that is wrong.
+        let mut exchange = self.exchange.write();
+        if !Arc::ptr_eq(&exchange, failed) {
+            return;
+        }
+        match build(&self.config, &self.floor) {
+            Ok((rebuilt, resumed)) => {
+                *exchange = Arc::new(rebuilt);
+                drop(exchange);
+                log::warn!("trade: memory was built anew from the disk");
+                self.take_up(resumed, None);
+            }
+            // The old one stays: its changes are refused, so every request is answered UNAVAILABLE and
+            // tries this again.
+            Err(error) => log::error!("trade: the store cannot be read: {error}"),
+        }
+    }
+
+    /// Goes on with what was under way; waits for settlements until `wait_until` at most.
+    pub(super) fn take_up(self: &Arc<Self>, resumed: Resumed, wait_until: Option<Instant>) {
+        let exchange = self.exchange();
+        for told in resumed.pushes {
+            self.push(&exchange, told, 0);
+        }
+        self.arm_deadlines(&resumed.deadlines);
+        let settlements = resumed.settlements.len();
+        if settlements > 0 {
+            log::info!("trade: {settlements} settlements were interrupted and are brought to their end");
+        }
+        for (deal, _) in resumed.settlements {
+            self.arm(Instant::now(), Due::Recover(deal));
+        }
+        if let Some(deadline) = wait_until {
+            self.wait_for_settlements(&exchange, deadline);
+        }
+    }
+
+    fn wait_for_settlements(&self, exchange: &Ex, deadline: Instant) {
+        let mut waiting = self.settled.0.lock();
+        while exchange.settlements() > 0 {
+            if self.settled.1.wait_until(&mut waiting, deadline).timed_out() {
+                log::warn!("trade: the bank does not answer; interrupted settlements are ended beside the service");
+                return;
+            }
+        }
+    }
+
+    pub(super) fn push(&self, exchange: &Ex, told: Told, repeats: usize) {
+        let Some((to, push)) = exchange.push(told) else { return };
+        self.counters.pushes.add(1);
+        if repeats > 0 {
+            self.counters.pushes_repeated.add(1);
+        }
+        self.send(&encode(&push), to);
+        if let Some(pause) = PUSH_AGAIN.get(repeats) {
+            self.arm(Instant::now() + *pause, Due::Push(told, repeats + 1));
+        }
+    }
+
+    pub(super) fn refuse(&self, source: SocketAddr, length: usize, rq: Option<u64>, refusal: Refusal) {
+        let reply = Reply::Error { rq, code: refusal.code, reason: refusal.reason };
+        self.answer(&self.exchange(), source, length, reply);
+    }
+
+    /// Answers a datagram. To an address that nobody registered, never more than three times its bytes,
+    /// and ten errors a second: the source may be forged.
+    /// `exchange` is the one that the request met: who builds a new one may be waiting for the writer, which
+    /// may be here.
+    pub(super) fn answer(&self, exchange: &Ex, source: SocketAddr, length: usize, reply: Reply) {
+        let is_error = matches!(reply, Reply::Error { .. });
+        if is_error {
+            self.counters.errors.add(1);
+        }
+        let mut max = DATAGRAM_MAX;
+        if !exchange.is_registered(source) {
+            max = max.min(3 * length);
+            if is_error && !self.strangers.may_be_told(source, self.now()) {
+                return self.counters.errors_withheld.add(1);
+            }
+        }
+        match reply.fit(max) {
+            Some(bytes) => self.send(&bytes, source),
+            None => self.counters.answers_too_long.add(1),
+        }
+    }
+
+    fn send(&self, bytes: &[u8], to: SocketAddr) {
+        // A socket that serves both families speaks to IPv4 through mapped addresses.
+        let to = match (to, self.config.addr.is_ipv6()) {
+            (SocketAddr::V4(v4), true) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            _ => to,
+        };
+        if let Err(error) = self.socket.send_to(bytes, to) {
+            // As good as lost on the way: pushes are repeated, requests are asked again.
+            self.counters.sends_failed.add(1);
+            log::debug!("cannot send to {to}: {error}");
+        }
+    }
+}
