@@ -64,14 +64,33 @@ pub struct Sample {
     pub latency_ns: Histogram<u64>,
     /// What the server used meanwhile, where it is known.
     pub server: Option<super::child::Usage>,
+    /// Of a mix of operations, each by itself, in the order in which they first came; all are in the above.
+    pub parts: Vec<Part>,
+}
+
+/// One operation of a mix.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// As reports call it.
+    pub name: &'static str,
+    /// Calls that were answered as they should be.
+    pub done: u64,
+    /// The others.
+    pub failed: u64,
+    /// Of those that were answered, nanoseconds.
+    pub latency_ns: Histogram<u64>,
+}
+
+fn histogram() -> Histogram<u64> {
+    // A minute is far above what a call may take: see SENDINGS_MAX.
+    Histogram::new_with_bounds(64, 60_000_000_000, 3).expect("the bounds are in order")
 }
 
 impl Sample {
     /// Nothing yet.
     pub fn new() -> Sample {
-        // A minute is far above what a call may take: see SENDINGS_MAX.
-        let latency_ns = Histogram::new_with_bounds(64, 60_000_000_000, 3).expect("the bounds are in order");
-        Sample { done: 0, failed: 0, lost: 0, elapsed: Duration::ZERO, latency_ns, server: None }
+        let (latency_ns, parts) = (histogram(), Vec::new());
+        Sample { done: 0, failed: 0, lost: 0, elapsed: Duration::ZERO, latency_ns, server: None, parts }
     }
 
     /// Calls a second that were answered as they should be.
@@ -85,12 +104,42 @@ impl Sample {
         self.latency_ns.saturating_record(latency.as_nanos() as u64);
     }
 
+    /// Counts a call of one operation of a mix; without a latency it failed.
+    pub fn of_part(&mut self, name: &'static str, latency: Option<Duration>) {
+        let part = self.part(name);
+        match latency {
+            Some(latency) => {
+                part.done += 1;
+                part.latency_ns.saturating_record(latency.as_nanos() as u64);
+                self.answered(latency);
+            }
+            None => {
+                part.failed += 1;
+                self.failed += 1;
+            }
+        }
+    }
+
+    fn part(&mut self, name: &'static str) -> &mut Part {
+        let place = self.parts.iter().position(|part| part.name == name).unwrap_or_else(|| {
+            self.parts.push(Part { name, done: 0, failed: 0, latency_ns: histogram() });
+            self.parts.len() - 1
+        });
+        &mut self.parts[place]
+    }
+
     /// Adds what another client of the same measurement did; the time stays.
     pub fn absorb(&mut self, other: &Sample) {
         self.done += other.done;
         self.failed += other.failed;
         self.lost += other.lost;
         self.latency_ns += &other.latency_ns;
+        for theirs in &other.parts {
+            let part = self.part(theirs.name);
+            part.done += theirs.done;
+            part.failed += theirs.failed;
+            part.latency_ns += &theirs.latency_ns;
+        }
     }
 }
 

@@ -185,10 +185,10 @@ fn distribution(names: &[&str], outcome: &Outcome) -> Plot {
     Plot { id: "distribution", title, unit: "µs", across: Across::Slowest, up: Up::Logarithmic, curves }
 }
 
-/// Each once, in the order of the report.
+/// Each once, in the order of the report. The parts of a mix are in the table alone: they are many.
 fn names(results: &[Row]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
-    for row in results {
+    for row in results.iter().filter(|row| row.part_of.is_none()) {
         if !names.contains(&row.name.as_str()) {
             names.push(&row.name);
         }

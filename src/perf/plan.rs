@@ -265,16 +265,25 @@ impl Measured {
         median(self.samples.iter().map(Sample::ops_per_s))
     }
 
-    /// How far the turns' rates lie apart: the standard deviation of the sample.
-    pub fn ops_per_s_stddev(&self) -> f64 {
-        let rates: Vec<f64> = self.samples.iter().map(Sample::ops_per_s).collect();
-        if rates.len() < 2 {
-            return 0.0;
-        }
-        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
-        let squares: f64 = rates.iter().map(|rate| (rate - mean).powi(2)).sum();
-        (squares / (rates.len() - 1) as f64).sqrt()
+    /// Each turn's rate, a second.
+    pub fn rates(&self) -> Vec<f64> {
+        self.samples.iter().map(Sample::ops_per_s).collect()
     }
+}
+
+/// The mean; 0 of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    if values.is_empty() { 0.0 } else { values.iter().sum::<f64>() / values.len() as f64 }
+}
+
+/// How far they lie apart: the standard deviation of the sample.
+pub fn stddev(values: &[f64]) -> f64 {
+    if values.len() < 2 {
+        return 0.0;
+    }
+    let mean = mean(values);
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (values.len() - 1) as f64).sqrt()
 }
 
 /// The middle one; of an even number, the mean of the two in the middle; 0 of nothing.
@@ -347,7 +356,7 @@ mod tests {
         assert_eq!((share.median(), share.is_met(1.0), share.limit_ops_per_s), (0.5, Some(true), 100.0));
         let measured = &outcome.measured[2];
         assert_eq!((measured.ops_per_s(), measured.total().done), (75.0, 345));
-        assert!((measured.ops_per_s_stddev() - 18.165_902).abs() < 1e-3);
+        assert!((stddev(&measured.rates()) - 18.165_902).abs() < 1e-3);
     }
 
     #[test]

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::load::Sample;
-use super::plan::{Measured, Outcome, Share};
+use super::load::{Part, Sample};
+use super::plan::{Measured, Outcome, Share, mean, median, stddev};
 
 /// A run, as it is written.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,10 +31,16 @@ pub struct Report {
 pub struct Row {
     /// The operation.
     pub name: String,
+    /// The mix that it is one operation of.
+    #[serde(default)]
+    pub part_of: Option<String>,
     /// Clients at once.
     pub clients: usize,
     /// Operations a second, median of the runs.
     pub ops_per_s: f64,
+    /// Their mean.
+    #[serde(default)]
+    pub ops_per_s_mean: f64,
     /// What it is a share of; of several, the lower.
     pub limit: Option<String>,
     /// The limit's rate, median.
@@ -115,10 +122,43 @@ impl Report {
 /// A result stands once for each of its limits.
 fn rows(measured: &Measured, outcome: &Outcome) -> Vec<Row> {
     let shares: Vec<&Share> = shares_of(measured, outcome).collect();
-    if shares.is_empty() {
-        return vec![row(measured, None)];
+    let mut rows: Vec<Row> = shares.into_iter().map(|share| row(measured, Some(share))).collect();
+    if rows.is_empty() {
+        rows.push(row(measured, None));
     }
-    shares.into_iter().map(|share| row(measured, Some(share))).collect()
+    rows.extend(parts(measured));
+    rows
+}
+
+/// The operations of a mix, each by itself. What the servers used cannot be told apart.
+fn parts(measured: &Measured) -> Vec<Row> {
+    let total = measured.total();
+    let of_runs = |name: &str| {
+        let rate = |sample: &Sample| {
+            let part = sample.parts.iter().find(|part| part.name == name);
+            part.map_or(0.0, |part| part.done as f64) / sample.elapsed.as_secs_f64().max(1e-9)
+        };
+        measured.samples.iter().map(rate).collect::<Vec<f64>>()
+    };
+    let whole = row(measured, None);
+    let row_of = |part: &Part| {
+        let rates = of_runs(part.name);
+        let calls = part.done + part.failed;
+        Row {
+            name: format!("{}: {}", measured.name, part.name),
+            part_of: Some(measured.name.to_owned()),
+            ops_per_s: median(rates.iter().copied()),
+            ops_per_s_mean: mean(&rates),
+            ops_per_s_stddev: stddev(&rates),
+            errors: part.failed,
+            success_rate: if calls == 0 { 0.0 } else { part.done as f64 / calls as f64 },
+            server_cpu_s: None,
+            server_cpu_us_per_op: None,
+            server_peak_rss_mb: None,
+            ..with_latencies(whole.clone(), &part.latency_ns)
+        }
+    };
+    total.parts.iter().map(row_of).collect()
 }
 
 fn shares_of<'a>(measured: &'a Measured, outcome: &'a Outcome) -> impl Iterator<Item = &'a Share> {
@@ -127,28 +167,46 @@ fn shares_of<'a>(measured: &'a Measured, outcome: &'a Outcome) -> impl Iterator<
 
 fn row(measured: &Measured, share: Option<&Share>) -> Row {
     let total = measured.total();
-    let latency = |at: fn(&Sample) -> f64| (!total.latency_ns.is_empty()).then(|| at(&total) / 1e3);
     let calls = total.done + total.failed;
-    Row {
+    let rates = measured.rates();
+    let row = Row {
         name: measured.name.to_owned(),
+        part_of: None,
         clients: measured.clients,
         ops_per_s: measured.ops_per_s(),
+        ops_per_s_mean: mean(&rates),
         limit: share.map(|share| share.limits.join(" or ")),
         limit_ops_per_s: share.map(|share| share.limit_ops_per_s),
         share_of_limit: share.map(Share::median),
         runs: measured.samples.len(),
-        ops_per_s_stddev: measured.ops_per_s_stddev(),
-        mean_us: latency(|sample| sample.latency_ns.mean()),
-        p50_us: latency(|sample| sample.latency_ns.value_at_quantile(0.50) as f64),
-        p95_us: latency(|sample| sample.latency_ns.value_at_quantile(0.95) as f64),
-        p99_us: latency(|sample| sample.latency_ns.value_at_quantile(0.99) as f64),
-        max_us: latency(|sample| sample.latency_ns.max() as f64),
+        ops_per_s_stddev: stddev(&rates),
+        mean_us: None,
+        p50_us: None,
+        p95_us: None,
+        p99_us: None,
+        max_us: None,
         errors: total.failed + total.lost,
         success_rate: if calls == 0 { 0.0 } else { total.done as f64 / calls as f64 },
         mb_per_s: None,
         server_cpu_s: total.server.map(|server| server.cpu_s),
         server_cpu_us_per_op: Cost::of(&total).cpu_us,
         server_peak_rss_mb: total.server.map(|server| server.peak_rss_mb),
+    };
+    with_latencies(row, &total.latency_ns)
+}
+
+fn with_latencies(row: Row, latency_ns: &Histogram<u64>) -> Row {
+    if latency_ns.is_empty() {
+        return row;
+    }
+    let at = |quantile| Some(latency_ns.value_at_quantile(quantile) as f64 / 1e3);
+    Row {
+        mean_us: Some(latency_ns.mean() / 1e3),
+        p50_us: at(0.50),
+        p95_us: at(0.95),
+        p99_us: at(0.99),
+        max_us: Some(latency_ns.max() as f64 / 1e3),
+        ..row
     }
 }
 
@@ -182,7 +240,7 @@ fn limits(outcome: &Outcome) -> Value {
 }
 
 /// What a call costs the server.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Cost {
     cpu_us: Option<f64>,
     switches: Option<f64>,
@@ -220,15 +278,20 @@ pub fn table(outcome: &Outcome) -> Table {
         "switches/op",
         "RSS MB",
     ]);
+    let most = outcome.measured.iter().map(|measured| measured.clients).max();
     for measured in &outcome.measured {
         let total = measured.total();
-        let cost = Cost::of(&total);
         let all: Vec<Row> = if measured.is_limit { vec![row(measured, None)] } else { rows(measured, outcome) };
         let shares: Vec<Option<&Share>> = match measured.is_limit {
             true => vec![None],
-            false => shares_of(measured, outcome).map(Some).chain([None]).take(all.len()).collect(),
+            false => shares_of(measured, outcome).map(Some).chain(std::iter::repeat(None)).take(all.len()).collect(),
         };
         for (row, share) in all.iter().zip(shares) {
+            // A mix has many parts: here they stand once, the page and the JSON have them all.
+            if row.part_of.is_some() && Some(row.clients) != most {
+                continue;
+            }
+            let cost = if row.part_of.is_some() { Cost::default() } else { Cost::of(&total) };
             let spread = share.map(|share| {
                 let bound = |fold: fn(f64, f64) -> f64, from| share.shares.iter().copied().fold(from, fold);
                 format!("{:.2}–{:.2}", bound(f64::min, f64::INFINITY), bound(f64::max, 0.0))

@@ -43,6 +43,11 @@ impl Run<'_> {
         self.progress.inc_length((measurements * self.effort.runs) as u64);
     }
 
+    /// So many measurements in all, whatever the effort is now.
+    pub fn announce_all(&self, measurements: usize) {
+        self.progress.inc_length(measurements as u64);
+    }
+
     /// Says what goes on.
     pub fn say(&self, what: &str) {
         self.progress.set_message(what.to_owned());

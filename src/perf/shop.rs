@@ -22,12 +22,14 @@ use crate::model::Cents;
 use crate::net::frames::Framing;
 use crate::shop::ops::{Account, Begun, CustomerOp, Line, LinkCard, PricedLine, ProductOp, Purchased, Role};
 
+mod mix;
 mod people;
 
+use mix::Mix;
 use people::{CARD, Town, User};
 
 /// What `--only` may name.
-pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE"];
+pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE", "MIX", "ALL"];
 
 const RELAY: &str = "relay";
 const COMMIT_100: &str = "commit (100 changes)";
@@ -87,6 +89,13 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
         framings.iter().flat_map(|framing| operations(*framing)).filter(|one| run.wants(one.name)).collect();
     let benches: usize = wanted.iter().map(|one| if one.is_durable { 3 } else { 2 }).sum();
     run.announce(benches * run.args.clients.len());
+    let mixes: Vec<(Mix, Framing)> = [Mix::Documents, Mix::Everything]
+        .into_iter()
+        .filter(|mix| run.wants(mix.name()))
+        .flat_map(|mix| framings.iter().map(move |framing| (mix, *framing)))
+        .collect();
+    let of_mixes: usize = mixes.iter().map(|(mix, _)| mix::measurements(run, *mix)).sum();
+    run.announce_all(of_mixes * run.args.clients.len());
     let most = usize::from(run.args.clients.iter().copied().max().unwrap_or(1));
     let processes = Processes::start(run)?;
     run.say("filling the catalogue");
@@ -104,6 +113,14 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
                 }
                 measure_operation(run, &processes, &mut relay, &mut town, *operation, usize::from(clients))?;
             }
+        }
+    }
+    for mix in mixes {
+        for clients in run.args.clients.clone() {
+            if run.stop.is_asked() {
+                return Ok(());
+            }
+            mix::measure(run, &processes, &mut relay, &mut town, mix, usize::from(clients))?;
         }
     }
     Ok(())
@@ -222,14 +239,28 @@ impl Relay {
         count: usize,
         trips: &[Trip],
     ) -> anyhow::Result<(&[Server], Vec<Caller<'_>>)> {
-        let round: Vec<Vec<u8>> =
-            trips.iter().map(|trip| Ok(framed(framing, &trip.message()?))).collect::<anyhow::Result<_>>()?;
+        self.clients_of(framing, count, &[vec![trips.to_vec()]])
+    }
+
+    /// The same with several kinds of clients, so many of each, and the rounds of each kind.
+    fn clients_of(
+        &mut self,
+        framing: Framing,
+        count: usize,
+        kinds: &[Vec<Vec<Trip>>],
+    ) -> anyhow::Result<(&[Server], Vec<Caller<'_>>)> {
         let wires = &mut self.wires[usize::from(framing == Framing::Lines)];
-        while wires.len() < count {
+        while wires.len() < count * kinds.len() {
             wires.push(people::connect(self.front, framing)?);
         }
-        let caller = |wire| Caller::new(wire, vec![round.clone()], relay::ANSWER_HEAD);
-        Ok((&self.servers, wires[..count].iter_mut().map(caller).collect()))
+        let mut clients = Vec::with_capacity(count * kinds.len());
+        for (wires, rounds) in wires.chunks_mut(count).zip(kinds) {
+            let message = |trip: &Trip| Ok(framed(framing, &trip.message()?));
+            let rounds: Vec<Vec<Vec<u8>>> =
+                rounds.iter().map(|round| round.iter().map(message).collect()).collect::<anyhow::Result<_>>()?;
+            clients.extend(wires.iter_mut().map(|wire| Caller::new(wire, rounds.clone(), relay::ANSWER_HEAD)));
+        }
+        Ok((&self.servers, clients))
     }
 }
 
@@ -238,6 +269,8 @@ impl Relay {
 struct Caller<'a> {
     wire: &'a mut Wire,
     rounds: Vec<Vec<Vec<u8>>>,
+    /// Of a mix, what each round is; else nothing.
+    names: Vec<&'static str>,
     next: usize,
     /// How a good answer begins.
     answer_head: &'static [u8],
@@ -245,7 +278,7 @@ struct Caller<'a> {
 
 impl<'a> Caller<'a> {
     fn new(wire: &'a mut Wire, rounds: Vec<Vec<Vec<u8>>>, answer_head: &'static [u8]) -> Caller<'a> {
-        Caller { wire, rounds, next: 0, answer_head }
+        Caller { wire, rounds, names: Vec::new(), next: 0, answer_head }
     }
 
     fn drive(&mut self, length: Length, stop: &Stop) -> anyhow::Result<Sample> {
@@ -260,13 +293,13 @@ impl<'a> Caller<'a> {
                 let answer = self.wire.receive()?.context("a server closed a connection")?;
                 is_good &= answer.starts_with(self.answer_head);
             }
-            self.next = (self.next + 1) % self.rounds.len();
             let now = Instant::now();
-            if is_good {
-                sample.answered(now - before);
-            } else {
-                sample.failed += 1;
+            match (self.names.get(self.next), is_good) {
+                (Some(name), _) => sample.of_part(name, is_good.then(|| now - before)),
+                (None, true) => sample.answered(now - before),
+                (None, false) => sample.failed += 1,
             }
+            self.next = (self.next + 1) % self.rounds.len();
             before = now;
             calls += 1;
         }
@@ -339,6 +372,20 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
             let item = product(&ProductOp::GetItem { item_id: item_id.clone() }, people::ITEM_BYTES)?;
             let add = CustomerOp::AddToCart { request: id, sid, users, item_id, quantity: 1, at_most: people::STOCK };
             vec![vec![item], vec![customer(&add, done)?]]
+        }
+        "RegisterItemForSale" => {
+            let register = ProductOp::Register {
+                request: id,
+                seller_id: user.id,
+                seller: user.name.clone(),
+                item_name: text("item_name"),
+                category: 3,
+                keywords: serde_json::from_value(payload["keywords"].clone())?,
+                condition_is_new: true,
+                price,
+                quantity: 100,
+            };
+            vec![vec![touch], vec![product(&register, passed_on)?]]
         }
         "ChangeItemPrice" => {
             let change = ProductOp::ChangePrice { seller_id: user.id, item_id: text("item_id"), price };

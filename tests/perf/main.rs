@@ -112,7 +112,12 @@ fn a_small_run_of_the_shop_reports_every_operation_as_a_share_of_relay() {
                 .extend(["relay", "commit (100 changes)"].map(|limit| (name.to_owned(), clients, limit.to_owned())));
         }
     }
-    assert_eq!(results.iter().map(said).collect::<Vec<_>>(), expected);
+    // Mixes have a test of their own.
+    let results: Vec<&Value> = results
+        .iter()
+        .filter(|one| !["MIX", "ALL"].iter().any(|mix| one["name"].as_str().unwrap().starts_with(mix)))
+        .collect();
+    assert_eq!(results.iter().map(|one| said(one)).collect::<Vec<_>>(), expected);
     for result in results {
         let number = |field: &str| result[field].as_f64().unwrap_or_else(|| panic!("{field} in {result}"));
         assert_eq!((number("errors"), number("success_rate")), (0.0, 1.0), "{result}");
@@ -187,6 +192,31 @@ fn the_shop_is_measured_in_both_framings() {
         let compared = &report["limits"][format!("{name} of relay at 2")]["runs"];
         assert_eq!(compared["relay"]["ops_per_s"][0], result["limit_ops_per_s"], "each framing has its own relay");
     }
+}
+
+#[test]
+fn mixes_tell_of_each_operation() {
+    let out = tempfile::tempdir().unwrap();
+    let words = ["shop", "--only", "mix,all", "--calls", "26", "--clients", "2", "--runs", "2", "--json"];
+    let report = report(&perf(&words, out.path()), 0);
+    for (mix, parts) in [("MIX", 4), ("MIX (lines)", 4), ("ALL", 16), ("ALL (lines)", 16)] {
+        let whole = result(&report, mix);
+        assert_eq!((&whole["errors"], &whole["success_rate"], &whole["runs"]), (&0.into(), &1.0.into(), &2.into()));
+        assert_eq!(whole["limit"].is_null(), mix.starts_with("ALL"), "{whole}");
+        let of_it: Vec<&Value> =
+            report["results"].as_array().unwrap().iter().filter(|one| one["part_of"] == mix).collect();
+        assert_eq!(of_it.len(), parts, "{mix}");
+        // Two sellers and two buyers, 26 calls each, every part of them counted.
+        let rate = |one: &Value| one["ops_per_s_mean"].as_f64().unwrap();
+        let sum: f64 = of_it.iter().map(|one| rate(one)).sum();
+        assert!((sum / rate(whole) - 1.0).abs() < 1e-6, "{mix}: {sum} of {whole}");
+        for one in of_it {
+            assert!(one["p99_us"].as_f64().unwrap() > 0.0 && one["errors"] == 0, "{one}");
+            assert!(one["server_cpu_s"].is_null(), "what each cost cannot be told: {one}");
+        }
+    }
+    let purchases = result(&report, "ALL: MakePurchase");
+    assert!(purchases["p50_us"].as_f64() > result(&report, "ALL: DisplayCart")["p50_us"].as_f64());
 }
 
 #[test]

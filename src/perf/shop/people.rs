@@ -43,7 +43,7 @@ pub struct User {
     /// An item that is bought.
     pub item: String,
     /// A seller's own.
-    items: Vec<String>,
+    pub items: Vec<String>,
     /// One for each framing.
     pub wires: Vec<Wire>,
 }
@@ -74,7 +74,10 @@ impl User {
     }
 
     /// One call outside of a measurement; a server that is busy is asked again.
-    fn ask(&mut self, api: &str, payload: &Value) -> anyhow::Result<Value> {
+    ///
+    /// # Errors
+    /// A refusal, or no answer.
+    pub fn ask(&mut self, api: &str, payload: &Value) -> anyhow::Result<Value> {
         let sid = (!self.sid.is_empty()).then_some(self.sid.as_str());
         let request = framed(Framing::Frames, &call(api, sid, payload));
         let deadline = Instant::now() + BUSY_FOR_AT_MOST;
@@ -158,6 +161,16 @@ impl Town {
         }
     }
 
+    /// Sellers, and buyers.
+    pub fn both(&mut self) -> (&mut [User], &mut [User]) {
+        (&mut self.sellers, &mut self.buyers)
+    }
+
+    /// What everybody may buy.
+    pub fn items(&self) -> &[String] {
+        &self.items
+    }
+
     /// Brings the first so many users of that side into the state that an operation begins from. The rounds
     /// of each, which are repeated: a round is one call or several.
     ///
@@ -215,9 +228,10 @@ impl User {
     }
 }
 
-/// The keyword that the items of a group share; none is the beginning of another.
-fn group(nth: usize) -> String {
-    format!("k{nth:04}")
+/// The keyword that the items of a group share; none is the beginning of another. After the last group comes
+/// the first.
+pub fn group(nth: usize) -> String {
+    format!("k{:04}", nth % (CATALOGUE / FOUND_TOGETHER))
 }
 
 /// Does it for 0, 1, …, a few at a time; what comes of each, in order.

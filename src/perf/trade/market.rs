@@ -24,7 +24,7 @@ use crate::perf::load::{self, Length, Sample};
 use crate::perf::stop::Stop;
 
 /// A request is sent again when nothing came for so long.
-const AGAIN_AFTER: Duration = Duration::from_secs(2);
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// So often.
 const SENDINGS_MAX: u32 = 8;
 /// A search, and a settlement, may take so long: longer than the server's own windows.
