@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::customer::CustomerDb;
 use super::ops::{Answer, Code, CustomerOp, ProductOp, Refusal, Role, Session};
 use super::product::ProductDb;
-use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port};
+use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port, Rejected};
 use crate::model::Token;
 use crate::net::budget::{Budget, Share};
 use crate::net::cluster::ClusterKey;
@@ -83,6 +83,9 @@ pub trait Host: Send + Sync + 'static {
     fn port(&self) -> Port;
     /// Does what is asked. `is_flat`: in dialect 2, where the cart is the user's.
     fn call(&self, source: IpAddr, is_flat: bool, call: Call) -> Answer<Outcome>;
+    /// Looks into the session of a call whose fields are wrong: that counts as a use of it, and what is
+    /// wrong with it goes first.
+    fn in_session(&self, sid: String) -> Answer<()>;
 }
 
 /// A database: what it is asked over links, it answers with the JSON of the operation's answer.
@@ -304,7 +307,11 @@ impl Keeper {
                 let answer = self.host.call(source, request.envelope.is_flat(), request.call);
                 (request.envelope, answer)
             }
-            Err((envelope, refusal)) => (envelope, Err(refusal)),
+            Err(Rejected { envelope, refusal, sid }) => {
+                // Only now, so that a call that is well formed costs no look of its own.
+                let session = sid.map_or(Ok(()), |sid| self.host.in_session(sid));
+                (envelope, Err(session.err().unwrap_or(refusal)))
+            }
         };
         if answer.is_err() {
             self.counters.refused.add(1);
@@ -438,6 +445,11 @@ impl Host for CustomerHost {
             Call::Act { .. } => Err(stranger()),
         }
     }
+
+    /// A stranger may do nothing that has a session and fields.
+    fn in_session(&self, _sid: String) -> Answer<()> {
+        Err(stranger())
+    }
 }
 
 impl CustomerHost {
@@ -454,6 +466,10 @@ impl Host for ProductHost {
     }
 
     fn call(&self, _source: IpAddr, _is_flat: bool, _call: Call) -> Answer<Outcome> {
+        Err(stranger())
+    }
+
+    fn in_session(&self, _sid: String) -> Answer<()> {
         Err(stranger())
     }
 }

@@ -8,25 +8,26 @@ use serde_json::{Map, Value, json};
 
 use super::dialect1::{BoughtOut, OrderOut, lines_out};
 use super::{
-    Act, Call, Envelope, Fields, KEYWORD_MAX, NewItem, Outcome, PAGE_MAX, Port, Request, SellerRef, WHOLE_MAX, bad,
-    not_here,
+    Act, Call, Envelope, Fields, KEYWORD_MAX, NewItem, Outcome, PAGE_MAX, Port, Rejected, Request, SellerRef,
+    WHOLE_MAX, Wrong, bad, in_session, not_here,
 };
 use crate::model::Cents;
 use crate::shop::ops::{Answer, Code, Feedback, Found, Item, Line, Refusal, Registered, Role};
 
-pub(super) fn read(port: Port, message: &Map<String, Value>) -> Result<Request, (Envelope, Refusal)> {
+pub(super) fn read(port: Port, message: &Map<String, Value>) -> Result<Request, Rejected> {
     match call(port, Fields(message)) {
         Ok(call) => Ok(Request { envelope: Envelope::Two, call }),
-        Err(refusal) => Err((Envelope::Two, refusal)),
+        Err(wrong) => Err(wrong.answered_in(Envelope::Two)),
     }
 }
 
-fn call(port: Port, m: Fields<'_>) -> Result<Call, Refusal> {
+fn call(port: Port, m: Fields<'_>) -> Result<Call, Wrong> {
+    let stranger = || Refusal::new(Code::Forbidden, "only the frontends may ask this database");
     if port == Port::Product {
-        return Err(Refusal::new(Code::Forbidden, "only the frontends may ask this database"));
+        return Err(stranger().into());
     }
     let Value::String(kind) = m.need("type")? else {
-        return Err(bad("type: expected a text"));
+        return Err(bad("type: expected a text").into());
     };
     match (kind.as_str(), port.role()) {
         ("CREATE", _) => {
@@ -40,16 +41,20 @@ fn call(port: Port, m: Fields<'_>) -> Result<Call, Refusal> {
         }
         ("LOGOUT", _) => return Ok(Call::Logout { sid: m.session("sid")? }),
         ("VALIDATE", None) => return Ok(Call::Validate { sid: m.session("sid")? }),
-        (_, None) => return Err(Refusal::new(Code::Forbidden, "only the frontends may ask this database")),
+        (_, None) => return Err(stranger().into()),
         (kind, Some(role)) if !is_known(role, kind) => {
-            return Err(not_here(kind, port, is_known(role.other(), kind)));
+            return Err(not_here(kind, port, is_known(role.other(), kind)).into());
         }
         _ => {}
     }
     // Who is not logged in hears that first, whatever else is wrong.
     let sid = m.session("sid")?;
+    in_session(sid, || act(port, kind, m))
+}
+
+fn act(port: Port, kind: &str, m: Fields<'_>) -> Result<Act, Refusal> {
     let item = || m.id("item");
-    let act = match kind.as_str() {
+    Ok(match kind {
         "SEARCH" => Act::Search {
             category: m.optional_u32("category", 0)?,
             keywords: m.search_keywords("keywords")?,
@@ -83,8 +88,7 @@ fn call(port: Port, m: Fields<'_>) -> Result<Call, Refusal> {
         "UPDATE_QTY" => Act::UpdateUnits { item_id: item()?, delta: m.whole("delta", -WHOLE_MAX, WHOLE_MAX)? },
         "GET_ITEMS" => Act::OwnItems(m.page(PAGE_MAX)?),
         other => return Err(not_here(other, port, false)),
-    };
-    Ok(Call::Act { sid, act })
+    })
 }
 
 /// On a frontend it must be the port's.
