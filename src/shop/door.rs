@@ -286,11 +286,12 @@ impl Keeper {
                 }
                 Err(error) => {
                     let code = match &error {
-                        LineError::TooLong { .. } | LineError::MessageTimeout { .. } | LineError::NotUtf8 => {
-                            Code::BadRequest
-                        }
+                        LineError::TooLong { .. } | LineError::MessageTimeout { .. } => Code::BadRequest,
                         LineError::Busy => Code::Busy,
-                        LineError::Idle { .. } | LineError::Truncated | LineError::Io(_) => return Err(error.into()),
+                        // Bytes that are no text are a message all the same, whose answer says so.
+                        LineError::Idle { .. } | LineError::Truncated | LineError::NotUtf8 | LineError::Io(_) => {
+                            return Err(error.into());
+                        }
                     };
                     self.refuse(&reader, &writer, Refusal::new(code, error.to_string()))?;
                     reader.linger(&writer);

@@ -244,6 +244,10 @@ pub enum Outcome {
 /// The refusal, with the form that it must have.
 pub fn read(port: Port, message: &[u8]) -> Result<Request, Rejected> {
     let no_message = |why: String| Err(Wrong::from(bad(why)).answered_in(Envelope::Two));
+    // All of it: what no call knows is not looked at otherwise.
+    let Ok(message) = std::str::from_utf8(message) else {
+        return no_message("expected one JSON object: it is not UTF-8".to_owned());
+    };
     let value = match bounded::read(message) {
         Ok(Value::Object(map)) => map,
         Ok(_) => return no_message("expected one JSON object".to_owned()),

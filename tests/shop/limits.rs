@@ -110,6 +110,18 @@ fn what_is_no_message_is_answered_and_what_never_ends_is_closed() {
     let answer = client.receive().unwrap().unwrap();
     assert_eq!((&answer["status"], &answer["error"]["code"]), (&json!("ERR"), &json!("BAD_REQUEST")));
     assert_eq!(code(client.flat("GET_CART", json!({}))), "NOT_LOGGED_IN");
+    // Nor is what is no text, wherever in it that is.
+    for framing in FRAMINGS {
+        let mut client = Client::connect(shop.buyer, framing);
+        for garbled in [&b"{\"type\":\"GET_CART\",\"sid\":\"\xff\"}"[..], b"{\"type\":\"GET_CART\",\"note\":\"\xc3\"}"]
+        {
+            client.send_bytes(garbled).unwrap();
+            let answer = client.receive().unwrap().unwrap();
+            assert_eq!((&answer["status"], &answer["error"]["code"]), (&json!("ERR"), &json!("BAD_REQUEST")));
+            assert!(answer["error"]["message"].as_str().unwrap().contains("UTF-8"), "{answer}");
+        }
+        assert_eq!(code(client.flat("GET_CART", json!({}))), "NOT_LOGGED_IN", "{framing:?}: the connection goes on");
+    }
 
     let mut client = Client::connect(shop.buyer, Framing::Lines);
     let mut long = format!(r#"{{"type":"request","api":"{}"#, "x".repeat(2 << 20)).into_bytes();

@@ -206,10 +206,14 @@ impl Client {
     }
 
     pub fn send(&mut self, message: &Value) -> std::io::Result<()> {
-        let text = message.to_string();
+        self.send_bytes(message.to_string().as_bytes())
+    }
+
+    /// A message whatever it is, in the client's framing.
+    pub fn send_bytes(&mut self, message: &[u8]) -> std::io::Result<()> {
         let bytes = match self.framing {
-            Framing::Lines => format!("{text}\n").into_bytes(),
-            Framing::Lengths => [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat(),
+            Framing::Lines => [message, b"\n"].concat(),
+            Framing::Lengths => [&(message.len() as u32).to_be_bytes()[..], message].concat(),
         };
         self.stream.write_all(&bytes)
     }

@@ -337,7 +337,8 @@ fn what_is_no_message_is_answered_in_dialect_2() {
         (b"{\"type\":", "expected one JSON object: it ends too early"),
         (b"hello", "expected one JSON object: syntax error at line 1, column 1"),
         (b"[1]", "expected one JSON object"),
-        (b"\xff", "expected one JSON object: syntax error at line 1, column 1"),
+        (b"\xff", "expected one JSON object: it is not UTF-8"),
+        (b"{\"type\":\"GET_CART\",\"unknown\":\"\xff\"}", "expected one JSON object: it is not UTF-8"),
         (b"{}", "type: missing"),
         (b"{\"type\":5}", "type: expected a text"),
     ] {

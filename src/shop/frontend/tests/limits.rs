@@ -56,9 +56,10 @@ fn nonsense_is_told_so_and_the_connection_goes_on() {
     let shop = Shop::open();
     for framing in [Framing::Frames, Framing::Lines] {
         let mut raw = shop.raw(Role::Seller, framing);
-        for nonsense in ["{", "{]", "{\"type\":\"request\"}", "{\"type\":[]}", "{}"] {
-            raw.send(nonsense.as_bytes());
-            assert_eq!(raw.read()["error"]["code"], "BAD_REQUEST", "{nonsense}");
+        for nonsense in [&b"{"[..], b"{]", b"{\"type\":\"request\"}", b"{\"type\":[]}", b"{}", b"{\xff}", b"\xff\xfe"] {
+            raw.send(nonsense);
+            let answer = raw.read();
+            assert_eq!(answer["error"]["code"], "BAD_REQUEST", "{answer} for {}", nonsense.escape_ascii());
         }
         assert_eq!(raw.ask(json!({"type": "X"}))["error"]["code"], "UNKNOWN_API");
         raw.send(format!("{{\"keywords\":{}", "[".repeat(500_000)).as_bytes());
