@@ -200,7 +200,7 @@ impl Door {
         let (executor, gate) = (Arc::clone(&floor.executor), Arc::clone(&floor.gate));
         let keeper = Keeper { floor, host, links, counters: Arc::clone(&counters) };
         let busy = Refusal::new(Code::Busy, "too many connections; try again");
-        let busy = Busy::in_either_framing(&wire::write(&Envelope::Two, &Err(busy)));
+        let busy = Busy::in_either_framing(&wire::write(&Envelope::NO_MESSAGE, &Err(busy)));
         let handler = Arc::new(move |stream: Arc<TcpStream>, source: SocketAddr| keeper.receive(stream, source));
         Ok(Door { tcp: TcpServer::start(listener, executor, gate, busy, handler)?, counters })
     }
@@ -322,7 +322,7 @@ impl Keeper {
 
     fn refuse(&self, reader: &MessageReader<ConnReader>, writer: &ConnWriter, refusal: Refusal) -> Result<(), Ended> {
         self.counters.refused.add(1);
-        Ok(reader.framing().write(writer, &wire::write(&Envelope::Two, &Err(refusal)))?)
+        Ok(reader.framing().write(writer, &wire::write(&Envelope::NO_MESSAGE, &Err(refusal)))?)
     }
 
     fn link(

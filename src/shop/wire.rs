@@ -18,6 +18,8 @@ mod dialect2;
 #[cfg(test)]
 mod tests;
 
+pub use dialect2::Names;
+
 /// Most bytes of a message that comes in.
 pub const MESSAGE_MAX: usize = 1 << 20;
 /// Most characters of an item's name.
@@ -127,13 +129,16 @@ pub enum Envelope {
         session_id: Option<String>,
     },
     /// Dialect 2.
-    Two,
+    Two(Names),
 }
 
 impl Envelope {
+    /// For what is no message: dialect 2, to no request in particular.
+    pub const NO_MESSAGE: Envelope = Envelope::Two(Names::NONE);
+
     /// Dialect 2, where the cart is the user's.
     pub fn is_flat(&self) -> bool {
-        matches!(self, Envelope::Two)
+        matches!(self, Envelope::Two(_))
     }
 }
 
@@ -243,7 +248,7 @@ pub enum Outcome {
 /// # Errors
 /// The refusal, with the form that it must have.
 pub fn read(port: Port, message: &[u8]) -> Result<Request, Rejected> {
-    let no_message = |why: String| Err(Wrong::from(bad(why)).answered_in(Envelope::Two));
+    let no_message = |why: String| Err(Wrong::from(bad(why)).answered_in(Envelope::NO_MESSAGE));
     // All of it: what no call knows is not looked at otherwise.
     let Ok(message) = std::str::from_utf8(message) else {
         return no_message("expected one JSON object: it is not UTF-8".to_owned());
@@ -261,14 +266,14 @@ pub fn read(port: Port, message: &[u8]) -> Result<Request, Rejected> {
 pub fn write(envelope: &Envelope, answer: &Answer<Outcome>) -> Vec<u8> {
     let written = match envelope {
         Envelope::One { api, session_id } => dialect1::write(api.as_deref(), session_id.as_deref(), answer),
-        Envelope::Two => dialect2::write(answer),
+        Envelope::Two(names) => dialect2::write(*names, answer),
     };
     written.unwrap_or_else(|_| {
         // A database's answer that is not what it must be.
         let refusal = Refusal::new(Code::Unavailable, "a database gave no proper answer");
         let failed = match envelope {
             Envelope::One { api, session_id } => dialect1::write(api.as_deref(), session_id.as_deref(), &Err(refusal)),
-            Envelope::Two => dialect2::write(&Err(refusal)),
+            Envelope::Two(names) => dialect2::write(*names, &Err(refusal)),
         };
         // Texts alone: writing them to memory cannot fail.
         failed.unwrap_or_default()
