@@ -69,11 +69,14 @@ fn nonsense_is_told_so_and_the_connection_goes_on() {
 
 #[test]
 fn too_much_at_once_is_busy() {
-    let shop = Shop::open_with(|floor| floor.budget = Budget::new(600_000));
+    let budget = Budget::new(600_000);
+    let shop = Shop::open_with(|floor| floor.budget = Arc::clone(&budget));
     let mut first = shop.raw(Role::Buyer, Framing::Frames);
     // It never comes to its end, so what came of it counts.
     first.stream.get_mut().write_all(&1_000_000_u32.to_be_bytes()).unwrap();
     first.stream.get_mut().write_all(&[b' '; 300_000]).unwrap();
+    // Else the others might come first, and this one be told that it is busy.
+    eventually(|| budget.taken() > 500_000);
     let mut long = json!({"type": "GET_CART", "x": "x".repeat(500_000)}).to_string().into_bytes();
     long.push(b'\n');
     eventually(|| {
