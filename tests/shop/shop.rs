@@ -220,6 +220,11 @@ impl Client {
 
     /// The next message; nothing when the other side has closed.
     pub fn receive(&mut self) -> std::io::Result<Option<Value>> {
+        Ok(self.receive_text()?.map(|text| serde_json::from_str(&text).unwrap()))
+    }
+
+    /// The same to the letter: a number of JSON may have more digits than a [`Value`] keeps.
+    pub fn receive_text(&mut self) -> std::io::Result<Option<String>> {
         let text = match self.framing {
             Framing::Lines => {
                 let mut line = String::new();
@@ -239,7 +244,7 @@ impl Client {
                 body
             }
         };
-        Ok(Some(serde_json::from_slice(&text).unwrap()))
+        Ok(Some(String::from_utf8(text).unwrap()))
     }
 
     pub fn ask(&mut self, message: &Value) -> Value {

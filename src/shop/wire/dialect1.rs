@@ -9,7 +9,7 @@ use super::{
     SEARCH_PAGE, SellerRef, WHOLE_MAX, Wrong, bad, in_session, not_here,
 };
 use crate::model::Cents;
-use crate::shop::ops::{Answer, Bought, Code, Feedback, Order, PricedLine, Rating, Refusal, Role};
+use crate::shop::ops::{Answer, Bought, Code, Feedback, Order, PricedLine, Purchased, Rating, Refusal, Role};
 
 pub(super) fn read(port: Port, message: &Map<String, Value>) -> Result<Request, Rejected> {
     let text = |field| message.get(field).and_then(Value::as_str).map(str::to_owned);
@@ -153,9 +153,37 @@ pub(super) struct LineOut<'a> {
     price: Cents,
 }
 
-/// The lines of a purchase, as the buyer sees them.
-pub(super) fn lines_out(items: &[PricedLine]) -> Vec<LineOut<'_>> {
-    items.iter().map(|line| LineOut { item_id: &line.item_id, quantity: line.quantity, price: line.price }).collect()
+/// A completed purchase. A type of its own, as a [`Value`] would round the total.
+#[derive(Serialize)]
+pub(super) struct PurchasedOut<'a> {
+    purchase_id: &'a str,
+    total: Cents,
+    items: Vec<LineOut<'a>>,
+}
+
+impl<'a> From<&'a Purchased> for PurchasedOut<'a> {
+    fn from(purchased: &'a Purchased) -> PurchasedOut<'a> {
+        let line =
+            |line: &'a PricedLine| LineOut { item_id: &line.item_id, quantity: line.quantity, price: line.price };
+        let items = purchased.items.iter().map(line).collect();
+        PurchasedOut { purchase_id: &purchased.purchase_id, total: purchased.total, items }
+    }
+}
+
+/// A list; a type of its own for the same reason.
+#[derive(Serialize)]
+pub(super) struct ItemsOut<T> {
+    items: Vec<T>,
+}
+
+impl<T> ItemsOut<T> {
+    /// Each of them as it is written.
+    pub(super) fn of<'a, F>(all: &'a [F]) -> ItemsOut<T>
+    where
+        T: From<&'a F>,
+    {
+        ItemsOut { items: all.iter().map(T::from).collect() }
+    }
 }
 
 #[derive(Serialize)]
@@ -273,21 +301,9 @@ pub(super) fn write(
             serde_json::to_writer(&mut out, &serde_json::json!({"status": "OK", "quantity": quantity}))?;
         }
         Outcome::Rating(rating) => serde_json::to_writer(&mut out, &RatingOut::from(rating))?,
-        Outcome::Purchased(purchased) => {
-            let items = lines_out(&purchased.items);
-            let payload = serde_json::json!({
-                "purchase_id": purchased.purchase_id, "total": purchased.total, "items": items
-            });
-            serde_json::to_writer(&mut out, &payload)?;
-        }
-        Outcome::Purchases(lines) => {
-            let items: Vec<BoughtOut<'_>> = lines.iter().map(BoughtOut::from).collect();
-            serde_json::to_writer(&mut out, &serde_json::json!({"items": items}))?;
-        }
-        Outcome::Orders(lines) => {
-            let items: Vec<OrderOut<'_>> = lines.iter().map(OrderOut::from).collect();
-            serde_json::to_writer(&mut out, &serde_json::json!({"items": items}))?;
-        }
+        Outcome::Purchased(purchased) => serde_json::to_writer(&mut out, &PurchasedOut::from(purchased))?,
+        Outcome::Purchases(lines) => serde_json::to_writer(&mut out, &ItemsOut::<BoughtOut<'_>>::of(lines))?,
+        Outcome::Orders(lines) => serde_json::to_writer(&mut out, &ItemsOut::<OrderOut<'_>>::of(lines))?,
     }
     out.push(b'}');
     Ok(out)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::dialect1::{BoughtOut, OrderOut, lines_out};
+use super::dialect1::{BoughtOut, ItemsOut, OrderOut, PurchasedOut};
 use super::{
     Act, Call, Envelope, Fields, KEYWORD_MAX, NewItem, Outcome, PAGE_MAX, Port, Rejected, Request, SellerRef,
     WHOLE_MAX, Wrong, bad, in_session, not_here,
@@ -264,11 +264,9 @@ pub(super) fn write(names: Names, answer: &Answer<Outcome>) -> serde_json::Resul
         Outcome::Quantity(quantity) => json!({"qty": quantity}),
         Outcome::Registered(registered) => json!(serde_json::from_str::<Registered>(registered)?),
         Outcome::Rating(rating) => json!({"rating": votes(&rating.feedback)}),
-        Outcome::Purchased(purchased) => json!({
-            "purchase_id": purchased.purchase_id, "total": purchased.total, "items": lines_out(&purchased.items)
-        }),
-        Outcome::Purchases(lines) => json!({"items": lines.iter().map(BoughtOut::from).collect::<Vec<_>>()}),
-        Outcome::Orders(lines) => json!({"items": lines.iter().map(OrderOut::from).collect::<Vec<_>>()}),
+        Outcome::Purchased(purchased) => return ok(PurchasedOut::from(purchased)),
+        Outcome::Purchases(lines) => return ok(ItemsOut::<BoughtOut<'_>>::of(lines)),
+        Outcome::Orders(lines) => return ok(ItemsOut::<OrderOut<'_>>::of(lines)),
     };
     ok(fields)
 }
