@@ -132,15 +132,26 @@ impl Shop {
     /// Four processes; `args` goes to the databases that take each.
     pub fn four(product_args: &[&str], customer_args: &[&str]) -> Shop {
         let dir = tempfile::tempdir().unwrap();
-        let state = |name: &str| dir.path().join(name).display().to_string();
+        let [product, customer] = ["product-db", "customer-db"].map(|name| dir.path().join(name));
+        Shop::four_on(dir, [&product, &customer], product_args, customer_args)
+    }
+
+    /// The same on these data dirs.
+    pub fn four_on(
+        dir: tempfile::TempDir,
+        [product_dir, customer_dir]: [&Path; 2],
+        product_args: &[&str],
+        customer_args: &[&str],
+    ) -> Shop {
         let key = dir.path().join("cluster.key").display().to_string();
-        let database = |command: &str, extra: &[&str]| {
-            let mut args = words(&["--port", "0", "--data-dir", &state(command), "--cluster-key", &key]);
+        let database = |command: &str, state: &Path, extra: &[&str]| {
+            let state = state.display().to_string();
+            let mut args = words(&["--port", "0", "--data-dir", &state, "--cluster-key", &key]);
             args.extend(words(extra));
             Component::start(dir.path(), command, &args)
         };
-        let product_db = database("product-db", product_args);
-        let customer_db = database("customer-db", customer_args);
+        let product_db = database("product-db", product_dir, product_args);
+        let customer_db = database("customer-db", customer_dir, customer_args);
         let (product, customer) = (product_db.addr("product_db"), customer_db.addr("customer_db"));
         let frontend = |command: &str| {
             let (product, customer) = (product.to_string(), customer.to_string());
