@@ -236,9 +236,9 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         other_files += SETTLEMENT_LINES_MAX;
     }
     if has(Service::Shop) {
-        other_threads += shop::DATABASE_CONNECTIONS_MAX;
+        other_threads += shop::DATABASES_CONNECTIONS_MAX;
         // Both ends of every link are here.
-        other_files += shop::DATABASE_CONNECTIONS_MAX + 4 * frontend::LINKS_MAX;
+        other_files += shop::DATABASES_CONNECTIONS_MAX + 4 * frontend::LINKS_MAX;
     }
     let wanted = Wanted { connections: args.max_connections, other_threads, other_files };
     let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
@@ -360,10 +360,10 @@ impl Shop {
         let key_file = own.cluster_key.clone().unwrap_or_else(|| dir.join(cluster::FILE_NAME));
         let floor = shop::floor(Arc::clone(executor), Arc::clone(gate), identity, &args.tls, &key_file)?;
         let at = |port: u16| SocketAddr::new(bind, port);
-        let inner = shop::database_floor(&floor);
-        let product = shop::Product::start(at(own.product_port), "--product-port", &inner, dir, own.hold_timeout)?;
+        let inner = || shop::database_floor(&floor);
+        let product = shop::Product::start(at(own.product_port), "--product-port", &inner(), dir, own.hold_timeout)?;
         let (timeout, fee) = (own.session_timeout, args.fee_percent);
-        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &inner, dir, timeout, fee)?;
+        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &inner(), dir, timeout, fee)?;
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);

@@ -118,12 +118,14 @@ pub fn floor(
     })
 }
 
-/// Connections to the two databases of a process that has frontends too: the links of all of them, and as
-/// many strangers who sign in there.
-pub const DATABASE_CONNECTIONS_MAX: usize = 4 * frontend::LINKS_MAX;
+/// Connections to one of the databases of a process that has frontends too: the links of both of them, and
+/// the strangers and newcomers for whom a door has room beside these.
+pub const DATABASE_CONNECTIONS_MAX: usize = 3 * frontend::LINKS_MAX;
+/// The same for both databases.
+pub const DATABASES_CONNECTIONS_MAX: usize = 2 * DATABASE_CONNECTIONS_MAX;
 
-/// The same for the databases of a process whose clients have a bound of their own: full of clients, it
-/// still lets its own links in.
+/// The same for a database of a process whose clients have a bound of their own: full of clients, it still
+/// lets its own links in.
 pub fn database_floor(floor: &Floor) -> Floor {
     Floor { gate: Gate::new(DATABASE_CONNECTIONS_MAX), ..floor.clone() }
 }

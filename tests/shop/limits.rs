@@ -189,3 +189,36 @@ fn what_is_no_message_is_answered_and_what_never_ends_is_closed() {
     }
     assert_eq!(code(Client::connect(shop.buyer, Framing::Lines).api("DisplayCart", json!({}))), "NOT_LOGGED_IN");
 }
+
+#[test]
+fn strangers_cannot_take_the_databases_from_the_frontends() {
+    let mut shop = Shop::four(&["--max-connections", "64"], &["--max-connections", "64"]);
+    let buyer = Client::joined(shop.buyer, Framing::Lines, "b");
+    let stranger = |addr| {
+        let mut client = Client::connect(addr, Framing::Lines);
+        let code = code(client.flat("VALIDATE", json!({"sid": "none"})));
+        (client, code)
+    };
+    let mut open = Vec::new();
+    for (addr, told) in [(shop.customer, "SESSION_EXPIRED"), (shop.product, "FORBIDDEN")] {
+        for _ in 0..8 {
+            let (client, code) = stranger(addr);
+            assert_eq!(code, told);
+            open.push(client);
+        }
+        assert_eq!(stranger(addr).1, "BUSY");
+        // Those who say nothing are closed when others come.
+        open.extend((0..100).map(|_| Client::connect(addr, Framing::Lines)));
+    }
+    // A frontend that comes anew finds its way in.
+    shop.parts[BUYER].kill_and_restart();
+    let mut again = Client::connect(shop.buyer, Framing::Lines);
+    again.sid = buyer.sid.clone();
+    for _ in 0..5 {
+        assert_eq!(again.api("DisplayCart", json!({})).unwrap(), json!({"cart": []}));
+        assert_eq!(again.api("SearchItemsForSale", json!({"keywords": ["x"]})).unwrap()["total"], 0);
+    }
+    drop(open);
+    // Room for strangers is back.
+    crate::support::eventually("room", || (stranger(shop.customer).1 == "SESSION_EXPIRED").then_some(()));
+}
