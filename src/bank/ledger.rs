@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::model::{Cents, Millis, Name};
+use crate::model::{Cents, Millis, Name, Total};
 use crate::storage::{Query, Reader, Row, StoreError, Tx};
 
 /// The ledger's table, for the migrations of the room that keeps one.
@@ -191,12 +191,21 @@ pub fn post(tx: &mut dyn Tx, posting: &Posting) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// Those of the reader.
-pub fn balances(reader: &dyn Reader) -> Result<Vec<(Account, Cents)>, StoreError> {
-    reader.all(
-        "SELECT account, CAST(SUM(cents) AS BIGINT) FROM ledger_entry GROUP BY account ORDER BY account",
-        &[],
-        |row| Ok((read_account(row, 0)?, row.cents(1)?)),
-    )
+pub fn balances(reader: &dyn Reader) -> Result<Vec<(Account, Total)>, StoreError> {
+    let sql = format!("SELECT account, {SUM_OF_CENTS} FROM ledger_entry GROUP BY account ORDER BY account");
+    reader.all(&sql, &[], |row| Ok((read_account(row, 0)?, read_sum(row, 1)?)))
+}
+
+/// The sum of `cents` as two columns, because a database's own overflows after some thousands of the
+/// largest amounts: that of what is above 32 bits, and that of what is below. Each entry adds less than 2^32
+/// to either, so 2^31 entries are none too many.
+const SUM_OF_CENTS: &str =
+    "CAST(SUM(cents / 4294967296) AS BIGINT), CAST(SUM(cents - cents / 4294967296 * 4294967296) AS BIGINT)";
+
+/// What [`SUM_OF_CENTS`] found, from this column on; of nothing at all, zero.
+fn read_sum(row: &Row<'_>, column: usize) -> Result<Total, StoreError> {
+    let part = |column| Ok::<_, StoreError>(i128::from(row.opt_int(column)?.unwrap_or(0)));
+    Ok(Total((part(column)? << 32) + part(column + 1)?))
 }
 
 /// Calls `each` with the entries in the order of time, from place `offset` on, `limit` at most: a long
@@ -230,8 +239,8 @@ pub fn entries(
 ///
 /// # Errors
 /// Those of the reader.
-pub fn sum(reader: &dyn Reader) -> Result<Cents, StoreError> {
-    let sum = reader.first("SELECT CAST(COALESCE(SUM(cents), 0) AS BIGINT) FROM ledger_entry", &[], |row| row.cents(0));
+pub fn sum(reader: &dyn Reader) -> Result<Total, StoreError> {
+    let sum = reader.first(&format!("SELECT {SUM_OF_CENTS} FROM ledger_entry"), &[], |row| read_sum(row, 0));
     Ok(sum?.unwrap_or_default())
 }
 
@@ -311,7 +320,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("shop.db"), &[MIGRATION]).unwrap();
         let (alice, bob, carol) = (name("alice"), name("bob"), name("carol:x"));
-        assert_eq!(store.read(sum), Ok(Cents(0)));
+        assert_eq!(store.read(sum), Ok(Total(0)));
         book(&store, Posting::authorise("p1", AT, &alice, Cents(1000))).unwrap();
         assert_eq!(shown(&store), ["card:alice -10.00", "escrow 10.00"]);
         let shares = [(&bob, Cents(300)), (&carol, Cents(500)), (&bob, Cents(100))];
@@ -323,7 +332,7 @@ mod tests {
             shown(&store),
             ["card:alice -10.00", "escrow 0.00", "fee 1.00", "payout:bob 4.00", "payout:carol:x 5.00"]
         );
-        assert_eq!(store.read(sum), Ok(Cents(0)));
+        assert_eq!(store.read(sum), Ok(Total(0)));
         let mut lines = Vec::new();
         store
             .read(|reader| {
@@ -334,6 +343,30 @@ mod tests {
             })
             .unwrap();
         assert_eq!(lines, ["p1 authorise escrow 10.00", "p1 capture escrow -10.00", "p1 capture fee 1.00"]);
+    }
+
+    #[test]
+    fn balances_and_sum_are_exact_past_what_64_bits_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("shop.db"), &[MIGRATION]).unwrap();
+        let (alice, bob) = (name("alice"), name("bob"));
+        // 92,233,720,368,547,758.07 each: a second one is too much for 64 bits.
+        for nth in 0..5 {
+            let key = format!("p{nth}");
+            book(&store, Posting::authorise(&key, AT, &alice, Cents(i64::MAX))).unwrap();
+            let shares = [(&bob, Cents(i64::MAX - 3))];
+            book(&store, Posting::capture(&key, AT, shares, Cents(3))).unwrap();
+        }
+        let sums = ["card:alice -461168601842738790.35", "escrow 0.00", "fee 0.15", "payout:bob 461168601842738790.20"];
+        assert_eq!(shown(&store), sums);
+        assert_eq!(store.read(sum), Ok(Total(0)));
+        // What is wrong is told to the cent.
+        let extra = |tx: &mut dyn Tx| {
+            tx.execute("INSERT INTO ledger_entry VALUES ('x', 1, 'fee', $1, 0)", &[Cents(i64::MAX).into()])?;
+            tx.execute("INSERT INTO ledger_entry VALUES ('y', 1, 'fee', $1, 0)", &[Cents(i64::MAX).into()])
+        };
+        store.write(extra).unwrap();
+        assert_eq!(store.read(sum), Ok(Total(i128::from(i64::MAX) * 2)));
     }
 
     #[test]
@@ -416,11 +449,11 @@ mod tests {
                     _ => false,
                 };
                 prop_assert_eq!(book(&store, posting).is_ok(), allowed);
-                prop_assert_eq!(store.read(sum), Ok(Cents(0)));
+                prop_assert_eq!(store.read(sum), Ok(Total(0)));
                 let in_escrow: i64 = model.values().filter(|(_, end)| end.is_none()).map(|(cents, _)| cents).sum();
                 let found = store.read(balances).unwrap();
                 let escrow = found.iter().find(|(account, _)| *account == Account::Escrow);
-                prop_assert_eq!(escrow.map_or(0, |(_, cents)| cents.0), in_escrow);
+                prop_assert_eq!(escrow.map_or(0, |(_, cents)| cents.0), i128::from(in_escrow));
             }
         }
     }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::repl::{clean, clean_json};
@@ -19,7 +20,7 @@ use super::table::{
     table,
 };
 use crate::bank::ledger;
-use crate::model::{Cents, Clock, Millis, duration};
+use crate::model::{Cents, Clock, Millis, Total, duration};
 use crate::shop::customer;
 use crate::storage::{self, Reader, StoreError, View, backup};
 use crate::trade::deal::{Deal, Party, State};
@@ -222,16 +223,16 @@ fn show_ledger(ledgers: &[View], json: bool, out: &mut impl Write) -> anyhow::Re
         // One instant for all of it: balances and entries must tell the same story.
         ledger.read(|reader| -> anyhow::Result<()> {
             for (account, balance) in ledger::balances(reader)? {
-                told.balances.entry(account.to_string()).or_default().0 += balance.0;
+                *told.balances.entry(account.to_string()).or_default() += balance;
             }
-            told.sum.0 += ledger::sum(reader)?.0;
+            told.sum += ledger::sum(reader)?;
             Ok(())
         })?;
     }
     if json {
         for (account, balance) in &told.balances {
-            let line = json!({"account": account, "balance": balance});
-            writeln!(out, "{}", clean_json(&line.to_string()))?;
+            let line = serde_json::to_string(&BalanceLine { account, balance: *balance })?;
+            writeln!(out, "{}", clean_json(&line))?;
         }
     }
     let mut lines = Vec::new();
@@ -240,7 +241,7 @@ fn show_ledger(ledgers: &[View], json: bool, out: &mut impl Write) -> anyhow::Re
     }
     let sum = told.sum;
     if json {
-        writeln!(out, "{}", json!({"sum": sum}))?;
+        writeln!(out, "{}", serde_json::to_string(&SumLine { sum })?)?;
     } else {
         let balances: Vec<_> =
             told.balances.into_iter().map(|(account, balance)| vec![account, balance.to_string()]).collect();
@@ -248,7 +249,7 @@ fn show_ledger(ledgers: &[View], json: bool, out: &mut impl Write) -> anyhow::Re
         let columns = [("time", Left), ("purchase", Left), ("step", Left), ("account", Left), ("amount", Right)];
         writeln!(out, "{balances}\n\n{}\n\nsum: {sum}", table(&columns, &lines))?;
     }
-    if sum != Cents(0) {
+    if sum != Total::default() {
         eprintln!("error: the ledger sums to {sum} instead of zero");
         return Ok(ExitCode::FAILURE);
     }
@@ -258,8 +259,30 @@ fn show_ledger(ledgers: &[View], json: bool, out: &mut impl Write) -> anyhow::Re
 /// What all ledgers together hold.
 #[derive(Default)]
 struct Told {
-    balances: BTreeMap<String, Cents>,
-    sum: Cents,
+    balances: BTreeMap<String, Total>,
+    sum: Total,
+}
+
+// The lines of `admin ledger --json` that have amounts, which a `Value` would round.
+
+#[derive(Serialize)]
+struct BalanceLine<'a> {
+    account: &'a str,
+    balance: Total,
+}
+
+#[derive(Serialize)]
+struct EntryLine<'a> {
+    at: u64,
+    key: &'a str,
+    step: &'a str,
+    account: &'a str,
+    amount: Cents,
+}
+
+#[derive(Serialize)]
+struct SumLine {
+    sum: Total,
 }
 
 fn show_entries(
@@ -280,8 +303,9 @@ fn show_entries(
         for entry in &page {
             let (at, step, account) = (entry.at, entry.step.to_string(), entry.account.to_string());
             if json {
-                let line = json!({"at": unix_s(at), "key": entry.key, "step": step, "account": account, "amount": entry.cents});
-                writeln!(out, "{}", clean_json(&line.to_string()))?;
+                let (key, amount) = (&entry.key, entry.cents);
+                let line = EntryLine { at: unix_s(at), key, step: &step, account: &account, amount };
+                writeln!(out, "{}", clean_json(&serde_json::to_string(&line)?))?;
             } else {
                 lines.push(vec![at.to_iso(), entry.key.clone(), step, account, entry.cents.to_string()]);
             }

@@ -222,7 +222,7 @@ fn catalogue(file: &Path) -> anyhow::Result<Vec<Value>> {
         .map_err(|error| anyhow::anyhow!("{shown}: expected a JSON list of items: {error}"))?;
     for (nth, item) in (1..).zip(&items) {
         let request = json!({"type": "request", "api": "RegisterItemForSale", "session_id": "none", "payload": item});
-        if let Err((_, refusal)) = wire::read(Port::Seller, request.to_string().as_bytes()) {
+        if let Err(wire::Rejected { refusal, .. }) = wire::read(Port::Seller, request.to_string().as_bytes()) {
             bail!("{shown}, item {nth}: {}", refusal.message);
         }
     }

@@ -21,7 +21,7 @@ use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
 use crate::shop::frontend::{self, FrontendServer};
 use crate::shop::ops::Role;
-use crate::storage::backup;
+use crate::storage::backup::{self, Part};
 use crate::storage::lock::DataDirLock;
 use crate::trade;
 use crate::trade::server::{Config, Floor, StartError, TradeServer};
@@ -236,9 +236,9 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         other_files += SETTLEMENT_LINES_MAX;
     }
     if has(Service::Shop) {
-        other_threads += shop::DATABASE_CONNECTIONS_MAX;
+        other_threads += shop::DATABASES_CONNECTIONS_MAX;
         // Both ends of every link are here.
-        other_files += shop::DATABASE_CONNECTIONS_MAX + 4 * frontend::LINKS_MAX;
+        other_files += shop::DATABASES_CONNECTIONS_MAX + 4 * frontend::LINKS_MAX;
     }
     let wanted = Wanted { connections: args.max_connections, other_threads, other_files };
     let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
@@ -247,22 +247,12 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     }
     let executor = Executor::new("request", threads);
     let gate = Gate::new(max_connections);
-    let restored = backup::restored_mark(&args.data_dir);
     let mut listeners = Listeners::default();
     // Trade first: it finds out whether something of an earlier life is missing, before anything is made.
-    let trade = if has(Service::Trade) {
-        Some(Trade::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
-    } else {
-        None
-    };
-    let shop = if has(Service::Shop) {
-        Some(Shop::start(&args, bind, &executor, &gate, restored, &mut listeners)?)
-    } else {
-        None
-    };
-    if restored {
-        backup::clear_restored_mark(&args.data_dir).context("cannot note that the backup was taken up")?;
-    }
+    let trade =
+        if has(Service::Trade) { Some(Trade::start(&args, bind, &executor, &gate, &mut listeners)?) } else { None };
+    let shop =
+        if has(Service::Shop) { Some(Shop::start(&args, bind, &executor, &gate, &mut listeners)?) } else { None };
     announce(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
     shutdown.wait();
     log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
@@ -303,7 +293,6 @@ impl Trade {
         bind: IpAddr,
         executor: &Arc<Executor>,
         gate: &Arc<Gate>,
-        restored: bool,
         listeners: &mut Listeners,
     ) -> anyhow::Result<Trade> {
         let data = DataDir::open(&args.data_dir)?;
@@ -325,7 +314,7 @@ impl Trade {
             identity: Arc::clone(&data.identity),
             store: Arc::clone(&data.store),
             gateway: data.gateway.clone(),
-            restored,
+            restored: backup::restored_mark(&args.data_dir, Part::Trade),
             charged_up_to: data.charged_up_to,
         };
         let server = TradeServer::start(config, floor).map_err(|error| match error {
@@ -334,6 +323,7 @@ impl Trade {
             }
             error => error.into(),
         })?;
+        shop::take_note(&args.data_dir, Part::Trade)?;
         let addr = server.local_addr();
         listeners.add(format!("trade: udp {addr}"), "trade_udp", addr);
         let plain = if args.plaintext { " (settlement without TLS)" } else { "" };
@@ -363,7 +353,6 @@ impl Shop {
         bind: IpAddr,
         executor: &Arc<Executor>,
         gate: &Arc<Gate>,
-        restored: bool,
         listeners: &mut Listeners,
     ) -> anyhow::Result<Shop> {
         let (own, dir) = (&args.shop, &args.data_dir);
@@ -371,11 +360,10 @@ impl Shop {
         let key_file = own.cluster_key.clone().unwrap_or_else(|| dir.join(cluster::FILE_NAME));
         let floor = shop::floor(Arc::clone(executor), Arc::clone(gate), identity, &args.tls, &key_file)?;
         let at = |port: u16| SocketAddr::new(bind, port);
-        let inner = shop::database_floor(&floor);
-        let product =
-            shop::Product::start(at(own.product_port), "--product-port", &inner, dir, own.hold_timeout, restored)?;
+        let inner = || shop::database_floor(&floor);
+        let product = shop::Product::start(at(own.product_port), "--product-port", &inner(), dir, own.hold_timeout)?;
         let (timeout, fee) = (own.session_timeout, args.fee_percent);
-        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &inner, dir, timeout, fee)?;
+        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &inner(), dir, timeout, fee)?;
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);

@@ -27,8 +27,9 @@ use crate::shop::door::{Door, Floor, StartError};
 use crate::shop::frontend::{self, FrontendServer};
 use crate::shop::ops::Role;
 use crate::shop::product::{ProductDb, Settings};
+use crate::storage::backup::{self, Part};
 use crate::storage::lock::DataDirLock;
-use crate::storage::{Store, backup, create_private_dir};
+use crate::storage::{Store, create_private_dir};
 
 /// The file of the customer database in its data dir.
 pub const CUSTOMER_DB: &str = "customer.db";
@@ -117,14 +118,21 @@ pub fn floor(
     })
 }
 
-/// Connections to the two databases of a process that has frontends too: the links of all of them, and as
-/// many strangers who sign in there.
-pub const DATABASE_CONNECTIONS_MAX: usize = 4 * frontend::LINKS_MAX;
+/// Connections to one of the databases of a process that has frontends too: the links of both of them, and
+/// the strangers and newcomers for whom a door has room beside these.
+pub const DATABASE_CONNECTIONS_MAX: usize = 3 * frontend::LINKS_MAX;
+/// The same for both databases.
+pub const DATABASES_CONNECTIONS_MAX: usize = 2 * DATABASE_CONNECTIONS_MAX;
 
-/// The same for the databases of a process whose clients have a bound of their own: full of clients, it
-/// still lets its own links in.
+/// The same for a database of a process whose clients have a bound of their own: full of clients, it still
+/// lets its own links in.
 pub fn database_floor(floor: &Floor) -> Floor {
     Floor { gate: Gate::new(DATABASE_CONNECTIONS_MAX), ..floor.clone() }
+}
+
+/// The part's numbers have jumped, on disk: that is not to be done again.
+pub fn take_note(data_dir: &Path, part: Part) -> anyhow::Result<()> {
+    backup::clear_restored_mark(data_dir, part).context("cannot note that the backup was taken up")
 }
 
 /// The product database, running.
@@ -145,10 +153,11 @@ impl Product {
         floor: &Floor,
         data_dir: &Path,
         hold_timeout: Duration,
-        restored: bool,
     ) -> anyhow::Result<Product> {
         let lock = DataDirLock::take_part(data_dir, "product")?;
+        let restored = backup::restored_mark(data_dir, Part::Product);
         let db = Arc::new(ProductDb::open(data_dir, Settings { hold_timeout, restored })?);
+        take_note(data_dir, Part::Product)?;
         let door = Door::open_product(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
         Ok(Product { db, door, _lock: lock })
     }
@@ -190,8 +199,10 @@ impl Customer {
         let lock = DataDirLock::take_part(data_dir, "customer")?;
         let store = Arc::new(Store::open(&data_dir.join(CUSTOMER_DB), customer::MIGRATIONS)?);
         let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
-        let config = customer::Config { session_timeout, fee, ..customer::Config::default() };
+        let restored = backup::restored_mark(data_dir, Part::Customer);
+        let config = customer::Config { session_timeout, fee, restored, ..customer::Config::default() };
         let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
+        take_note(data_dir, Part::Customer)?;
         let door =
             Door::open_customer(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
         Ok(Customer { db, store, bank, door, _lock: lock })
@@ -367,9 +378,8 @@ struct Backends {
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
     refuse_db(args.db.as_deref())?;
     let process = Process::begin(&args.common, &args.data_dir)?;
-    let restored = backup::restored_mark(&args.data_dir);
     let addr = SocketAddr::new(process.bind, args.port);
-    let product = Product::start(addr, "--port", &process.floor, &args.data_dir, args.hold_timeout, restored)?;
+    let product = Product::start(addr, "--port", &process.floor, &args.data_dir, args.hold_timeout)?;
     let local = product.local_addr();
     process.serve(&args.common, &[format!("product-db: tcp {local}")], &entry("product_db", local), |grace| {
         product.stop(grace);

@@ -11,7 +11,7 @@ pub mod text;
 pub mod time;
 
 pub use card::{Card, CardNumber, Expiry};
-pub use money::{Cents, FeeRate};
+pub use money::{Cents, FeeRate, Total};
 pub use secret::Token;
 pub use text::Name;
 pub use time::{Clock, Millis};

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 /// The least price there is: 0.01.
 pub const PRICE_MIN: Cents = Cents(1);
@@ -43,8 +44,26 @@ impl Cents {
     }
 }
 
+/// The sum of any number of amounts, in whole cents: those that a ledger keeps, say, which together may be
+/// more than any of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Total(pub i128);
+
+impl From<Cents> for Total {
+    fn from(cents: Cents) -> Total {
+        Total(cents.0.into())
+    }
+}
+
+impl std::ops::AddAssign for Total {
+    /// Of 2^64 of the largest amounts, none is too much.
+    fn add_assign(&mut self, other: Total) {
+        self.0 += other.0;
+    }
+}
+
 /// Two decimals, always: `12.50`, `-0.05`.
-impl fmt::Display for Cents {
+impl fmt::Display for Total {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
         let cents = self.0.unsigned_abs();
@@ -52,15 +71,34 @@ impl fmt::Display for Cents {
     }
 }
 
-/// A JSON number: whole where it is whole (`12`), else the shortest decimal (`12.5`).
+/// As [`Total`].
+impl fmt::Display for Cents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Total::from(*self).fmt(f)
+    }
+}
+
+/// A JSON number: whole where it is whole (`12`), else the shortest decimal (`12.5`). Exact, but for what a
+/// [`serde_json::Value`] makes of more than fits it: sums are written by types of their own, never by one.
+impl Serialize for Total {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = self.to_string();
+        let shortest = text.strip_suffix(".00").or_else(|| text.strip_suffix('0')).unwrap_or(&text);
+        RawValue::from_string(shortest.to_owned()).map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// As [`Total`].
 impl Serialize for Cents {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if self.0 % 100 == 0 {
             serializer.serialize_i64(self.0 / 100)
-        } else {
-            // Exact for every amount below 2^53 cents: the quotient of two whole numbers is
-            // rounded once, and its shortest decimal is the one with two places.
+        } else if self.0.unsigned_abs() <= PRICE_MAX.0.unsigned_abs() {
+            // Prices are written often, and this is quick. Exact for so few digits: the quotient of two
+            // whole numbers is rounded once, and its shortest decimal is the one with two places.
             serializer.serialize_f64(self.0 as f64 / 100.0)
+        } else {
+            Total::from(*self).serialize(serializer)
         }
     }
 }
@@ -181,6 +219,28 @@ mod tests {
     }
 
     #[test]
+    fn sums_are_written_exactly_however_large() {
+        let json = |cents| serde_json::to_string(&Cents(cents)).unwrap();
+        for (cents, shown, written) in [
+            (0, "0.00", "0"),
+            (-5, "-0.05", "-0.05"),
+            (1250, "12.50", "12.5"),
+            (1_000_000_000, "10000000.00", "10000000"),
+            (1_000_000_001, "10000000.01", "10000000.01"),
+            ((1 << 53) + 1, "90071992547409.93", "90071992547409.93"),
+            (i64::MAX, "92233720368547758.07", "92233720368547758.07"),
+            (i64::MAX - 7, "92233720368547758.00", "92233720368547758"),
+            (i64::MIN, "-92233720368547758.08", "-92233720368547758.08"),
+        ] {
+            assert_eq!((Cents(cents).to_string().as_str(), json(cents).as_str()), (shown, written));
+            assert_eq!(serde_json::to_string(&Total(cents.into())).unwrap(), written);
+        }
+        let many = Total(i128::from(i64::MAX) * 9_000);
+        assert_eq!(many.to_string(), "830103483316929822630.00");
+        assert_eq!(serde_json::to_string(&many).unwrap(), "830103483316929822630");
+    }
+
+    #[test]
     fn fees_round_half_up() {
         let ten = FeeRate::default();
         assert_eq!(ten.of(Cents(1)), Cents(0));
@@ -203,7 +263,14 @@ mod tests {
         }
 
         #[test]
-        fn a_fee_is_never_more_than_the_amount(cents in 1i64..=i64::MAX / 10_000, points in 0u32..=10_000) {
+        fn a_sum_is_written_as_it_is_shown(cents in any::<i64>()) {
+            let json = serde_json::to_string(&Cents(cents)).unwrap();
+            let (whole, fraction) = json.split_once('.').unwrap_or((&json, ""));
+            prop_assert_eq!(format!("{whole}.{fraction:0<2}"), Cents(cents).to_string());
+        }
+
+        #[test]
+        fn a_fee_is_never_more_than_the_amount(cents in 1i64..=i64::MAX, points in 0u32..=10_000) {
             let fee = FeeRate { basis_points: points }.of(Cents(cents));
             prop_assert!(fee.0 >= 0 && fee.0 <= cents);
         }

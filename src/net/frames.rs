@@ -301,17 +301,17 @@ impl<R: ReadBefore> MessageReader<R> {
         }
     }
 
-    /// The next message; none at a clean end. Empty lines are none.
+    /// The next message, whatever its bytes are; none at a clean end. Empty lines are none.
     ///
     /// # Errors
-    /// [`LineError`], after which the connection is to be closed.
+    /// [`LineError`], after which the connection is to be closed; never [`LineError::NotUtf8`].
     pub fn read(&mut self) -> Result<Option<Vec<u8>>, LineError> {
         match self {
             MessageReader::Frames(frames) => frames.read_frame(),
             MessageReader::Lines(lines) => loop {
-                match lines.read_line()? {
-                    Some(line) if line.trim().is_empty() => {}
-                    line => return Ok(line.map(String::into_bytes)),
+                match lines.read_bytes()? {
+                    Some(line) if line.trim_ascii().is_empty() => {}
+                    line => return Ok(line),
                 }
             },
         }
@@ -423,9 +423,10 @@ mod tests {
     fn the_first_byte_tells_the_framing() {
         let begin =
             |bytes: &[u8]| MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(100), Share::default()).unwrap();
-        let mut lines = begin(b"\r\n {}\n[]\n").unwrap();
+        let mut lines = begin(b"\r\n {}\n{\xff\n[]\n").unwrap();
         assert_eq!(lines.framing(), Framing::Lines);
         assert_eq!(lines.read().unwrap().unwrap(), b" {}");
+        assert_eq!(lines.read().unwrap().unwrap(), b"{\xff", "whether it is text, whoever reads it says");
         assert_eq!(lines.read().unwrap().unwrap(), b"[]");
         let mut frames = begin(b"\0\0\0\x02{}\0\0\0\x01\n").unwrap();
         assert_eq!(frames.framing(), Framing::Frames);

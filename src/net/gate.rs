@@ -110,6 +110,11 @@ impl Gate {
         if address.is_loopback() { self.max_connections } else { (self.max_connections / 2).max(1) }
     }
 
+    /// How many it lets in.
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
     /// How many are open.
     pub fn open(&self) -> usize {
         self.open.lock().total

@@ -1,4 +1,4 @@
-//! Lines: one message of UTF-8 text each, ended by LF, within limits of length and time.
+//! Lines: one message each, UTF-8 text unless bytes are asked for, ended by LF, within limits of length and time.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -34,7 +34,8 @@ impl LineLimits {
     }
 }
 
-/// Why there is no line. The connection is then to be closed: where the next line begins is unknown.
+/// Why there is no line. But for [`LineError::NotUtf8`] the connection is then to be closed: where the next
+/// line begins is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     /// Longer than allowed.
@@ -58,7 +59,7 @@ pub enum LineError {
     /// All connections together have received as much as they may.
     #[error("too much is being received at the moment; try again")]
     Busy,
-    /// Not text.
+    /// Not text. The next line may be read all the same.
     #[error("the message is not UTF-8")]
     NotUtf8,
     /// The end came in the middle of a line.
@@ -116,10 +117,19 @@ impl<R: ReadBefore> LineReader<R> {
     /// The next line without its LF or CR LF; none at a clean end.
     ///
     /// # Errors
-    /// [`LineError`], after which the connection is to be closed.
+    /// [`LineError`], after which the connection is to be closed, but for [`LineError::NotUtf8`].
     pub fn read_line(&mut self) -> Result<Option<String>, LineError> {
         let idle_deadline = Instant::now() + self.limits.idle_timeout;
         self.read_line_before(idle_deadline)
+    }
+
+    /// The same, whatever its bytes are: for whoever checks that it is text together with all else.
+    ///
+    /// # Errors
+    /// [`LineError`], after which the connection is to be closed; never [`LineError::NotUtf8`].
+    pub fn read_bytes(&mut self) -> Result<Option<Vec<u8>>, LineError> {
+        let idle_deadline = Instant::now() + self.limits.idle_timeout;
+        self.read_bytes_before(idle_deadline)
     }
 
     /// The same with an instant by which the line's first byte must be there.
@@ -127,6 +137,11 @@ impl<R: ReadBefore> LineReader<R> {
     /// # Errors
     /// [`LineError`]; `Idle` at that instant.
     pub fn read_line_before(&mut self, idle_deadline: Instant) -> Result<Option<String>, LineError> {
+        let line = self.read_bytes_before(idle_deadline)?;
+        line.map(String::from_utf8).transpose().map_err(|_| LineError::NotUtf8)
+    }
+
+    fn read_bytes_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         let begun = Instant::now();
         self.share.clear();
         if self.pending.is_empty() {
@@ -157,7 +172,7 @@ impl<R: ReadBefore> LineReader<R> {
     ///
     /// Its time runs from now even if its beginning came with the line before it: how long that one
     /// took to be handled is not the peer's fault.
-    fn read_rest(&mut self) -> Result<Option<String>, LineError> {
+    fn read_rest(&mut self) -> Result<Option<Vec<u8>>, LineError> {
         let timeout = self.limits.message_timeout;
         let deadline = Instant::now() + timeout;
         self.pending.drain(..std::mem::take(&mut self.given));
@@ -189,7 +204,7 @@ impl<R: ReadBefore> LineReader<R> {
     }
 
     /// Gives out the next so many bytes as a line, and the LF behind them.
-    fn take_line(&mut self, len: usize) -> Result<String, LineError> {
+    fn take_line(&mut self, len: usize) -> Result<Vec<u8>, LineError> {
         let line = self.checked(&self.pending[self.given..self.given + len]);
         self.given += len + 1;
         if self.given == self.pending.len() {
@@ -198,12 +213,12 @@ impl<R: ReadBefore> LineReader<R> {
         line
     }
 
-    fn checked(&self, line: &[u8]) -> Result<String, LineError> {
+    fn checked(&self, line: &[u8]) -> Result<Vec<u8>, LineError> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.len() > self.limits.max_bytes {
             return Err(self.too_long());
         }
-        std::str::from_utf8(line).map(str::to_owned).map_err(|_| LineError::NotUtf8)
+        Ok(line.to_vec())
     }
 
     fn too_long(&self) -> LineError {
@@ -288,7 +303,15 @@ pub(super) mod tests {
 
     #[test]
     fn garbage_and_broken_ends_have_their_errors() {
-        assert!(matches!(over(&[b"\xff\n"], 10).read_line(), Err(LineError::NotUtf8)));
+        for cut in [&[&b"\xff\nnext\n"[..]][..], &[b"\xff", b"\nne", b"xt\n"], &[b"\xff\r\n", b"next\n"]] {
+            let mut reader = over(cut, 10);
+            assert!(matches!(reader.read_line(), Err(LineError::NotUtf8)));
+            assert_eq!(reader.read_line().unwrap().unwrap(), "next", "where that begins is known");
+            assert!(reader.read_line().unwrap().is_none());
+            let mut reader = over(cut, 10);
+            assert_eq!(reader.read_bytes().unwrap().unwrap(), b"\xff");
+            assert_eq!(reader.read_bytes().unwrap().unwrap(), b"next");
+        }
         assert!(matches!(over(&[b"{"], 10).read_line(), Err(LineError::Truncated)));
         assert!(matches!(over(&[], 10).read_line(), Ok(None)));
     }
@@ -348,7 +371,7 @@ pub(super) mod tests {
                     Ok(Some(got)) => prop_assert!(!is_last && got.as_bytes() == line),
                     Ok(None) => prop_assert!(is_last && piece.is_empty()),
                     Err(LineError::TooLong { .. }) => { prop_assert!(line.len() > 20 || piece.len() > 21); break }
-                    Err(LineError::NotUtf8) => { prop_assert!(std::str::from_utf8(line).is_err()); break }
+                    Err(LineError::NotUtf8) => prop_assert!(std::str::from_utf8(line).is_err()),
                     Err(LineError::Truncated) => { prop_assert!(is_last && !piece.is_empty()); break }
                     Err(other) => prop_assert!(false, "{other}"),
                 }

@@ -14,6 +14,7 @@ pub mod limits; //   what this machine allows
 pub mod lines; //    lines of text, each with a deadline
 pub mod link; //     messages between components that proved the key
 pub mod pool; //     links that are kept open for the next request
+pub mod porch; //    connections that have not said who they are
 mod refuse; //       turning connections away so that they hear why
 pub mod shutdown; // the signals that end a server
 pub mod tcp; //      connections, each with a thread to itself

@@ -52,8 +52,10 @@ use store::Journal;
 pub const FILE: &str = "customer.db";
 
 /// What makes an empty file the customer database's, one step a schema version.
-pub const MIGRATIONS: &[&str] = &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION];
+pub const MIGRATIONS: &[&str] = &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION, store::MIGRATION_SKIPPED];
 
+/// How far the ids of users jump when a backup was restored: past whatever was given out since.
+const NUMBERS_JUMP: u64 = 1 << 32;
 /// Between two looks for sessions whose time is up.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two times that last uses are written down.
@@ -75,6 +77,8 @@ pub struct Config {
     pub fee: FeeRate,
     /// The process's clock.
     pub clock: Clock,
+    /// The file is that of a backup: ids of users may have been given out since.
+    pub restored: bool,
 }
 
 impl Default for Config {
@@ -86,6 +90,7 @@ impl Default for Config {
             passwords_at_once: std::thread::available_parallelism().map_or(1, usize::from),
             fee: FeeRate::default(),
             clock: Clock::start(),
+            restored: false,
         }
     }
 }
@@ -137,6 +142,9 @@ impl CustomerDb {
     /// # Errors
     /// The file cannot be read, or the system gives no thread.
     pub fn open(store: Arc<Store>, gateway: Arc<dyn Gateway>, config: Config) -> Result<CustomerDb, OpenError> {
+        if config.restored {
+            store.write(|tx| store::skip_user_ids(tx, NUMBERS_JUMP))?;
+        }
         let passwords = Passwords::new(config.password_cost, config.passwords_at_once)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
         let memory = RwLock::new(Arc::new(Memory::load(&store, &config)?));

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::customer::CustomerDb;
 use super::ops::{Answer, Code, CustomerOp, ProductOp, Refusal, Role, Session};
 use super::product::ProductDb;
-use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port};
+use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port, Rejected};
 use crate::model::Token;
 use crate::net::budget::{Budget, Share};
 use crate::net::cluster::ClusterKey;
@@ -24,6 +24,7 @@ use crate::net::frames::MessageReader;
 use crate::net::gate::Gate;
 use crate::net::lines::{LineError, LineLimits};
 use crate::net::link;
+use crate::net::porch::{Newcomer, Porch};
 use crate::net::tcp::{self, Busy, TcpServer};
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
@@ -83,6 +84,9 @@ pub trait Host: Send + Sync + 'static {
     fn port(&self) -> Port;
     /// Does what is asked. `is_flat`: in dialect 2, where the cart is the user's.
     fn call(&self, source: IpAddr, is_flat: bool, call: Call) -> Answer<Outcome>;
+    /// Looks into the session of a call whose fields are wrong: that counts as a use of it, and what is
+    /// wrong with it goes first.
+    fn in_session(&self, sid: String) -> Answer<()>;
 }
 
 /// A database: what it is asked over links, it answers with the JSON of the operation's answer.
@@ -118,6 +122,8 @@ pub struct DoorCounters {
     pub operations: Counter,
     /// Connections that failed, or were closed for what came.
     pub connections_failed: Counter,
+    /// Strangers at a database who found too many others there.
+    pub strangers_refused: Counter,
 }
 
 impl DoorCounters {
@@ -130,6 +136,7 @@ impl DoorCounters {
             ("links_refused", self.links_refused.get()),
             ("operations", self.operations.get()),
             ("connections_failed", self.connections_failed.get()),
+            ("strangers_refused", self.strangers_refused.get()),
         ]
     }
 }
@@ -138,15 +145,30 @@ impl DoorCounters {
 pub struct Door {
     tcp: TcpServer,
     counters: Arc<DoorCounters>,
+    porch: Option<Arc<Porch>>,
 }
 
 type Operate = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 
+/// At a database's door, where links are at home and strangers are guests.
+struct Links {
+    /// The component's name.
+    name: &'static str,
+    operate: Operate,
+    /// Whoever has not said which of both he is.
+    porch: Arc<Porch>,
+    /// The bound of strangers, so that they leave room for links.
+    strangers: Arc<Gate>,
+}
+
+/// Which part of a database's connections strangers may have. With what the porch keeps free, more than
+/// three quarters are left for links.
+const STRANGERS_SHARE: usize = 8;
+
 struct Keeper {
     floor: Floor,
     host: Arc<dyn Host>,
-    /// The component's name, and what answers links.
-    links: Option<(&'static str, Operate)>,
+    links: Option<Links>,
     counters: Arc<DoorCounters>,
 }
 
@@ -195,11 +217,16 @@ impl Door {
         let listener = tcp::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
         let counters = Arc::new(DoorCounters::default());
         let (executor, gate) = (Arc::clone(&floor.executor), Arc::clone(&floor.gate));
+        let links = links.map(|(name, operate)| {
+            let strangers = Gate::new((gate.max_connections() / STRANGERS_SHARE).max(1));
+            Links { name, operate, porch: Porch::new(Arc::clone(&gate)), strangers }
+        });
+        let porch = links.as_ref().map(|links| Arc::clone(&links.porch));
         let keeper = Keeper { floor, host, links, counters: Arc::clone(&counters) };
         let busy = Refusal::new(Code::Busy, "too many connections; try again");
-        let busy = Busy::in_either_framing(&wire::write(&Envelope::Two, &Err(busy)));
+        let busy = Busy::in_either_framing(&wire::write(&Envelope::NO_MESSAGE, &Err(busy)));
         let handler = Arc::new(move |stream: Arc<TcpStream>, source: SocketAddr| keeper.receive(stream, source));
-        Ok(Door { tcp: TcpServer::start(listener, executor, gate, busy, handler)?, counters })
+        Ok(Door { tcp: TcpServer::start(listener, executor, gate, busy, handler)?, counters, porch })
     }
 
     /// Where it is.
@@ -209,7 +236,8 @@ impl Door {
 
     /// Every counter of the door and of the listener beneath it, with its name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        [self.counters.list(), self.tcp.counters().list()].concat()
+        let closed = self.porch.as_ref().map_or(0, |porch| porch.closed());
+        [self.counters.list(), vec![("newcomers_closed", closed)], self.tcp.counters().list()].concat()
     }
 
     /// Takes no more work; what is in hand may be finished within `grace`.
@@ -243,6 +271,7 @@ impl Keeper {
 
     fn serve(&self, stream: Arc<TcpStream>, source: IpAddr) -> Result<(), Ended> {
         let limits = LineLimits::new(MESSAGE_MAX);
+        let mut newcomer = self.links.as_ref().map(|links| links.porch.enter(&stream));
         let conn = match &self.floor.identity {
             Some(identity) => {
                 Conn::accept_any(stream, identity, Instant::now() + limits.idle_timeout, HANDSHAKE_TIMEOUT)?
@@ -258,20 +287,34 @@ impl Keeper {
             reader.linger(&writer);
             return Ok(());
         }
-        let mut is_first = true;
+        // Held for as long as the connection lasts.
+        let mut _place_of_stranger = None;
         loop {
             match reader.read() {
                 Ok(Some(message)) => {
-                    if is_first
-                        && let Some((name, operate)) = &self.links
-                        && link::is_hello(&message)
+                    if let Some(links) = &self.links
+                        && newcomer.is_some()
                     {
-                        link::keep_alive(&tcp);
-                        // Links from other hosts are encrypted whatever was allowed to clients.
-                        let is_private = is_tls || source.is_loopback();
-                        return self.link(&message, reader, &writer, (is_private, is_tls), (name, operate));
+                        if link::is_hello(&message) {
+                            link::keep_alive(&tcp);
+                            // Links from other hosts are encrypted whatever was allowed to clients.
+                            let is_private = is_tls || source.is_loopback();
+                            return self.link(&message, reader, &writer, (is_private, is_tls), (links, newcomer));
+                        }
+                        match links.strangers.enter(source) {
+                            Ok(place) => _place_of_stranger = Some(place),
+                            Err(full) => {
+                                self.counters.strangers_refused.add(1);
+                                log::debug!("a stranger from {source}: {full}");
+                                let busy = Refusal::new(Code::Busy, "too many connections; try again");
+                                self.refuse(&reader, &writer, busy)?;
+                                // Still on the porch, from where it can be closed.
+                                reader.linger(&writer);
+                                return Ok(());
+                            }
+                        }
+                        newcomer = None;
                     }
-                    is_first = false;
                     let answer = self.answer(source, &message);
                     // Not held while the answer goes out.
                     drop(message);
@@ -283,11 +326,12 @@ impl Keeper {
                 }
                 Err(error) => {
                     let code = match &error {
-                        LineError::TooLong { .. } | LineError::MessageTimeout { .. } | LineError::NotUtf8 => {
-                            Code::BadRequest
-                        }
+                        LineError::TooLong { .. } | LineError::MessageTimeout { .. } => Code::BadRequest,
                         LineError::Busy => Code::Busy,
-                        LineError::Idle { .. } | LineError::Truncated | LineError::Io(_) => return Err(error.into()),
+                        // Bytes that are no text are a message all the same, whose answer says so.
+                        LineError::Idle { .. } | LineError::Truncated | LineError::NotUtf8 | LineError::Io(_) => {
+                            return Err(error.into());
+                        }
                     };
                     self.refuse(&reader, &writer, Refusal::new(code, error.to_string()))?;
                     reader.linger(&writer);
@@ -304,7 +348,11 @@ impl Keeper {
                 let answer = self.host.call(source, request.envelope.is_flat(), request.call);
                 (request.envelope, answer)
             }
-            Err((envelope, refusal)) => (envelope, Err(refusal)),
+            Err(Rejected { envelope, refusal, sid }) => {
+                // Only now, so that a call that is well formed costs no look of its own.
+                let session = sid.map_or(Ok(()), |sid| self.host.in_session(sid));
+                (envelope, Err(session.err().unwrap_or(refusal)))
+            }
         };
         if answer.is_err() {
             self.counters.refused.add(1);
@@ -314,7 +362,7 @@ impl Keeper {
 
     fn refuse(&self, reader: &MessageReader<ConnReader>, writer: &ConnWriter, refusal: Refusal) -> Result<(), Ended> {
         self.counters.refused.add(1);
-        Ok(reader.framing().write(writer, &wire::write(&Envelope::Two, &Err(refusal)))?)
+        Ok(reader.framing().write(writer, &wire::write(&Envelope::NO_MESSAGE, &Err(refusal)))?)
     }
 
     fn link(
@@ -323,8 +371,9 @@ impl Keeper {
         mut reader: MessageReader<ConnReader>,
         writer: &ConnWriter,
         (is_private, is_tls): (bool, bool),
-        (name, operate): (&str, &Operate),
+        (links, newcomer): (&Links, Option<Newcomer>),
     ) -> Result<(), Ended> {
+        let (name, operate) = (links.name, &links.operate);
         let own = self.floor.identity.as_ref().filter(|_| is_tls);
         let fingerprint = own.map_or("", |identity| identity.fingerprint());
         if !is_private || !link::welcome(hello, &mut reader, writer, (name, &self.floor.key, fingerprint))? {
@@ -334,6 +383,7 @@ impl Keeper {
             reader.linger(writer);
             return Ok(());
         }
+        drop(newcomer);
         self.counters.links.add(1);
         Ok(link::serve(reader, writer, |request| {
             self.counters.operations.add(1);
@@ -438,6 +488,11 @@ impl Host for CustomerHost {
             Call::Act { .. } => Err(stranger()),
         }
     }
+
+    /// A stranger may do nothing that has a session and fields.
+    fn in_session(&self, _sid: String) -> Answer<()> {
+        Err(stranger())
+    }
 }
 
 impl CustomerHost {
@@ -454,6 +509,10 @@ impl Host for ProductHost {
     }
 
     fn call(&self, _source: IpAddr, _is_flat: bool, _call: Call) -> Answer<Outcome> {
+        Err(stranger())
+    }
+
+    fn in_session(&self, _sid: String) -> Answer<()> {
         Err(stranger())
     }
 }

@@ -213,6 +213,10 @@ impl Host for Frontend {
             call => door::account_call(source, self.role, call, |op| self.ask_customer(&op)),
         }
     }
+
+    fn in_session(&self, sid: String) -> Answer<()> {
+        self.touch(sid).map(|_account| ())
+    }
 }
 
 impl Frontend {
@@ -257,7 +261,7 @@ impl Frontend {
 
     /// Looks into the session and asks the product database at the same time. That the session is none
     /// comes first.
-    fn in_session(&self, sid: String, op: &ProductOp) -> Answer<(String, String)> {
+    fn ask_in_session(&self, sid: String, op: &ProductOp) -> Answer<(String, String)> {
         let touching = send(&self.customer, &CustomerOp::Touch { role: self.role, sid });
         let asking = send(&self.product, op);
         // Both are read whatever comes: a link whose answer nobody reads is of no more use.

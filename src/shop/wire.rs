@@ -18,6 +18,8 @@ mod dialect2;
 #[cfg(test)]
 mod tests;
 
+pub use dialect2::Names;
+
 /// Most bytes of a message that comes in.
 pub const MESSAGE_MAX: usize = 1 << 20;
 /// Most characters of an item's name.
@@ -76,6 +78,46 @@ pub struct Request {
     pub call: Call,
 }
 
+/// A message that was refused as it was read.
+#[derive(PartialEq, Eq)]
+pub struct Rejected {
+    /// How it is to be answered.
+    pub envelope: Envelope,
+    /// With what.
+    pub refusal: Refusal,
+    /// The session that it was to be done in. Whoever may look into it does so first: that a session is
+    /// over, or of the other role, goes before whatever is wrong with the fields.
+    pub sid: Option<String>,
+}
+
+/// What is wrong with a message, before it is known how it is answered.
+struct Wrong {
+    refusal: Refusal,
+    /// As in [`Rejected`].
+    sid: Option<String>,
+}
+
+impl Wrong {
+    fn answered_in(self, envelope: Envelope) -> Rejected {
+        Rejected { envelope, refusal: self.refusal, sid: self.sid }
+    }
+}
+
+/// What is wrong before any session is spoken of.
+impl From<Refusal> for Wrong {
+    fn from(refusal: Refusal) -> Wrong {
+        Wrong { refusal, sid: None }
+    }
+}
+
+/// What is said in a session, whose id is known before the fields are read.
+fn in_session(sid: String, act: impl FnOnce() -> Result<Act, Refusal>) -> Result<Call, Wrong> {
+    match act() {
+        Ok(act) => Ok(Call::Act { sid, act }),
+        Err(refusal) => Err(Wrong { refusal, sid: Some(sid) }),
+    }
+}
+
 /// In which form a message is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Envelope {
@@ -87,13 +129,16 @@ pub enum Envelope {
         session_id: Option<String>,
     },
     /// Dialect 2.
-    Two,
+    Two(Names),
 }
 
 impl Envelope {
+    /// For what is no message: dialect 2, to no request in particular.
+    pub const NO_MESSAGE: Envelope = Envelope::Two(Names::NONE);
+
     /// Dialect 2, where the cart is the user's.
     pub fn is_flat(&self) -> bool {
-        matches!(self, Envelope::Two)
+        matches!(self, Envelope::Two(_))
     }
 }
 
@@ -202,13 +247,16 @@ pub enum Outcome {
 ///
 /// # Errors
 /// The refusal, with the form that it must have.
-pub fn read(port: Port, message: &[u8]) -> Result<Request, (Envelope, Refusal)> {
+pub fn read(port: Port, message: &[u8]) -> Result<Request, Rejected> {
+    let no_message = |why: String| Err(Wrong::from(bad(why)).answered_in(Envelope::NO_MESSAGE));
+    // All of it: what no call knows is not looked at otherwise.
+    let Ok(message) = std::str::from_utf8(message) else {
+        return no_message("expected one JSON object: it is not UTF-8".to_owned());
+    };
     let value = match bounded::read(message) {
         Ok(Value::Object(map)) => map,
-        Ok(_) => return Err((Envelope::Two, bad("expected one JSON object"))),
-        Err(error) => {
-            return Err((Envelope::Two, bad(format!("expected one JSON object: {}", json_error(&error)))));
-        }
+        Ok(_) => return no_message("expected one JSON object".to_owned()),
+        Err(error) => return no_message(format!("expected one JSON object: {}", json_error(&error))),
     };
     let is_one = value.get("type").and_then(Value::as_str) == Some("request");
     if is_one { dialect1::read(port, &value) } else { dialect2::read(port, &value) }
@@ -218,14 +266,14 @@ pub fn read(port: Port, message: &[u8]) -> Result<Request, (Envelope, Refusal)> 
 pub fn write(envelope: &Envelope, answer: &Answer<Outcome>) -> Vec<u8> {
     let written = match envelope {
         Envelope::One { api, session_id } => dialect1::write(api.as_deref(), session_id.as_deref(), answer),
-        Envelope::Two => dialect2::write(answer),
+        Envelope::Two(names) => dialect2::write(*names, answer),
     };
     written.unwrap_or_else(|_| {
         // A database's answer that is not what it must be.
         let refusal = Refusal::new(Code::Unavailable, "a database gave no proper answer");
         let failed = match envelope {
             Envelope::One { api, session_id } => dialect1::write(api.as_deref(), session_id.as_deref(), &Err(refusal)),
-            Envelope::Two => dialect2::write(&Err(refusal)),
+            Envelope::Two(names) => dialect2::write(*names, &Err(refusal)),
         };
         // Texts alone: writing them to memory cannot fail.
         failed.unwrap_or_default()
@@ -438,6 +486,13 @@ impl<'a> Fields<'a> {
 
     fn username(self, field: &str) -> Result<String, Refusal> {
         self.text(field, 1, text::NAME_MAX)
+    }
+}
+
+impl std::fmt::Debug for Rejected {
+    /// No session id.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rejected").field("refusal", &self.refusal).finish_non_exhaustive()
     }
 }
 

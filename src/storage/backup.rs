@@ -17,8 +17,8 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 use serde::{Deserialize, Serialize};
 
 use super::lock::LOCK_FILE;
-use super::restore::{RESTORED_MARK, STAGING_DIR};
-pub use super::restore::{clear_restored_mark, restore, restored_mark};
+use super::restore::STAGING_DIR;
+pub use super::restore::{Part, clear_restored_mark, restore, restored_mark};
 use super::{files, sqlite};
 
 /// The archive's last entry.
@@ -236,7 +236,7 @@ fn list(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
 /// Whether a file belongs to the running process, not to the data.
 pub(super) fn is_passing(name: &Path) -> bool {
     let text = name.to_string_lossy();
-    [LOCK_FILE, RESTORED_MARK, MANIFEST].iter().any(|passing| name == Path::new(passing))
+    [LOCK_FILE, MANIFEST].into_iter().chain(Part::ALL.map(Part::mark)).any(|passing| name == Path::new(passing))
         || text.starts_with(&format!("{LOCK_FILE}-"))
         || ["-wal", "-shm", "-journal", ".log"].iter().any(|end| text.ends_with(end))
 }

@@ -19,26 +19,49 @@ use super::{files, sqlite};
 
 /// Where a restore works, inside the data dir.
 pub(super) const STAGING_DIR: &str = ".restoring";
-/// Says that the data dir was restored, until the server has taken note.
-pub(super) const RESTORED_MARK: &str = "restored";
 /// The largest manifest that is read: far more than [`FILES_MAX`] files need.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// Whether the data dir comes from a backup and no server has taken note of that yet.
-///
-/// Numbers that were handed out after the backup's instant are in no file: a server that sees the mark
-/// moves every counter whose numbers are never used twice far ahead, has that on disk, and only then
-/// calls [`clear_restored_mark`].
-pub fn restored_mark(data_dir: &Path) -> bool {
-    data_dir.join(RESTORED_MARK).exists()
+/// What has numbers of its own in a data dir, and may be served by a process of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The trade room.
+    Trade,
+    /// The shop's product database.
+    Product,
+    /// The shop's customer database.
+    Customer,
 }
 
-/// Removes the mark, durably.
+impl Part {
+    pub(super) const ALL: [Part; 3] = [Part::Trade, Part::Product, Part::Customer];
+
+    /// The file that says that the data dir was restored, until this part has taken note. Each has its own,
+    /// so that none takes note for another.
+    pub(super) fn mark(self) -> &'static str {
+        match self {
+            Part::Trade => "restored-trade",
+            Part::Product => "restored-product",
+            Part::Customer => "restored-customer",
+        }
+    }
+}
+
+/// Whether the data dir comes from a backup and this part has not taken note of that yet.
+///
+/// Numbers that were handed out after the backup's instant are in no file: whoever sees the mark moves
+/// every counter of that part whose numbers are never used twice far ahead, has that on disk, and only then
+/// calls [`clear_restored_mark`].
+pub fn restored_mark(data_dir: &Path, part: Part) -> bool {
+    data_dir.join(part.mark()).exists()
+}
+
+/// Removes the part's mark, durably.
 ///
 /// # Errors
 /// The system's; the mark may still be there, and the counters then jump once more.
-pub fn clear_restored_mark(data_dir: &Path) -> io::Result<()> {
-    match std::fs::remove_file(data_dir.join(RESTORED_MARK)) {
+pub fn clear_restored_mark(data_dir: &Path, part: Part) -> io::Result<()> {
+    match std::fs::remove_file(data_dir.join(part.mark())) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.and_then(|()| files::sync_dir(data_dir)),
     }
@@ -65,10 +88,13 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<(), BackupError> {
     for name in names.iter().filter(|name| name.extension().is_some_and(|extension| extension == "db")) {
         check_database(&staging.join(name), name)?;
     }
-    let mark = staging.join(RESTORED_MARK);
-    files::create_private_file(&mark).map_err(io_error(&mark))?;
-    // The mark first: no state in which the databases are there and it is not.
-    for name in std::iter::once(PathBuf::from(RESTORED_MARK)).chain(names) {
+    let marks = Part::ALL.map(|part| PathBuf::from(part.mark()));
+    for mark in &marks {
+        let mark = staging.join(mark);
+        files::create_private_file(&mark).map_err(io_error(&mark))?;
+    }
+    // The marks first: no state in which the databases are there and they are not.
+    for name in marks.into_iter().chain(names) {
         let place = data_dir.join(&name);
         if let Some(folder) = files::parent_of(&place) {
             files::create_private_dir(folder).map_err(io_error(folder))?;

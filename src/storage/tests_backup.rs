@@ -6,7 +6,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::backup::{BackupError, backup, clear_restored_mark, restore, restored_mark};
+use super::backup::{BackupError, Part, backup, clear_restored_mark, restore, restored_mark};
 use super::lock::DataDirLock;
 use super::*;
 
@@ -123,7 +123,8 @@ fn what_is_restored_is_what_was_there_and_says_so() {
     assert_eq!(names(home.dir.path()), ["data", "out.tar"], "nothing else is left");
     restore(&home.out(), &home.restored()).unwrap();
     let again = home.restored();
-    assert_eq!(names(&again), ["large.bin", "lock", "one.db", "restored", "tls", "two.db"]);
+    let marks = ["restored-customer", "restored-product", "restored-trade"];
+    assert_eq!(names(&again), [&["large.bin", "lock", "one.db"][..], &marks, &["tls", "two.db"]].concat());
     assert_eq!(std::fs::read(again.join("tls/key.pem")).unwrap(), b"secret");
     assert_eq!(std::fs::read(again.join("large.bin")).unwrap(), vec![7; 3 << 20]);
     assert_eq!(keys(&Store::open(&again.join("one.db"), &[TABLES]).unwrap()), [1]);
@@ -135,10 +136,11 @@ fn what_is_restored_is_what_was_there_and_says_so() {
         assert_eq!((mode(&again.join("tls/key.pem")), mode(&again.join("one.db"))), (0o400, 0o600));
     }
     DataDirLock::take(&again).unwrap();
-    assert!(restored_mark(&again) && !restored_mark(&home.data()));
-    clear_restored_mark(&again).unwrap();
-    clear_restored_mark(&again).unwrap();
-    assert!(!restored_mark(&again));
+    assert!(Part::ALL.iter().all(|part| restored_mark(&again, *part) && !restored_mark(&home.data(), *part)));
+    clear_restored_mark(&again, Part::Product).unwrap();
+    clear_restored_mark(&again, Part::Product).unwrap();
+    // Each takes note for itself.
+    assert_eq!(Part::ALL.map(|part| restored_mark(&again, part)), [true, false, true]);
 }
 
 #[test]
@@ -286,7 +288,7 @@ fn archive_with(name: &str, kind: tar::EntryType, bytes: &[u8]) -> Vec<u8> {
 fn archives_that_reach_out_are_refused() {
     let home = Home::new();
     let plain = tar::EntryType::Regular;
-    for name in ["../evil", "/evil", "a/../../evil", "lock", "restored", "x.db-wal", ".restoring/x"] {
+    for name in ["../evil", "/evil", "a/../../evil", "lock", "restored-product", "x.db-wal", ".restoring/x"] {
         refused(&home, &archive_with(name, plain, b"x"), "what no backup of this program holds");
     }
     for kind in [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Directory, tar::EntryType::Fifo] {

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::shop::*;
+use crate::support::eventually;
 
 fn cart(client: &mut Client) -> Value {
     client.api("DisplayCart", json!({})).unwrap()["cart"].clone()
@@ -32,6 +33,30 @@ fn an_unsaved_cart_goes_with_its_session_and_a_saved_one_comes_back() {
     let left = buyer.api("RemoveItemFromCart", json!({"item_id": item, "quantity": 50})).unwrap();
     assert_eq!(left["quantity"], 0);
     assert_eq!(cart(&mut buyer), json!([]));
+}
+
+#[test]
+fn a_session_that_ends_by_itself_drops_its_cart_and_the_saved_one_comes_back() {
+    let shop = Shop::one(&["--session-timeout", "2s"]);
+    let item = item(&shop, "s");
+    let mut asker = Client::connect(shop.customer, Framing::Lines);
+    for saves in [true, false] {
+        let name = if saves { "saves" } else { "forgets" };
+        let mut buyer = Client::joined(shop.buyer, Framing::Lines, name);
+        buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 2})).unwrap();
+        if saves {
+            buyer.api("SaveCart", json!({})).unwrap();
+        }
+        buyer.api("AddItemToCart", json!({"item_id": item, "quantity": 5})).unwrap();
+        assert_eq!(cart(&mut buyer), json!([{"item_id": item, "quantity": 7}]));
+        let sid = json!({"sid": buyer.sid});
+        // Which is no use of it.
+        eventually("the session to end", || asker.flat("VALIDATE", sid.clone()).is_err().then_some(()));
+        assert_eq!(code(buyer.api("DisplayCart", json!({}))), "SESSION_EXPIRED");
+        buyer.log_in(name);
+        let expected = if saves { json!([{"item_id": item, "quantity": 2}]) } else { json!([]) };
+        assert_eq!(cart(&mut buyer), expected, "{name}");
+    }
 }
 
 #[test]

@@ -102,6 +102,43 @@ fn accounts_and_calls_are_refused_for_what_they_are() {
 }
 
 #[test]
+fn what_a_database_finds_is_told_by_the_names_of_the_dialect_that_asks() {
+    let shop = Shop::four(&[], &[]);
+    let mut seller = Client::joined(shop.seller, Framing::Lines, "s");
+    let mut other = Client::joined(shop.seller, Framing::Lines, "t");
+    let mut buyer = Client::joined(shop.buyer, Framing::Lines, "b");
+    let item = seller.api("RegisterItemForSale", lamp(5.0, 2)).unwrap()["item_id"].clone();
+    let starts = |answer: Answer, expected: &str, field: &str| {
+        let refused = answer.unwrap_err();
+        assert_eq!(refused.code, expected, "{}", refused.message);
+        assert!(refused.message.starts_with(&format!("{field}: ")), "{} for {field}", refused.message);
+    };
+    starts(seller.flat("UPDATE_QTY", json!({"item": item, "delta": -3})), "OUT_OF_STOCK", "delta");
+    starts(seller.flat("UPDATE_QTY", json!({"item": item, "delta": 2_147_483_647})), "BAD_REQUEST", "delta");
+    starts(seller.api("UpdateUnitsForSale", json!({"item_id": item, "quantity": -3})), "OUT_OF_STOCK", "quantity");
+    starts(seller.flat("UPDATE_PRICE", json!({"item": "3-99", "price": 1})), "NOT_FOUND", "item");
+    starts(other.flat("UPDATE_PRICE", json!({"item": item, "price": 1})), "FORBIDDEN", "item");
+    starts(buyer.flat("ADD_CART", json!({"item": item, "qty": 3})), "OUT_OF_STOCK", "item");
+    starts(buyer.flat("REMOVE_CART", json!({"item": item})), "NOT_FOUND", "item");
+    starts(buyer.api("RemoveItemFromCart", json!({"item_id": item})), "NOT_FOUND", "item_id");
+    starts(buyer.flat("GET_ITEM", json!({"item": "3-99"})), "NOT_FOUND", "item");
+    starts(buyer.flat("FEEDBACK", json!({"item": "3-99", "vote": "up"})), "NOT_FOUND", "item");
+    let account = json!({"role": "buyer", "user": "b", "pwd": "secret"});
+    starts(buyer.flat("CREATE", account.clone()), "USERNAME_TAKEN", "user");
+    starts(Client::connect(shop.customer, Framing::Lines).flat("CREATE", account), "USERNAME_TAKEN", "user");
+    starts(
+        Client::connect(shop.customer, Framing::Lines).flat("VALIDATE", json!({"sid": "x"})),
+        "SESSION_EXPIRED",
+        "sid",
+    );
+    buyer.sid = seller.sid.clone();
+    starts(buyer.flat("GET_CART", json!({})), "FORBIDDEN", "sid");
+    buyer.sid = Some("x".to_owned());
+    starts(buyer.flat("GET_CART", json!({})), "SESSION_EXPIRED", "sid");
+    starts(buyer.api("DisplayCart", json!({})), "SESSION_EXPIRED", "session_id");
+}
+
+#[test]
 fn what_is_no_message_is_answered_and_what_never_ends_is_closed() {
     let shop = Shop::one(&[]);
     // No JSON at all: dialect 2's error, and the connection goes on.
@@ -110,6 +147,18 @@ fn what_is_no_message_is_answered_and_what_never_ends_is_closed() {
     let answer = client.receive().unwrap().unwrap();
     assert_eq!((&answer["status"], &answer["error"]["code"]), (&json!("ERR"), &json!("BAD_REQUEST")));
     assert_eq!(code(client.flat("GET_CART", json!({}))), "NOT_LOGGED_IN");
+    // Nor is what is no text, wherever in it that is.
+    for framing in FRAMINGS {
+        let mut client = Client::connect(shop.buyer, framing);
+        for garbled in [&b"{\"type\":\"GET_CART\",\"sid\":\"\xff\"}"[..], b"{\"type\":\"GET_CART\",\"note\":\"\xc3\"}"]
+        {
+            client.send_bytes(garbled).unwrap();
+            let answer = client.receive().unwrap().unwrap();
+            assert_eq!((&answer["status"], &answer["error"]["code"]), (&json!("ERR"), &json!("BAD_REQUEST")));
+            assert!(answer["error"]["message"].as_str().unwrap().contains("UTF-8"), "{answer}");
+        }
+        assert_eq!(code(client.flat("GET_CART", json!({}))), "NOT_LOGGED_IN", "{framing:?}: the connection goes on");
+    }
 
     let mut client = Client::connect(shop.buyer, Framing::Lines);
     let mut long = format!(r#"{{"type":"request","api":"{}"#, "x".repeat(2 << 20)).into_bytes();
@@ -139,4 +188,37 @@ fn what_is_no_message_is_answered_and_what_never_ends_is_closed() {
         assert!(client.is_closed_soon(), "{framing:?}");
     }
     assert_eq!(code(Client::connect(shop.buyer, Framing::Lines).api("DisplayCart", json!({}))), "NOT_LOGGED_IN");
+}
+
+#[test]
+fn strangers_cannot_take_the_databases_from_the_frontends() {
+    let mut shop = Shop::four(&["--max-connections", "64"], &["--max-connections", "64"]);
+    let buyer = Client::joined(shop.buyer, Framing::Lines, "b");
+    let stranger = |addr| {
+        let mut client = Client::connect(addr, Framing::Lines);
+        let code = code(client.flat("VALIDATE", json!({"sid": "none"})));
+        (client, code)
+    };
+    let mut open = Vec::new();
+    for (addr, told) in [(shop.customer, "SESSION_EXPIRED"), (shop.product, "FORBIDDEN")] {
+        for _ in 0..8 {
+            let (client, code) = stranger(addr);
+            assert_eq!(code, told);
+            open.push(client);
+        }
+        assert_eq!(stranger(addr).1, "BUSY");
+        // Those who say nothing are closed when others come.
+        open.extend((0..100).map(|_| Client::connect(addr, Framing::Lines)));
+    }
+    // A frontend that comes anew finds its way in.
+    shop.parts[BUYER].kill_and_restart();
+    let mut again = Client::connect(shop.buyer, Framing::Lines);
+    again.sid = buyer.sid.clone();
+    for _ in 0..5 {
+        assert_eq!(again.api("DisplayCart", json!({})).unwrap(), json!({"cart": []}));
+        assert_eq!(again.api("SearchItemsForSale", json!({"keywords": ["x"]})).unwrap()["total"], 0);
+    }
+    drop(open);
+    // Room for strangers is back.
+    crate::support::eventually("room", || (stranger(shop.customer).1 == "SESSION_EXPIRED").then_some(()));
 }

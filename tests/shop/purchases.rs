@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use crate::shop::*;
+use crate::support::{eventually, program};
 
 fn stock(shop: &Shop, item: &Value, sid: &Option<String>) -> Value {
     let mut seller = Client::connect(shop.seller, Framing::Lines);
@@ -134,4 +135,71 @@ fn a_hundred_buyers_after_the_last_ten_units() {
     assert_eq!(stock(&shop, &item, &seller.sid), 0);
     let orders = seller.api("GetSellerOrders", json!({})).unwrap()["items"].clone();
     assert_eq!(orders.as_array().unwrap().len(), 10);
+}
+
+#[test]
+fn the_largest_totals_are_exact_to_the_cent_everywhere() {
+    let shop = Shop::one(&[]);
+    let mut seller = Client::joined(shop.seller, Framing::Lines, "s");
+    const UNITS: u64 = 2_147_483_647;
+    let mut sell = |price: &str, units: u64| {
+        let item = with(lamp(1.0, 1), json!({"price": price, "quantity": units}));
+        seller.api("RegisterItemForSale", item).unwrap()["item_id"].clone()
+    };
+    // Of each of the first four 21,474,836,448,525,163.53 (less than 2^63 cents together), then one too much.
+    let items: Vec<Value> = (0..5).map(|_| sell("9999999.99", UNITS)).collect();
+    let mut buyer = Client::joined(shop.buyer, Framing::Lines, "b");
+    for item in &items {
+        buyer.api("AddItemToCart", json!({"item_id": item, "quantity": UNITS})).unwrap();
+    }
+    let refused = buyer.api("MakePurchase", json!({"card": card(GOOD_CARD)})).unwrap_err();
+    assert_eq!(refused.code, "BAD_REQUEST");
+    assert!(refused.message.contains("92233720368547758.07"), "{}", refused.message);
+    buyer.api("RemoveItemFromCart", json!({"item_id": items[4]})).unwrap();
+    let ask = |client: &mut Client, api: &str, payload: Value| {
+        let request = json!({"type": "request", "api": api, "session_id": client.sid, "payload": payload});
+        client.send(&request).unwrap();
+        client.receive_text().unwrap().unwrap()
+    };
+    let bought = ask(&mut buyer, "MakePurchase", json!({"card": card(GOOD_CARD)}));
+    assert!(bought.contains(r#""total":85899345794100654.12"#), "{bought}");
+    // Ten percent of a line is 2147483644852516.353, rounded to a cent.
+    let orders = ask(&mut seller, "GetSellerOrders", json!({}));
+    assert_eq!(orders.matches(r#""payout":19327352803672647.18"#).count(), 4, "{orders}");
+    // In dialect 2 as well; and a second one, so that the accounts hold more than 64 bits do.
+    seller.api("UpdateUnitsForSale", json!({"item_id": items[4], "quantity": -1})).unwrap();
+    for item in &items[..4] {
+        seller.api("UpdateUnitsForSale", json!({"item_id": item, "quantity": UNITS})).unwrap();
+        buyer.api("AddItemToCart", json!({"item_id": item, "quantity": UNITS})).unwrap();
+    }
+    // From where dialect 2 takes it.
+    buyer.api("SaveCart", json!({})).unwrap();
+    buyer.send(&json!({"type": "PURCHASE", "sid": buyer.sid, "card": card(GOOD_CARD)})).unwrap();
+    let bought = buyer.receive_text().unwrap().unwrap();
+    assert!(bought.contains(r#""total":85899345794100654.12"#), "{bought}");
+
+    let state = shop.dir.path().join("state");
+    let admin = |words: &[&str]| {
+        let output = program("admin").arg("ledger").arg("--data-dir").arg(&state).args(words).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    };
+    let captured = eventually("both to be captured", || {
+        let text = admin(&["--json"]);
+        text.contains(r#"{"account":"escrow","balance":0}"#).then_some(text)
+    });
+    for line in [
+        r#"{"account":"card:b","balance":-171798691588201308.24}"#,
+        r#"{"account":"fee","balance":17179869158820130.8}"#,
+        r#"{"account":"payout:s","balance":154618822429381177.44}"#,
+        r#""account":"card:b","amount":-85899345794100654.12}"#,
+        r#"{"sum":0}"#,
+    ] {
+        assert!(captured.contains(line), "{line} is missing: {captured}");
+    }
+    let text = admin(&[]);
+    for words in ["-171798691588201308.24", "154618822429381177.44", "sum: 0.00"] {
+        assert!(text.contains(words), "{words} is missing: {text}");
+    }
 }

@@ -58,6 +58,35 @@ fn sessions_are_of_one_role_and_end_one_by_one() {
 }
 
 #[test]
+fn what_is_wrong_with_a_session_goes_before_what_is_wrong_with_the_fields() {
+    let timeout = Duration::from_secs(3);
+    let shop = Shop::four(&[], &["--session-timeout", "3s"]);
+    let mut idle = Client::joined(shop.buyer, Framing::Lines, "idle");
+    let mut used = Client::joined(shop.buyer, Framing::Lines, "used");
+    let mut crossed = Client::joined(shop.seller, Framing::Lines, "s");
+    let began = Instant::now();
+    // Calls that are wrong use the session all the same.
+    eventually("twice the timeout", || {
+        assert_eq!(code(used.api("AddItemToCart", json!({"item_id": 5}))), "BAD_REQUEST");
+        assert_eq!(code(used.flat("ADD_CART", json!({"item": "3-1", "qty": 0}))), "BAD_REQUEST");
+        // So that this one is alive below.
+        crossed.api("DisplayItemsForSale", json!({})).unwrap();
+        (began.elapsed() > 2 * timeout).then_some(())
+    });
+    used.api("DisplayCart", json!({})).unwrap();
+    let mut stranger = Client::connect(shop.buyer, Framing::Lengths);
+    for (sid, expected) in [(&idle.sid, "SESSION_EXPIRED"), (&crossed.sid, "FORBIDDEN"), (&None, "NOT_LOGGED_IN")] {
+        stranger.sid = sid.clone();
+        assert_eq!(code(stranger.api("AddItemToCart", json!({"item_id": 5}))), expected);
+        assert_eq!(code(stranger.api("MakePurchase", json!({"card": 5}))), expected);
+        assert_eq!(code(stranger.flat("SEARCH", json!({"category": -1}))), expected);
+        assert_eq!(code(stranger.api("Nonsense", json!({}))), "UNKNOWN_API");
+        assert_eq!(code(stranger.flat("ADD_ITEM", json!({}))), "FORBIDDEN");
+    }
+    assert_eq!(code(idle.flat("GET_CART", json!({}))), "SESSION_EXPIRED");
+}
+
+#[test]
 fn sessions_and_carts_outlive_every_component() {
     let mut shop = Shop::four(&[], &[]);
     let mut seller = Client::joined(shop.seller, Framing::Lines, "s");

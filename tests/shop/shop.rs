@@ -132,15 +132,26 @@ impl Shop {
     /// Four processes; `args` goes to the databases that take each.
     pub fn four(product_args: &[&str], customer_args: &[&str]) -> Shop {
         let dir = tempfile::tempdir().unwrap();
-        let state = |name: &str| dir.path().join(name).display().to_string();
+        let [product, customer] = ["product-db", "customer-db"].map(|name| dir.path().join(name));
+        Shop::four_on(dir, [&product, &customer], product_args, customer_args)
+    }
+
+    /// The same on these data dirs.
+    pub fn four_on(
+        dir: tempfile::TempDir,
+        [product_dir, customer_dir]: [&Path; 2],
+        product_args: &[&str],
+        customer_args: &[&str],
+    ) -> Shop {
         let key = dir.path().join("cluster.key").display().to_string();
-        let database = |command: &str, extra: &[&str]| {
-            let mut args = words(&["--port", "0", "--data-dir", &state(command), "--cluster-key", &key]);
+        let database = |command: &str, state: &Path, extra: &[&str]| {
+            let state = state.display().to_string();
+            let mut args = words(&["--port", "0", "--data-dir", &state, "--cluster-key", &key]);
             args.extend(words(extra));
             Component::start(dir.path(), command, &args)
         };
-        let product_db = database("product-db", product_args);
-        let customer_db = database("customer-db", customer_args);
+        let product_db = database("product-db", product_dir, product_args);
+        let customer_db = database("customer-db", customer_dir, customer_args);
         let (product, customer) = (product_db.addr("product_db"), customer_db.addr("customer_db"));
         let frontend = |command: &str| {
             let (product, customer) = (product.to_string(), customer.to_string());
@@ -206,16 +217,25 @@ impl Client {
     }
 
     pub fn send(&mut self, message: &Value) -> std::io::Result<()> {
-        let text = message.to_string();
+        self.send_bytes(message.to_string().as_bytes())
+    }
+
+    /// A message whatever it is, in the client's framing.
+    pub fn send_bytes(&mut self, message: &[u8]) -> std::io::Result<()> {
         let bytes = match self.framing {
-            Framing::Lines => format!("{text}\n").into_bytes(),
-            Framing::Lengths => [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat(),
+            Framing::Lines => [message, b"\n"].concat(),
+            Framing::Lengths => [&(message.len() as u32).to_be_bytes()[..], message].concat(),
         };
         self.stream.write_all(&bytes)
     }
 
     /// The next message; nothing when the other side has closed.
     pub fn receive(&mut self) -> std::io::Result<Option<Value>> {
+        Ok(self.receive_text()?.map(|text| serde_json::from_str(&text).unwrap()))
+    }
+
+    /// The same to the letter: a number of JSON may have more digits than a [`Value`] keeps.
+    pub fn receive_text(&mut self) -> std::io::Result<Option<String>> {
         let text = match self.framing {
             Framing::Lines => {
                 let mut line = String::new();
@@ -235,7 +255,7 @@ impl Client {
                 body
             }
         };
-        Ok(Some(serde_json::from_slice(&text).unwrap()))
+        Ok(Some(String::from_utf8(text).unwrap()))
     }
 
     pub fn ask(&mut self, message: &Value) -> Value {

@@ -28,6 +28,9 @@ pub const MIGRATION: &str = "
     CREATE TABLE shop_request (session TEXT NOT NULL, slot BIGINT NOT NULL, number BIGINT NOT NULL,
         request TEXT NOT NULL, at BIGINT NOT NULL, quantity BIGINT, PRIMARY KEY (session, slot))";
 
+/// Up to which number ids are not given out, by role: see [`skip_user_ids`].
+pub const MIGRATION_SKIPPED: &str = "CREATE TABLE shop_user_skipped (role TEXT PRIMARY KEY, up_to BIGINT NOT NULL)";
+
 /// Changes of memory on their way to the store's writer, in their order.
 pub struct Journal {
     store: Arc<Store>,
@@ -283,6 +286,29 @@ pub fn users(reader: &dyn Reader, each: &mut dyn FnMut(Role, Account, Millis)) -
     })
 }
 
+/// The last id of a role that was given out, or may have been.
+fn last_id(tx: &mut dyn Tx, role: Role) -> Result<u64, StoreError> {
+    let sql = "SELECT COALESCE(MAX(id), 0) FROM (SELECT MAX(user_id) AS id FROM shop_user WHERE role = $1
+               UNION ALL SELECT up_to FROM shop_user_skipped WHERE role = $1) AS ids";
+    Ok(tx.first(sql, &[role.as_text().into()], |row| row.uint(0))?.unwrap_or(0))
+}
+
+/// Leaves so many ids of each role out: they may have been given out since the backup that this disk is from.
+///
+/// # Errors
+/// The store's.
+pub fn skip_user_ids(tx: &mut dyn Tx, count: u64) -> Result<(), StoreError> {
+    for role in [Role::Buyer, Role::Seller] {
+        let up_to = number(last_id(tx, role)?.saturating_add(count))?;
+        tx.execute(
+            "INSERT INTO shop_user_skipped (role, up_to) VALUES ($1, $2)
+             ON CONFLICT (role) DO UPDATE SET up_to = excluded.up_to",
+            &[role.as_text().into(), up_to.into()],
+        )?;
+    }
+    Ok(())
+}
+
 /// A new user, with the next id of the role.
 ///
 /// # Errors
@@ -295,8 +321,7 @@ pub fn add_user(
     (password, request): (&str, &str),
     at: Millis,
 ) -> Result<Account, StoreError> {
-    let sql = "SELECT COALESCE(MAX(user_id), 0) FROM shop_user WHERE role = $1";
-    let user_id = tx.first(sql, &[role.as_text().into()], |row| row.uint(0))?.unwrap_or(0) + 1;
+    let user_id = last_id(tx, role)? + 1;
     tx.execute(
         "INSERT INTO shop_user (role, user_id, username, name, password, request, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",

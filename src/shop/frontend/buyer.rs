@@ -15,10 +15,10 @@ impl Frontend {
         match act {
             Act::Search { category, keywords, page } => {
                 let op = ProductOp::Search { category, keywords, offset: page.offset, limit: page.limit };
-                self.in_session(sid, &op).map(|(_, found)| Outcome::Search(found))
+                self.ask_in_session(sid, &op).map(|(_, found)| Outcome::Search(found))
             }
             Act::GetItem { item_id } => {
-                self.in_session(sid, &ProductOp::GetItem { item_id }).map(|(_, item)| Outcome::Item(item))
+                self.ask_in_session(sid, &ProductOp::GetItem { item_id }).map(|(_, item)| Outcome::Item(item))
             }
             Act::AddToCart { item_id, quantity } => self.add_to_cart(sid, users, item_id, quantity),
             Act::RemoveFromCart { item_id, quantity } => {
@@ -40,7 +40,7 @@ impl Frontend {
                 self.ask_product(&ProductOp::VoteSeller { buyer_id, seller_id, up }).map(|_| Outcome::Done)
             }
             Act::RatingOf(SellerRef::Id(seller_id)) => {
-                let (_, rating) = self.in_session(sid, &ProductOp::RatingOf { seller_id })?;
+                let (_, rating) = self.ask_in_session(sid, &ProductOp::RatingOf { seller_id })?;
                 self.seller(None, Some(seller_id))?;
                 Ok(Outcome::Rating(parse(&rating)?))
             }

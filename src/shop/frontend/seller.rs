@@ -48,7 +48,7 @@ impl Frontend {
                 self.ask_product(&op).map(Outcome::Items)
             }
             Act::GetOwnItem { item_id } => {
-                let (account, item) = self.in_session(sid, &ProductOp::GetItem { item_id })?;
+                let (account, item) = self.ask_in_session(sid, &ProductOp::GetItem { item_id })?;
                 let account: Account = parse(&account)?;
                 let whose: Whose = parse(&item)?;
                 if whose.seller_id != account.user_id {

@@ -55,9 +55,9 @@ const KNOWN: [&str; 35] = [
 ///
 /// # Errors
 /// It is no JSON.
-pub(super) fn read(message: &[u8]) -> serde_json::Result<Value> {
+pub(super) fn read(message: &str) -> serde_json::Result<Value> {
     let left = Cell::new(VALUES_MAX);
-    let mut source = serde_json::Deserializer::from_slice(message);
+    let mut source = serde_json::Deserializer::from_str(message);
     let value = Kept(&left).deserialize(&mut source)?;
     source.end()?;
     Ok(value)
@@ -183,9 +183,9 @@ mod tests {
             "type": "request", "payload": {"card": card, "keywords": ["a", "b"], "price": 1.5, "x": [1]}, "y": {"type": 1}
         });
         let kept = json!({"type": "request", "payload": {"card": card, "keywords": ["a", "b"], "price": 1.5}});
-        assert_eq!(read(message.to_string().as_bytes()).unwrap(), kept);
+        assert_eq!(read(&message.to_string()).unwrap(), kept);
         for wrong in ["", "{", "{\"a\":[}", "{} x", "[1,]", "{\"type\":1,}", "nul", "\"\\u12\""] {
-            assert!(read(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(read(wrong).is_err(), "{wrong}");
         }
     }
 
@@ -195,20 +195,20 @@ mod tests {
         let nested = format!("{}{}", "[".repeat(100), "]".repeat(100));
         for list in [&zeros, &format!("[{}[]]", format!("{nested},").repeat(1000))] {
             let message = format!("{{\"x\":{list},\"keywords\":{list},\"type\":\"SEARCH\",\"card\":{list}}}");
-            let value = read(message.as_bytes()).unwrap();
+            let value = read(&message).unwrap();
             assert!(count(&value) <= VALUES_MAX as usize + 4, "{}", count(&value));
             assert!(value["keywords"].is_array());
         }
         // Deeper than any call, and than the stack of a thread is to bear.
-        assert!(read(format!("{{\"keywords\":{}", "[".repeat(500_000)).as_bytes()).is_err());
-        assert!(read(format!("{{\"x\":{}", "[".repeat(500_000)).as_bytes()).is_err());
+        assert!(read(&format!("{{\"keywords\":{}", "[".repeat(500_000))).is_err());
+        assert!(read(&format!("{{\"x\":{}", "[".repeat(500_000))).is_err());
     }
 
     proptest! {
         #[test]
         fn it_takes_what_is_json_and_nothing_else(text in "[\\[\\]{}:,\"0-9a-c\\\\ .eE+-]{0,40}") {
             // Of what is not kept, numbers may be too large, and escapes mean nothing.
-            let is_taken = read(text.as_bytes()).is_ok();
+            let is_taken = read(&text).is_ok();
             prop_assert!(is_taken || serde_json::from_str::<Value>(&text).is_err(), "{}", text);
             prop_assert!(!is_taken || serde_json::from_str::<IgnoredAny>(&text).is_ok(), "{}", text);
         }

@@ -5,27 +5,27 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Act, Call, Envelope, Fields, KEYWORD_MAX, NUMBER_MAX, NewItem, Outcome, PAGE_MAX, Port, Request, SEARCH_PAGE,
-    SellerRef, WHOLE_MAX, bad, not_here,
+    Act, Call, Envelope, Fields, KEYWORD_MAX, NUMBER_MAX, NewItem, Outcome, PAGE_MAX, Port, Rejected, Request,
+    SEARCH_PAGE, SellerRef, WHOLE_MAX, Wrong, bad, in_session, not_here,
 };
 use crate::model::Cents;
-use crate::shop::ops::{Answer, Bought, Code, Feedback, Order, PricedLine, Rating, Refusal, Role};
+use crate::shop::ops::{Answer, Bought, Code, Feedback, Order, PricedLine, Purchased, Rating, Refusal, Role};
 
-pub(super) fn read(port: Port, message: &Map<String, Value>) -> Result<Request, (Envelope, Refusal)> {
+pub(super) fn read(port: Port, message: &Map<String, Value>) -> Result<Request, Rejected> {
     let text = |field| message.get(field).and_then(Value::as_str).map(str::to_owned);
     let envelope = Envelope::One { api: text("api"), session_id: text("session_id") };
     match call(port, Fields(message)) {
         Ok(call) => Ok(Request { envelope, call }),
-        Err(refusal) => Err((envelope, refusal)),
+        Err(wrong) => Err(wrong.answered_in(envelope)),
     }
 }
 
-fn call(port: Port, message: Fields<'_>) -> Result<Call, Refusal> {
+fn call(port: Port, message: Fields<'_>) -> Result<Call, Wrong> {
     let Some(role) = port.role() else {
-        return Err(Refusal::new(Code::Forbidden, "only the frontends may ask this database"));
+        return Err(Refusal::new(Code::Forbidden, "only the frontends may ask this database").into());
     };
     let Value::String(api) = message.need("api")? else {
-        return Err(bad("api: expected a text"));
+        return Err(bad("api: expected a text").into());
     };
     let nothing = Map::new();
     let payload = match message.get("payload") {
@@ -48,16 +48,19 @@ fn call(port: Port, message: Fields<'_>) -> Result<Call, Refusal> {
             let (username, password) = (payload.username("username")?, payload.password("password")?);
             return Ok(Call::Login { role, username, password });
         }
-        _ if !is_known(role, api) => return Err(not_here(api, port, is_known(role.other(), api))),
+        _ if !is_known(role, api) => return Err(not_here(api, port, is_known(role.other(), api)).into()),
         _ => {}
     }
     // Who is not logged in hears that first, whatever else is wrong.
     let sid = message.session("session_id")?;
-    let p = payload?;
-    if api == "Logout" {
-        return Ok(Call::Logout { sid });
+    match payload {
+        Ok(_) if api == "Logout" => Ok(Call::Logout { sid }),
+        payload => in_session(sid, || act((port, role), api, payload?)),
     }
-    let act = match (role, api.as_str()) {
+}
+
+fn act((port, role): (Port, Role), api: &str, p: Fields<'_>) -> Result<Act, Refusal> {
+    Ok(match (role, api) {
         (Role::Buyer, "SearchItemsForSale") => Act::Search {
             category: p.optional_u32("category", 0)?,
             keywords: p.search_keywords("keywords")?,
@@ -98,8 +101,7 @@ fn call(port: Port, message: Fields<'_>) -> Result<Call, Refusal> {
             Act::MarkShipped { purchase_id: p.id("purchase_id")?, item_id: p.id("item_id")? }
         }
         _ => return Err(not_here(api, port, false)),
-    };
-    Ok(Call::Act { sid, act })
+    })
 }
 
 /// The apis that need a session.
@@ -151,9 +153,37 @@ pub(super) struct LineOut<'a> {
     price: Cents,
 }
 
-/// The lines of a purchase, as the buyer sees them.
-pub(super) fn lines_out(items: &[PricedLine]) -> Vec<LineOut<'_>> {
-    items.iter().map(|line| LineOut { item_id: &line.item_id, quantity: line.quantity, price: line.price }).collect()
+/// A completed purchase. A type of its own, as a [`Value`] would round the total.
+#[derive(Serialize)]
+pub(super) struct PurchasedOut<'a> {
+    purchase_id: &'a str,
+    total: Cents,
+    items: Vec<LineOut<'a>>,
+}
+
+impl<'a> From<&'a Purchased> for PurchasedOut<'a> {
+    fn from(purchased: &'a Purchased) -> PurchasedOut<'a> {
+        let line =
+            |line: &'a PricedLine| LineOut { item_id: &line.item_id, quantity: line.quantity, price: line.price };
+        let items = purchased.items.iter().map(line).collect();
+        PurchasedOut { purchase_id: &purchased.purchase_id, total: purchased.total, items }
+    }
+}
+
+/// A list; a type of its own for the same reason.
+#[derive(Serialize)]
+pub(super) struct ItemsOut<T> {
+    items: Vec<T>,
+}
+
+impl<T> ItemsOut<T> {
+    /// Each of them as it is written.
+    pub(super) fn of<'a, F>(all: &'a [F]) -> ItemsOut<T>
+    where
+        T: From<&'a F>,
+    {
+        ItemsOut { items: all.iter().map(T::from).collect() }
+    }
 }
 
 #[derive(Serialize)]
@@ -271,21 +301,9 @@ pub(super) fn write(
             serde_json::to_writer(&mut out, &serde_json::json!({"status": "OK", "quantity": quantity}))?;
         }
         Outcome::Rating(rating) => serde_json::to_writer(&mut out, &RatingOut::from(rating))?,
-        Outcome::Purchased(purchased) => {
-            let items = lines_out(&purchased.items);
-            let payload = serde_json::json!({
-                "purchase_id": purchased.purchase_id, "total": purchased.total, "items": items
-            });
-            serde_json::to_writer(&mut out, &payload)?;
-        }
-        Outcome::Purchases(lines) => {
-            let items: Vec<BoughtOut<'_>> = lines.iter().map(BoughtOut::from).collect();
-            serde_json::to_writer(&mut out, &serde_json::json!({"items": items}))?;
-        }
-        Outcome::Orders(lines) => {
-            let items: Vec<OrderOut<'_>> = lines.iter().map(OrderOut::from).collect();
-            serde_json::to_writer(&mut out, &serde_json::json!({"items": items}))?;
-        }
+        Outcome::Purchased(purchased) => serde_json::to_writer(&mut out, &PurchasedOut::from(purchased))?,
+        Outcome::Purchases(lines) => serde_json::to_writer(&mut out, &ItemsOut::<BoughtOut<'_>>::of(lines))?,
+        Outcome::Orders(lines) => serde_json::to_writer(&mut out, &ItemsOut::<OrderOut<'_>>::of(lines))?,
     }
     out.push(b'}');
     Ok(out)

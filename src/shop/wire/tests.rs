@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 fn ask(port: Port, message: Value) -> Result<Call, Refusal> {
-    read(port, message.to_string().as_bytes()).map(|request| request.call).map_err(|(_, refusal)| refusal)
+    read(port, message.to_string().as_bytes()).map(|request| request.call).map_err(|rejected| rejected.refusal)
 }
 
 /// In dialect 1, with a session.
@@ -203,6 +203,51 @@ fn who_is_not_logged_in_hears_that_first() {
 }
 
 #[test]
+fn what_is_wrong_with_the_fields_bears_the_session_and_nothing_else_does() {
+    let one = |api: &str, payload: Value| json!({"type": "request", "api": api, "session_id": "s", "payload": payload});
+    for (port, message) in [
+        (Port::Buyer, one("GetItem", json!({}))),
+        (Port::Buyer, one("DisplayCart", json!(5))),
+        (Port::Buyer, one("Logout", json!(5))),
+        (Port::Buyer, one("MakePurchase", json!({"card": {"number": "1"}}))),
+        (Port::Seller, one("ChangeItemPrice", json!({"item_id": "1-1", "price": -1}))),
+        (Port::Buyer, json!({"type": "FEEDBACK", "sid": "s"})),
+        (Port::Seller, json!({"type": "ADD_ITEM", "sid": "s", "qty": -1})),
+    ] {
+        let rejected = read(port, message.to_string().as_bytes()).unwrap_err();
+        assert_eq!((rejected.refusal.code, rejected.sid.as_deref()), (Code::BadRequest, Some("s")), "{message}");
+        assert!(!format!("{rejected:?}").contains("\"s\""), "no session id is shown");
+    }
+    for (port, message, code) in [
+        (Port::Buyer, one("Nonsense", json!({})), Code::UnknownApi),
+        (Port::Buyer, one("MarkShipped", json!({})), Code::Forbidden),
+        (Port::Buyer, one("Login", json!({})), Code::BadRequest),
+        (Port::Buyer, json!({"type": "ADD_ITEM", "sid": "s"}), Code::Forbidden),
+        (Port::Buyer, json!({"type": "GET_ITEM"}), Code::NotLoggedIn),
+        (Port::Customer, json!({"type": "SEARCH", "sid": "s", "category": -1}), Code::Forbidden),
+        (Port::Customer, json!({"type": "CREATE", "sid": "s"}), Code::BadRequest),
+    ] {
+        let rejected = read(port, message.to_string().as_bytes()).unwrap_err();
+        assert_eq!((rejected.refusal.code, rejected.sid), (code, None), "{message}");
+    }
+}
+
+#[test]
+fn what_is_found_later_is_told_by_the_names_of_the_dialect_that_was_asked_in() {
+    let flat = json!({"type": "UPDATE_QTY", "sid": "s", "item": "3-1", "delta": -9});
+    let full = json!({"type": "request", "api": "UpdateUnitsForSale", "session_id": "s",
+                      "payload": {"item_id": "3-1", "quantity": -9}});
+    for (message, error, expected) in
+        [(&flat, "/error/message", "delta: there are 3"), (&full, "/error/message", "quantity: there are 3")]
+    {
+        let request = read(Port::Seller, message.to_string().as_bytes()).unwrap();
+        let refusal = Refusal::new(Code::OutOfStock, "quantity: there are 3");
+        let answer: Value = serde_json::from_slice(&write(&request.envelope, &Err(refusal))).unwrap();
+        assert_eq!(answer.pointer(error).unwrap(), expected);
+    }
+}
+
+#[test]
 fn errors_name_the_field_and_limits_are_exact() {
     let with = |field: &str, value: Value| {
         let mut payload = lamp();
@@ -307,19 +352,21 @@ fn what_is_no_message_is_answered_in_dialect_2() {
         (b"{\"type\":", "expected one JSON object: it ends too early"),
         (b"hello", "expected one JSON object: syntax error at line 1, column 1"),
         (b"[1]", "expected one JSON object"),
-        (b"\xff", "expected one JSON object: syntax error at line 1, column 1"),
+        (b"\xff", "expected one JSON object: it is not UTF-8"),
+        (b"{\"type\":\"GET_CART\",\"unknown\":\"\xff\"}", "expected one JSON object: it is not UTF-8"),
         (b"{}", "type: missing"),
         (b"{\"type\":5}", "type: expected a text"),
     ] {
-        let (envelope, refusal) = read(Port::Buyer, bytes).unwrap_err();
+        let Rejected { envelope, refusal, sid } = read(Port::Buyer, bytes).unwrap_err();
+        assert_eq!(sid, None);
         assert_eq!(
             (envelope.clone(), refusal.code, refusal.message.as_str()),
-            (Envelope::Two, Code::BadRequest, message)
+            (Envelope::NO_MESSAGE, Code::BadRequest, message)
         );
         let answer: Value = serde_json::from_slice(&write(&envelope, &Err(refusal))).unwrap();
         assert_eq!(answer, json!({"status": "ERR", "error": {"code": "BAD_REQUEST", "message": message}}));
     }
-    let (envelope, refusal) = read(Port::Buyer, br#"{"type":"request","session_id":"s"}"#).unwrap_err();
+    let Rejected { envelope, refusal, .. } = read(Port::Buyer, br#"{"type":"request","session_id":"s"}"#).unwrap_err();
     let answer: Value = serde_json::from_slice(&write(&envelope, &Err(refusal))).unwrap();
     let error = json!({"code": "BAD_REQUEST", "message": "api: missing"});
     assert_eq!(answer, json!({"type": "error", "api": null, "session_id": "s", "error": error}));
@@ -327,7 +374,7 @@ fn what_is_no_message_is_answered_in_dialect_2() {
 
 fn written(outcome: &dyn Fn() -> Outcome) -> [Value; 2] {
     let one = Envelope::One { api: Some("Api".to_owned()), session_id: Some("s".to_owned()) };
-    [one, Envelope::Two].map(|envelope| serde_json::from_slice(&write(&envelope, &Ok(outcome()))).unwrap())
+    [one, Envelope::NO_MESSAGE].map(|envelope| serde_json::from_slice(&write(&envelope, &Ok(outcome()))).unwrap())
 }
 
 #[track_caller]
@@ -455,7 +502,7 @@ mod erased {
 #[test]
 fn a_database_that_talks_nonsense_is_unavailable() {
     for outcome in [Outcome::Search("[]".into()), Outcome::Item("x".into()), Outcome::Cart("{}".into())] {
-        let answer: Value = serde_json::from_slice(&write(&Envelope::Two, &Ok(outcome))).unwrap();
+        let answer: Value = serde_json::from_slice(&write(&Envelope::NO_MESSAGE, &Ok(outcome))).unwrap();
         assert_eq!((&answer["status"], &answer["error"]["code"]), (&json!("ERR"), &json!("UNAVAILABLE")));
     }
 }
@@ -496,7 +543,7 @@ proptest! {
     #[test]
     fn garbage_never_panics_and_is_always_answered(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         for port in PORTS {
-            let (envelope, refusal) = read(port, &bytes).unwrap_err();
+            let Rejected { envelope, refusal, .. } = read(port, &bytes).unwrap_err();
             let answer: Value = serde_json::from_slice(&write(&envelope, &Err(refusal))).unwrap();
             prop_assert_eq!(&answer["status"], "ERR");
         }
@@ -528,9 +575,10 @@ proptest! {
         for api in APIS {
             let message = json!({"type": "request", "api": api, "session_id": sid, "payload": fields});
             for port in PORTS {
-                if let Err((envelope, refusal)) = read(port, message.to_string().as_bytes()) {
+                if let Err(Rejected { envelope, refusal, sid: said }) = read(port, message.to_string().as_bytes()) {
                     let is_one = matches!(envelope, Envelope::One { .. });
                     prop_assert!(is_one);
+                    prop_assert!(said.is_none() || refusal.code == Code::BadRequest);
                     prop_assert!(!refusal.message.is_empty());
                 }
             }
@@ -539,8 +587,9 @@ proptest! {
         for kind in TYPES {
             fields.insert("type".to_owned(), kind.into());
             for port in PORTS {
-                if let Err((envelope, refusal)) = read(port, json!(fields).to_string().as_bytes()) {
-                    prop_assert_eq!(envelope, Envelope::Two);
+                if let Err(Rejected { envelope, refusal, sid: said }) = read(port, json!(fields).to_string().as_bytes()) {
+                    prop_assert!(envelope.is_flat());
+                    prop_assert!(said.is_none() || refusal.code == Code::BadRequest);
                     prop_assert!(!refusal.message.is_empty());
                 }
             }

@@ -201,7 +201,7 @@ impl Shop {
 
     fn balances(&self) -> Vec<String> {
         let balances = self.store().read(ledger::balances).unwrap();
-        assert_eq!(self.store().read(ledger::sum), Ok(Cents(0)));
+        assert_eq!(self.store().read(ledger::sum), Ok(crate::model::Total(0)));
         let shown = balances.iter().filter(|(_, cents)| cents.0 != 0);
         shown.map(|(account, cents)| format!("{account} {cents}")).collect()
     }

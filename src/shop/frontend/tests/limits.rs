@@ -56,9 +56,10 @@ fn nonsense_is_told_so_and_the_connection_goes_on() {
     let shop = Shop::open();
     for framing in [Framing::Frames, Framing::Lines] {
         let mut raw = shop.raw(Role::Seller, framing);
-        for nonsense in ["{", "{]", "{\"type\":\"request\"}", "{\"type\":[]}", "{}"] {
-            raw.send(nonsense.as_bytes());
-            assert_eq!(raw.read()["error"]["code"], "BAD_REQUEST", "{nonsense}");
+        for nonsense in [&b"{"[..], b"{]", b"{\"type\":\"request\"}", b"{\"type\":[]}", b"{}", b"{\xff}", b"\xff\xfe"] {
+            raw.send(nonsense);
+            let answer = raw.read();
+            assert_eq!(answer["error"]["code"], "BAD_REQUEST", "{answer} for {}", nonsense.escape_ascii());
         }
         assert_eq!(raw.ask(json!({"type": "X"}))["error"]["code"], "UNKNOWN_API");
         raw.send(format!("{{\"keywords\":{}", "[".repeat(500_000)).as_bytes());
@@ -68,11 +69,14 @@ fn nonsense_is_told_so_and_the_connection_goes_on() {
 
 #[test]
 fn too_much_at_once_is_busy() {
-    let shop = Shop::open_with(|floor| floor.budget = Budget::new(600_000));
+    let budget = Budget::new(600_000);
+    let shop = Shop::open_with(|floor| floor.budget = Arc::clone(&budget));
     let mut first = shop.raw(Role::Buyer, Framing::Frames);
     // It never comes to its end, so what came of it counts.
     first.stream.get_mut().write_all(&1_000_000_u32.to_be_bytes()).unwrap();
     first.stream.get_mut().write_all(&[b' '; 300_000]).unwrap();
+    // Else the others might come first, and this one be told that it is busy.
+    eventually(|| budget.taken() > 500_000);
     let mut long = json!({"type": "GET_CART", "x": "x".repeat(500_000)}).to_string().into_bytes();
     long.push(b'\n');
     eventually(|| {
@@ -104,6 +108,51 @@ fn past_the_bound_of_connections_it_is_busy() {
     let mut silent = shop.raw(Role::Buyer, Framing::Lines);
     assert_eq!(silent.read()["error"]["code"], "BUSY");
     assert_eq!(silent.rest(), b"");
+}
+
+#[test]
+fn strangers_at_a_database_never_keep_a_link_out() {
+    let shop = Shop::open();
+    let customer = shop.customer.as_ref().unwrap();
+    let count = |name: &str| customer.counters().iter().find(|(counted, _)| *counted == name).unwrap().1;
+    // Strangers who speak: an eighth of 500, then they are told that it is busy.
+    let mut strangers: Vec<Raw> = Vec::new();
+    let ask = json!({"type": "VALIDATE", "sid": "none"});
+    for _ in 0..62 {
+        let mut raw = Raw::connect(customer.local_addr(), Framing::Lines);
+        assert_eq!(raw.ask(ask.clone())["error"]["code"], "SESSION_EXPIRED");
+        strangers.push(raw);
+    }
+    for framing in [Framing::Lines, Framing::Frames] {
+        let mut raw = Raw::connect(customer.local_addr(), framing);
+        assert_eq!(raw.ask(ask.clone())["error"]["code"], "BUSY");
+    }
+    assert_eq!(count("strangers_refused"), 2);
+    // And more than there is room for who say nothing, or begin a link and never prove the key.
+    let hello = json!({"type": "LINK", "from": "buyer-server", "to": "customer-db", "nonce": "0".repeat(64)});
+    let mut silent = Vec::new();
+    for nth in 0..600 {
+        let mut raw = Raw::connect(customer.local_addr(), Framing::Frames);
+        if nth % 3 == 0 {
+            // It may have been closed by now.
+            let _ = raw.stream.get_mut().write_all(&frame(hello.to_string().as_bytes()).unwrap());
+        }
+        silent.push(raw);
+    }
+    eventually(|| count("newcomers_closed") > 0);
+    // A frontend that comes now gets its links, as many as it asks for at once.
+    let late = config(Role::Buyer, customer, shop.product.as_ref().unwrap());
+    let late = FrontendServer::start(late, &floor(&shop.key)).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                let mut raw = Raw::connect(late.local_addrs()[0], Framing::Lines);
+                assert_eq!(raw.ask(json!({"type": "GET_CART", "sid": "none"}))["error"]["code"], "SESSION_EXPIRED");
+            });
+        }
+    });
+    // Who was let in is not closed for others.
+    assert_eq!(strangers[0].ask(ask)["error"]["code"], "SESSION_EXPIRED");
 }
 
 proptest! {

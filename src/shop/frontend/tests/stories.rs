@@ -170,6 +170,31 @@ fn roles_and_owners_are_kept_apart() {
 }
 
 #[test]
+fn the_session_is_looked_into_before_what_is_wrong_with_the_fields_is_told() {
+    let shop = Shop::open();
+    let (sam, bob) = (shop.user(Role::Seller, "sam"), shop.user(Role::Buyer, "bob"));
+    let [sam, bob]: [Value; 2] = [&sam, &bob].map(|user| user.session_id().unwrap().into());
+    let asked = || shop.sellers.frontend.customer.counters().requests.get();
+    let mut raw = shop.raw(Role::Seller, Framing::Lines);
+    let (api, fields) = ("ChangeItemPrice", json!({"item_id": "3-1", "price": -1}));
+    let flat = || json!({"type": "UPDATE_PRICE", "item": "3-1", "price": -1});
+    for (session, code) in [(&sam, "BAD_REQUEST"), (&bob, "FORBIDDEN"), (&json!("dead"), "SESSION_EXPIRED")] {
+        let before = asked();
+        assert_eq!(one(&mut raw, session, api, fields.clone()), code);
+        assert_eq!(two(&mut raw, session, flat()), code);
+        assert_eq!(asked(), before + 2, "{code}");
+    }
+    let before = asked();
+    assert_eq!(one(&mut raw, &Value::Null, api, fields.clone()), "NOT_LOGGED_IN");
+    assert_eq!(one(&mut raw, &json!("dead"), "MakePurchase", fields.clone()), "FORBIDDEN");
+    assert_eq!(one(&mut raw, &json!("dead"), "Nonsense", fields), "UNKNOWN_API");
+    assert_eq!(asked(), before, "nobody is asked for these");
+    // What is well formed costs what it did: one look.
+    assert_eq!(one(&mut raw, &sam, api, json!({"item_id": "3-1", "price": 1})), "NOT_FOUND");
+    assert_eq!(asked(), before + 1);
+}
+
+#[test]
 fn the_session_and_the_product_are_asked_at_the_same_time() {
     let shop = Shop::open();
     let item = json!({"item_id": shop.lamps(1)});

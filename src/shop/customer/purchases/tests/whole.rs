@@ -7,6 +7,7 @@ use parking_lot::RwLock;
 
 use super::*;
 use crate::model::Clock;
+use crate::model::Total;
 use crate::shop::ops::{Found, Hold, ProductOp, Registered};
 use crate::shop::product::{ProductDb, Settings};
 use crate::shop::purchase::driver::{Driver, Op, Step as Next};
@@ -160,18 +161,18 @@ impl Whole {
                 None => assert_eq!((charge.state, hold), (ChargeState::Voided, Hold::Released), "{}", charge.key),
             }
         }
-        let balances: BTreeMap<String, Cents> = shop
+        let balances: BTreeMap<String, Total> = shop
             .store()
             .read(ledger::balances)
             .unwrap()
             .into_iter()
             .map(|(account, cents)| (account.to_string(), cents))
             .collect();
-        assert_eq!(shop.store().read(ledger::sum), Ok(Cents(0)));
-        assert_eq!(balances.get("escrow").copied().unwrap_or_default(), Cents(0), "{balances:?}");
-        let charged: i64 =
+        assert_eq!(shop.store().read(ledger::sum), Ok(Total(0)));
+        assert_eq!(balances.get("escrow").copied().unwrap_or_default(), Total(0), "{balances:?}");
+        let charged: i128 =
             balances.iter().filter(|(name, _)| name.starts_with("card:")).map(|(_, cents)| -cents.0).sum();
-        assert_eq!(charged, by_purchase.values().sum::<i64>());
+        assert_eq!(charged, i128::from(by_purchase.values().sum::<i64>()));
         by_purchase.len()
     }
 }
