@@ -69,12 +69,24 @@ pub enum LinkError {
     /// The other end closed it.
     #[error("the connection was closed")]
     Closed,
+    /// The other end has no room at the moment.
+    #[error("{0}")]
+    Busy(String),
     /// The other end has another key, or none.
     #[error("{0}")]
     Refused(String),
 }
 
 impl LinkError {
+    /// Whether somebody is there who had no room for a link, and may have some in a moment.
+    pub fn is_short_of_room(&self) -> bool {
+        match self {
+            LinkError::Busy(_) | LinkError::Closed | LinkError::Io(_) => true,
+            LinkError::Read(error) => matches!(error, LineError::Truncated | LineError::Io(_)),
+            _ => false,
+        }
+    }
+
     /// Whether the request may just have been slow, so that asking again would only cost more.
     pub fn is_timeout(&self) -> bool {
         match self {
@@ -182,8 +194,8 @@ impl Link {
         let hello = Shake::Hello { from: target.from.to_owned(), to: target.to.to_owned(), nonce: nonce.clone() };
         Framing::Frames.write(&writer, &json(&hello))?;
         let welcome = reader.read_frame_before(deadline)?.ok_or(LinkError::Closed)?;
-        let welcome: Welcome = serde_json::from_slice(&welcome)
-            .map_err(|_| LinkError::Refused(refusal_text(&welcome, &target.address, target.to)))?;
+        let welcome: Welcome =
+            serde_json::from_slice(&welcome).map_err(|_| refusal(&welcome, &target.address, target.to))?;
         let oath = Oath {
             from: target.from,
             to: target.to,
@@ -299,18 +311,22 @@ fn json(message: &impl Serialize) -> Vec<u8> {
 }
 
 /// What the other end said instead of welcoming us, if it is an error of ours.
-fn refusal_text(answer: &[u8], address: &str, to: &str) -> String {
+fn refusal(answer: &[u8], address: &str, to: &str) -> LinkError {
     #[derive(Deserialize)]
     struct Said {
         error: Error,
     }
     #[derive(Deserialize)]
     struct Error {
+        code: String,
         message: String,
     }
     match serde_json::from_slice::<Said>(answer) {
-        Ok(said) => format!("{address} refuses the link: {}", said.error.message),
-        Err(_) => format!("{address} is no {to}"),
+        Ok(Said { error }) => {
+            let text = format!("{address} refuses the link: {}", error.message);
+            if error.code == "BUSY" { LinkError::Busy(text) } else { LinkError::Refused(text) }
+        }
+        Err(_) => LinkError::Refused(format!("{address} is no {to}")),
     }
 }
 

@@ -14,6 +14,10 @@ use super::link::{Link, LinkError, Target};
 
 /// How long a request waits for a link when all are in use.
 const WAIT_FOR_LINK: Duration = Duration::from_secs(5);
+/// How long a link is asked for at a door that is crowded.
+const CROWDED_FOR: Duration = Duration::from_secs(2);
+/// The pause between.
+const CROWDED_PAUSE: Duration = Duration::from_millis(20);
 /// A link that was not needed for so long is closed.
 const RETIRE_AFTER: Duration = Duration::from_secs(60);
 
@@ -157,9 +161,19 @@ impl Pool {
         }
     }
 
+    /// A link; asked for again for a moment where somebody is at home and has no room, because strangers
+    /// crowd the door and are about to be closed.
     fn connect(&self) -> Result<Link, PoolError> {
-        self.counters.connects.add(1);
-        Link::connect(&self.target).map_err(|error| self.away(error))
+        let give_up_at = Instant::now() + CROWDED_FOR;
+        loop {
+            self.counters.connects.add(1);
+            match Link::connect(&self.target) {
+                Err(error) if error.is_short_of_room() && Instant::now() < give_up_at => {
+                    std::thread::sleep(CROWDED_PAUSE);
+                }
+                result => return result.map_err(|error| self.away(error)),
+            }
+        }
     }
 
     fn away(&self, source: LinkError) -> PoolError {
