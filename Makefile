@@ -18,8 +18,9 @@ run-server: build ## run the server; everything it keeps is in data/state
 run-clients: build ## play one whole story against the running server (or one of its own)
 	$(RELEASE)/p2s2 story
 
-perf: build ## measure: how fast, and how far from what the machine could do
+perf: build ## measure: how fast, and how far from what the machine could do; pages in data/perf
 	$(RELEASE)/p2s2-perf trade
+	$(RELEASE)/p2s2-perf shop
 
 test: need-tools need-browser ## every test; kills, simulations and floods at a tenth
 	$(CARGO) test --locked
@@ -27,6 +28,7 @@ test: need-tools need-browser ## every test; kills, simulations and floods at a 
 test-full: build need-browser ## every test in full, and the speed that is promised
 	P2S2_TEST_SCALE=full $(CARGO) test --release --locked
 	$(RELEASE)/p2s2-perf trade --quick
+	$(RELEASE)/p2s2-perf shop --quick
 
 lint: need-tools ## format, clippy and documentation, all without a word
 	$(CARGO) fmt --all --check

@@ -60,7 +60,8 @@ Examples:
     /// Sellers and buyers over four server processes, with TCP
     #[command(after_help = "\
 Examples:
-  p2s2-perf shop --quick                       frames alone; without --quick also lines
+  p2s2-perf shop --quick                       a look at each call and mix; without --quick ten
+                                               runs of a thousand calls of each client as well
   p2s2-perf shop --only SEARCH,CART --clients 100
   p2s2-perf shop --full --out /mnt/disk/perf        the databases' files lie below --out: choose the disk")]
     Shop(RunArgs),

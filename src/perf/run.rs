@@ -135,7 +135,7 @@ fn effort(args: &RunArgs) -> Effort {
         // Many short turns: the median forgives a machine that others use now and then.
         (true, _) => (9, 140, 80, 30),
         (_, true) => (11, 3000, 1000, 200),
-        _ => (7, 1000, 300, 100),
+        _ => (7, 500, 200, 60),
     };
     let time = Duration::from_millis(time_ms);
     Effort {

@@ -184,7 +184,7 @@ fn the_page_shows_every_plot_in_a_browser_without_network() {
 #[test]
 fn the_shop_is_measured_in_both_framings() {
     let out = tempfile::tempdir().unwrap();
-    let words = ["shop", "--only", "cart", "--calls", "5", "--clients", "2", "--runs", "1", "--json"];
+    let words = ["shop", "--full", "--only", "cart", "--calls", "5", "--clients", "2", "--runs", "1", "--json"];
     let report = report(&perf(&words, out.path()), 0);
     for name in ["CART", "CART (lines)"] {
         let result = result(&report, name);
@@ -197,7 +197,7 @@ fn the_shop_is_measured_in_both_framings() {
 #[test]
 fn mixes_tell_of_each_operation() {
     let out = tempfile::tempdir().unwrap();
-    let words = ["shop", "--only", "mix,all", "--calls", "26", "--clients", "2", "--runs", "2", "--json"];
+    let words = ["shop", "--full", "--only", "mix,all", "--calls", "26", "--clients", "2", "--runs", "2", "--json"];
     let report = report(&perf(&words, out.path()), 0);
     for (mix, parts) in [("MIX", 4), ("MIX (lines)", 4), ("ALL", 16), ("ALL (lines)", 16)] {
         let whole = result(&report, mix);
