@@ -49,6 +49,22 @@ impl Length {
     }
 }
 
+/// How often each of some clients calls, however long answers take.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    interval: Duration,
+    clients: usize,
+}
+
+impl Pace {
+    /// So many calls a second of so many clients together.
+    pub fn of_all(ops_per_s: f64, clients: usize) -> Pace {
+        // Not slower than a call a second of each: a rate of nothing would never end.
+        let each = (ops_per_s / clients.max(1) as f64).max(1.0);
+        Pace { interval: Duration::from_secs_f64(1.0 / each), clients: clients.max(1) }
+    }
+}
+
 /// What one measurement brought.
 #[derive(Debug, Clone)]
 pub struct Sample {
@@ -271,6 +287,32 @@ impl Client {
         Ok(sample)
     }
 
+    /// Asks at set times, whether or not the one before was quick. A call's time runs from when it was due:
+    /// what a slow answer holds up is slow as well.
+    fn drive_paced(&mut self, pace: Pace, nth: usize, length: Length, stop: &Stop) -> io::Result<Sample> {
+        let mut sample = Sample::new();
+        let started = Instant::now();
+        // Not all at the same moment.
+        let mut due = started + pace.interval.mul_f64(nth as f64 / pace.clients as f64);
+        let mut calls = 0;
+        while !length.is_over(calls, started, due) && !stop.is_asked() {
+            if let Some(early) = due.checked_duration_since(Instant::now()) {
+                thread::sleep(early);
+            }
+            self.call.number(self.next_rq);
+            let answer = self.call_once(&mut sample.lost, stop)?;
+            self.next_rq = if self.next_rq + 1 == RQ_END { RQ_FIRST } else { self.next_rq + 1 };
+            match answer {
+                Answer::Right => sample.answered(due.elapsed()),
+                Answer::Wrong | Answer::None => sample.failed += 1,
+            }
+            due += pace.interval;
+            calls += 1;
+        }
+        sample.elapsed = started.elapsed();
+        Ok(sample)
+    }
+
     fn call_once(&mut self, lost: &mut u64, stop: &Stop) -> io::Result<Answer> {
         for _ in 0..SENDINGS_MAX {
             self.socket.send(&self.call.request)?;
@@ -352,6 +394,17 @@ pub fn run(clients: &mut [Client], length: Length, stop: &Stop) -> anyhow::Resul
     run_all(clients, |client| client.drive(length, stop).context("a client's socket failed"))
 }
 
+/// The same at a pace.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_paced(clients: &mut [Client], pace: Pace, length: Length, stop: &Stop) -> anyhow::Result<Sample> {
+    let mut numbered: Vec<(usize, &mut Client)> = clients.iter_mut().enumerate().collect();
+    run_all(&mut numbered, |(nth, client)| {
+        client.drive_paced(pace, *nth, length, stop).context("a client's socket failed")
+    })
+}
+
 /// Lets each of them work on a thread of its own, all beginning at once, and adds up what they did.
 ///
 /// # Errors
@@ -395,4 +448,62 @@ pub fn run_all<T: Send>(
         failure.map_or(Ok(()), Err)
     })?;
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends back what it gets; the datagram of that number only after a while.
+    fn echo(stalls_at: usize, stall: Duration) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        // It ends with the process of the test.
+        thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            for nth in 0.. {
+                let (length, source) = socket.recv_from(&mut buffer).unwrap();
+                if nth == stalls_at {
+                    thread::sleep(stall);
+                }
+                socket.send_to(&buffer[..length], source).unwrap();
+            }
+        });
+        addr
+    }
+
+    #[test]
+    fn what_a_stall_holds_up_counts_when_load_is_paced() {
+        let stall = Duration::from_millis(200);
+        let slow = |sample: &Sample| {
+            let is_slow = |value: &hdrhistogram::iterators::IterationValue<u64>| value.value_iterated_to() > 50_000_000;
+            let recorded = sample.latency_ns.iter_recorded();
+            recorded.filter(is_slow).map(|value| value.count_since_last_iteration()).sum::<u64>()
+        };
+        let client = || Client::connect(echo(20, stall), Call::new("{\"rq\":RQ}").echoed()).unwrap();
+        let (calls, stop) = (Length::Calls(100), Stop::default());
+        // In a closed loop the calls that would have come meanwhile do not come at all.
+        let closed = run(&mut [client()], calls, &stop).unwrap();
+        assert_eq!((closed.done, closed.failed), (100, 0));
+        assert!(slow(&closed) <= 3, "{}", slow(&closed));
+        // A call each 4 ms: of the 50 that were due meanwhile, about 37 were due more than 50 ms before the end.
+        let paced = run_paced(&mut [client()], Pace::of_all(250.0, 1), calls, &stop).unwrap();
+        assert_eq!((paced.done, paced.failed), (100, 0));
+        assert!(slow(&paced) >= 25, "{}", slow(&paced));
+        assert!(paced.elapsed >= Duration::from_millis(390), "{:?}", paced.elapsed);
+    }
+
+    #[test]
+    fn parts_of_a_mix_add_up() {
+        let mut one = Sample::new();
+        one.of_part("a", Some(Duration::from_micros(10)));
+        one.of_part("b", None);
+        let mut other = Sample::new();
+        other.of_part("b", Some(Duration::from_micros(30)));
+        one.absorb(&other);
+        assert_eq!((one.done, one.failed, one.latency_ns.len()), (2, 1, 2));
+        let parts: Vec<_> = one.parts.iter().map(|part| (part.name, part.done, part.failed)).collect();
+        assert_eq!(parts, [("a", 1, 0), ("b", 1, 1)]);
+        assert_eq!(one.parts[1].latency_ns.len(), 1);
+    }
 }

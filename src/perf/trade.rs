@@ -1,5 +1,12 @@
 //! The trade server's speed: STATUS, durable REGISTERs, whole rounds and purchases.
 //!
+//! | operation | at N clients |
+//! |---|---|
+//! | `STATUS`, `REGISTER` | N peers in a closed loop |
+//! | `PACED` | N peers that ask STATUS at set times, together at a third of the rate of the closed loop |
+//! | `ROUND`, `PURCHASE` | N buyers and one seller; each buyer asks all of them |
+//! | `OFFERS` | rounds of one buyer, with offers from N sellers |
+//!
 //! A measured REGISTER is one of a peer that is known, from its own address, with another `tcp_port`
 //! than before: each is a change that is written (the peer's row and a line of the log) and answered
 //! only when it is on disk, and yet the number of registrations stays, however long it is measured.
@@ -11,7 +18,7 @@ use serde_json::json;
 
 use super::child::{self, Server};
 use super::limits::{self, Kind};
-use super::load::{self, Call, Client, Length, Sample};
+use super::load::{self, Call, Client, Length, Pace, Sample};
 use super::plan::{Bench, Group, Pair};
 use super::run::Run;
 use super::stop::Stop;
@@ -21,7 +28,10 @@ mod market;
 use market::{Goal, Market};
 
 /// What `--only` may name.
-pub const OPERATIONS: &[&str] = &["threads", "STATUS", "REGISTER", "ROUND", "PURCHASE"];
+pub const OPERATIONS: &[&str] = &["threads", "STATUS", "PACED", "REGISTER", "ROUND", "PURCHASE", "OFFERS"];
+
+/// Of the closed loop's rate: a server with time to spare, as servers should have.
+const PACED_SHARE: f64 = 0.33;
 
 const COMMIT_1: &str = "commit (1 change)";
 const COMMIT_100: &str = "commit (100 changes)";
@@ -47,15 +57,21 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
         .into_iter()
         .filter(|(operation, _)| run.wants(operation))
         .collect();
-    run.announce((requests.len() + deals.len()) * run.args.clients.len());
+    let offers: Vec<(&'static str, Goal)> =
+        run.wants("OFFERS").then_some(("OFFERS", Goal::Cancel)).into_iter().collect();
+    run.announce((requests.len() + deals.len() + offers.len()) * run.args.clients.len());
     for clients in run.args.clients.clone() {
         if !requests.is_empty() && !run.stop.is_asked() {
             measure_requests(run, usize::from(clients), &requests)?;
         }
     }
     for clients in run.args.clients.clone() {
+        let clients = usize::from(clients);
         if !deals.is_empty() && !run.stop.is_asked() {
-            measure_deals(run, usize::from(clients), &deals)?;
+            measure_deals(run, clients, (clients, 1), &deals)?;
+        }
+        if !offers.is_empty() && !run.stop.is_asked() {
+            measure_deals(run, clients, (1, clients), &offers)?;
         }
     }
     Ok(())
@@ -63,11 +79,13 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
 
 /// What has to be measured for what is wanted, in the order of a turn: a limit stands beside its result.
 fn requests(run: &Run<'_>) -> Vec<&'static str> {
-    let [threads, status, register] = ["threads", "STATUS", "REGISTER"].map(|operation| run.wants(operation));
+    let [threads, status, paced, register] =
+        ["threads", "STATUS", "PACED", "REGISTER"].map(|operation| run.wants(operation));
     [
         ("threads", threads),
         ("bare", threads || status),
-        ("STATUS", status || register),
+        ("STATUS", status || paced || register),
+        ("PACED", paced),
         (COMMIT_1, register),
         ("REGISTER", register),
         (COMMIT_100, register),
@@ -139,15 +157,24 @@ fn measure_requests(run: &mut Run<'_>, clients: usize, wanted: &[&'static str]) 
             limits::commit(out, names, per_commit, length, stop)
         }
     };
-    let (host, status, register) = (&host, &mut asking.clients, &mut moving.clients);
+    let (host, register) = (&host, &mut moving.clients);
+    let (status, rate) = (std::cell::RefCell::new(&mut asking.clients), std::cell::Cell::new(0.0));
+    let mut paced = |length: Length, stop: &Stop| {
+        // What the closed loop came to last.
+        let pace = Pace::of_all(rate.get() * PACED_SHARE, clients);
+        host.watch(|| load::run_paced(&mut status.borrow_mut(), pace, length, stop))
+    };
+    let mut closed_loop = |length: Length, stop: &Stop| {
+        let sample = host.watch(|| load::run(&mut status.borrow_mut(), length, stop))?;
+        rate.set(sample.ops_per_s());
+        Ok(sample)
+    };
     let status_is_wanted = run.wants("STATUS");
     let mut benches = vec![
         Bench::new("threads", |length, stop| threads.run(length, stop)),
         Bench::limit("bare", |length, stop| bare.run(length, stop)),
-        Bench {
-            is_limit: !status_is_wanted,
-            ..Bench::new("STATUS", |length, stop| host.watch(|| load::run(status, length, stop)))
-        },
+        Bench { is_limit: !status_is_wanted, ..Bench::new("STATUS", &mut closed_loop) },
+        Bench::new("PACED", &mut paced),
         Bench { begins_anew: true, ..Bench::limit(COMMIT_1, commit(1)) },
         Bench::new("REGISTER", |length, stop| host.watch(|| load::run(register, length, stop))),
         Bench { begins_anew: true, ..Bench::limit(COMMIT_100, commit(100)) },
@@ -246,9 +273,14 @@ fn leave(socket: &UdpSocket, name: &str) {
     let _ = load::ask(socket, request.as_bytes());
 }
 
-fn measure_deals(run: &mut Run<'_>, clients: usize, wanted: &[(&'static str, Goal)]) -> anyhow::Result<()> {
+fn measure_deals(
+    run: &mut Run<'_>,
+    clients: usize,
+    (buyers, sellers): (usize, usize),
+    wanted: &[(&'static str, Goal)],
+) -> anyhow::Result<()> {
     let host = Host::start(run)?;
-    let market = Market::open(host.addr, clients, host.server.is_none())?;
+    let market = Market::open(host.addr, buyers, sellers, host.server.is_none())?;
     let (host, market) = (&host, &market);
     let bench = |(name, goal): &(&'static str, Goal)| {
         let goal = *goal;

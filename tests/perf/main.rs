@@ -54,12 +54,12 @@ fn a_small_run_reports_every_field() {
     let results = report["results"].as_array().unwrap();
     let names: Vec<(&str, u64)> =
         results.iter().map(|result| (result["name"].as_str().unwrap(), result["clients"].as_u64().unwrap())).collect();
-    let requests = ["threads", "STATUS", "REGISTER", "REGISTER"];
+    let requests = ["threads", "STATUS", "PACED", "REGISTER", "REGISTER"];
     let expected: Vec<(&str, u64)> = requests
         .map(|name| (name, 1))
         .into_iter()
         .chain(requests.map(|name| (name, 3)))
-        .chain([("ROUND", 1), ("PURCHASE", 1), ("ROUND", 3), ("PURCHASE", 3)])
+        .chain([("ROUND", 1), ("PURCHASE", 1), ("OFFERS", 1), ("ROUND", 3), ("PURCHASE", 3), ("OFFERS", 3)])
         .collect();
     assert_eq!(names, expected);
     for result in results {
@@ -73,7 +73,7 @@ fn a_small_run_reports_every_field() {
             assert!(number("server_cpu_s") >= 0.0 && number("server_peak_rss_mb") > 1.0);
         }
         assert!(result["mb_per_s"].is_null() && result.as_object().unwrap().contains_key("mb_per_s"));
-        let deal = ["ROUND", "PURCHASE"].contains(&result["name"].as_str().unwrap());
+        let deal = ["PACED", "ROUND", "PURCHASE", "OFFERS"].contains(&result["name"].as_str().unwrap());
         for field in ["limit", "limit_ops_per_s", "share_of_limit"] {
             assert_eq!(result.as_object().unwrap()[field].is_null(), deal, "{field} in {result}");
         }
@@ -165,16 +165,16 @@ fn the_page_shows_every_plot_in_a_browser_without_network() {
     for plot in plots {
         let number = |field: &str| plot[field].as_f64().unwrap();
         assert!(number("width") > 200.0 && number("height") > 100.0 && number("texts") > 4.0, "{plot}");
-        // threads, STATUS, REGISTER, ROUND, PURCHASE; REGISTER has two limits, the deals have none; a run this
-        // short may cost no measurable CPU.
-        let expected = if plot["id"] == "share" { 4.0 } else { 5.0 };
+        // threads, STATUS, PACED, REGISTER, ROUND, PURCHASE, OFFERS; REGISTER has two limits, PACED and deals
+        // have none; a run this short may cost no measurable CPU.
+        let expected = if plot["id"] == "share" { 4.0 } else { 7.0 };
         if plot["id"] != "cpu" {
             assert_eq!((number("curves"), number("legend")), (expected, expected), "{plot}");
             let dots = if plot["id"] == "distribution" { 0.0 } else { 2.0 * expected };
             assert_eq!(number("dots"), dots, "{plot}");
         }
     }
-    assert_eq!(browser.ask("return document.querySelectorAll('tbody tr').length"), 12, "a line for each result");
+    assert_eq!(browser.ask("return document.querySelectorAll('tbody tr').length"), 16, "a line for each result");
     // Nothing is fetched, from here or elsewhere.
     assert_eq!(browser.ask("return performance.getEntriesByType('resource').length"), 0);
     let references = "return document.querySelectorAll('script, link, img, iframe, [src], [href]').length";

@@ -1,6 +1,6 @@
-//! Whole deals: buyers that search and one seller that has everything.
+//! Whole deals: buyers that search, and sellers that have everything.
 //!
-//! Every peer is asked in every search: the other buyers answer NOT_AVAILABLE, the seller offers, so a
+//! Every peer is asked in every search: the other buyers answer NOT_AVAILABLE, the sellers offer, so a
 //! search is answered when all have answered. Each peer has a thread that reads its datagrams (and
 //! acknowledges and answers what the server asks), one that settles, and a buyer's driver.
 
@@ -45,7 +45,7 @@ pub enum Goal {
     Buy,
 }
 
-/// Registered buyers and a seller, ready to trade.
+/// Registered buyers and sellers, ready to trade.
 pub struct Market {
     buyers: Mutex<Vec<Buyer>>,
     peers: Vec<Arc<Peer>>,
@@ -94,9 +94,11 @@ impl Market {
     ///
     /// # Errors
     /// A server that does not answer; no sockets or threads.
-    pub fn open(server: SocketAddr, buyers: usize, are_guests: bool) -> anyhow::Result<Market> {
+    pub fn open(server: SocketAddr, buyers: usize, sellers: usize, are_guests: bool) -> anyhow::Result<Market> {
         let mut market = Market { buyers: Mutex::default(), peers: Vec::new(), threads: Vec::new(), are_guests };
-        market.join(server, super::name('v', 0), None)?;
+        for nth in 0..sellers {
+            market.join(server, super::name('v', nth), None)?;
+        }
         for nth in 0..buyers {
             let (driver, news) = bounded(NEWS_MAX);
             let peer = market.join(server, super::name('b', nth), Some(driver))?;
