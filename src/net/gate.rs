@@ -110,6 +110,15 @@ impl Gate {
         if address.is_loopback() { self.max_connections } else { (self.max_connections / 2).max(1) }
     }
 
+    /// How many more it lets in: in all, and from this address.
+    pub fn left(&self, address: IpAddr) -> (usize, usize) {
+        let address = address.to_canonical();
+        let open = self.open.lock();
+        let of_this = open.by_address.get(&address).copied().unwrap_or_default();
+        let in_all = self.max_connections.saturating_sub(open.total);
+        (in_all, in_all.min(self.max_of_one(address).saturating_sub(of_this)))
+    }
+
     /// How many it lets in.
     pub fn max_connections(&self) -> usize {
         self.max_connections

@@ -81,7 +81,9 @@ impl LinkError {
     /// Whether somebody is there who had no room for a link, and may have some in a moment.
     pub fn is_short_of_room(&self) -> bool {
         match self {
-            LinkError::Busy(_) | LinkError::Closed | LinkError::Io(_) => true,
+            LinkError::Busy(_) | LinkError::Closed | LinkError::Io(_) | LinkError::Conn(ConnError::Io(_)) => true,
+            // Before TLS has begun, BUSY comes as it is.
+            LinkError::Conn(ConnError::Tls(rustls::Error::InvalidMessage(_))) => true,
             LinkError::Read(error) => matches!(error, LineError::Truncated | LineError::Io(_)),
             _ => false,
         }

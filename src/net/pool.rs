@@ -16,8 +16,10 @@ use super::link::{Link, LinkError, Target};
 const WAIT_FOR_LINK: Duration = Duration::from_secs(5);
 /// How long a link is asked for at a door that is crowded.
 const CROWDED_FOR: Duration = Duration::from_secs(2);
-/// The pause between.
+/// The first pause between; each is twice the one before.
 const CROWDED_PAUSE: Duration = Duration::from_millis(20);
+/// The longest.
+const CROWDED_PAUSE_MAX: Duration = Duration::from_millis(320);
 /// A link that was not needed for so long is closed.
 const RETIRE_AFTER: Duration = Duration::from_secs(60);
 
@@ -124,11 +126,11 @@ impl Pool {
     pub fn send(&self, request: Vec<u8>) -> Result<Asked<'_>, PoolError> {
         self.counters.requests.add(1);
         let mut place = self.take_place()?;
-        let link = match place.link.take() {
-            Some(link) => link,
-            None => self.connect()?,
+        let (link, is_fresh) = match place.link.take() {
+            Some(link) => (link, false),
+            None => (self.connect()?, true),
         };
-        let mut asked = Asked { place, link, request, is_repeated: false };
+        let mut asked = Asked { place, link, is_fresh, request, is_repeated: false };
         if let Err(error) = asked.link.ask(&asked.request) {
             asked.repeat(error)?;
         }
@@ -165,11 +167,13 @@ impl Pool {
     /// crowd the door and are about to be closed.
     fn connect(&self) -> Result<Link, PoolError> {
         let give_up_at = Instant::now() + CROWDED_FOR;
+        let mut pause = CROWDED_PAUSE;
         loop {
             self.counters.connects.add(1);
             match Link::connect(&self.target) {
                 Err(error) if error.is_short_of_room() && Instant::now() < give_up_at => {
-                    std::thread::sleep(CROWDED_PAUSE);
+                    std::thread::sleep(pause);
+                    pause = (2 * pause).min(CROWDED_PAUSE_MAX);
                 }
                 result => return result.map_err(|error| self.away(error)),
             }
@@ -221,6 +225,8 @@ impl Drop for Place<'_> {
 pub struct Asked<'a> {
     place: Place<'a>,
     link: Link,
+    /// Just made: that it is dead says nothing of those that were there before.
+    is_fresh: bool,
     request: Vec<u8>,
     is_repeated: bool,
 }
@@ -251,7 +257,9 @@ impl Asked<'_> {
         }
         self.is_repeated = true;
         pool.counters.repeats.add(1);
-        pool.drop_idle();
+        if !std::mem::replace(&mut self.is_fresh, true) {
+            pool.drop_idle();
+        }
         self.link = pool.connect()?;
         self.link.ask(&self.request).map_err(|error| pool.away(error))
     }

@@ -4,7 +4,7 @@
 //! longest goes first: so whoever says at once who he is always gets in.
 
 use std::collections::BTreeMap;
-use std::net::{Shutdown, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -28,7 +28,7 @@ pub struct Porch {
 struct Waiting {
     next: u64,
     /// In the order in which they came.
-    streams: BTreeMap<u64, Weak<TcpStream>>,
+    streams: BTreeMap<u64, (IpAddr, Weak<TcpStream>)>,
 }
 
 /// A connection on the porch; known, or gone, when dropped.
@@ -44,17 +44,26 @@ impl Porch {
         Arc::new(Porch { gate, waiting: Mutex::default(), closed: Counter::default() })
     }
 
-    /// One more; closes the one that has waited longest if room is short.
-    pub fn enter(self: &Arc<Self>, stream: &Arc<TcpStream>) -> Newcomer {
-        let max = self.gate.max_connections();
-        let is_short = self.gate.open() + (max / SPARE_SHARE).max(1) > max;
+    /// One more; closes the one that has waited longest if room is short. Where it is short for this address
+    /// alone, it is one of its own.
+    pub fn enter(self: &Arc<Self>, stream: &Arc<TcpStream>, source: IpAddr) -> Newcomer {
+        let source = source.to_canonical();
+        let spare = (self.gate.max_connections() / SPARE_SHARE).max(1);
+        let (in_all, of_source) = self.gate.left(source);
         let mut waiting = self.waiting.lock();
-        let oldest = if is_short { waiting.streams.pop_first() } else { None };
+        let oldest = if in_all < spare {
+            waiting.streams.pop_first()
+        } else if of_source < spare {
+            let place = waiting.streams.iter().find(|(_, (address, _))| *address == source).map(|(place, _)| *place);
+            place.and_then(|place| waiting.streams.remove_entry(&place))
+        } else {
+            None
+        };
         let place = waiting.next;
         waiting.next += 1;
-        waiting.streams.insert(place, Arc::downgrade(stream));
+        waiting.streams.insert(place, (source, Arc::downgrade(stream)));
         drop(waiting);
-        if let Some(stream) = oldest.and_then(|(_, stream)| stream.upgrade()) {
+        if let Some(stream) = oldest.and_then(|(_, (_, stream))| stream.upgrade()) {
             self.closed.add(1);
             if let Err(error) = stream.shutdown(Shutdown::Both) {
                 // It has ended by itself meanwhile.
@@ -91,7 +100,7 @@ mod tests {
             let (client, server) = pair();
             let server = Arc::new(server);
             let pass = gate.enter(here).unwrap();
-            (client, porch.enter(&server), server, pass)
+            (client, porch.enter(&server, here), server, pass)
         };
         let is_closed = |client: &mut TcpStream| {
             client.set_nonblocking(true).unwrap();
@@ -106,5 +115,24 @@ mod tests {
         assert!(is_closed(&mut second.0) && !is_closed(&mut first.0) && !is_closed(&mut third.0));
         drop((second, third, fourth));
         assert!(porch.waiting.lock().streams.is_empty());
+    }
+
+    #[test]
+    fn an_address_that_has_its_half_makes_room_for_itself() {
+        let gate = Gate::new(8);
+        let porch = Porch::new(Arc::clone(&gate));
+        let come = |from: &str| {
+            let (client, server) = pair();
+            let (server, from) = (Arc::new(server), from.parse().unwrap());
+            let pass = gate.enter(from).unwrap();
+            (client, porch.enter(&server, from), server, pass)
+        };
+        let other = come("10.0.0.9");
+        let _of_one: Vec<_> = (0..3).map(|_| come("10.0.0.5")).collect();
+        assert_eq!(porch.closed(), 0);
+        let _last = come("10.0.0.5");
+        // Its half is full; the other one, who has waited longer, has nothing to do with it.
+        assert_eq!(porch.closed(), 1);
+        assert!(porch.waiting.lock().streams.contains_key(&other.1.place));
     }
 }

@@ -195,6 +195,10 @@ impl Processes {
                 if more.is_empty() {
                     words.extend(["--data-dir".to_owned(), state]);
                 }
+                if command == "customer-db" {
+                    // Who has to wait for his measurement stays signed in.
+                    words.extend(["--session-timeout", "1d"].map(str::to_owned));
+                }
                 words.extend(more.iter().flat_map(|(flag, addr)| [(*flag).to_owned(), addr.to_string()]));
                 words
             };

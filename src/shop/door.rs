@@ -271,7 +271,7 @@ impl Keeper {
 
     fn serve(&self, stream: Arc<TcpStream>, source: IpAddr) -> Result<(), Ended> {
         let limits = LineLimits::new(MESSAGE_MAX);
-        let mut newcomer = self.links.as_ref().map(|links| links.porch.enter(&stream));
+        let mut newcomer = self.links.as_ref().map(|links| links.porch.enter(&stream, source));
         let conn = match &self.floor.identity {
             Some(identity) => {
                 Conn::accept_any(stream, identity, Instant::now() + limits.idle_timeout, HANDSHAKE_TIMEOUT)?

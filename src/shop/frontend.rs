@@ -229,6 +229,8 @@ impl Frontend {
             | CustomerOp::Complete { .. }
             | CustomerOp::Undo { .. }
             | CustomerOp::Closed { .. } => STEP_TIMEOUT,
+            // One that is lost does no harm; one that is waited for holds up the next.
+            CustomerOp::Renew { .. } => RENEW_EVERY,
             _ => ANSWER_TIMEOUT,
         };
         answer(send(&self.customer, op), timeout)
@@ -314,9 +316,12 @@ impl Frontend {
         }
     }
 
-    /// Tells that whoever drives here is still at work, for as long as the frontend lives.
+    /// Tells that whoever drives here is still at work; also while the frontend stops and finishes that.
     fn renew_leases(&self) {
-        while !self.is_over_within(RENEW_EVERY) {
+        while !self.is_over_within(RENEW_EVERY) || !self.driven.lock().is_empty() {
+            if self.life.lock().is_stopping {
+                std::thread::sleep(RENEW_EVERY / 10);
+            }
             let leases: Vec<(String, u64)> =
                 self.driven.lock().iter().map(|(purchase_id, lease)| (purchase_id.clone(), *lease)).collect();
             if !leases.is_empty()

@@ -418,10 +418,10 @@ impl Purchase {
         })
     }
 
-    /// Its driver is at work. Not written: after a start, a purchase whose driver is still there may be given
-    /// to another, which costs a little work and harms nothing.
+    /// Its driver is at work. Also when it was silent for too long: as long as nobody else has taken it over, it
+    /// is still its. Not written: see [`resume`](Purchase::resume).
     pub fn renew(&mut self, now: Millis, lease: u64) {
-        if lease == self.lease && !self.is_orphan(now) {
+        if lease == self.lease {
             self.leased_until = self.leased_until.max(now.plus_ms(LEASE_MS));
         }
     }
@@ -433,9 +433,16 @@ impl Purchase {
         is_driven && self.leased_until <= now
     }
 
-    /// Takes it up after a start: a clock that was set back must not make a lease longer than any is.
+    /// Takes it up after a start: a driver that is still there has the time to say so, and a clock that was
+    /// set back must not make a lease longer than any is.
     pub fn resume(&mut self, now: Millis) {
-        self.leased_until = self.leased_until.min(now.plus_ms(LEASE_MS));
+        self.leased_until = self.leased_until.clamp(now.plus_ms(2 * RENEW_MS), now.plus_ms(LEASE_MS));
+    }
+
+    /// As if its driver had been silent for ages.
+    #[cfg(test)]
+    pub fn let_lease_run_out(&mut self) {
+        self.leased_until = Millis(0);
     }
 
     /// What the bank has to be asked again after a start, or after it gave no answer.

@@ -5,7 +5,8 @@
 //! | `MIX` | add items and change prices | search and show the cart |
 //! | `ALL` | everything a seller can do | everything a buyer can do, purchases with it |
 //!
-//! "N clients" are N sellers and N buyers, and all 2 N call.
+//! "N clients" are N sellers and N buyers, and all 2 N call. Sellers add items in every run, so later ones meet a
+//! larger catalogue. `ALL` has no limit: no echo has its hops.
 
 use anyhow::ensure;
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ const CALLS: u64 = 1000;
 /// Of everything, purchases with it, which cost ten commits each: fewer, unless there is time.
 const CALLS_OF_ALL: u64 = 100;
 /// A quick run has time for hardly more than a look.
-const QUICK_RUNS: usize = 2;
+const QUICK_RUNS: usize = 5;
 const QUICK_CALLS: u64 = 12;
 /// Lists are asked for in pages of so many: sellers have more from run to run.
 const PAGE: u32 = 25;
@@ -159,6 +160,7 @@ pub fn measure(
     for role in [Role::Seller, Role::Buyer] {
         let users = &mut town.users(role)[..clients];
         for user in users.iter_mut() {
+            user.reconnect()?;
             // Whatever another operation has left in the cart.
             if role == Role::Buyer {
                 user.ask("ClearCart", &json!({}))?;

@@ -46,6 +46,8 @@ pub struct User {
     pub items: Vec<String>,
     /// One for each framing.
     pub wires: Vec<Wire>,
+    addr: SocketAddr,
+    framings: Vec<Framing>,
 }
 
 /// A connection that does not wait for ever.
@@ -62,8 +64,10 @@ impl User {
     /// A new account, signed in.
     fn join(role: Role, addr: SocketAddr, nth: usize, framings: &[Framing]) -> anyhow::Result<User> {
         let name = format!("perf-{}-{nth:04}", if role == Role::Buyer { "buyer" } else { "seller" });
-        let wires = framings.iter().map(|framing| connect(addr, *framing)).collect::<Result<_, _>>()?;
-        let mut user = User { role, name, id: 0, sid: String::new(), item: String::new(), items: Vec::new(), wires };
+        let (sid, item, items) = (String::new(), String::new(), Vec::new());
+        let framings = framings.to_vec();
+        let mut user = User { role, name, id: 0, sid, item, items, wires: Vec::new(), addr, framings };
+        user.reconnect()?;
         let payload = json!({"username": user.name, "password": "correct horse"});
         user.ask("CreateAccount", &payload)?;
         let session = user.ask("Login", &payload)?;
@@ -71,6 +75,15 @@ impl User {
         user.id = id.context("Login gave no id")?;
         user.sid = session["session_id"].as_str().context("Login gave no session")?.to_owned();
         Ok(user)
+    }
+
+    /// Connects anew: what was not used for ten minutes was closed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn reconnect(&mut self) -> anyhow::Result<()> {
+        self.wires = self.framings.iter().map(|framing| connect(self.addr, *framing)).collect::<Result<_, _>>()?;
+        Ok(())
     }
 
     /// One call outside of a measurement; a server that is busy is asked again.
@@ -138,10 +151,11 @@ impl Town {
         })?;
         let keeper = User::join(Role::Seller, seller_at, count, framings)?;
         let shelves = at_once(AT_ONCE, stop, |shelf| {
-            let wires = vec![connect(seller_at, Framing::Frames)?];
             let (name, sid) = (keeper.name.clone(), keeper.sid.clone());
-            let (item, items) = (String::new(), Vec::new());
-            let mut hand = User { role: Role::Seller, name, id: keeper.id, sid, item, items, wires };
+            let (item, items, wires) = (String::new(), Vec::new(), Vec::new());
+            let (role, framings) = (Role::Seller, vec![Framing::Frames]);
+            let mut hand = User { role, name, id: keeper.id, sid, item, items, wires, addr: seller_at, framings };
+            hand.reconnect()?;
             let of_shelf = (shelf..CATALOGUE).step_by(AT_ONCE);
             of_shelf.map(|nth| hand.register(nth, &group(nth / FOUND_TOGETHER))).collect::<anyhow::Result<Vec<_>>>()
         })?;
@@ -179,6 +193,7 @@ impl Town {
     pub fn prepare(&mut self, operation: &str, role: Role, count: usize) -> anyhow::Result<Vec<Vec<Vec<Vec<u8>>>>> {
         let items = std::mem::take(&mut self.items);
         let users = &mut self.users(role)[..count];
+        users.iter_mut().try_for_each(User::reconnect)?;
         let rounds = users.iter_mut().enumerate().map(|(nth, user)| user.rounds(operation, nth, &items)).collect();
         self.items = items;
         rounds

@@ -189,6 +189,8 @@ impl Driver {
             (Stage::Selling | Stage::Looking, Heard::Hold(_)) => self.go(Stage::Undoing(interrupted())),
 
             (Stage::Completing, Heard::Purchased(purchased)) => Step::Over(Ok(purchased)),
+            // Another has the lease, and the units are sold: it will be a purchase, unless the bank refuses.
+            (Stage::Completing, _) => Step::Over(Err(not_known())),
 
             (Stage::Undoing(why), Heard::Done) => self.go(Stage::Releasing(why)),
             (Stage::Releasing(why), Heard::Hold(Hold::Released)) => self.go(Stage::Closing(why)),
@@ -214,7 +216,7 @@ impl Driver {
         Step::Over(Err(match &self.stage {
             Stage::Undoing(why) | Stage::Releasing(why) | Stage::Closing(why) => why.clone(),
             // It is asked for until the record says how it ended; the buyer does not wait that long.
-            _ => Refusal::new(Code::Unavailable, "it is not known yet whether it was purchased: look at the purchases"),
+            _ => not_known(),
         }))
     }
 
@@ -247,6 +249,10 @@ impl Driver {
 
 fn is_away(refusal: &Refusal) -> bool {
     matches!(refusal.code, Code::Unavailable | Code::Busy)
+}
+
+fn not_known() -> Refusal {
+    Refusal::new(Code::Unavailable, "it is not known yet whether it was purchased: look at the purchases")
 }
 
 fn interrupted() -> Refusal {

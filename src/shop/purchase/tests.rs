@@ -201,13 +201,26 @@ fn a_driver_that_is_at_work_keeps_its_lease() {
     assert_eq!(purchase.leased_until(), NOW.plus_ms(LEASE_MS), "that lease is nobody's");
     purchase.renew(late, 1);
     assert!(purchase.take_over(NOW.plus_ms(LEASE_MS)).is_none());
-    // An old one that comes late shortens nothing, and brings nothing back.
+    // An old one that comes late shortens nothing.
     purchase.renew(NOW, 1);
     assert_eq!(purchase.leased_until(), late.plus_ms(LEASE_MS));
-    purchase.renew(late.plus_ms(LEASE_MS), 1);
-    assert_eq!(purchase.take_over(late.plus_ms(LEASE_MS)).unwrap().lease, 2);
-    purchase.renew(late.plus_ms(LEASE_MS), 1);
-    assert_eq!(purchase.leased_until(), late.plus_ms(2 * LEASE_MS));
+    // One that was away for too long goes on, unless another has taken over.
+    let later = late.plus_ms(LEASE_MS);
+    purchase.renew(later, 1);
+    assert!(purchase.take_over(later).is_none());
+    let last = later.plus_ms(LEASE_MS);
+    assert_eq!(purchase.take_over(last).unwrap().lease, 2);
+    purchase.renew(last.plus_ms(1), 1);
+    assert_eq!(purchase.leased_until(), last.plus_ms(LEASE_MS));
+}
+
+#[test]
+fn after_a_start_a_driver_has_the_time_to_say_that_it_is_there() {
+    let mut purchase = authorised();
+    let later = NOW.plus_ms(10 * LEASE_MS);
+    purchase.resume(later);
+    assert!(purchase.take_over(later.plus_ms(2 * RENEW_MS - 1)).is_none());
+    assert!(purchase.take_over(later.plus_ms(2 * RENEW_MS)).is_some());
 }
 
 #[test]
