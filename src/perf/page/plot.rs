@@ -12,7 +12,7 @@ use crate::perf::report::number;
 /// Pixels; the page may scale it.
 const SIZE: (u32, u32) = (520, 300);
 /// Told apart also by those who see no difference between red and green, and on white.
-const COLOURS: [(u8, u8, u8); 8] = [
+const COLOURS: [(u8, u8, u8); 14] = [
     (0, 114, 178),
     (213, 94, 0),
     (0, 158, 115),
@@ -21,6 +21,12 @@ const COLOURS: [(u8, u8, u8); 8] = [
     (150, 120, 0),
     (90, 90, 90),
     (148, 52, 110),
+    (0, 0, 0),
+    (120, 190, 60),
+    (250, 120, 130),
+    (0, 70, 90),
+    (185, 140, 90),
+    (150, 110, 230),
 ];
 const AXIS: RGBColor = RGBColor(70, 70, 70);
 const GRID: RGBColor = RGBColor(225, 225, 225);
@@ -144,6 +150,7 @@ fn share_text(slowest: f64) -> String {
 fn value_text(value: f64) -> String {
     let decimals = match value.abs() {
         0.0 => 0,
+        below if below < 0.01 => 3,
         below if below < 0.1 => 2,
         below if below < 10.0 => 1,
         _ => 0,
@@ -190,6 +197,7 @@ mod tests {
     fn labels_say_what_people_say() {
         let texts = [1.0, 2.0, 10.0, 100.0, 1000.0, 10_000.0].map(share_text);
         assert_eq!(texts, ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %"]);
-        assert_eq!([0.0, 0.05, 0.5, 25.0, 12_000.0].map(value_text), ["0", "0.05", "0.5", "25", "12 000"]);
+        assert_eq!([0.0, 0.001, 0.05, 0.5, 25.0].map(value_text), ["0", "0.001", "0.05", "0.5", "25"]);
+        assert_eq!(value_text(12_000.0), "12 000");
     }
 }
