@@ -3,11 +3,14 @@
 use serde_json::Value;
 
 use crate::cli::table::{Align, table};
-use crate::model::{Cents, Millis};
+use crate::model::{Cents, Millis, Total};
 
 /// An amount of an answer; a total may exceed what a price may be.
 pub(in crate::cli) fn money(amount: &Value) -> String {
-    // Whole cents, exact below 2^53.
+    if let Some(whole) = amount.as_i64() {
+        return Total(i128::from(whole) * 100).to_string();
+    }
+    // With cents it was read into a float: exact below 2^53 cents.
     amount.as_f64().map(|amount| Cents((amount * 100.0).round() as i64).to_string()).unwrap_or_default()
 }
 
@@ -159,6 +162,7 @@ mod tests {
         for (amount, text) in [(json!(12), "12.00"), (json!(0.1), "0.10"), (json!(50_000_000.35), "50000000.35")] {
             assert_eq!(money(&amount), text);
         }
+        assert_eq!(money(&json!(92_233_720_368_547_757_i64)), "92233720368547757.00");
         assert_eq!(count(&json!({"items": [{}], "total": 1})), "1 item");
         let many = json!({"items": [{}, {}], "total": 10_000, "total_is_at_least": true});
         assert_eq!(count(&many), "10000 items or more, 2 of them here");
