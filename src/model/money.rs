@@ -38,9 +38,28 @@ impl Cents {
         Cents(cents).as_price().ok_or(PRICE_RULE)
     }
 
+    /// As JSON has it: whole where it is whole (`12`), else the shortest decimal (`12.5`).
+    pub fn shortest(self) -> impl fmt::Display {
+        Shortest(self)
+    }
+
     /// The same amount, if it is within the limits of a price.
     pub fn as_price(self) -> Option<Cents> {
         (PRICE_MIN..=PRICE_MAX).contains(&self).then_some(self)
+    }
+}
+
+struct Shortest(Cents);
+
+impl fmt::Display for Shortest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0.0 < 0 { "-" } else { "" };
+        let cents = self.0.0.unsigned_abs();
+        match (cents / 100, cents % 100) {
+            (whole, 0) => write!(f, "{sign}{whole}"),
+            (whole, part) if part % 10 == 0 => write!(f, "{sign}{whole}.{}", part / 10),
+            (whole, part) => write!(f, "{sign}{whole}.{part:02}"),
+        }
     }
 }
 
@@ -234,6 +253,7 @@ mod tests {
         ] {
             assert_eq!((Cents(cents).to_string().as_str(), json(cents).as_str()), (shown, written));
             assert_eq!(serde_json::to_string(&Total(cents.into())).unwrap(), written);
+            assert_eq!(Cents(cents).shortest().to_string(), written);
         }
         let many = Total(i128::from(i64::MAX) * 9_000);
         assert_eq!(many.to_string(), "830103483316929822630.00");
@@ -258,6 +278,7 @@ mod tests {
         #[test]
         fn what_is_written_reads_back(cents in 1i64..=1_000_000_000) {
             let json = serde_json::to_string(&Cents(cents)).unwrap();
+            prop_assert_eq!(Cents(cents).shortest().to_string(), json.as_str());
             prop_assert_eq!(serde_json::from_str::<Cents>(&json).unwrap(), Cents(cents));
             prop_assert_eq!(Cents::parse_price(&Cents(cents).to_string()), Ok(Cents(cents)));
         }
@@ -267,6 +288,7 @@ mod tests {
             let json = serde_json::to_string(&Cents(cents)).unwrap();
             let (whole, fraction) = json.split_once('.').unwrap_or((&json, ""));
             prop_assert_eq!(format!("{whole}.{fraction:0<2}"), Cents(cents).to_string());
+            prop_assert_eq!(Cents(cents).shortest().to_string(), json);
         }
 
         #[test]

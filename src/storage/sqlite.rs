@@ -289,18 +289,6 @@ impl Reader for SqliteReader<'_> {
     fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError> {
         each_row(&mut prepare(self.0, sql, parameters)?, each)
     }
-
-    /// A page of a list has many: looking the statement up costs as much as running it.
-    fn query_each(&self, sql: &str, numbers: &[i64], each: &mut EachRow<'_>) -> Result<(), StoreError> {
-        let Some((first, others)) = numbers.split_first() else { return Ok(()) };
-        let mut statement = prepare(self.0, sql, &[Value::Int(*first)])?;
-        each_row(&mut statement, each)?;
-        for number in others {
-            statement.raw_bind_parameter(1, number).map_err(|error| StoreError::from_sqlite(&error))?;
-            each_row(&mut statement, each)?;
-        }
-        Ok(())
-    }
 }
 
 /// One change inside the writer's transaction.

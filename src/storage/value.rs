@@ -1,7 +1,8 @@
 //! What rooms see of a database: values in, rows out, in a dialect that SQLite and PostgreSQL share.
 //!
 //! Parameters are written `$1, $2, …`, each for the first time in this order. A sum needs a cast
-//! (`CAST(SUM(x) AS BIGINT)`), an upsert is `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x`.
+//! (`CAST(SUM(x) AS BIGINT)`), an upsert is `INSERT … ON CONFLICT (…) DO UPDATE SET x = excluded.x`. A list of
+//! numbers is one parameter, JSON, and read by `json_each($1)`: rows with a `value`, in the list's order.
 
 use rusqlite::types::ValueRef;
 
@@ -185,14 +186,6 @@ pub trait Reader {
     /// # Errors
     /// Those of the store, and whatever `each` answers.
     fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError>;
-
-    /// Asks the same for each of these numbers, in their order: the query's one parameter.
-    ///
-    /// # Errors
-    /// As [`query`](Reader::query).
-    fn query_each(&self, sql: &str, numbers: &[i64], each: &mut EachRow<'_>) -> Result<(), StoreError> {
-        numbers.iter().try_for_each(|number| self.query(sql, &[Value::Int(*number)], each))
-    }
 }
 
 /// A change under way: it sees what it has written, nobody else does before the commit.

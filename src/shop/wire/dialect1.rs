@@ -290,6 +290,8 @@ pub(super) fn write(
         }
         Outcome::Session(session) => serde_json::to_writer(&mut out, session)?,
         Outcome::Search(json) | Outcome::Items(json) | Outcome::Item(json) | Outcome::Registered(json) => {
+            // A page is long: it is to be moved once, not again for the brace behind it.
+            out.reserve(json.len() + 1);
             out.extend_from_slice(json.as_bytes());
         }
         Outcome::Cart(json) => {
