@@ -63,7 +63,11 @@ Examples:
   p2s2-perf shop --quick                       a look at each call and mix; without --quick ten
                                                runs of a thousand calls of each client as well
   p2s2-perf shop --only SEARCH,CART --clients 100
-  p2s2-perf shop --full --out /mnt/disk/perf        the databases' files lie below --out: choose the disk")]
+  p2s2-perf shop --full --out /mnt/disk/perf        the databases' files lie below --out: choose the disk
+  p2s2-perf shop --quick --target 127.0.0.1:8001,127.0.0.1:8002
+
+With --target, accounts and goods of the run stay in that shop: choose one for trials. Limits are always
+measured on this machine: a share says something if the server runs here too.")]
     Shop(RunArgs),
     /// Show two reports side by side
     #[command(after_help = "Example:\n  p2s2-perf compare data/perf/before.json data/perf/trade.json")]
@@ -94,7 +98,8 @@ pub struct RunArgs {
     /// Where reports go; data of the measured servers lies there meanwhile, on that disk
     #[arg(long, value_name = "DIR", default_value = "data/perf")]
     pub out: std::path::PathBuf,
-    /// Measure a running server instead of starting one (its CPU and memory are then unknown)
+    /// Measure a running server instead of starting one (its CPU and memory are then unknown); for shop, the
+    /// sellers' frontend and the buyers', with a comma between them
     #[arg(long, value_name = "HOST:PORT")]
     pub target: Option<String>,
     /// Measure these operations alone (limits come along as needed)
@@ -137,9 +142,8 @@ pub fn main() -> ExitCode {
         }
         Command::Shop(args) => {
             args.check(shop::OPERATIONS);
-            if args.target.is_some() {
-                let message = "--target: shop starts its four servers itself; leave this out";
-                Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
+            if let Some(Err(message)) = args.target.as_deref().map(shop::check_target) {
+                Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
             }
             run::scenario("shop", &args, shop::measure)
         }

@@ -4,11 +4,11 @@
 //! of them call at once. Every operation has a `relay` of its own beside it: the same hops between as many
 //! processes, and the same sizes, which are learned from a first answer.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::child::{self, Server};
@@ -20,13 +20,15 @@ use super::run::Run;
 use super::stop::Stop;
 use crate::model::Cents;
 use crate::net::frames::Framing;
-use crate::shop::ops::{Account, Begun, CustomerOp, Line, LinkCard, PricedLine, ProductOp, Purchased, Role};
+use crate::shop::ops::{
+    Account, Begun, CustomerOp, Line, LinkCard, PricedLine, ProductOp, Purchased, Quantity, Rating, Role,
+};
 
 mod mix;
 mod people;
 
 use mix::Mix;
-use people::{CARD, Town, User};
+use people::{Brand, CARD, Town, User};
 
 /// What `--only` may name.
 pub const OPERATIONS: &[&str] = &["SEARCH", "CART", "DISPLAY", "GETITEM", "ADDCART", "PRICE", "PURCHASE", "MIX", "ALL"];
@@ -41,6 +43,8 @@ const QUICK_LATE_S: u64 = 38;
 /// Its turns, and how long each measurement is.
 const QUICK_RUNS: usize = 5;
 const QUICK_TIME: Duration = Duration::from_millis(120);
+/// The connections of each user.
+const BOTH: [Framing; 2] = [Framing::Frames, Framing::Lines];
 /// How an answer begins that is no error.
 const RESPONSE: &[u8] = b"{\"type\":\"response\"";
 
@@ -85,8 +89,8 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
         }
     }
     // Whole calls cost nearly the same in either: each by itself is measured over lines if there is time.
-    let (framings, both) = ([Framing::Frames].as_slice(), [Framing::Frames, Framing::Lines].as_slice());
-    let framings = if run.args.full { both } else { framings };
+    let both = BOTH.as_slice();
+    let framings = if run.args.full { both } else { &both[..1] };
     let wanted: Vec<Operation> =
         framings.iter().flat_map(|framing| operations(*framing)).filter(|one| run.wants(one.name)).collect();
     let benches: usize = wanted.iter().map(|one| if one.is_durable { 3 } else { 2 }).sum();
@@ -104,7 +108,8 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
     let most = usize::from(run.args.clients.iter().copied().max().unwrap_or(1));
     let processes = Processes::start(run)?;
     run.say("filling the catalogue");
-    let mut town = Town::settle(processes.seller, processes.buyer, most, both, run.stop)?;
+    let brand = if processes.are_ours { Brand::alone() } else { Brand::random()? };
+    let mut town = Town::settle(processes.seller, processes.buyer, &brand, most, both, run.stop)?;
     let mut relay = Relay::start(run)?;
     for is_durable in [false, true] {
         for clients in run.args.clients.clone() {
@@ -140,6 +145,7 @@ fn measure_operation(
     clients: usize,
 ) -> anyhow::Result<()> {
     run.say(&format!("preparing {}", operation.title));
+    processes.prepare(town)?;
     let rounds = town.prepare(operation.name, operation.role, clients)?;
     let nth_framing = usize::from(operation.framing == Framing::Lines);
     let users = town.users(operation.role);
@@ -148,7 +154,7 @@ fn measure_operation(
     let mut calling: Vec<Caller<'_>> = Vec::with_capacity(clients);
     for (user, rounds) in users.iter_mut().zip(&rounds) {
         let frame = |round: &Vec<Vec<u8>>| round.iter().map(|call| framed(operation.framing, call)).collect();
-        calling.push(Caller::new(&mut user.wires[nth_framing], rounds.iter().map(frame).collect(), RESPONSE));
+        calling.push(Caller::of_user(user, nth_framing, rounds.iter().map(frame).collect()));
     }
     let names: Vec<String> = (0..clients).map(|nth| format!("perf-shop-{nth:04}")).collect();
     let out = run.args.out.clone();
@@ -172,17 +178,54 @@ fn measure_operation(
     run.measure(Group { clients, benches, pairs })
 }
 
-/// The four servers.
+/// Checks the form of `--target`; an error says what was expected.
+///
+/// # Errors
+/// It does not name two addresses.
+pub fn check_target(target: &str) -> Result<(), String> {
+    frontends(target).map(|_| ()).ok_or_else(|| {
+        format!("--target: expected the sellers' frontend and the buyers', HOST:PORT,HOST:PORT, not {target:?}")
+    })
+}
+
+/// The two frontends that `--target` names: the sellers' and the buyers'.
+fn frontends(target: &str) -> Option<(&str, &str)> {
+    let (seller, buyer) = target.split_once(',')?;
+    let is_addr = |text: &str| {
+        let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse().ok());
+        port.is_some_and(|port: u16| port != 0) && !text.contains(',')
+    };
+    [seller, buyer].into_iter().all(is_addr).then_some((seller, buyer))
+}
+
+/// The four servers, or the frontends that were named.
 struct Processes {
+    /// None of what is not ours: nothing is known of their CPU time and memory.
     servers: Vec<Server>,
+    are_ours: bool,
     seller: SocketAddr,
     buyer: SocketAddr,
     /// Of the cluster key; goes last.
-    _dir: child::WorkDir,
+    _dir: Option<child::WorkDir>,
 }
 
 impl Processes {
+    /// Before a group of measurements.
+    fn prepare(&self, town: &mut Town) -> anyhow::Result<()> {
+        // Ours let nobody's session end.
+        if self.are_ours { Ok(()) } else { town.stay_signed_in() }
+    }
+
     fn start(run: &Run<'_>) -> anyhow::Result<Processes> {
+        if let Some(target) = &run.args.target {
+            let (seller, buyer) = frontends(target).with_context(|| format!("--target {target}: expected two"))?;
+            let resolve = |name: &str| {
+                let addrs = name.to_socket_addrs().with_context(|| format!("--target {name}"))?;
+                addrs.into_iter().next().with_context(|| format!("--target {name}: no such host"))
+            };
+            let (seller, buyer) = (resolve(seller)?, resolve(buyer)?);
+            return Ok(Processes { servers: Vec::new(), are_ours: false, seller, buyer, _dir: None });
+        }
         run.say("starting the servers");
         let dir = child::WorkDir::create(&run.args.out)?;
         let key = dir.path().join("cluster.key").display().to_string();
@@ -213,7 +256,7 @@ impl Processes {
         ];
         let seller = start("seller-server", "seller", &databases)?;
         let buyer = start("buyer-server", "buyer", &databases)?;
-        Ok(Processes { servers, seller, buyer, _dir: dir })
+        Ok(Processes { servers, are_ours: true, seller, buyer, _dir: Some(dir) })
     }
 }
 
@@ -283,11 +326,19 @@ struct Caller<'a> {
     next: usize,
     /// How a good answer begins.
     answer_head: &'static [u8],
+    /// Where to connect anew when a connection breaks, which fails the call; without it, it ends the run.
+    home: Option<(SocketAddr, Framing)>,
 }
 
 impl<'a> Caller<'a> {
     fn new(wire: &'a mut Wire, rounds: Vec<Vec<Vec<u8>>>, answer_head: &'static [u8]) -> Caller<'a> {
-        Caller { wire, rounds, names: Vec::new(), next: 0, answer_head }
+        Caller { wire, rounds, names: Vec::new(), next: 0, answer_head, home: None }
+    }
+
+    /// One that calls as this user, over the connection of that framing.
+    fn of_user(user: &'a mut User, nth_framing: usize, rounds: Vec<Vec<Vec<u8>>>) -> Caller<'a> {
+        let home = Some((user.addr(), BOTH[nth_framing]));
+        Caller { home, ..Caller::new(&mut user.wires[nth_framing], rounds, RESPONSE) }
     }
 
     fn drive(&mut self, length: Length, stop: &Stop) -> anyhow::Result<Sample> {
@@ -298,9 +349,16 @@ impl<'a> Caller<'a> {
             let round = &self.rounds[self.next];
             let mut is_good = true;
             for call in round {
-                self.wire.send(call)?;
-                let answer = self.wire.receive()?.context("a server closed a connection")?;
-                is_good &= answer.starts_with(self.answer_head);
+                match exchange(self.wire, call, self.answer_head) {
+                    Ok(good) => is_good &= good,
+                    Err(error) => {
+                        let Some((addr, framing)) = self.home else { return Err(error) };
+                        // Its answer, if one comes, is nobody's: it must not be taken for the next call's.
+                        *self.wire = people::connect(addr, framing).context(error)?;
+                        is_good = false;
+                        break;
+                    }
+                }
             }
             let now = Instant::now();
             match (self.names.get(self.next), is_good) {
@@ -314,6 +372,13 @@ impl<'a> Caller<'a> {
         }
         Ok(sample)
     }
+}
+
+/// One call; whether its answer is a good one.
+fn exchange(wire: &mut Wire, call: &[u8], answer_head: &[u8]) -> anyhow::Result<bool> {
+    wire.send(call)?;
+    let answer = wire.receive()?.context("a server closed a connection")?;
+    Ok(answer.starts_with(answer_head))
 }
 
 fn run_all(callers: &mut [Caller<'_>], length: Length, stop: &Stop) -> anyhow::Result<Sample> {
@@ -349,6 +414,7 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
     let product = |op: &ProductOp, answer_bytes: usize| hop(PRODUCT, op, answer_bytes + OK_BYTES);
     let (done, id) = ("null".len(), "0".repeat(32));
     let text = |field: &str| payload[field].as_str().unwrap_or_default().to_owned();
+    let limit = |unless: u64| payload["limit"].as_u64().unwrap_or(unless);
     let (sid, users) = (user.sid.clone(), false);
     let account = Account { user_id: user.id, username: user.name.clone(), name: user.name.clone() };
     let touch = customer(&CustomerOp::Touch { role: user.role, sid: sid.clone() }, json_bytes(&account)?)?;
@@ -363,8 +429,9 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
     };
     Ok(match api {
         "SearchItemsForSale" => {
-            let keywords = serde_json::from_value(payload["keywords"].clone())?;
-            let search = ProductOp::Search { category: None, keywords, offset: 0, limit: 50 };
+            let category = payload["category"].as_u64().map(u32::try_from).transpose()?;
+            let keywords = Option::deserialize(&payload["keywords"])?.unwrap_or_default();
+            let search = ProductOp::Search { category, keywords, offset: 0, limit: limit(50) };
             vec![vec![touch, product(&search, passed_on)?]]
         }
         "DisplayCart" => {
@@ -372,7 +439,7 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
             vec![vec![customer(&CustomerOp::ShowCart { sid, users }, passed_on - wrapped)?]]
         }
         "DisplayItemsForSale" => {
-            let items = ProductOp::ItemsOf { seller_id: user.id, offset: 0, limit: 500 };
+            let items = ProductOp::ItemsOf { seller_id: user.id, offset: 0, limit: limit(500) };
             vec![vec![touch], vec![product(&items, passed_on)?]]
         }
         "GetItem" => vec![vec![touch, product(&ProductOp::GetItem { item_id: text("item_id") }, passed_on)?]],
@@ -396,6 +463,35 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
             };
             vec![vec![touch], vec![product(&register, passed_on)?]]
         }
+        "UpdateUnitsForSale" => {
+            let delta = payload["quantity"].as_i64().unwrap_or_default();
+            let update = ProductOp::UpdateUnits { request: id, seller_id: user.id, item_id: text("item_id"), delta };
+            vec![vec![touch], vec![product(&update, json_bytes(&Quantity::deserialize(result)?)?)?]]
+        }
+        "GetSellerRating" => {
+            let rating = ProductOp::RatingOf { seller_id: user.id };
+            vec![vec![touch], vec![product(&rating, json_bytes(&Rating::deserialize(result)?)?)?]]
+        }
+        "GetSellerOrders" => {
+            let orders = CustomerOp::Orders { sid, offset: 0, limit: limit(500) };
+            vec![vec![customer(&orders, json_bytes(&result["items"])?)?]]
+        }
+        "GetBuyerPurchases" => {
+            let purchases = CustomerOp::Purchases { sid, offset: 0, limit: limit(500) };
+            vec![vec![customer(&purchases, json_bytes(&result["items"])?)?]]
+        }
+        "RemoveItemFromCart" => {
+            let quantity = payload["quantity"].as_u64().map(u32::try_from).transpose()?;
+            let remove = CustomerOp::RemoveFromCart { request: id, sid, users, item_id: text("item_id"), quantity };
+            vec![vec![customer(&remove, json_bytes(&Quantity::deserialize(result)?)?)?]]
+        }
+        "SaveCart" => vec![vec![customer(&CustomerOp::SaveCart { sid, users }, done)?]],
+        "ClearCart" => vec![vec![customer(&CustomerOp::ClearCart { sid, users }, done)?]],
+        "ProvideFeedback" => {
+            let up = payload["thumbs_up"].as_bool().unwrap_or_default();
+            let vote = ProductOp::VoteItem { buyer_id: user.id, item_id: text("item_id"), up };
+            vec![vec![touch], vec![product(&vote, done)?]]
+        }
         "ChangeItemPrice" => {
             let change = ProductOp::ChangePrice { seller_id: user.id, item_id: text("item_id"), price };
             vec![vec![touch], vec![product(&change, done)?]]
@@ -404,7 +500,8 @@ fn steps(user: &User, api: &str, payload: &Value, result: &Value, passed_on: usi
             let purchase_id = result["purchase_id"].as_str().unwrap_or(&id).to_owned();
             let card = LinkCard { number: CARD.to_owned(), exp: "12/79".to_owned(), name: user.name.clone() };
             let (lease, lease_ms) = (1, 10_000);
-            let begin = CustomerOp::Begin { request: id, sid, users, idempotency_key: None, address: None };
+            let address = payload["address"].as_str().map(str::to_owned);
+            let begin = CustomerOp::Begin { request: id, sid, users, idempotency_key: None, address };
             let begun = Begun::Drive { purchase_id: purchase_id.clone(), lease, lease_ms, lines: vec![line()] };
             let hold =
                 ProductOp::Hold { purchase_id: purchase_id.clone(), lines: vec![line()], expires_in_ms: 3_600_000 };

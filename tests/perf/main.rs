@@ -8,6 +8,8 @@ use serde_json::Value;
 
 mod browser;
 mod fake;
+mod proxy;
+mod shop;
 
 use browser::Browser;
 use fake::{Fake, Manners};
@@ -202,7 +204,7 @@ fn mixes_tell_of_each_operation() {
     for (mix, parts) in [("MIX", 4), ("MIX (lines)", 4), ("ALL", 16), ("ALL (lines)", 16)] {
         let whole = result(&report, mix);
         assert_eq!((&whole["errors"], &whole["success_rate"], &whole["runs"]), (&0.into(), &1.0.into(), &2.into()));
-        assert_eq!(whole["limit"].is_null(), mix.starts_with("ALL"), "{whole}");
+        assert_eq!(whole["limit"], "relay", "{whole}");
         let of_it: Vec<&Value> =
             report["results"].as_array().unwrap().iter().filter(|one| one["part_of"] == mix).collect();
         assert_eq!(of_it.len(), parts, "{mix}");
@@ -213,6 +215,7 @@ fn mixes_tell_of_each_operation() {
         for one in of_it {
             assert!(one["p99_us"].as_f64().unwrap() > 0.0 && one["errors"] == 0, "{one}");
             assert!(one["server_cpu_s"].is_null(), "what each cost cannot be told: {one}");
+            assert!(one["limit"].is_null(), "its share is the whole's: {one}");
         }
     }
     let purchases = result(&report, "ALL: MakePurchase");

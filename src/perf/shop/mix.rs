@@ -6,12 +6,18 @@
 //! | `ALL` | everything a seller can do | everything a buyer can do, purchases with it |
 //!
 //! "N clients" are N sellers and N buyers, and all 2 N call. Sellers add items in every run, so later ones meet a
-//! larger catalogue. `ALL` has no limit: no echo has its hops.
+//! larger catalogue.
+//!
+//! The `relay` beside a mix makes the same sequence of calls, each with its own hops and sizes, learned from the
+//! first seller and the first buyer before the measurement. Pages of what was bought or is for sale grow until
+//! they are full, and then the relay's answers are smaller than the measured ones: a share is rather too low
+//! than too high. The operations of a mix have no limit of their own: in a closed loop how often each is called
+//! follows from the sequence, so its share is the whole's.
 
 use anyhow::ensure;
 use serde_json::{Value, json};
 
-use super::people::{CARD, Town, User, group};
+use super::people::{CARD, Town, User};
 use super::{Caller, Processes, RELAY, Relay, learn, run_all};
 use crate::net::frames::Framing;
 use crate::perf::limits::relay::{Trip, framed};
@@ -73,7 +79,7 @@ impl Mix {
     fn calls(self, user: &User, nth: usize, items: &[String]) -> Vec<(&'static str, Value)> {
         match (self, user.role) {
             (Mix::Documents, Role::Seller) => documents_seller(user),
-            (Mix::Documents, Role::Buyer) => documents_buyer(nth),
+            (Mix::Documents, Role::Buyer) => documents_buyer(user, nth),
             (Mix::Everything, Role::Seller) => whole_seller(user),
             (Mix::Everything, Role::Buyer) => whole_buyer(user, nth, &items[nth % items.len()]),
         }
@@ -82,7 +88,7 @@ impl Mix {
 
 fn new_item(user: &User) -> Value {
     json!({
-        "item_name": format!("Tin Lamp of {}", user.name), "category": 3, "keywords": ["tin", "own"],
+        "item_name": format!("Tin Lamp {}", user.name), "category": 3, "keywords": ["tin", "own"],
         "condition": "New", "price": 7.5, "quantity": 100,
     })
 }
@@ -97,8 +103,8 @@ fn documents_seller(user: &User) -> Vec<(&'static str, Value)> {
     prices.flat_map(|change| [("RegisterItemForSale", new_item(user)), change]).collect()
 }
 
-fn documents_buyer(nth: usize) -> Vec<(&'static str, Value)> {
-    let search = |at| ("SearchItemsForSale", json!({"keywords": [group(nth + at)]}));
+fn documents_buyer(user: &User, nth: usize) -> Vec<(&'static str, Value)> {
+    let search = |at| ("SearchItemsForSale", json!({"keywords": [user.group(nth + at)]}));
     (0..20).flat_map(|at| [search(at), ("DisplayCart", json!({}))]).collect()
 }
 
@@ -123,7 +129,7 @@ fn whole_buyer(user: &User, nth: usize, item: &str) -> Vec<(&'static str, Value)
     let of_item = json!({"item_id": item});
     let card = json!({"card": {"number": CARD, "exp": "12/79", "name": user.name}, "address": "1 Elm Street"});
     vec![
-        ("SearchItemsForSale", json!({"keywords": [group(nth)]})),
+        ("SearchItemsForSale", json!({"keywords": [user.group(nth)]})),
         ("GetItem", of_item.clone()),
         ("AddItemToCart", one.clone()),
         ("DisplayCart", json!({})),
@@ -153,6 +159,7 @@ pub fn measure(
 ) -> anyhow::Result<()> {
     let title = mix.title(framing);
     run.say(&format!("preparing {title}"));
+    processes.prepare(town)?;
     let nth_framing = usize::from(framing == Framing::Lines);
     let items = town.items().to_vec();
     let mut rounds = Vec::with_capacity(2 * clients);
@@ -173,10 +180,8 @@ pub fn measure(
             let called = calls.iter().map(|(api, payload)| (*api, super::call(api, Some(&user.sid), payload)));
             of_role.push(called.collect::<Vec<(&'static str, Vec<u8>)>>());
         }
-        if mix == Mix::Documents {
-            let learned = of_role[0].iter().map(|(api, call)| learn(&mut users[0], api, std::slice::from_ref(call)));
-            trips.push(learned.collect::<anyhow::Result<_>>()?);
-        }
+        let learned = of_role[0].iter().map(|(api, call)| learn(&mut users[0], api, std::slice::from_ref(call)));
+        trips.push(learned.collect::<anyhow::Result<_>>()?);
         rounds.extend(of_role);
     }
     let (relay_servers, mut echoing) = relay.clients_of(framing, clients, &trips)?;
@@ -186,16 +191,14 @@ pub fn measure(
         .zip(rounds)
         .map(|(user, calls)| {
             let (names, rounds) = calls.into_iter().map(|(api, call)| (api, vec![framed(framing, &call)])).unzip();
-            Caller { names, ..Caller::new(&mut user.wires[nth_framing], rounds, super::RESPONSE) }
+            Caller { names, ..Caller::of_user(user, nth_framing, rounds) }
         })
         .collect();
-    let measured = Bench::new(title, |length, stop| run_all(&mut calling, length, stop)).on(&processes.servers);
-    let mut benches = vec![measured];
-    let mut pairs = Vec::new();
-    if mix == Mix::Documents {
-        benches.insert(0, Bench::limit(RELAY, |length, stop| run_all(&mut echoing, length, stop)).on(relay_servers));
-        pairs.push(Pair { result: title, limits: &[RELAY], required: None });
-    }
+    let benches = vec![
+        Bench::limit(RELAY, |length, stop| run_all(&mut echoing, length, stop)).on(relay_servers),
+        Bench::new(title, |length, stop| run_all(&mut calling, length, stop)).on(&processes.servers),
+    ];
+    let pairs = vec![Pair { result: title, limits: &[RELAY], required: None }];
     let effort = mix.effort(run);
     let usual = std::mem::replace(&mut run.effort, effort);
     let result = run.measure(Group { clients, benches, pairs });
@@ -205,6 +208,6 @@ pub fn measure(
 
 /// How many measurements it announces.
 pub fn measurements(run: &Run<'_>, mix: Mix) -> usize {
-    let benches = if mix == Mix::Documents { 2 } else { 1 };
-    benches * mix.effort(run).runs
+    // The relay as well.
+    2 * mix.effort(run).runs
 }

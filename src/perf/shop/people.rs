@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::{Value, json};
 
 use super::call;
@@ -21,6 +22,9 @@ pub const ITEM_BYTES: usize = 230;
 /// Items for sale, those of the sellers besides; so many share a keyword, and are found together.
 const CATALOGUE: usize = 1000;
 const FOUND_TOGETHER: usize = 25;
+/// A run's mark: a keyword of eight characters has room for this and `k00`.
+const TAG_CHARS: usize = 5;
+const TAG_RADIX: u32 = 36;
 /// Items of each seller.
 const OWN_ITEMS: usize = 10;
 /// Items in a cart.
@@ -44,10 +48,39 @@ pub struct User {
     pub item: String,
     /// A seller's own.
     pub items: Vec<String>,
+    brand: Brand,
     /// One for each framing.
     pub wires: Vec<Wire>,
     addr: SocketAddr,
     framings: Vec<Framing>,
+}
+
+/// What tells the names and keywords of one run from those of others on the same server.
+#[derive(Debug, Clone)]
+pub struct Brand {
+    /// In the middle of each user name.
+    user: String,
+    /// How each keyword begins.
+    keyword: String,
+}
+
+impl Brand {
+    /// On servers of our own there are no others.
+    pub fn alone() -> Brand {
+        Brand { user: String::new(), keyword: "k00".to_owned() }
+    }
+
+    /// By chance, one in sixty million.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
+    pub fn random() -> anyhow::Result<Brand> {
+        let mut bytes = [0; TAG_CHARS];
+        SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+        let digit = |byte: &u8| char::from_digit(u32::from(*byte) % TAG_RADIX, TAG_RADIX).unwrap_or('0');
+        let tag: String = bytes.iter().map(digit).collect();
+        Ok(Brand { user: format!("{tag}-"), keyword: format!("k{tag}") })
+    }
 }
 
 /// A connection that does not wait for ever.
@@ -62,11 +95,12 @@ pub fn connect(addr: SocketAddr, framing: Framing) -> anyhow::Result<Wire> {
 
 impl User {
     /// A new account, signed in.
-    fn join(role: Role, addr: SocketAddr, nth: usize, framings: &[Framing]) -> anyhow::Result<User> {
-        let name = format!("perf-{}-{nth:04}", if role == Role::Buyer { "buyer" } else { "seller" });
+    fn join(role: Role, addr: SocketAddr, brand: &Brand, nth: usize, framings: &[Framing]) -> anyhow::Result<User> {
+        let side = if role == Role::Buyer { "buyer" } else { "seller" };
+        let (name, brand) = (format!("perf-{side}-{}{nth:04}", brand.user), brand.clone());
         let (sid, item, items) = (String::new(), String::new(), Vec::new());
         let framings = framings.to_vec();
-        let mut user = User { role, name, id: 0, sid, item, items, wires: Vec::new(), addr, framings };
+        let mut user = User { role, name, id: 0, sid, item, items, brand, wires: Vec::new(), addr, framings };
         user.reconnect()?;
         let payload = json!({"username": user.name, "password": "correct horse"});
         user.ask("CreateAccount", &payload)?;
@@ -110,6 +144,17 @@ impl User {
         }
     }
 
+    /// Where it calls.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The keyword that the items of a group share; none is the beginning of another. After the last group
+    /// comes the first.
+    pub fn group(&self, nth: usize) -> String {
+        format!("{}{:02}", self.brand.keyword, nth % (CATALOGUE / FOUND_TOGETHER))
+    }
+
     fn register(&mut self, nth: usize, group: &str) -> anyhow::Result<String> {
         let item = json!({
             "item_name": format!("Brass Lamp {nth:06}"), "category": nth % 10, "keywords": [group, "brass"],
@@ -136,12 +181,13 @@ impl Town {
     pub fn settle(
         seller_at: SocketAddr,
         buyer_at: SocketAddr,
+        brand: &Brand,
         count: usize,
         framings: &[Framing],
         stop: &Stop,
     ) -> anyhow::Result<Town> {
         let sellers = at_once(count, stop, |nth| {
-            let mut seller = User::join(Role::Seller, seller_at, nth, framings)?;
+            let mut seller = User::join(Role::Seller, seller_at, brand, nth, framings)?;
             for own in 0..OWN_ITEMS {
                 // Found by nobody's search but one for all of them.
                 let item = seller.register(CATALOGUE + nth * OWN_ITEMS + own, "own")?;
@@ -149,22 +195,43 @@ impl Town {
             }
             Ok(seller)
         })?;
-        let keeper = User::join(Role::Seller, seller_at, count, framings)?;
+        let keeper = User::join(Role::Seller, seller_at, brand, count, framings)?;
         let shelves = at_once(AT_ONCE, stop, |shelf| {
             let (name, sid) = (keeper.name.clone(), keeper.sid.clone());
             let (item, items, wires) = (String::new(), Vec::new(), Vec::new());
             let (role, framings) = (Role::Seller, vec![Framing::Frames]);
-            let mut hand = User { role, name, id: keeper.id, sid, item, items, wires, addr: seller_at, framings };
+            let (id, brand, addr) = (keeper.id, keeper.brand.clone(), seller_at);
+            let mut hand = User { role, name, id, sid, item, items, brand, wires, addr, framings };
             hand.reconnect()?;
             let of_shelf = (shelf..CATALOGUE).step_by(AT_ONCE);
-            of_shelf.map(|nth| hand.register(nth, &group(nth / FOUND_TOGETHER))).collect::<anyhow::Result<Vec<_>>>()
+            let register = |nth| {
+                let group = hand.group(nth / FOUND_TOGETHER);
+                hand.register(nth, &group)
+            };
+            of_shelf.map(register).collect::<anyhow::Result<Vec<_>>>()
         })?;
         let items: Vec<String> = shelves.into_iter().flatten().collect();
-        let mut buyers = at_once(count, stop, |nth| User::join(Role::Buyer, buyer_at, nth, framings))?;
+        let mut buyers = at_once(count, stop, |nth| User::join(Role::Buyer, buyer_at, brand, nth, framings))?;
         for (nth, buyer) in buyers.iter_mut().enumerate() {
             buyer.item = items[nth % items.len()].clone();
         }
         Ok(Town { sellers, buyers, items })
+    }
+
+    /// Everybody uses their session, lest it end while others are measured.
+    ///
+    /// # Errors
+    /// A server that refuses or does not answer.
+    pub fn stay_signed_in(&mut self) -> anyhow::Result<()> {
+        for user in self.sellers.iter_mut().chain(&mut self.buyers) {
+            user.reconnect()?;
+            let (api, payload) = match user.role {
+                Role::Seller => ("GetSellerRating", json!({})),
+                Role::Buyer => ("DisplayCart", json!({})),
+            };
+            user.ask(api, &payload)?;
+        }
+        Ok(())
     }
 
     /// Those of a side.
@@ -207,9 +274,9 @@ impl User {
         let calls: Vec<(&str, Value)> = match operation {
             "SEARCH" => {
                 let groups = CATALOGUE / FOUND_TOGETHER;
-                let found = self.ask("SearchItemsForSale", &json!({"keywords": [group(nth % groups)]}))?;
+                let found = self.ask("SearchItemsForSale", &json!({"keywords": [self.group(nth)]}))?;
                 ensure!(found["total"] == FOUND_TOGETHER, "a search finds {} items", found["total"]);
-                let search = |at: usize| ("SearchItemsForSale", json!({"keywords": [group((nth + at) % groups)]}));
+                let search = |at: usize| ("SearchItemsForSale", json!({"keywords": [self.group(nth + at)]}));
                 (0..groups).map(search).collect()
             }
             "CART" => {
@@ -241,12 +308,6 @@ impl User {
         };
         Ok(calls.into_iter().map(|(api, payload)| vec![call(api, Some(&self.sid), &payload)]).collect())
     }
-}
-
-/// The keyword that the items of a group share; none is the beginning of another. After the last group comes
-/// the first.
-pub fn group(nth: usize) -> String {
-    format!("k{:04}", nth % (CATALOGUE / FOUND_TOGETHER))
 }
 
 /// Does it for 0, 1, …, a few at a time; what comes of each, in order.
