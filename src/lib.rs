@@ -1,7 +1,7 @@
 //! P2S2: peers that find each other, trade, shop and share.
 //!
-//! Arrows go down only: a module may use those that stand below it, and the rooms (trade, shop) never
-//! each other.
+//! Arrows go down only: a module may use those that stand below it, and the rooms (trade, shop, lan)
+//! never each other.
 //!
 //! | module | holds |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | [`perf`] | the load generator: scenarios, limits, reports |
 //! | [`trade`] | peers that search, offer, negotiate and buy |
 //! | [`shop`] | an online marketplace of six components |
+//! | [`lan`] | peers that find each other and talk, with no server |
 //! | [`bank`] | ledger and payment gateway |
 //! | [`identity`] | passwords, sessions |
 //! | [`storage`] | the store: SQLite with group commit |
@@ -18,6 +19,7 @@
 pub mod bank;
 pub mod cli;
 pub mod identity;
+pub mod lan;
 pub mod model;
 pub mod net;
 pub mod perf;

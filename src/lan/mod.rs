@@ -1,0 +1,7 @@
+//! LAN: peers that find each other and talk, with no server.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`wire`] | the messages |
+
+pub mod wire;
