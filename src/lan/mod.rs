@@ -3,5 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`wire`] | the messages |
+//! | [`node`] | one peer's view of the network, without I/O |
 
+pub mod node;
 pub mod wire;
