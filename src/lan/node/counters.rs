@@ -23,8 +23,8 @@ pub enum Cause {
     Full,
     /// An ACK of nothing that waits for one from there.
     StrayAck,
-    /// The INSTANCE of another peer.
-    InstanceTaken,
+    /// The INSTANCE, or the address, of another peer.
+    Taken,
     /// A USER_ID at a new PORT while the old one still answers.
     PortRefused,
     /// More changes of PORT at once than are looked into.
@@ -49,7 +49,7 @@ impl Cause {
         Cause::NotForUs,
         Cause::Full,
         Cause::StrayAck,
-        Cause::InstanceTaken,
+        Cause::Taken,
         Cause::PortRefused,
         Cause::TooManyChecks,
         Cause::TooManyLists,
@@ -69,7 +69,7 @@ impl Cause {
             Cause::NotForUs => "not-for-us",
             Cause::Full => "full",
             Cause::StrayAck => "stray-ack",
-            Cause::InstanceTaken => "instance-taken",
+            Cause::Taken => "taken",
             Cause::PortRefused => "port-refused",
             Cause::TooManyChecks => "too-many-checks",
             Cause::TooManyLists => "too-many-lists",

@@ -158,8 +158,8 @@ fn listed(candidates: &[UserId]) -> String {
 /// What a node wants done, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// To be on disk before anything that follows in the same list. If that fails: nothing of what
-    /// follows, and [`Event::NotKept`].
+    /// To be on disk before anything that follows in the same list, and before the next event is handed
+    /// over. If that fails: nothing of what follows, and [`Event::NotKept`].
     Keep(Box<Entry>),
     /// What became of a DM of one's own that was kept.
     KeepFate {
@@ -246,6 +246,8 @@ pub enum Left {
     Unheard,
     /// Its host refused three sends in a row.
     Refused,
+    /// Another is at its address now.
+    Replaced,
 }
 
 /// A peer, as one sees it.
