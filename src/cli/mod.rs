@@ -6,6 +6,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod admin;
 pub mod buyer;
+pub mod lan;
+pub mod name;
 pub mod peer;
 pub mod ready;
 pub mod repl;
@@ -28,6 +30,7 @@ pub mod table;
 Examples:
   p2s2 server                                  a server on this machine, everything in data/state
   p2s2 peer --name alice                       a trading peer that talks to it
+  p2s2 lan --name alice                        talk to whoever is on this network, with no server
   p2s2 buyer search --category 1 phone         what the shop has, one command at a time
   p2s2 admin ledger                            who paid whom, and whether it adds up
 
@@ -53,6 +56,7 @@ enum Command {
     Seller(seller::SellerArgs),
     Buyer(buyer::BuyerArgs),
     Peer(peer::PeerArgs),
+    Lan(lan::LanArgs),
     Admin(admin::AdminArgs),
     Story(story::StoryArgs),
 }
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Seller(args) => seller::run(args),
         Command::Buyer(args) => buyer::run(args),
         Command::Peer(args) => peer::run(args),
+        Command::Lan(args) => lan::run(args),
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),
     };

@@ -1,6 +1,5 @@
 //! `p2s2 peer`: a trading peer, interactive.
 
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,7 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{ready, settings};
+use super::{name, ready, settings};
 use crate::model::Name;
 use crate::net::shutdown::Shutdown;
 use crate::net::threads;
@@ -82,7 +81,7 @@ pub struct PeerArgs {
 /// Why it cannot begin.
 pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
-    let Some(name) = args.name.clone().map_or_else(ask_name, |name| Ok(Some(name)))? else {
+    let Some(name) = args.name.clone().map_or_else(name::ask, |name| Ok(Some(name)))? else {
         eprintln!("error: a peer needs a name: --name NAME (or P2S2_PEER_NAME), or the first line of the input");
         return Ok(ExitCode::from(2));
     };
@@ -159,28 +158,6 @@ fn take_part(
     let commands = Arc::new(commands::PeerCommands { node: Arc::clone(node), screen: screen.clone() });
     let prompt = format!("{}> ", repl::clean(name.as_str()));
     repl::run(&prompt, Some(data_dir.join("history")), screen, shutdown, commands).context("cannot read commands")
-}
-
-/// The first line of the input that says something. At a terminal the name is asked for, until it is one;
-/// in a pipe what follows is for commands.
-fn ask_name() -> anyhow::Result<Option<Name>> {
-    let asks = io::stdin().is_terminal();
-    loop {
-        if asks {
-            eprint!("Your name: ");
-            io::stderr().flush()?;
-        }
-        let mut line = String::new();
-        if io::stdin().lock().read_line(&mut line).context("cannot read the name")? == 0 {
-            return Ok(None);
-        }
-        match Name::new(line.trim()) {
-            Ok(name) => return Ok(Some(name)),
-            Err(wrong) if asks => eprintln!("{wrong}"),
-            Err(_) if line.trim().is_empty() => {}
-            Err(wrong) => bail!("the first line of the input is no name: {wrong} (or say --name NAME)"),
-        }
-    }
 }
 
 fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {

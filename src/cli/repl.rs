@@ -47,6 +47,22 @@ pub trait Commands: Send + Sync + 'static {
 
     /// What the next word may be, given those before it (none: a command).
     fn complete(&self, before: &[String]) -> Vec<String>;
+
+    /// Does what a line says, for commands that take text as it stands; else its words.
+    ///
+    /// # Errors
+    /// As [`run`](Commands::run); also a quote that is not closed.
+    fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
+        match words(line).map_err(anyhow::Error::msg)? {
+            words if words.is_empty() => Ok(Flow::Next),
+            words => self.run(&words),
+        }
+    }
+
+    /// What was asked for, if the next line is to be the answer: that may be empty, or look like a comment.
+    fn question(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Where a program prints: safe to use from any thread, and it never tears a line that is being typed.
@@ -250,14 +266,10 @@ pub fn run(
 
 /// One line: nothing for an empty one or a comment.
 fn take(line: &str, screen: &Screen, commands: &dyn Commands) -> Flow {
-    if line.trim_start().starts_with('#') {
+    if line.trim_start().starts_with('#') && commands.question().is_none() {
         return Flow::Next;
     }
-    let done = words(line).map_err(anyhow::Error::msg).and_then(|words| match words.is_empty() {
-        true => Ok(Flow::Next),
-        false => commands.run(&words),
-    });
-    done.unwrap_or_else(|error| {
+    commands.run_line(line.trim_end_matches(['\r', '\n'])).unwrap_or_else(|error| {
         screen.error(&format!("{error:#}"));
         Flow::Next
     })
@@ -318,7 +330,7 @@ fn read_terminal(
     let mut printer = editor.create_external_printer()?;
     *screen.sink.lock() = Sink::Terminal(Box::new(move |text| printer.print(text)));
     while !shutdown.is_asked() {
-        match editor.readline(prompt) {
+        match editor.readline(commands.question().as_deref().unwrap_or(prompt)) {
             Ok(line) => {
                 if take(&line, screen, &**commands) == Flow::Quit {
                     break;

@@ -3,7 +3,34 @@
 //! | module | holds |
 //! |---|---|
 //! | [`wire`] | the messages |
-//! | [`node`] | one peer's view of the network, without I/O |
+//! | [`node`] | one peer's view: whom it knows, what it says to whom, what it believes |
+//! | [`history`] | what is kept |
+//! | [`sockets`] | a socket of its own, and the one that all peers of a host share |
+//! | [`peer`] | threads around it all |
+//! | [`discover`] | one question to everybody: who is there? |
 
+use self::wire::Message;
+
+pub mod discover;
+pub mod history;
 pub mod node;
+pub mod peer;
+pub mod sockets;
 pub mod wire;
+
+/// Where peers hear announcements, where nobody says otherwise.
+pub const DISCOVERY_PORT: u16 = 50_999;
+
+/// What a message says to a person; nothing for those that say nothing.
+pub fn text_of(message: &Message) -> String {
+    match message {
+        Message::Post(post) => post.content.clone(),
+        Message::Dm(dm) => dm.content.clone(),
+        Message::Profile(profile) => {
+            let avatar = profile.avatar.as_ref().map(|avatar| format!("{}, {} bytes", avatar.kind.mime(), avatar.bytes.len()));
+            let parts = [Some(profile.display_name.clone()), Some(profile.status.clone()), avatar];
+            parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" | ")
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,179 @@
+//! `p2s2 lan`: a LAN peer, interactive; `p2s2 lan discover`: who is there.
+
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::repl::{self, Screen};
+use super::{name, ready, settings};
+use crate::lan::DISCOVERY_PORT;
+use crate::lan::history::HistoryError;
+use crate::lan::node::Kind;
+use crate::lan::peer::{Config, LanPeer, StartError};
+use crate::model::Name;
+use crate::net::shutdown::Shutdown;
+use crate::net::threads;
+use crate::storage::lock::LockError;
+
+mod commands;
+mod discover;
+mod show;
+
+/// Numbers that are tried behind a name whose folder another peer of this place has.
+const NAMESAKES_MAX: u32 = 99;
+
+/// Talk to whoever is on this network, with no server
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  p2s2 lan --name alice                                  everybody on every network of this machine
+  p2s2 lan --name alice --bind 127.0.0.1                 only those on this machine
+  printf 'list\\npost hello\\n' | p2s2 lan --name bob --json
+  p2s2 lan discover                                      who is there, and whether broadcast works
+
+Commands are read from standard input, in any case; `help` lists them. Messages are kept in the data dir and
+shown by HISTORY, also after a restart."
+)]
+pub struct LanArgs {
+    #[command(subcommand)]
+    command: Option<LanCommand>,
+    /// Who you are; asked for when it is not given (in a pipe: its first line)
+    #[arg(long, value_name = "NAME", value_parser = Name::new)]
+    name: Option<Name>,
+    /// Address to speak from: 0.0.0.0 for every interface; with 127.0.0.1 nothing leaves this machine
+    #[arg(long, value_name = "IP", default_value_t = Ipv4Addr::UNSPECIFIED)]
+    bind: Ipv4Addr,
+    /// Port of its own; without it the last one, or a free one of 8000 to 9999; 0 for any free one
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    /// Port where everybody hears announcements: the same for all
+    #[arg(long, value_name = "PORT", default_value_t = DISCOVERY_PORT)]
+    discovery_port: u16,
+    /// How often to say that we are here
+    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, default_value = "30s")]
+    announce_every: Duration,
+    /// How long somebody who is not heard is remembered
+    #[arg(long, value_name = "TIME", value_parser = settings::parse_window, default_value = "5m")]
+    forget_after: Duration,
+    /// Somebody whom broadcast cannot reach; may be given again
+    #[arg(long = "peer", value_name = "HOST:PORT", value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Where messages are kept; data/state/lan-NAME without it
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Show times, addresses, types, and what is dropped and why
+    #[arg(long, value_parser = settings::parse_switch())]
+    verbose: bool,
+    /// Write the real addresses there, as JSON, when all is bound
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Print one JSON object a line, for answers and messages
+    #[arg(long, value_parser = settings::parse_switch())]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum LanCommand {
+    Discover(discover::DiscoverArgs),
+}
+
+/// Runs the peer until its input ends, QUIT, SIGINT or SIGTERM.
+///
+/// # Errors
+/// Why it cannot begin.
+pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
+    settings::init_log("error");
+    if let Some(LanCommand::Discover(args)) = args.command {
+        return discover::run(args);
+    }
+    let Some(name) = args.name.clone().map_or_else(name::ask, |name| Ok(Some(name)))? else {
+        eprintln!("error: a peer needs a name: --name NAME (or P2S2_LAN_NAME), or the first line of the input");
+        return Ok(ExitCode::from(2));
+    };
+    let shutdown = Shutdown::install().context("cannot listen to signals")?;
+    let screen = Screen::new(args.json, shutdown.clone());
+    let (peer, data_dir) = start(&args, &name)?;
+    let peer = Arc::new(peer);
+    let view = peer.look()?;
+    let (own, discovery) = (peer.own_addr(), peer.discovery_addr());
+    if args.json {
+        let it = json!({ "event": "started", "name": view.name, "lan": own.to_string(), "discovery": discovery.to_string() });
+        screen.print_json(&it);
+    } else {
+        screen.print(&format!("{} is here, at {own}; HELP lists the commands", repl::clean(view.name.as_str())));
+    }
+    if let Some(path) = &args.ready_file {
+        ready::write(path, &json!({ "lan": own.to_string(), "discovery": discovery.to_string() }))?;
+    }
+    let verbose = Arc::new(AtomicBool::new(args.verbose));
+    let shower = {
+        let (shown, screen, verbose) = (peer.shown(), screen.clone(), Arc::clone(&verbose));
+        threads::spawn("lan-show", move || shown.iter().for_each(|shown| show::shown(&screen, &shown, &verbose)))?
+    };
+    let commands = Arc::new(commands::LanCommands::new(Arc::clone(&peer), screen.clone(), verbose));
+    let prompt = format!("{}> ", repl::clean(view.name.as_str()));
+    let result = repl::run(&prompt, Some(data_dir.join("history")), &screen, &shutdown, commands);
+    peer.stop();
+    // The peer has let go of the other end: what it had to show is shown. An Err would be a panic, which
+    // `threads::spawn` has caught and logged.
+    let _ = shower.join();
+    result.context("cannot read commands").map(|()| ExitCode::SUCCESS)
+}
+
+/// Starts the peer in the folder of its name; one that a namesake of the same place has is left to that one.
+fn start(args: &LanArgs, name: &Name) -> anyhow::Result<(LanPeer, PathBuf)> {
+    let mut reach = Vec::new();
+    for peer in &args.peers {
+        reach.push(resolve(peer, args.bind)?);
+    }
+    let mut namesake = name.clone();
+    for number in 2..=NAMESAKES_MAX + 1 {
+        let data_dir = args.data_dir.clone().unwrap_or_else(|| default_data_dir(&namesake));
+        let config = Config {
+            name: namesake.clone(),
+            kind: Kind::Person,
+            bind: args.bind,
+            port: args.port,
+            discovery_port: args.discovery_port,
+            announce_every: args.announce_every,
+            forget_after: args.forget_after,
+            reach: reach.clone(),
+            data_dir: Some(data_dir.clone()),
+        };
+        match LanPeer::start(config) {
+            Ok(peer) => return Ok((peer, data_dir)),
+            Err(StartError::History(HistoryError::Lock(LockError::Held { .. }))) if args.data_dir.is_none() => {
+                let next = format!("{name}{number}");
+                namesake = Name::new(&next).map_err(|wrong| anyhow::anyhow!("--name {next}: {wrong}"))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("{NAMESAKES_MAX} peers of the name {name} run from here already: choose another --name")
+}
+
+/// The first IPv4 address behind a name.
+fn resolve(peer: &str, bind: Ipv4Addr) -> anyhow::Result<SocketAddr> {
+    let addresses = peer.to_socket_addrs().with_context(|| format!("--peer {peer}: expected HOST:PORT"))?;
+    let Some(address) = addresses.into_iter().find(SocketAddr::is_ipv4) else {
+        bail!("--peer {peer}: it has no IPv4 address");
+    };
+    if bind.is_loopback() && !address.ip().is_loopback() {
+        bail!("--peer {peer}: with --bind {bind} nothing leaves this machine; choose another --bind");
+    }
+    Ok(address)
+}
+
+/// `data/state/lan-NAME`, with what may not be in a folder's name written as `%XX`.
+fn default_data_dir(name: &Name) -> PathBuf {
+    Path::new("data/state").join(settings::file_name("lan-", name.as_str()))
+}
