@@ -3,5 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`wire`] | the messages |
+//! | [`history`] | what a peer keeps: messages, its profile, its last port |
 
+pub mod history;
 pub mod wire;
