@@ -5,11 +5,14 @@
 //! | `password.rs` | [`Passwords`]: Argon2id, so many at once, so many waiting |
 //! | `attempts.rs` | [`Attempts`]: who guesses too often has to wait |
 //! | `sessions.rs` | [`Sessions`]: who is signed in, and since when nothing was heard |
+//! | `known_servers.rs` | [`KnownServers`]: which servers a user has confirmed once |
 
 pub mod attempts;
+pub mod known_servers;
 pub mod password;
 pub mod sessions;
 
 pub use attempts::Attempts;
+pub use known_servers::{KnownServer, KnownServers, KnownServersError};
 pub use password::{Cost, PasswordError, Passwords};
 pub use sessions::{SessionKey, Sessions};

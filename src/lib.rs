@@ -11,7 +11,7 @@
 //! | [`shop`] | an online marketplace of six components |
 //! | [`lan`] | peers that find each other and talk, with no server |
 //! | [`bank`] | ledger and payment gateway |
-//! | [`identity`] | passwords, sessions |
+//! | [`identity`] | passwords, sessions, servers that a user has confirmed |
 //! | [`storage`] | the store: SQLite with group commit |
 //! | [`net`] | threads, timers, UDP, TCP, lines, TLS |
 //! | [`model`] | plain values: money, names, cards, time |

@@ -1,14 +1,44 @@
 //! The messages: datagrams of lines `KEY:VALUE`, ended by an empty line. SPEC.md section 5.
+//!
+//! What is written can be read, and is then the same: writing keeps to the rules that reading has.
+//! (But for line breaks in texts: CR and CR LF are read as LF.)
+//!
+//! | file | holds |
+//! |---|---|
+//! | `read.rs` | a datagram into a message |
+//! | `write.rs` | and back |
+//! | `rules.rs` | what may be in a value, either way |
+//! | `avatar.rs` | pictures |
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::model::Name;
 
+mod avatar;
+mod read;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use read::read;
+pub use write::write;
+
 /// Most bytes of a datagram: what IPv4 and UDP leave of 65,535.
 pub const DATAGRAM_MAX: usize = 65_507;
 /// Most bytes of a picture, before it is encoded.
 pub const AVATAR_MAX: usize = 20_480;
+/// Most lines of a datagram, before the empty one.
+pub const LINES_MAX: usize = 64;
+/// Most characters of a MESSAGE_ID or an INSTANCE.
+pub const ID_MAX: usize = 64;
+/// Most characters of a DISPLAY_NAME.
+pub const DISPLAY_NAME_MAX: usize = 64;
+/// Most characters of a STATUS.
+pub const STATUS_MAX: usize = 256;
+/// Most services that a server may name, and most characters of each one's name.
+pub const SERVES_MAX: usize = 32;
 
 /// `name@ip`: who somebody is, and where the interface is that he speaks from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +55,21 @@ impl fmt::Display for UserId {
     }
 }
 
+impl UserId {
+    /// Reads `name@ip`, split at the last `@`; the error says what was expected.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn parse(text: &str) -> Result<UserId, String> {
+        let (name, ip) = text.rsplit_once('@').ok_or_else(|| "expected name@ip, found no @".to_owned())?;
+        rules::check_printable(name, 1, crate::model::text::NAME_MAX).map_err(|wrong| format!("name: {wrong}"))?;
+        let ip = ip
+            .parse::<Ipv4Addr>()
+            .map_err(|_| format!("expected an IPv4 address behind the last @, not {}", rules::quoted(ip)))?;
+        Ok(UserId { name: Name::new(name)?, ip })
+    }
+}
+
 /// What every message may say besides: when it was written, and what it is known by.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stamp {
@@ -37,14 +82,61 @@ pub struct Stamp {
 /// A datagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
+    /// PEER_DISCOVERY.
     Discovery(Discovery),
+    /// POST.
     Post(Post),
+    /// DM.
     Dm(Dm),
+    /// PROFILE.
     Profile(Profile),
+    /// PEER_LIST_REQUEST: whom do you know?
     PeerListRequest { from: UserId, stamp: Stamp },
+    /// PEER_LIST_RESPONSE.
     PeerListResponse(PeerList),
     /// A DM has arrived, and is kept.
     Ack { message_id: String },
+}
+
+impl Message {
+    /// Its TYPE.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Message::Discovery(_) => "PEER_DISCOVERY",
+            Message::Post(_) => "POST",
+            Message::Dm(_) => "DM",
+            Message::Profile(_) => "PROFILE",
+            Message::PeerListRequest { .. } => "PEER_LIST_REQUEST",
+            Message::PeerListResponse(_) => "PEER_LIST_RESPONSE",
+            Message::Ack { .. } => "ACK",
+        }
+    }
+
+    /// Who says it; an ACK does not tell.
+    pub fn sender(&self) -> Option<&UserId> {
+        match self {
+            Message::Discovery(Discovery { user_id, .. })
+            | Message::Post(Post { user_id, .. })
+            | Message::Profile(Profile { user_id, .. }) => Some(user_id),
+            Message::Dm(Dm { from, .. })
+            | Message::PeerListRequest { from, .. }
+            | Message::PeerListResponse(PeerList { from, .. }) => Some(from),
+            Message::Ack { .. } => None,
+        }
+    }
+
+    /// Its TIMESTAMP and MESSAGE_ID; an ACK has none of its own.
+    pub fn stamp(&self) -> Option<&Stamp> {
+        match self {
+            Message::Discovery(Discovery { stamp, .. })
+            | Message::Post(Post { stamp, .. })
+            | Message::Dm(Dm { stamp, .. })
+            | Message::Profile(Profile { stamp, .. })
+            | Message::PeerListRequest { stamp, .. }
+            | Message::PeerListResponse(PeerList { stamp, .. }) => Some(stamp),
+            Message::Ack { .. } => None,
+        }
+    }
 }
 
 /// Somebody is there.
@@ -103,9 +195,9 @@ pub struct Profile {
 /// A picture.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Avatar {
-    /// As its bytes begin: `image/png`, …
+    /// As its sender says: `image/png`, … ([`Avatar::of`] looks how the bytes begin.)
     pub kind: AvatarKind,
-    /// At most [`AVATAR_MAX`].
+    /// At least one, at most [`AVATAR_MAX`].
     pub bytes: Vec<u8>,
 }
 
@@ -133,7 +225,7 @@ pub struct PeerList {
     pub stamp: Stamp,
 }
 
-/// Why a datagram is not read.
+/// Why a datagram is not read, or a message not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// A TYPE that this program does not know: no error of anybody's.
@@ -142,4 +234,10 @@ pub enum Refused {
     /// One line that names the key and says what was expected.
     #[error("{0}")]
     Malformed(String),
+}
+
+impl From<String> for Refused {
+    fn from(cause: String) -> Refused {
+        Refused::Malformed(cause)
+    }
 }

@@ -97,18 +97,18 @@ fn make_private(_path: &Path) -> io::Result<()> {
 }
 
 /// The folder that a path lies in; `.` for a bare name, nothing for a root.
-pub(super) fn parent_of(path: &Path) -> Option<&Path> {
+pub(crate) fn parent_of(path: &Path) -> Option<&Path> {
     path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }
 
 /// Makes what was created, renamed or removed in a folder survive a power cut.
 #[cfg(unix)]
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     std::fs::File::open(dir)?.sync_all()
 }
 
 /// Windows neither needs nor allows it.
 #[cfg(not(unix))]
-pub(super) fn sync_dir(_dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(())
 }

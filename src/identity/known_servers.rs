@@ -1,0 +1,390 @@
+//! The servers that a user has confirmed once, for all programs that he runs: a small JSON file of mode 600.
+//!
+//! A server is its certificate: another address is the same server, another certificate is another one.
+//! Nothing is held in memory, so that what one program learns holds for the others at once. The file is
+//! replaced as a whole, under a lock; one that cannot be read is never replaced.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Millis;
+use crate::storage::{create_private_dir, files};
+
+/// The file in the folder.
+const FILE: &str = "known-servers.json";
+/// The format that this program writes; a later one is refused.
+const FORMAT: u64 = 1;
+/// Most servers that are known: more than anybody confirms by hand.
+pub const KNOWN_MAX: usize = 1_000;
+/// Most services of one server, and most characters of an address or of a service's name.
+const SERVES_MAX: usize = 64;
+const TEXT_MAX: usize = 300;
+/// A file that is larger is none of ours.
+const FILE_MAX: u64 = 64 << 20;
+/// How long another program may hold the lock: it does so for as long as a small file takes.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+/// Why the file cannot be used. It was left as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum KnownServersError {
+    /// It does not hold what it should.
+    #[error("{path} is damaged ({detail}): move it away, and confirm your servers again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A later version of this program has written it.
+    #[error("{path} was written by a newer version of this program (format {found}): use that version")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// There is no room for one more.
+    #[error("{path} holds {KNOWN_MAX} servers already: remove some")]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another program does not let go of it.
+    #[error("{path} stayed locked by another program: try again when that has ended")]
+    Locked {
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// What is to be kept breaks a rule.
+    #[error("{0}")]
+    Invalid(String),
+    /// What the system said.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        error: std::io::Error,
+    },
+}
+
+/// A server that was confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownServer {
+    /// SHA-256 of its certificate: 64 lower-case hex digits.
+    pub cert_sha256: String,
+    /// Where it was reached last, as the user would write it: `host` or `host:port`.
+    pub address: String,
+    /// What it serves, by name and port.
+    #[serde(default)]
+    pub serves: Vec<(String, u16)>,
+    /// When it was confirmed, or reached at another address.
+    pub at: Millis,
+}
+
+/// The file as it is written.
+#[derive(Serialize, Deserialize)]
+struct Contents {
+    format: u64,
+    servers: Vec<KnownServer>,
+}
+
+/// What of the file is looked at first.
+#[derive(Deserialize)]
+struct Format {
+    format: u64,
+}
+
+/// The file of one user. Cheap to make; nothing is read or created before it is asked.
+#[derive(Debug, Clone)]
+pub struct KnownServers {
+    folder: PathBuf,
+}
+
+impl KnownServers {
+    /// The file `known-servers.json` in this folder.
+    pub fn in_folder(folder: impl Into<PathBuf>) -> KnownServers {
+        KnownServers { folder: folder.into() }
+    }
+
+    /// The file.
+    pub fn path(&self) -> PathBuf {
+        self.folder.join(FILE)
+    }
+
+    /// Whether the user has confirmed the server with this certificate (hex digits of either case).
+    ///
+    /// # Errors
+    /// Why that cannot be told: nothing is to be taken as confirmed then.
+    pub fn is_confirmed(&self, cert_sha256: &str) -> Result<bool, KnownServersError> {
+        Ok(self.find(cert_sha256)?.is_some())
+    }
+
+    /// What is known of the server with this certificate.
+    ///
+    /// # Errors
+    /// Why that cannot be told.
+    pub fn find(&self, cert_sha256: &str) -> Result<Option<KnownServer>, KnownServersError> {
+        let known = self.all()?;
+        Ok(known.into_iter().find(|server| server.cert_sha256.eq_ignore_ascii_case(cert_sha256)))
+    }
+
+    /// Every server that was confirmed, in the order in which they were confirmed first.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub fn all(&self) -> Result<Vec<KnownServer>, KnownServersError> {
+        let path = self.path();
+        let failed = |error| KnownServersError::Io { path: path.clone(), error };
+        let damaged = |detail: String| KnownServersError::Damaged { path: path.clone(), detail };
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            file => file.map_err(failed)?,
+        };
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(damaged(format!("it is larger than {FILE_MAX} bytes")));
+        }
+        // The place is told, not the content: that may be anything.
+        let unread =
+            |error: serde_json::Error| damaged(format!("see line {}, column {}", error.line(), error.column()));
+        let Format { format } = serde_json::from_slice(&bytes).map_err(unread)?;
+        if format > FORMAT {
+            return Err(KnownServersError::Newer { path, found: format });
+        }
+        let Contents { servers, .. } = serde_json::from_slice(&bytes).map_err(unread)?;
+        for (place, server) in servers.iter().enumerate() {
+            check(server).map_err(|wrong| damaged(format!("server {}: {wrong}", place + 1)))?;
+            if servers[..place].iter().any(|before| before.cert_sha256 == server.cert_sha256) {
+                return Err(damaged(format!("server {}: its certificate was there before", place + 1)));
+            }
+        }
+        Ok(servers)
+    }
+
+    /// Keeps a server as confirmed; one that is known already gets the new address and services. On disk
+    /// when this returns.
+    ///
+    /// # Errors
+    /// Why not; the file is as it was.
+    pub fn confirm(&self, server: KnownServer) -> Result<(), KnownServersError> {
+        check(&server).map_err(KnownServersError::Invalid)?;
+        let _lock = self.lock()?;
+        let mut servers = self.all()?;
+        match servers.iter().position(|known| known.cert_sha256 == server.cert_sha256) {
+            Some(place) if servers[place] == server => return Ok(()),
+            Some(place) => servers[place] = server,
+            None if servers.len() >= KNOWN_MAX => return Err(KnownServersError::Full { path: self.path() }),
+            None => servers.push(server),
+        }
+        self.replace(&Contents { format: FORMAT, servers })
+    }
+
+    /// Held while the file is read and replaced: programs of one user may run side by side.
+    fn lock(&self) -> Result<File, KnownServersError> {
+        let path = self.folder.join(format!("{FILE}.lock"));
+        let failed = |error| KnownServersError::Io { path: path.clone(), error };
+        create_private_dir(&self.folder).map_err(failed)?;
+        let file = files::private().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_RETRY),
+                Err(std::fs::TryLockError::WouldBlock) => return Err(KnownServersError::Locked { path }),
+                Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// Under a temporary name first: whoever reads the file, also after a power cut, reads all of it.
+    fn replace(&self, contents: &Contents) -> Result<(), KnownServersError> {
+        let (path, temporary) = (self.path(), self.folder.join(format!("{FILE}.tmp")));
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| KnownServersError::Io { path, error }
+        };
+        let mut text = serde_json::to_string_pretty(contents)
+            .map_err(|error| KnownServersError::Invalid(format!("the servers cannot be written: {error}")))?;
+        text.push('\n');
+        // What a program that was killed has left; nobody else has it, for we hold the lock.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(at(&temporary)(error)),
+            _ => {}
+        }
+        let written = files::private()
+            .write(true)
+            .create_new(true)
+            .open(&temporary)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+        written.map_err(at(&temporary))?;
+        std::fs::rename(&temporary, &path).map_err(at(&path))?;
+        files::sync_dir(&self.folder).map_err(at(&self.folder))
+    }
+}
+
+fn check(server: &KnownServer) -> Result<(), String> {
+    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if server.cert_sha256.len() != 64 || !server.cert_sha256.bytes().all(is_hex) {
+        return Err("cert_sha256: expected 64 lower-case hex digits".to_owned());
+    }
+    let text = |text: &str| crate::model::text::check(text, 1, TEXT_MAX);
+    text(&server.address).map_err(|wrong| format!("address: {wrong}"))?;
+    if server.serves.len() > SERVES_MAX {
+        return Err(format!("serves: expected at most {SERVES_MAX} services, not {}", server.serves.len()));
+    }
+    server.serves.iter().try_for_each(|(name, _)| text(name).map_err(|wrong| format!("serves: {wrong}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(number: u32) -> KnownServer {
+        KnownServer {
+            cert_sha256: format!("{number:064x}"),
+            address: format!("10.0.0.{number}"),
+            serves: vec![("trade".to_owned(), 7001), ("registry".to_owned(), 9000)],
+            at: Millis(5),
+        }
+    }
+
+    #[test]
+    fn confirmed_once_is_confirmed_for_all() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("config/p2s2");
+        let known = KnownServers::in_folder(&folder);
+        assert!(!known.is_confirmed(&server(1).cert_sha256).unwrap());
+        assert!(known.all().unwrap().is_empty() && !folder.exists());
+        known.confirm(server(1)).unwrap();
+        known.confirm(server(10)).unwrap();
+        // Another program, or the same one started again.
+        let other = KnownServers::in_folder(&folder);
+        assert!(other.is_confirmed(&server(1).cert_sha256).unwrap());
+        assert!(other.is_confirmed(&server(10).cert_sha256.to_uppercase()).unwrap());
+        assert!(!other.is_confirmed(&server(2).cert_sha256).unwrap());
+        assert!(!other.is_confirmed("").unwrap());
+        assert_eq!(other.all().unwrap(), [server(1), server(10)]);
+        // Its address may change; its place does not.
+        let moved = KnownServer { address: "example.org:7001".to_owned(), at: Millis(9), ..server(1) };
+        other.confirm(moved.clone()).unwrap();
+        other.confirm(moved.clone()).unwrap();
+        assert_eq!(known.all().unwrap(), [moved.clone(), server(10)]);
+        assert_eq!(known.find(&moved.cert_sha256).unwrap(), Some(moved));
+        assert_eq!(known.find(&server(3).cert_sha256).unwrap(), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_user_reads_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let home = tempfile::tempdir().unwrap();
+        let known = KnownServers::in_folder(home.path());
+        known.confirm(server(1)).unwrap();
+        // Another's right to read does not outlive the next change; what a killed program left is no matter.
+        std::fs::set_permissions(known.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let temporary = home.path().join("known-servers.json.tmp");
+        std::fs::write(&temporary, "{\"form").unwrap();
+        std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o666)).unwrap();
+        known.confirm(server(2)).unwrap();
+        let mode = std::fs::metadata(known.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+        assert_eq!(known.all().unwrap(), [server(1), server(2)]);
+        assert!(!temporary.exists());
+    }
+
+    #[test]
+    fn a_damaged_file_is_left_as_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        let known = KnownServers::in_folder(home.path());
+        let one = serde_json::to_string(&server(1)).unwrap();
+        let upper = one.replace("000001", "00000A");
+        for (text, cause) in [
+            (String::new(), "is damaged (see line 1, column 0): move it away, and confirm your servers again"),
+            ("{\"format\":1,\"servers\":[".to_owned(), "is damaged (see line 1, column 23)"),
+            ("[]".to_owned(), "is damaged (see line 1"),
+            ("{}".to_owned(), "is damaged (see line 1"),
+            ("{\"format\":1}".to_owned(), "is damaged (see line 1"),
+            ("{\"format\":1,\"servers\":[{}]}".to_owned(), "is damaged (see line 1"),
+            ("\u{0}\u{0}\u{0}".to_owned(), "is damaged (see line 1"),
+            (
+                format!("{{\"format\":1,\"servers\":[{one},{one}]}}"),
+                "is damaged (server 2: its certificate was there before)",
+            ),
+            (
+                format!("{{\"format\":1,\"servers\":[{upper}]}}"),
+                "is damaged (server 1: cert_sha256: expected 64 lower-case hex digits)",
+            ),
+            ("{\"format\":2,\"servers\":7}".to_owned(), "was written by a newer version of this program (format 2)"),
+        ] {
+            std::fs::write(known.path(), &text).unwrap();
+            let path = known.path().display().to_string();
+            for refused in [
+                known.is_confirmed(&server(1).cert_sha256).unwrap_err(),
+                known.all().unwrap_err(),
+                known.confirm(server(2)).unwrap_err(),
+            ] {
+                let refused = refused.to_string();
+                assert!(refused.contains(cause) && refused.starts_with(&path), "{text:?}: {refused}");
+            }
+            assert_eq!(std::fs::read_to_string(known.path()).unwrap(), text);
+        }
+        // Fields of a later version that reads as ours are no damage.
+        let text = format!("{{\"format\":1,\"x\":[],\"servers\":[{}]}}", one.replacen('{', "{\"y\":1,", 1));
+        std::fs::write(known.path(), text).unwrap();
+        assert_eq!(known.all().unwrap(), [server(1)]);
+    }
+
+    #[test]
+    fn only_what_can_be_read_is_kept() {
+        let home = tempfile::tempdir().unwrap();
+        let known = KnownServers::in_folder(home.path());
+        for (wrong, cause) in [
+            (KnownServer { cert_sha256: "AB".repeat(32), ..server(1) }, "cert_sha256: expected 64"),
+            (KnownServer { cert_sha256: String::new(), ..server(1) }, "cert_sha256: expected 64"),
+            (KnownServer { address: String::new(), ..server(1) }, "address: expected 1 to 300 characters"),
+            (KnownServer { address: "a\nb".to_owned(), ..server(1) }, "address: expected no control characters"),
+            (KnownServer { serves: vec![(String::new(), 1)], ..server(1) }, "serves: expected 1 to 300"),
+            (
+                KnownServer { serves: vec![("x".to_owned(), 1); 65], ..server(1) },
+                "serves: expected at most 64 services, not 65",
+            ),
+        ] {
+            let refused = known.confirm(wrong).unwrap_err().to_string();
+            assert!(refused.starts_with(cause), "{refused}");
+        }
+        assert!(!known.path().exists());
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let home = tempfile::tempdir().unwrap();
+        let known = KnownServers::in_folder(home.path());
+        let servers: Vec<KnownServer> = (0..KNOWN_MAX as u32).map(server).collect();
+        known.replace(&Contents { format: FORMAT, servers }).unwrap();
+        let refused = known.confirm(server(KNOWN_MAX as u32)).unwrap_err();
+        assert!(matches!(refused, KnownServersError::Full { .. }), "{refused}");
+        // One that is among them still may move.
+        known.confirm(KnownServer { address: "there".to_owned(), ..server(3) }).unwrap();
+        assert_eq!(known.all().unwrap().len(), KNOWN_MAX);
+    }
+
+    #[test]
+    fn programs_side_by_side_lose_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let known = KnownServers::in_folder(home.path());
+                scope.spawn(move || (0..5).for_each(|n| known.confirm(server(thread * 10 + n)).unwrap()));
+            }
+        });
+        let known = KnownServers::in_folder(home.path()).all().unwrap();
+        assert_eq!(known.len(), 40);
+    }
+}

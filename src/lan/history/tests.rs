@@ -1,0 +1,183 @@
+//! What is kept is there after a restart; what is too old goes, a little at a time.
+
+use super::*;
+
+fn name() -> Name {
+    Name::new("al").unwrap()
+}
+
+fn open(dir: &Path) -> History {
+    History::open(dir, &name()).unwrap()
+}
+
+fn heard(number: u64) -> Entry {
+    Entry {
+        at: Millis(number),
+        direction: Direction::Received,
+        kind: Kind::Post,
+        who: UserId::parse("b@b@10.0.0.2").unwrap(),
+        text: format!("message {number}"),
+        confirmation: Confirmation::NotAsked,
+        message_id: None,
+    }
+}
+
+fn said(message_id: &str) -> Entry {
+    Entry {
+        direction: Direction::Sent,
+        kind: Kind::Dm,
+        confirmation: Confirmation::Waiting,
+        message_id: Some(message_id.to_owned()),
+        ..heard(1)
+    }
+}
+
+fn confirmations(history: &History) -> Vec<Confirmation> {
+    history.newest(usize::MAX).unwrap().iter().map(|entry| entry.confirmation).collect()
+}
+
+#[test]
+fn messages_are_there_after_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("lan-al");
+    let profile = Entry {
+        kind: Kind::Profile,
+        text: "line\nline \0 \u{2028}".to_owned(),
+        message_id: Some("ü".repeat(64)),
+        ..heard(0)
+    };
+    // The order is that of their coming, whatever the clock said.
+    let entries = [heard(9), said("x"), profile, heard(2)];
+    let history = open(&dir);
+    assert_eq!(history.newest(10).unwrap(), []);
+    for entry in &entries {
+        history.keep(entry.clone()).wait().unwrap();
+    }
+    assert_eq!(history.newest(10).unwrap(), entries);
+    drop(history);
+    let history = open(&dir);
+    let mut expected = entries.to_vec();
+    expected[1].confirmation = Confirmation::Unconfirmed;
+    assert_eq!(history.newest(10).unwrap(), expected);
+    assert_eq!(history.newest(2).unwrap(), expected[2..]);
+    assert_eq!(history.newest(0).unwrap(), []);
+    history.keep(heard(10)).wait().unwrap();
+    assert_eq!(history.newest(1).unwrap(), [heard(10)]);
+}
+
+#[test]
+fn only_what_is_waited_for_is_confirmed() {
+    use Confirmation::{Confirmed, NotAsked, Unconfirmed, Waiting};
+    let home = tempfile::tempdir().unwrap();
+    let history = open(home.path());
+    let received = Entry { message_id: Some("one".to_owned()), ..heard(1) };
+    let to = &received.who.clone();
+    for entry in [received, said("one"), said("two"), said("three")] {
+        history.keep(entry).wait().unwrap();
+    }
+    assert_eq!(confirmations(&history), [NotAsked, Waiting, Waiting, Waiting]);
+    // Of another name, or with a number that is not known: nothing happens.
+    history.confirm(&UserId::parse("cy@10.0.0.2").unwrap(), "one", true).wait().unwrap();
+    history.confirm(to, "four", true).wait().unwrap();
+    assert_eq!(confirmations(&history), [NotAsked, Waiting, Waiting, Waiting]);
+    // He may have moved meanwhile.
+    history.confirm(&UserId::parse("b@b@10.0.0.9").unwrap(), "one", true).wait().unwrap();
+    history.confirm(to, "two", false).wait().unwrap();
+    assert_eq!(confirmations(&history), [NotAsked, Confirmed, Unconfirmed, Waiting]);
+    // What was decided stays.
+    history.confirm(to, "one", false).wait().unwrap();
+    history.confirm(to, "two", true).wait().unwrap();
+    assert_eq!(confirmations(&history), [NotAsked, Confirmed, Unconfirmed, Waiting]);
+    // Nobody need wait for the disk between the two.
+    drop(history.keep(said("five")));
+    history.confirm(to, "five", true).wait().unwrap();
+    drop(history);
+    assert_eq!(confirmations(&open(home.path())), [NotAsked, Confirmed, Unconfirmed, Unconfirmed, Confirmed]);
+}
+
+#[test]
+fn the_oldest_are_forgotten_in_small_steps() {
+    let home = tempfile::tempdir().unwrap();
+    let history = open(home.path());
+    let count = |history: &History| history.newest(usize::MAX).unwrap().len() as u64;
+    for number in 1..=MESSAGES_MAX + 25 {
+        drop(history.keep(heard(number)));
+    }
+    history.sync_all();
+    let kept = history.newest(usize::MAX).unwrap();
+    assert_eq!((kept.len() as u64, kept[0].at), (MESSAGES_MAX, Millis(26)));
+    drop(history);
+    // More than there may be, as of a program with another bound: each new one takes some with it.
+    let store = Store::open(&home.path().join(FILE), MIGRATIONS).unwrap();
+    store
+        .write::<_, StoreError>(|tx| {
+            tx.execute(
+                "INSERT INTO lan_message SELECT id - 9, at, sent, kind, name, ip, body, confirmation, message_id
+                 FROM lan_message ORDER BY id LIMIT 9",
+                &[],
+            )
+        })
+        .unwrap();
+    drop(store);
+    let history = open(home.path());
+    let mut counts = vec![count(&history)];
+    for number in 0..5 {
+        history.keep(heard(MESSAGES_MAX + 26 + number)).wait().unwrap();
+        counts.push(count(&history));
+    }
+    assert_eq!(counts.iter().map(|count| count - MESSAGES_MAX).collect::<Vec<_>>(), [9, 6, 3, 0, 0, 0]);
+    let kept = history.newest(usize::MAX).unwrap();
+    assert_eq!((kept[0].at, kept[kept.len() - 1].at), (Millis(31), Millis(MESSAGES_MAX + 30)));
+}
+
+#[test]
+fn many_threads_keep_at_once() {
+    let home = tempfile::tempdir().unwrap();
+    let history = open(home.path());
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let history = &history;
+            scope.spawn(move || (0..50).for_each(|n| history.keep(heard(thread * 100 + n)).wait().unwrap()));
+        }
+    });
+    let kept = history.newest(usize::MAX).unwrap();
+    assert_eq!(kept.len(), 400);
+    for thread in 0..8 {
+        let mine: Vec<u64> = kept.iter().map(|entry| entry.at.0).filter(|at| at / 100 == thread).collect();
+        assert!(mine.is_sorted() && mine.len() == 50, "{mine:?}");
+    }
+}
+
+#[test]
+fn profile_and_port_are_there_after_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    let history = open(home.path());
+    assert_eq!((history.profile().unwrap(), history.port().unwrap()), (None, None));
+    let avatar = Some(Avatar::of(&b"GIF89a\0\xff"[..]).unwrap());
+    let first = OwnProfile { display_name: "Al".to_owned(), status: "here\nnow".to_owned(), avatar };
+    history.set_profile(first.clone()).unwrap();
+    history.set_port(65_535).unwrap();
+    drop(history);
+    let history = open(home.path());
+    assert_eq!((history.profile().unwrap(), history.port().unwrap()), (Some(first), Some(65_535)));
+    let second = OwnProfile { display_name: "Bo".to_owned(), status: String::new(), avatar: None };
+    history.set_profile(second.clone()).unwrap();
+    history.set_port(8000).unwrap();
+    drop(history);
+    let history = open(home.path());
+    assert_eq!((history.profile().unwrap(), history.port().unwrap()), (Some(second), Some(8000)));
+}
+
+#[test]
+fn a_data_dir_has_one_peer() {
+    let home = tempfile::tempdir().unwrap();
+    let history = open(home.path());
+    let refused = History::open(home.path(), &name()).unwrap_err();
+    assert!(matches!(refused, HistoryError::Lock(_)), "{refused}");
+    drop(history);
+    let refused = History::open(home.path(), &Name::new("bo").unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("is the data dir of LAN peer \"al\""), "{refused}");
+    std::fs::write(home.path().join(FILE), "no database, but long enough to be taken for one".repeat(50)).unwrap();
+    let refused = History::open(home.path(), &name()).unwrap_err();
+    assert!(matches!(refused, HistoryError::Open(OpenError::NotADatabase { .. })), "{refused}");
+}
