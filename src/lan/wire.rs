@@ -41,10 +41,15 @@ pub enum Message {
     Post(Post),
     Dm(Dm),
     Profile(Profile),
-    PeerListRequest { from: UserId, stamp: Stamp },
+    PeerListRequest {
+        from: UserId,
+        stamp: Stamp,
+    },
     PeerListResponse(PeerList),
     /// A DM has arrived, and is kept.
-    Ack { message_id: String },
+    Ack {
+        message_id: String,
+    },
 }
 
 /// Somebody is there.
