@@ -116,3 +116,30 @@ impl Counters {
         self.dropped[cause as usize] += 1;
     }
 }
+
+/// How many entries the tables of a node have. Each has a bound, whatever is sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Known peers, at most 10,000.
+    pub peers: usize,
+    /// Their addresses, at most 8 each.
+    pub addresses: usize,
+    /// Messages that are not shown again, at most 200,000.
+    pub seen: usize,
+    /// Their senders, at most 10,000.
+    pub senders: usize,
+    /// DMs that wait to be acknowledged, at most 1,000.
+    pub waiting: usize,
+    /// Answers that are about to go, at most 10,000.
+    pub answers: usize,
+    /// Changes of PORT that are looked into, at most 100.
+    pub checks: usize,
+    /// Others that bear our name, at most 16.
+    pub rivals: usize,
+    /// Addresses that broadcast cannot reach, at most 64.
+    pub invited: usize,
+    /// Sources whose datagrams are counted, at most 10,000.
+    pub sources: usize,
+    /// Strangers that sent an ACK, at most 1,000.
+    pub acked: usize,
+}

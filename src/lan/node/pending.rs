@@ -1,6 +1,6 @@
 //! DMs that wait to be acknowledged.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddrV4;
 
 use crate::lan::wire::{Message, UserId};
@@ -8,6 +8,8 @@ use crate::model::Millis;
 
 /// How many may wait at once.
 pub(super) const PENDING_MAX: usize = 1_000;
+/// Strangers that are remembered to have sent an ACK.
+pub(super) const ACKED_MAX: usize = 1_000;
 /// How long after each sending the next follows; after the last of them it is given up.
 const WAITS_MS: [u64; 4] = [500, 1_000, 2_000, 2_000];
 
@@ -82,5 +84,35 @@ impl Waiting {
     pub fn len(&self) -> usize {
         debug_assert_eq!(self.by_id.len(), self.by_due.len());
         self.by_id.len()
+    }
+}
+
+/// Strangers that sent an ACK: they acknowledge, and may be acknowledged to.
+#[derive(Debug, Default)]
+pub(super) struct Acked {
+    addrs: HashSet<SocketAddrV4>,
+    by_age: VecDeque<SocketAddrV4>,
+}
+
+impl Acked {
+    pub fn add(&mut self, addr: SocketAddrV4) {
+        if !self.addrs.insert(addr) {
+            return;
+        }
+        self.by_age.push_back(addr);
+        if self.by_age.len() > ACKED_MAX
+            && let Some(oldest) = self.by_age.pop_front()
+        {
+            self.addrs.remove(&oldest);
+        }
+    }
+
+    pub fn contains(&self, addr: SocketAddrV4) -> bool {
+        self.addrs.contains(&addr)
+    }
+
+    pub fn len(&self) -> usize {
+        debug_assert_eq!(self.addrs.len(), self.by_age.len());
+        self.addrs.len()
     }
 }

@@ -118,7 +118,7 @@ mod tests {
         for n in 0..100_000 {
             sources.take(now, source(n));
             // Whoever goes on is not forgotten by what others send.
-            assert!(n < 1 || !sources.take(now, source(0)) || n > 1_000_000, "{n}");
+            assert!(!sources.take(now, source(0)), "{n}");
             assert!(sources.len() <= 10_000);
         }
     }

@@ -55,9 +55,7 @@ impl Seen {
         {
             self.drop(oldest);
         }
-        while self.taken.len() >= SEEN_MAX
-            || self.senders.len() >= SENDERS_MAX && !self.senders.contains_key(&sender)
-        {
+        while self.taken.len() >= SEEN_MAX || self.senders.len() >= SENDERS_MAX && !self.senders.contains_key(&sender) {
             self.drop_oldest();
         }
         let place = self.next;
@@ -74,7 +72,11 @@ impl Seen {
         let places = self.senders.get(&sender);
         // It is among the latest: what failed to be kept has just come.
         let place = places.and_then(|places| {
-            places.iter().rev().copied().find(|place| self.taken.get(place).is_some_and(|taken| taken.message == message))
+            places
+                .iter()
+                .rev()
+                .copied()
+                .find(|place| self.taken.get(place).is_some_and(|taken| taken.message == message))
         });
         if let Some(place) = place {
             self.drop(place);
