@@ -187,15 +187,14 @@ impl History {
 
     /// What became of a DM that we sent and that is still waited for: others stay as they are.
     /// May be called before its [`History::keep`] is on disk.
-    pub fn confirm(&self, to: &UserId, message_id: &str, has_arrived: bool) -> Ticket {
-        let (name, message_id) = (to.name.clone(), message_id.to_owned());
+    pub fn confirm(&self, message_id: &str, has_arrived: bool) -> Ticket {
+        let message_id = message_id.to_owned();
         let confirmation = if has_arrived { Confirmation::Confirmed } else { Confirmation::Unconfirmed };
         self.store.submit(move |tx| {
-            // By his name alone: he may have been heard at another address since.
             tx.execute(
                 "UPDATE lan_message SET confirmation = $1
-                 WHERE message_id = $2 AND confirmation = 'waiting' AND sent = 1 AND name = $3",
-                &[confirmation.as_text().into(), (&message_id).into(), (&name).into()],
+                 WHERE message_id = $2 AND confirmation = 'waiting' AND sent = 1",
+                &[confirmation.as_text().into(), (&message_id).into()],
             )
             .map(|_rows| ())
         })

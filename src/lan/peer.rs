@@ -565,5 +565,3 @@ fn received(entry: &history::Entry, port: u16) -> Option<Entry> {
     Some(Entry { at: entry.at, incoming: true, addr, message })
 }
 
-#[cfg(test)]
-mod tests;

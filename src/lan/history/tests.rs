@@ -77,20 +77,19 @@ fn only_what_is_waited_for_is_confirmed() {
     }
     assert_eq!(confirmations(&history), [NotAsked, Waiting, Waiting, Waiting]);
     // Of another name, or with a number that is not known: nothing happens.
-    history.confirm(&UserId::parse("cy@10.0.0.2").unwrap(), "one", true).wait().unwrap();
-    history.confirm(to, "four", true).wait().unwrap();
+    history.confirm("four", true).wait().unwrap();
     assert_eq!(confirmations(&history), [NotAsked, Waiting, Waiting, Waiting]);
     // He may have moved meanwhile.
-    history.confirm(&UserId::parse("b@b@10.0.0.9").unwrap(), "one", true).wait().unwrap();
-    history.confirm(to, "two", false).wait().unwrap();
+    history.confirm("one", true).wait().unwrap();
+    history.confirm("two", false).wait().unwrap();
     assert_eq!(confirmations(&history), [NotAsked, Confirmed, Unconfirmed, Waiting]);
     // What was decided stays.
-    history.confirm(to, "one", false).wait().unwrap();
-    history.confirm(to, "two", true).wait().unwrap();
+    history.confirm("one", false).wait().unwrap();
+    history.confirm("two", true).wait().unwrap();
     assert_eq!(confirmations(&history), [NotAsked, Confirmed, Unconfirmed, Waiting]);
     // Nobody need wait for the disk between the two.
     drop(history.keep(said("five")));
-    history.confirm(to, "five", true).wait().unwrap();
+    history.confirm("five", true).wait().unwrap();
     drop(history);
     assert_eq!(confirmations(&open(home.path())), [NotAsked, Confirmed, Unconfirmed, Unconfirmed, Confirmed]);
 }
