@@ -3,5 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`wire`] | the messages |
+//! | [`sockets`] | the two sockets of a peer, and where they send |
 
+pub mod sockets;
 pub mod wire;
