@@ -4,7 +4,7 @@ CARGO ?= cargo
 RELEASE = target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-clients perf test test-full lint clean need-tools need-browser
+.PHONY: help build run-server run-clients perf test test-full lint clean need-tools need-browser need-ip
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,10 +22,10 @@ perf: build ## measure: how fast, and how far from what the machine could do; pa
 	$(RELEASE)/p2s2-perf trade
 	$(RELEASE)/p2s2-perf shop
 
-test: need-tools need-browser ## every test; kills, simulations and floods at a tenth
+test: need-tools need-browser need-ip ## every test; kills, simulations and floods at a tenth
 	$(CARGO) test --locked
 
-test-full: build need-browser ## every test in full, and the speed that is promised
+test-full: build need-browser need-ip ## every test in full, and the speed that is promised
 	P2S2_TEST_SCALE=full $(CARGO) test --release --locked
 	$(RELEASE)/p2s2-perf trade --quick
 	$(RELEASE)/p2s2-perf shop --quick
@@ -55,4 +55,14 @@ need-browser:
 	        apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; \
 	    else \
 	        echo "error: a browser is missing: install Chromium with its driver (Debian: apt-get install chromium chromium-driver)" >&2; exit 1; \
+	    fi; }
+
+# Peers of a LAN meet in networks that the tests make for themselves. Where that cannot be, they say so
+# and leave those tests out.
+need-ip:
+	@command -v ip >/dev/null || [ "$$(uname)" != Linux ] || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2; \
+	    else \
+	        echo "note: the tests over networks of their own are left out: install ip (Debian: apt-get install iproute2)" >&2; \
 	    fi; }

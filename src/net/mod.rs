@@ -10,9 +10,11 @@ pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
 pub mod frames; //   messages behind their length, and which framing a client chose
 pub mod gate; //     how many connections may be open
+pub mod interfaces; // the addresses of this host
 pub mod limits; //   what this machine allows
 pub mod lines; //    lines of text, each with a deadline
 pub mod link; //     messages between components that proved the key
+pub mod peer_socket; // datagrams between peers: shared ports, and who refuses
 pub mod pool; //     links that are kept open for the next request
 pub mod porch; //    connections that have not said who they are
 mod refuse; //       turning connections away so that they hear why

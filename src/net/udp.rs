@@ -21,6 +21,7 @@ use super::counters::{Counter, Seldom};
 use super::threads::Executor;
 
 mod kernel;
+pub(super) use kernel::grow_receive_buffer;
 
 /// How many threads wait in `recv_from` when nothing is going on. Two, so that while one handles a
 /// quick request the other takes the next and nobody has to be woken; on one core the second would
@@ -147,7 +148,7 @@ impl UdpServer {
         let socket = socket.into();
         socket.set_nonblocking(false)?;
         socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
-        kernel::grow_receive_buffer(&socket);
+        grow_receive_buffer(&socket);
         let shared = Arc::new(Shared {
             socket,
             executor,

@@ -12,7 +12,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 const SOCKET_BUFFER_SMALL_BYTES: usize = 1024 * 1024;
 
 /// Lets the kernel keep as much as it may.
-pub(super) fn grow_receive_buffer(socket: &UdpSocket) {
+pub(in crate::net) fn grow_receive_buffer(socket: &UdpSocket) {
     let socket = SockRef::from(socket);
     if !force_receive_buffer(&socket)
         && let Err(refusal) = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)

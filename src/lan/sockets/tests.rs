@@ -1,0 +1,173 @@
+use std::collections::HashSet;
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, LazyLock};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crossbeam_channel::{Receiver, unbounded};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A port that nobody has, and no other test of this process is given. Not one of those that the system
+/// or a peer chooses when any free one will do.
+fn free() -> u16 {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    static FIRST: LazyLock<usize> = LazyLock::new(random);
+    let everywhere = [Ipv4Addr::LOCALHOST, discovery_address(Ipv4Addr::LOCALHOST)];
+    loop {
+        let port = 10_000 + ((*FIRST + NEXT.fetch_add(1, SeqCst)) % 20_000) as u16;
+        if everywhere.iter().all(|ip| UdpSocket::bind((*ip, port)).is_ok()) {
+            return port;
+        }
+    }
+}
+
+fn on_loopback(port: Port, discovery_port: u16) -> Result<LanSockets, OpenError> {
+    LanSockets::open(Config { bind: Ipv4Addr::LOCALHOST, port, discovery_port })
+}
+
+fn open(discovery_port: u16) -> LanSockets {
+    on_loopback(Port::Asked(0), discovery_port).unwrap()
+}
+
+fn refusal(port: Port, discovery_port: u16) -> String {
+    on_loopback(port, discovery_port).unwrap_err().to_string()
+}
+
+#[test]
+fn the_port_asked_for_or_none() {
+    let port = free();
+    let sockets = on_loopback(Port::Asked(port), free()).unwrap();
+    assert_eq!(sockets.own_addr(), SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+    let said = refusal(Port::Asked(port), free());
+    assert!(said.contains(&format!("port {port} is in use")) && said.contains("--port"), "{said}");
+    // Any free one.
+    assert_ne!(open(free()).own_addr().port(), 0);
+    let port = free();
+    assert!(refusal(Port::Asked(port), port).contains("--port and --discovery-port are both"));
+}
+
+#[test]
+fn the_last_port_else_one_of_the_range() {
+    let last = free();
+    let first = on_loopback(Port::Free { last: Some(last) }, free()).unwrap();
+    assert_eq!(first.own_addr().port(), last);
+    // It is taken now.
+    let second = on_loopback(Port::Free { last: Some(last) }, free()).unwrap();
+    assert!(PORTS.contains(&second.own_addr().port()), "{:?}", second.own_addr());
+    for last in [None, Some(0)] {
+        let third = on_loopback(Port::Free { last }, free()).unwrap();
+        assert!(PORTS.contains(&third.own_addr().port()), "{:?}", third.own_addr());
+    }
+    // The last one has become the discovery port.
+    let port = free();
+    let other = on_loopback(Port::Free { last: Some(port) }, port).unwrap();
+    assert!(PORTS.contains(&other.own_addr().port()), "{:?}", other.own_addr());
+}
+
+#[test]
+fn a_range_is_used_up_before_it_is_refused() {
+    // Two neighbours, of which one is the discovery port.
+    let range = loop {
+        let (low, high) = (free(), free());
+        if high == low + 1 {
+            break low..=high;
+        }
+    };
+    let (low, high) = (*range.start(), *range.end());
+    let found = bind_free(Ipv4Addr::LOCALHOST, None, low, range.clone()).unwrap();
+    assert_eq!(found.local_addr().port(), high);
+    let error = bind_free(Ipv4Addr::LOCALHOST, None, low, range).unwrap_err();
+    assert!(matches!(error, OpenError::NoPortFree), "{error}");
+}
+
+#[test]
+fn peers_that_start_at_once_all_find_a_port() {
+    let port = free();
+    let peers: Vec<_> = (0..50).map(|_| on_loopback(Port::Free { last: None }, port).unwrap()).collect();
+    let ports: HashSet<u16> = peers.iter().map(|peer| peer.own_addr().port()).collect();
+    assert_eq!(ports.len(), 50);
+}
+
+#[test]
+fn what_cannot_be_bound_names_its_flag() {
+    assert!(refusal(Port::Asked(0), 0).contains("--discovery-port is 0"));
+    for bind in ["192.0.2.1", "127.255.255.255", "255.255.255.255", "224.0.0.1"] {
+        let bind = bind.parse().unwrap();
+        let config = Config { bind, port: Port::Free { last: None }, discovery_port: free() };
+        let said = LanSockets::open(config).unwrap_err().to_string();
+        assert!(said.contains(&format!("--bind {bind} is not an address of this host")), "{said}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_discovery_port_that_is_not_shared() {
+    let socket = UdpSocket::bind((LOOPBACK_BROADCAST, 0)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let said = refusal(Port::Asked(0), port);
+    assert!(said.contains(&format!("discovery port {port} is in use")) && said.contains("--discovery-port"), "{said}");
+}
+
+#[test]
+fn what_is_nobodys_address_is_not_sent_to() {
+    let port = free();
+    let sockets = open(port);
+    let kind = |to: &str| sockets.send(to.parse().unwrap(), b"hello").unwrap_err().kind();
+    for to in ["0.0.0.0:8000", "127.0.0.1:0", "255.255.255.255:8000", "224.0.0.1:8000", "127.255.255.255:8000"] {
+        assert_eq!(kind(to), ErrorKind::InvalidInput, "{to}");
+    }
+    for own in ["127.0.0.1", "127.0.0.9"] {
+        assert_eq!(kind(&format!("{own}:{port}")), ErrorKind::InvalidInput, "{own}");
+    }
+    // It would leave this host.
+    assert_eq!(kind("192.0.2.1:8000"), ErrorKind::PermissionDenied);
+    assert_eq!(sockets.counters(Door::Own).sent.get(), 0);
+    assert!(sockets.interfaces().unwrap().iter().all(|interface| interface.ip.is_loopback()));
+}
+
+type Told = Receiver<(SocketAddr, Vec<u8>)>;
+
+/// Peers of one host, and what comes to their discovery sockets; the reading ends with `stop`.
+fn listen(sockets: &Arc<LanSockets>, door: Door) -> (Told, thread::JoinHandle<()>) {
+    let (tell, told) = unbounded();
+    let sockets = Arc::clone(sockets);
+    let hear = move |heard: Heard<'_>| {
+        if let Heard::Datagram { source, bytes } = heard {
+            // Once the test is over, nobody is to be told.
+            let _ = tell.send((source, bytes.to_vec()));
+        }
+    };
+    (told, thread::spawn(move || sockets.read(door, hear)))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn peers_of_a_host_hear_each_other_and_themselves() {
+    let port = free();
+    let peers: Vec<_> = (0..5).map(|_| Arc::new(open(port))).collect();
+    let ears: Vec<_> = peers.iter().map(|peer| listen(peer, Door::Discovery)).collect();
+    for (nth, peer) in peers.iter().enumerate() {
+        for interface in peer.interfaces().unwrap() {
+            assert_eq!(peer.source(&interface), Ipv4Addr::LOCALHOST);
+            peer.broadcast(&interface, &[nth as u8]).unwrap();
+        }
+    }
+    let all: HashSet<_> = peers.iter().zip(0..).map(|(peer, nth)| (peer.own_addr().into(), vec![nth])).collect();
+    for (told, _) in &ears {
+        let heard: HashSet<_> = (0..5).map(|_| told.recv_timeout(PATIENCE).unwrap()).collect();
+        assert_eq!(heard, all);
+        assert!(told.is_empty());
+    }
+    // To one alone: its own door.
+    let (told, ear) = listen(&peers[0], Door::Own);
+    peers[1].send(peers[0].own_addr(), b"only you").unwrap();
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (peers[1].own_addr().into(), b"only you".to_vec()));
+    peers.iter().for_each(|peer| peer.stop());
+    for (_, ear) in ears {
+        ear.join().unwrap();
+    }
+    ear.join().unwrap();
+}

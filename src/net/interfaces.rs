@@ -1,0 +1,135 @@
+//! This host's own IPv4 addresses, and where each of them is broadcast to.
+//!
+//! They are read anew whenever they matter: cables are pulled, and networks are joined.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use if_addrs::{IfAddr, IfOperStatus};
+
+/// One address of this host. An interface that has several stands there as often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// As the system calls it.
+    pub name: String,
+    /// As the system counts it.
+    pub index: Option<u32>,
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// The network it belongs to.
+    pub netmask: Ipv4Addr,
+    /// What reaches everybody on that network; none where there is no such thing.
+    pub broadcast: Option<Ipv4Addr>,
+}
+
+impl Interface {
+    /// Whether an address belongs to the same network.
+    pub fn reaches(&self, ip: Ipv4Addr) -> bool {
+        ip & self.netmask == self.ip & self.netmask
+    }
+}
+
+/// The addresses of this host that are in use now, loopback last: all with 0.0.0.0, loopback alone with
+/// one of its addresses, else the one named and loopback.
+///
+/// # Errors
+/// The system's.
+pub fn interfaces(bind: Ipv4Addr) -> io::Result<Vec<Interface>> {
+    let mut all: Vec<Interface> = if_addrs::get_if_addrs()?.into_iter().filter_map(in_use).collect();
+    all.retain(|interface| bind.is_unspecified() || interface.ip == bind || interface.ip.is_loopback());
+    all.sort_by_key(|interface| interface.ip.is_loopback());
+    Ok(all)
+}
+
+/// Whether an address is this host's own.
+///
+/// # Errors
+/// The system's.
+pub fn is_own(ip: Ipv4Addr) -> io::Result<bool> {
+    let is_own = |interface: &if_addrs::Interface| interface.ip() == IpAddr::V4(ip);
+    Ok(ip.is_loopback() || if_addrs::get_if_addrs()?.iter().any(is_own))
+}
+
+/// An IPv4 address of an interface that is up and has its cable in.
+fn in_use(interface: if_addrs::Interface) -> Option<Interface> {
+    let is_point_to_point = interface.is_p2p();
+    let IfAddr::V4(address) = interface.addr else { return None };
+    let broadcast = broadcast_of(address.ip, address.netmask, address.broadcast, is_point_to_point);
+    (interface.oper_status == IfOperStatus::Up).then_some(Interface {
+        name: interface.name,
+        index: interface.index,
+        ip: address.ip,
+        netmask: address.netmask,
+        broadcast,
+    })
+}
+
+fn broadcast_of(ip: Ipv4Addr, netmask: Ipv4Addr, given: Option<Ipv4Addr>, is_point_to_point: bool) -> Option<Ipv4Addr> {
+    // Linux has a broadcast route for 127.255.255.255, though the interface claims no broadcast; the
+    // others have none, so peers of one such host meet by its other interfaces or by name.
+    if ip.is_loopback() && !cfg!(target_os = "linux") {
+        return None;
+    }
+    // Networks of one or two addresses have none to spare.
+    let host_bits = (!netmask).to_bits().count_ones();
+    if is_point_to_point || host_bits < 2 {
+        return None;
+    }
+    // An address that was added without its broadcast address has one all the same: the kernel routes
+    // the last of the network as such. getifaddrs then shows the address itself in its place.
+    let given = given.filter(|given| *given != ip && !given.is_unspecified());
+    Some(given.unwrap_or(ip | !netmask))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn loopback_is_there_and_last() {
+        let all = interfaces(Ipv4Addr::UNSPECIFIED).unwrap();
+        let loopback = all.last().unwrap();
+        assert_eq!(loopback.ip, Ipv4Addr::LOCALHOST);
+        assert_eq!(loopback.netmask, ip("255.0.0.0"));
+        let broadcast = cfg!(target_os = "linux").then_some(ip("127.255.255.255"));
+        assert_eq!(loopback.broadcast, broadcast);
+        assert!(loopback.reaches(ip("127.9.9.9")) && !loopback.reaches(ip("128.0.0.1")));
+    }
+
+    #[test]
+    fn one_address_restricts_to_itself_and_loopback() {
+        for bind in interfaces(Ipv4Addr::UNSPECIFIED).unwrap().iter().map(|interface| interface.ip) {
+            let ips: Vec<_> = interfaces(bind).unwrap().iter().map(|interface| interface.ip).collect();
+            assert!(ips.contains(&bind) && ips.iter().all(|ip| *ip == bind || ip.is_loopback()), "{bind}: {ips:?}");
+        }
+        // One that is gone (or never was): loopback is left.
+        assert!(interfaces(ip("192.0.2.1")).unwrap().iter().all(|interface| interface.ip.is_loopback()));
+    }
+
+    #[test]
+    fn own_addresses_are_known() {
+        for interface in interfaces(Ipv4Addr::UNSPECIFIED).unwrap() {
+            assert!(is_own(interface.ip).unwrap());
+        }
+        assert!(is_own(ip("127.1.2.3")).unwrap());
+        assert!(!is_own(ip("192.0.2.1")).unwrap());
+    }
+
+    #[test]
+    fn broadcast_addresses() {
+        let of = |at, mask, given: Option<&str>| broadcast_of(ip(at), ip(mask), given.map(ip), false);
+        assert_eq!(of("10.77.0.1", "255.255.255.0", Some("10.77.0.255")), Some(ip("10.77.0.255")));
+        // None was set: the system shows nothing, or the address itself.
+        assert_eq!(of("10.77.0.1", "255.255.255.0", None), Some(ip("10.77.0.255")));
+        assert_eq!(of("10.77.0.1", "255.255.0.0", Some("10.77.0.1")), Some(ip("10.77.255.255")));
+        // An unusual one is believed.
+        assert_eq!(of("10.77.0.1", "255.255.255.0", Some("10.77.0.0")), Some(ip("10.77.0.0")));
+        assert_eq!(of("10.77.0.1", "255.255.255.254", None), None);
+        assert_eq!(of("10.77.0.1", "255.255.255.255", Some("10.77.0.1")), None);
+        assert_eq!(broadcast_of(ip("10.77.0.1"), ip("255.255.255.0"), None, true), None);
+    }
+}

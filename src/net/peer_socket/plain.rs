@@ -1,0 +1,28 @@
+//! Where there is nothing but what std offers: no refusals, and the system chooses the interface.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::time::Duration;
+
+#[allow(clippy::unnecessary_wraps, reason = "the other system's may fail")]
+pub(super) fn watch_refusals(_socket: &UdpSocket) -> io::Result<()> {
+    Ok(())
+}
+
+/// The reading itself waits, for the socket's timeout.
+pub(super) fn wait(_socket: &UdpSocket, _timeout: Duration, _refused: &mut Vec<SocketAddr>) {}
+
+pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    socket.recv_from(buffer)
+}
+
+/// The broadcast address alone leads it to the interface.
+pub(super) fn send_by(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    to: SocketAddrV4,
+    _from: Ipv4Addr,
+    _interface: Option<u32>,
+) -> io::Result<usize> {
+    socket.send_to(bytes, to)
+}
