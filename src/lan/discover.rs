@@ -70,7 +70,8 @@ pub enum AskError {
 /// [`AskError`].
 pub fn ask(question: &Question) -> Result<Found, AskError> {
     let Question { bind, discovery_port, wait } = *question;
-    let sockets = std::sync::Arc::new(LanSockets::open(Config { bind, port: Port::Free { last: None }, discovery_port })?);
+    let sockets =
+        std::sync::Arc::new(LanSockets::open(Config { bind, port: Port::Free { last: None }, discovery_port })?);
     let instance = random_hex::<8>();
     // Six letters and digits: within the rule of names.
     let name = Name::new(&format!("discover-{}", &random_hex::<3>())).map_err(io::Error::other)?;
@@ -126,7 +127,8 @@ fn listen(
     interfaces: Vec<Interface>,
 ) -> Found {
     let is_own = |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|each| IpAddr::V4(each.ip) == ip);
-    let has = |loopback: bool| interfaces.iter().any(|each| each.ip.is_loopback() == loopback && each.broadcast.is_some());
+    let has =
+        |loopback: bool| interfaces.iter().any(|each| each.ip.is_loopback() == loopback && each.broadcast.is_some());
     let mut broadcast_works = has(false).then_some(false);
     let mut loopback_works = has(true).then_some(false);
     let mut peers: Vec<Answered> = Vec::new();
@@ -148,7 +150,8 @@ fn listen(
         let addr = SocketAddr::new(source.ip(), discovery.port);
         let answered =
             Answered { user_id: discovery.user_id, addr, serves: discovery.serves, cert_sha256: discovery.cert_sha256 };
-        if peers.len() < ANSWERS_MAX && !peers.iter().any(|peer| peer.user_id == answered.user_id && peer.addr == addr) {
+        if peers.len() < ANSWERS_MAX && !peers.iter().any(|peer| peer.user_id == answered.user_id && peer.addr == addr)
+        {
             peers.push(answered);
         }
     }

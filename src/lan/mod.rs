@@ -27,7 +27,8 @@ pub fn text_of(message: &Message) -> String {
         Message::Post(post) => post.content.clone(),
         Message::Dm(dm) => dm.content.clone(),
         Message::Profile(profile) => {
-            let avatar = profile.avatar.as_ref().map(|avatar| format!("{}, {} bytes", avatar.kind.mime(), avatar.bytes.len()));
+            let avatar =
+                profile.avatar.as_ref().map(|avatar| format!("{}, {} bytes", avatar.kind.mime(), avatar.bytes.len()));
             let parts = [Some(profile.display_name.clone()), Some(profile.status.clone()), avatar];
             parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" | ")
         }

@@ -19,7 +19,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::history::{self, Confirmation, Direction, History, HistoryError, OwnProfile};
 use super::node::{Command, CommandError, Counters, Done, Effect, Entry, Event, Kind, Known, Node, Settings, Shown};
-use super::sockets::{self, Config as SocketConfig, Door, Heard, LanSockets, OpenError, Port};
+use super::sockets::{Config as SocketConfig, Door, Heard, LanSockets, OpenError, Port};
 use super::wire::{self, Message, Profile, Refused};
 use super::{node, text_of};
 use crate::model::secret::random_hex;
@@ -472,7 +472,8 @@ impl Driver {
                     }
                 }
                 Effect::Broadcast { from, message } => {
-                    let from = self.interfaces.iter().find(|each| self.shared.sockets.source(each) == from || each.ip == from);
+                    let from =
+                        self.interfaces.iter().find(|each| self.shared.sockets.source(each) == from || each.ip == from);
                     let Some(interface) = from else { continue };
                     let sent = match wire::write(&message) {
                         Ok(bytes) => self.shared.sockets.broadcast(interface, &bytes),
@@ -564,4 +565,3 @@ fn received(entry: &history::Entry, port: u16) -> Option<Entry> {
     let addr = Some(SocketAddrV4::new(who.ip, port).into());
     Some(Entry { at: entry.at, incoming: true, addr, message })
 }
-

@@ -20,9 +20,7 @@ impl Token {
     /// # Panics
     /// If the operating system has no randomness to give: nothing safe can be done then.
     pub fn random() -> Token {
-        let mut bytes = [0; 16];
-        SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
-        Token(hex(&bytes))
+        Token(random_hex::<16>())
     }
 
     /// Takes a token as it was stored or received.
@@ -45,6 +43,16 @@ impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")
     }
+}
+
+/// So many random bytes as hex.
+///
+/// # Panics
+/// If the operating system has no randomness to give: nothing safe can be done then.
+pub fn random_hex<const N: usize>() -> String {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
+    hex(&bytes)
 }
 
 /// Lowercase hex.

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
 
 use super::tls::{store_once, warn_if_others_may_read};
 use crate::model::secret;
@@ -98,17 +97,7 @@ fn spell(parts: &[&str]) -> Vec<u8> {
 }
 
 fn new_key() -> String {
-    random_hex::<KEY_BYTES>()
-}
-
-/// So many random bytes as hex.
-///
-/// # Panics
-/// If the operating system has no randomness to give: nothing safe can be done then.
-pub(super) fn random_hex<const N: usize>() -> String {
-    let mut bytes = [0; N];
-    SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
-    secret::hex(&bytes)
+    secret::random_hex::<KEY_BYTES>()
 }
 
 /// 32 bytes from 64 hex digits.

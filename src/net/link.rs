@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::cluster::{ClusterKey, random_hex};
+use super::cluster::ClusterKey;
 use super::conn::{Conn, ConnError, ConnReader, ConnWriter};
 use super::deadline::ReadBefore;
 use super::frames::{FrameReader, Framing, MessageReader};
 use super::lines::{LineError, LineLimits};
+use crate::model::secret::random_hex;
 
 /// Most bytes of a request or an answer on a link: answers to clients are as long.
 pub const LINK_MESSAGE_MAX: usize = 256 << 20;

@@ -171,7 +171,8 @@ impl LanCommands {
     fn dm(&self, to: String, text: &str) -> anyhow::Result<()> {
         let done = self.peer.command(Command::Dm { to, content: text.to_owned() })?;
         if let Done::DmSent { to, addr, message_id, awaits_ack } = done {
-            let about = json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
+            let about =
+                json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
             self.say("dm", about, || {
                 let rest = if awaits_ack { "; waiting for it to be confirmed" } else { "; it confirms nothing" };
                 format!("sent to {to}{rest}")
@@ -193,9 +194,10 @@ impl LanCommands {
     fn list(&self) -> anyhow::Result<()> {
         let view = self.peer.look()?;
         let people: Vec<_> = view.peers.iter().filter(|peer| !peer.is_server()).collect();
-        self.screen_table(json!({ "event": "list", "name": view.name, "peers": show::list_json(&people, view.at) }), || {
-            show::list(&people, view.at)
-        });
+        self.screen_table(
+            json!({ "event": "list", "name": view.name, "peers": show::list_json(&people, view.at) }),
+            || show::list(&people, view.at),
+        );
         Ok(())
     }
 
@@ -258,10 +260,8 @@ impl LanCommands {
                 .collect();
             return self.screen.print_json(&json!({ "event": "help", "commands": list }));
         }
-        let lines: Vec<String> = COMMANDS
-            .iter()
-            .map(|(name, usage, what)| format!("  {:<38}{what}", format!("{name} {usage}")))
-            .collect();
+        let lines: Vec<String> =
+            COMMANDS.iter().map(|(name, usage, what)| format!("  {:<38}{what}", format!("{name} {usage}"))).collect();
         self.screen.print(&lines.join("\n"));
     }
 

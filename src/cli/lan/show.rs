@@ -74,7 +74,9 @@ fn in_short(shown: &Shown) -> (Option<Style>, String) {
         Shown::Full { peers } => {
             (Some(Style::Bad), format!("{peers} are known, which is the most there can be: newcomers are not listed"))
         }
-        Shown::Dropped { from, cause, detail } => (Some(Style::Dim), format!("dropped ({cause}) from {from}: {detail}")),
+        Shown::Dropped { from, cause, detail } => {
+            (Some(Style::Dim), format!("dropped ({cause}) from {from}: {detail}"))
+        }
     }
 }
 

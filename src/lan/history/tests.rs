@@ -71,7 +71,6 @@ fn only_what_is_waited_for_is_confirmed() {
     let home = tempfile::tempdir().unwrap();
     let history = open(home.path());
     let received = Entry { message_id: Some("one".to_owned()), ..heard(1) };
-    let to = &received.who.clone();
     for entry in [received, said("one"), said("two"), said("three")] {
         history.keep(entry).wait().unwrap();
     }
