@@ -156,6 +156,8 @@ pub struct View {
     pub counters: Counters,
     /// When.
     pub at: Millis,
+    /// DMs of one's own that may still be confirmed.
+    pub waiting: usize,
     /// The addresses it is reached at.
     pub interfaces: Vec<Interface>,
 }
@@ -368,6 +370,7 @@ impl Driver {
                         peers: self.node.peers(),
                         counters: self.node.counters().clone(),
                         at: self.clock.now(),
+                        waiting: self.node.sizes().waiting,
                         interfaces: self.interfaces.clone(),
                     };
                     let _ = reply.send(view);
