@@ -159,6 +159,18 @@ impl PeerSocket {
         self.try_to_send(|| self.socket.send_to(bytes, to))
     }
 
+    /// Sends a datagram from one of this host's addresses, where the socket is not bound to one and the
+    /// system lets us choose.
+    ///
+    /// # Errors
+    /// As [`send`](PeerSocket::send); the system's when the address has just gone.
+    pub fn send_from(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
+        if !self.addr.ip().is_unspecified() {
+            return self.send(to, bytes);
+        }
+        self.try_to_send(|| system::send_by(&self.socket, bytes, to, from, None))
+    }
+
     /// Broadcasts a datagram to a port of everybody on an interface's network. False where the
     /// interface has no broadcast.
     ///
