@@ -6,13 +6,13 @@
 //! nobody is told of refusals; peers are then forgotten after their time, as silent ones are.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use log::{debug, error, warn};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::counters::{Counter, Seldom};
 use super::interfaces::Interface;
@@ -269,14 +269,11 @@ impl PeerSocket {
         }
     }
 
-    /// Ends the reading, at once where shutting a socket down wakes its reader, else within a second.
-    /// Sending goes on.
+    /// Ends the reading, at once where the system lets us wake the reader, else within a second. Sending
+    /// goes on.
     pub fn stop(&self) {
         self.is_stopping.store(true, SeqCst);
-        // "Not connected" is what a socket without connection always answers, on Linux after waking.
-        if let Err(error) = SockRef::from(&self.socket).shutdown(Shutdown::Read) {
-            debug!("{}: waking its reader: {error}", self.addr);
-        }
+        system::wake(&self.socket);
     }
 
     fn is_stopping(&self) -> bool {
