@@ -48,8 +48,11 @@ fn a_namesake_from_the_same_place_gets_a_number() {
 #[test]
 fn a_namesake_from_elsewhere_takes_a_number_when_they_meet() {
     let place = Place::new();
+    // The one that stays may be known to the other only by its next announcement.
     let start = |dir: &str| {
-        Peer::spawn(place.nameless().args(["--name", "alice", "--json", "--data-dir"]).arg(place.data_dir(dir)))
+        let mut command = place.nameless();
+        command.args(["--name", "alice", "--json", "--announce-every", "500ms", "--data-dir"]);
+        Peer::spawn(command.arg(place.data_dir(dir)))
     };
     let [mut here, mut there] = ["here", "there"].map(start).map(Peer::started);
     let (mut one, mut two) = (Vec::new(), Vec::new());
