@@ -113,7 +113,9 @@ fn quiet(place: &Place) -> Command {
 fn in_prose(place: &Place, zoe: &Bare, mut command: Command) -> String {
     use std::process::Stdio;
     let ready = place.dir().join("ready.json");
-    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Its end would end the peer as well, and the signal would be the second.
+    let input = child.stdin.take();
     let text = crate::support::eventually("the ready file", || std::fs::read_to_string(&ready).ok());
     std::fs::remove_file(&ready).unwrap();
     let ready: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -126,6 +128,7 @@ fn in_prose(place: &Place, zoe: &Bare, mut command: Command) -> String {
     question.next("PEER_LIST_RESPONSE");
     signal(child.id(), libc::SIGTERM);
     let output = child.wait_with_output().unwrap();
+    drop(input);
     assert_eq!(output.status.code(), Some(0));
     String::from_utf8(output.stdout).unwrap()
 }
