@@ -1,0 +1,62 @@
+//! `p2s2 lan` as a person at a terminal meets it.
+
+use crate::peers::{Bare, Place};
+use crate::terminal::{CTRL_D, ENTER, TAB, Terminal};
+
+#[test]
+fn what_others_say_tears_no_line_that_is_typed() {
+    let place = Place::new();
+    let mut alice = Terminal::start(&mut place.command("alice"));
+    alice.sees("alice is here, at ");
+    alice.sees("alice> ");
+    let mut zoe = Bare::new(&place, "zoe");
+    zoe.announces(&[("FEATURES", "ack")]);
+    let addr = zoe.next("PEER_DISCOVERY").from;
+    alice.sees("zoe is here");
+    alice.sees("alice> ");
+    alice.types("lis");
+    alice.sees("lis");
+    let post = "TYPE:POST\nUSER_ID:zoe@127.0.0.1\nCONTENT:how are you?\n\n";
+    zoe.socket.send_to(post.as_bytes(), addr).unwrap();
+    // Above the line, which is drawn again.
+    alice.sees("zoe: how are you?");
+    alice.sees("alice> lis");
+    alice.types("t\r");
+    alice.sees("last seen");
+    alice.sees(&zoe.port().to_string());
+    alice.sees("alice> ");
+    // The same with text that is asked for, and a name that is completed.
+    alice.types("DM z");
+    alice.sees("DM z");
+    alice.types(TAB);
+    alice.sees("zoe");
+    alice.types(ENTER);
+    alice.sees("Text: ");
+    alice.types("fi");
+    zoe.socket.send_to(post.as_bytes(), addr).unwrap();
+    alice.sees("zoe: how are you?");
+    alice.sees("Text: fi");
+    alice.types("ne\r");
+    alice.sees("sent to zoe@127.0.0.1");
+    let said = zoe.next("DM");
+    assert_eq!(said.get("CONTENT"), "fine");
+    let ack = format!("TYPE:ACK\nMESSAGE_ID:{}\nSTATUS:RECEIVED\n\n", said.get("MESSAGE_ID"));
+    zoe.socket.send_to(ack.as_bytes(), addr).unwrap();
+    alice.sees("zoe has your message");
+    alice.sees("alice> ");
+    alice.types(CTRL_D);
+    let (code, all) = alice.ends();
+    assert_eq!(code, 0, "{all:?}");
+}
+
+#[test]
+fn a_name_is_asked_for() {
+    let place = Place::new();
+    let mut carol = Terminal::start(&mut place.nameless());
+    carol.sees("Your name: ");
+    carol.types("carol\r");
+    carol.sees("carol is here");
+    carol.sees("carol> ");
+    carol.types("quit\r");
+    assert_eq!(carol.ends().0, 0);
+}

@@ -1,0 +1,170 @@
+//! The commands in a pipe: any case, what is missing asked for, errors that end nothing.
+
+use std::process::Command;
+
+use crate::peers::{Bare, Place, in_pipe};
+use crate::support::signal;
+
+#[test]
+fn a_pipe_ends_with_its_input() {
+    let place = Place::new();
+    let input = "frobnicate\n# a comment\n\nLiSt\ndm\nzoe\nhello\ndm nobody hi\nHISTORY 0\nhistory\nVERBOSE maybe\nverbose on\nverbose\n";
+    let (code, out, error) = in_pipe(&mut place.command("alice"), input);
+    assert_eq!((code, &*error), (0, ""), "{out}");
+    assert!(!out.contains('\x1b') && !out.contains("alice>"), "{out:?}");
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("alice is here, at 127.0.0.1:"), "{out}");
+    let errors: Vec<_> = lines.iter().filter(|line| line.starts_with("error: ")).collect();
+    let expected = ["\"frobnicate\"", "\"zoe\"", "\"nobody\"", "COUNT", "usage: VERBOSE"];
+    assert_eq!(errors.len(), expected.len(), "{out}");
+    for (error, part) in errors.iter().zip(expected) {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    for line in ["nobody is here yet", "no messages yet", "verbose is on", "verbose is off"] {
+        assert!(lines.contains(&line), "{line}: {out}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_asked_for() {
+    let place = Place::new();
+    let mut alice = place.start("alice", &[]);
+    let mut zoe = Bare::met(&place, "zoe", &alice);
+    let asked = |alice: &mut crate::peers::Peer, lines: &[&str], event: &str| {
+        lines.iter().for_each(|line| alice.says(line));
+        alice.take(event, |it| it["event"] == event && it["from"].is_null() || !it["error"].is_null()).json
+    };
+    asked(&mut alice, &["pOsT", "# no comment: it answers"], "post");
+    assert_eq!(zoe.next_from(&alice, "POST").get("CONTENT"), "# no comment: it answers");
+    for lines in [&["Dm", "zoe", "one"][..], &["dm zoe", "one"], &["dm", "zoe one"]] {
+        asked(&mut alice, lines, "dm");
+        let said = zoe.next_from(&alice, "DM");
+        assert_eq!(said.get("CONTENT"), "one", "{lines:?}");
+        zoe.acks(&alice, said.get("MESSAGE_ID"));
+        alice.event("confirmed");
+    }
+    asked(&mut alice, &["PROFILE", "Alice", "", ""], "profile");
+    let said = zoe.next_from(&alice, "PROFILE");
+    assert_eq!((said.get("DISPLAY_NAME"), said.get("STATUS")), ("Alice", ""));
+    let error = asked(&mut alice, &["post", ""], "post");
+    assert!(error["error"].is_string(), "{error}");
+    for wrong in ["list now", "quit it", "peers all"] {
+        assert!(alice.refuses(wrong).starts_with("usage: "), "{wrong}");
+    }
+    let help = alice.ask("help");
+    let all: Vec<_> = help["commands"].as_array().unwrap().iter().map(|it| it["command"].as_str().unwrap()).collect();
+    for command in ["POST", "DM", "PROFILE", "LIST", "PEERS", "HISTORY", "VERBOSE", "QUIT"] {
+        assert!(all.contains(&command), "{all:?}");
+    }
+    alice.says("Quit");
+    assert_eq!(alice.ends(), 0);
+}
+
+#[test]
+fn what_is_said_in_a_pipe_is_said_though_it_ends_at_once() {
+    let place = Place::new();
+    let bob = place.start("bob", &[]);
+    let (code, out, error) = in_pipe(&mut place.command("alice"), "post hello all\ndm bob hello bob\n");
+    assert_eq!((code, &*error), (0, ""), "{out}");
+    bob.hears("post", "hello all");
+    bob.hears("dm", "hello bob");
+    for line in ["sent to 1 peer", "sent to bob@127.0.0.1; waiting for it to be confirmed", "bob has your message"] {
+        assert!(out.lines().any(|said| said == line), "{line}: {out}");
+    }
+}
+
+#[test]
+fn verbose_says_who_when_and_why() {
+    let place = Place::new();
+    let mut alice = crate::peers::Peer::spawn(&mut quiet(&place));
+    alice = alice.started();
+    let zoe = Bare::met(&place, "zoe", &alice);
+    zoe.sends(&alice, b"nonsense\n\n");
+    zoe.posts(&alice, "a fence", "f1");
+    alice.hears("post", "a fence");
+    assert_eq!(alice.count(|it| it["event"] == "dropped"), 0, "terse");
+    assert_eq!(alice.ask("verbose")["on"], true);
+    zoe.sends(&alice, b"nonsense\n\n");
+    let dropped = alice.event("dropped");
+    assert_eq!((dropped["cause"].as_str(), dropped["from"].as_str()), (Some("malformed"), Some(&*zoe.addr())));
+    assert!(dropped["at"].as_u64().unwrap() > 1_700_000_000);
+    assert_eq!(alice.ask("Verbose OFF")["on"], false);
+
+    // In prose: names and text alone, or all of it.
+    for (flags, shown) in [(&[][..], "zoe: hi"), (&["--verbose"], &*format!("{} POST zoe@127.0.0.1: hi", zoe.addr()))] {
+        let mut bob = place.command("bob");
+        bob.args(flags).args(["--ready-file"]).arg(place.dir().join("ready.json"));
+        let out = in_prose(&place, &zoe, bob);
+        let line = out.lines().find(|line| line.ends_with(" hi")).unwrap_or_else(|| panic!("{out}"));
+        assert!(
+            if flags.is_empty() { line == shown } else { line.starts_with('[') && line.ends_with(shown) },
+            "{line}"
+        );
+    }
+}
+
+fn quiet(place: &Place) -> Command {
+    let mut command = place.command("alice");
+    command.arg("--json");
+    command
+}
+
+/// What a peer prints to whom somebody says hi, until it is told to end.
+fn in_prose(place: &Place, zoe: &Bare, mut command: Command) -> String {
+    use std::process::Stdio;
+    let ready = place.dir().join("ready.json");
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let text = crate::support::eventually("the ready file", || std::fs::read_to_string(&ready).ok());
+    std::fs::remove_file(&ready).unwrap();
+    let ready: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(ready["discovery"], format!("127.255.255.255:{}", place.discovery_port));
+    let to: std::net::SocketAddr = ready["lan"].as_str().unwrap().parse().unwrap();
+    zoe.socket.send_to(b"TYPE:POST\nUSER_ID:zoe@127.0.0.1\nCONTENT:hi\n\n", to).unwrap();
+    let mut question = Bare::new(place, "asker");
+    // In order: what it answers now, it has shown the other before.
+    question.socket.send_to(b"TYPE:PEER_LIST_REQUEST\nFROM:asker@127.0.0.1\n\n", to).unwrap();
+    question.next("PEER_LIST_RESPONSE");
+    signal(child.id(), libc::SIGTERM);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_name_is_the_first_line_where_no_flag_says_it() {
+    let place = Place::new();
+    let (code, out, _) = in_pipe(&mut place.nameless(), "dave\nlist\n");
+    assert_eq!(code, 0);
+    assert!(out.starts_with("dave is here"), "{out}");
+    assert!(place.dir().join("data/state/lan-dave").is_dir());
+    let (code, _, error) = in_pipe(&mut place.nameless(), "");
+    assert_eq!(code, 2);
+    assert!(error.starts_with("error: ") && error.contains("--name"), "{error}");
+    for (flag, value) in [("--name", ""), ("--bind", "home"), ("--port", "70000"), ("--forget-after", "never")] {
+        let (code, _, error) = in_pipe(place.nameless().args([flag, value]), "");
+        assert!(code == 2 && error.contains(flag), "{flag}: {error}");
+    }
+    let (code, _, error) = in_pipe(place.command("eve").args(["--peer", "nowhere"]), "");
+    assert!(code == 1 && error.contains("--peer nowhere") && error.lines().count() == 1, "{error}");
+}
+
+/// Text of others is printed without what would drive a terminal.
+#[test]
+fn what_others_say_is_harmless() {
+    let place = Place::new();
+    let zoe = Bare::new(&place, "zoe");
+    let mut alice = place.start("alice", &[]);
+    let hostile = "\u{1b}[2J\u{7}\u{202e}evil";
+    zoe.posts(&alice, hostile, "h1");
+    alice.hears("post", hostile);
+    let history = alice.history();
+    assert_eq!(history[0]["text"], hostile, "JSON escapes it");
+    alice.says("quit");
+    assert_eq!(alice.ends(), 0);
+    let (code, out, _) = in_pipe(&mut place.command("alice"), "history\n");
+    assert_eq!(code, 0);
+    assert!(
+        out.contains("evil") && !out.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'),
+        "{out:?}"
+    );
+}

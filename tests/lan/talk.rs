@@ -1,0 +1,336 @@
+//! What peers say to each other: POST, DM, PROFILE, and whom they know.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::peers::{Bare, Heard, Peer, Place, datagram, file};
+use crate::support::eventually;
+
+/// The beginning of a PNG, and so many bytes in all.
+fn picture(bytes: usize) -> Vec<u8> {
+    let begin = [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n'];
+    begin.into_iter().chain((0..).map(|nth: u32| (nth.wrapping_mul(2_654_435_761) >> 24) as u8)).take(bytes).collect()
+}
+
+fn stamped(said: &Heard) {
+    let id = said.get("MESSAGE_ID");
+    assert!(id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{said:?}");
+    assert!(said.get("TIMESTAMP").parse::<u64>().unwrap() > 1_700_000_000, "{said:?}");
+}
+
+#[test]
+fn a_post_reaches_everybody_once_and_a_dm_one() {
+    let place = Place::new();
+    let [mut alice, mut bob, mut carol] = place.start_all(["alice", "bob", "carol"]);
+    let mut zoe = Bare::met(&place, "zoe", &alice);
+    alice.knows(&["bob", "carol", "zoe"]);
+    bob.knows(&["alice", "carol", "zoe"]);
+    carol.knows(&["alice", "bob", "zoe"]);
+    // Its own answers to the announcement, of all three.
+    let posted = alice.ask("POST  it's \"5 o'clock\"  ");
+    assert_eq!(posted["to"], 3);
+    for peer in [&bob, &carol] {
+        let heard = peer.hears("post", "it's \"5 o'clock\"");
+        assert_eq!((&heard["user_id"], &heard["from"]), (&json!("alice@127.0.0.1"), &json!(alice.addr)));
+        assert_eq!(heard["message_id"], posted["message_id"]);
+    }
+    let said = zoe.next_from(&alice, "POST");
+    assert_eq!((said.get("USER_ID"), said.get("CONTENT")), ("alice@127.0.0.1", "it's \"5 o'clock\""));
+    assert_eq!(said.get("MESSAGE_ID"), posted["message_id"]);
+    stamped(&said);
+
+    let sent = alice.ask("dm BOB hi");
+    assert!(sent["error"].as_str().unwrap().contains("BOB"), "names are taken as they are: {sent}");
+    let sent = alice.ask("dm bob hi");
+    assert_eq!((&sent["to"], &sent["awaits_ack"]), (&json!("bob@127.0.0.1"), &json!(true)));
+    assert_eq!(bob.hears("dm", "hi")["user_id"], "alice@127.0.0.1");
+    let confirmed = alice.event("confirmed");
+    assert_eq!((&confirmed["to"], &confirmed["message_id"]), (&json!("bob@127.0.0.1"), &sent["message_id"]));
+    alice.ask("dm carol@127.0.0.1 hello");
+    carol.hears("dm", "hello");
+    alice.event("confirmed");
+    let sent = alice.ask("dm zoe psst");
+    let said = zoe.next_from(&alice, "DM");
+    assert_eq!((said.get("FROM"), said.get("TO")), ("alice@127.0.0.1", "zoe@127.0.0.1"));
+    assert_eq!((said.get("CONTENT"), said.get("MESSAGE_ID")), ("psst", sent["message_id"].as_str().unwrap()));
+    stamped(&said);
+    zoe.acks(&alice, said.get("MESSAGE_ID"));
+    assert_eq!(alice.event("confirmed")["to"], "zoe@127.0.0.1");
+
+    // What comes behind shows that nothing came twice, or to others.
+    alice.ask("post the end");
+    for peer in [&bob, &carol] {
+        peer.hears("post", "the end");
+        let said = peer.count(|it| it["from"].is_string());
+        assert_eq!(said, 0, "{}", peer.name);
+    }
+    assert_eq!(zoe.next_from(&alice, "POST").get("CONTENT"), "the end");
+    assert_eq!((zoe.count(&alice, "POST"), zoe.count(&alice, "DM")), (0, 0));
+    let texts = |messages: Vec<Value>| messages.iter().map(|it| it["text"].clone()).collect::<Vec<_>>();
+    assert_eq!(texts(bob.history()), ["it's \"5 o'clock\"", "hi", "the end"]);
+    assert_eq!(texts(carol.history()), ["it's \"5 o'clock\"", "hello", "the end"]);
+    let own = alice.history();
+    let fate: Vec<_> = own.iter().map(|it| (it["type"].as_str().unwrap(), it["sent"] == true)).collect();
+    assert_eq!(fate, [("POST", true), ("DM", true), ("DM", true), ("DM", true), ("POST", true)], "{own:?}");
+}
+
+/// How a DM fares with each kind of peer; at once, for each takes its time.
+#[test]
+fn a_dm_is_repeated_until_it_is_acknowledged() {
+    let place = Place::new();
+    let mut alice = place.start("alice", &["--verbose"]);
+    let bob = place.start("bob", &[]);
+    let mut late = Bare::met(&place, "late", &alice);
+    let mut silent = Bare::met(&place, "silent", &alice);
+    let mut plain = Bare::met_as(&place, "plain", &[], &alice);
+    let gone = Bare::met(&place, "gone", &alice);
+    let liar = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    alice.knows(&["bob", "gone", "late", "plain", "silent"]);
+    drop(gone);
+    bob.kill();
+    let mut id_of = |name: &str, awaits: bool| {
+        let sent = alice.ask(&format!("dm {name} hello {name}"));
+        assert_eq!(sent["awaits_ack"], awaits, "{sent}");
+        sent["message_id"].as_str().unwrap().to_owned()
+    };
+    let sent_at = Instant::now();
+    let plain_id = id_of("plain", false);
+    let [late_id, silent_id] = ["late", "silent"].map(|name| id_of(name, true));
+    let refused = ["gone", "bob"].map(|name| id_of(name, true));
+
+    // It goes once, then 0.5, 1 and 2 s after the last time.
+    for (bare, id) in [(&mut late, &late_id), (&mut silent, &silent_id)] {
+        let copies: Vec<Heard> = (0..4).map(|_| bare.next_from(&alice, "DM")).collect();
+        for (pair, wait_ms) in copies.windows(2).zip([500, 1_000, 2_000]) {
+            let took = pair[1].at - pair[0].at;
+            let wait = Duration::from_millis(wait_ms);
+            // Of the second all copies had been waiting to be read.
+            let read_late = bare.name == "silent";
+            assert!(read_late || took + Duration::from_millis(100) > wait && took < wait * 2, "{wait:?}: {took:?}");
+            assert_eq!((pair[0].get("MESSAGE_ID"), pair[1].get("MESSAGE_ID")), (&**id, &**id));
+            assert_eq!(pair[0].get("CONTENT"), pair[1].get("CONTENT"));
+        }
+    }
+    late.acks(&alice, &late_id);
+    let confirmed = alice.event("confirmed");
+    assert_eq!((&confirmed["to"], &confirmed["message_id"]), (&json!("late@127.0.0.1"), &json!(late_id)));
+    // Nobody else may say so.
+    let ack = datagram(&[("TYPE", "ACK"), ("MESSAGE_ID", &silent_id), ("STATUS", "RECEIVED")]);
+    liar.send_to(&ack, alice.addr).unwrap();
+    assert!(alice.drops("stray-ack").contains(&silent_id));
+
+    let unconfirmed = |name: &str, id: &str| {
+        let is_it = |it: &Value| it["event"] == "unconfirmed" && it["to"] == format!("{name}@127.0.0.1");
+        let line = alice.take(&format!("{name} not to confirm"), is_it);
+        assert_eq!(line.json["message_id"], id);
+        line.at
+    };
+    let took = unconfirmed("silent", &silent_id) - sent_at;
+    assert!((Duration::from_millis(5_400)..Duration::from_secs(10)).contains(&took), "{took:?}");
+    for (name, id) in ["gone", "bob"].iter().zip(&refused) {
+        unconfirmed(name, id);
+        let has_left = |it: &Value| it["event"] == "left" && it["peer"]["name"] == *name;
+        assert_eq!(alice.take("it to be dropped", has_left).json["why"], "refused");
+    }
+    assert_eq!(alice.names(), ["late", "plain", "silent"]);
+
+    // Whoever confirms nothing gets it once.
+    assert_eq!(plain.next_from(&alice, "DM").get("MESSAGE_ID"), plain_id);
+    for bare in [&mut plain, &mut late, &mut silent] {
+        assert_eq!(bare.count(&alice, "DM"), 0, "{}", bare.name);
+    }
+    let fates: Vec<(Value, Value)> =
+        alice.history().iter().map(|it| (it["user_id"].clone(), it["confirmation"].clone())).collect();
+    let fate = |name: &str| &fates.iter().find(|(who, _)| *who == format!("{name}@127.0.0.1")).unwrap().1;
+    assert_eq!(
+        (fate("late"), fate("silent"), fate("bob")),
+        (&json!("confirmed"), &json!("unconfirmed"), &json!("unconfirmed"))
+    );
+}
+
+#[test]
+fn each_copy_of_a_dm_is_acknowledged_to_who_wants_that() {
+    let place = Place::new();
+    let mut alice = place.start("alice", &[]);
+    let mut wants = Bare::met(&place, "wants", &alice);
+    let mut plain = Bare::met_as(&place, "plain", &[("FEATURES", "dance")], &alice);
+    for _ in 0..3 {
+        wants.sends(&alice, &wants.dm(&alice, "hello", "any printable id!"));
+    }
+    for _ in 0..3 {
+        let ack = wants.next_from(&alice, "ACK");
+        assert_eq!((ack.get("MESSAGE_ID"), ack.get("STATUS")), ("any printable id!", "RECEIVED"));
+    }
+    assert_eq!(wants.count(&alice, "ACK"), 0);
+    alice.hears("dm", "hello");
+
+    plain.sends(&alice, &plain.dm(&alice, "from plain", "p1"));
+    alice.hears("dm", "from plain");
+    assert_eq!(plain.count(&alice, "ACK"), 0);
+    // Who has sent an ACK himself knows what it is.
+    let sent = alice.ask("dm plain one");
+    assert_eq!(sent["awaits_ack"], false);
+    let one = plain.next_from(&alice, "DM");
+    plain.acks(&alice, one.get("MESSAGE_ID"));
+    plain.sends(&alice, &plain.dm(&alice, "again from plain", "p2"));
+    assert_eq!(plain.next_from(&alice, "ACK").get("MESSAGE_ID"), "p2");
+    assert_eq!(alice.ask("dm plain two")["awaits_ack"], true);
+    let two = plain.next_from(&alice, "DM");
+    assert_eq!(plain.next_from(&alice, "DM").get("MESSAGE_ID"), two.get("MESSAGE_ID"));
+    plain.acks(&alice, two.get("MESSAGE_ID"));
+    alice.event("confirmed");
+    // Of a POST there is no such thing.
+    wants.posts(&alice, "to all", "w1");
+    alice.hears("post", "to all");
+    assert_eq!(wants.count(&alice, "ACK"), 0);
+    assert_eq!(alice.count(|it| it["event"] == "dm" && it["from"].is_string() && it["content"] == "hello"), 0);
+    let texts: Vec<_> = alice.history().iter().map(|it| it["text"].clone()).collect();
+    assert_eq!(texts, ["hello", "from plain", "one", "again from plain", "two", "to all"]);
+}
+
+#[test]
+fn peers_tell_whom_they_know() {
+    let place = Place::new();
+    let [mut alice, mut bob] = place.start_all(["alice", "bob"]);
+    let mut asker = Bare::met(&place, "asker", &alice);
+    alice.knows(&["asker", "bob"]);
+    bob.knows(&["alice", "asker"]);
+    let told = asker.asks_for_peers(&alice);
+    assert_eq!((told.get("FROM"), told.get("COUNT")), ("alice@127.0.0.1", "1"));
+    assert_eq!(told.get("PEERS"), r#"["bob@127.0.0.1"]"#);
+    assert_eq!(told.get("ADDRS"), format!(r#"["{}"]"#, bob.addr));
+    stamped(&told);
+
+    // Who is heard of is spoken to, and so becomes known.
+    let mut far = Bare::new(&Place::new(), "far");
+    assert_eq!(alice.ask("peers")["asked"], 2);
+    let question = asker.next_from(&alice, "PEER_LIST_REQUEST");
+    assert_eq!(question.get("FROM"), "alice@127.0.0.1");
+    stamped(&question);
+    let answer = datagram(&[
+        ("TYPE", "PEER_LIST_RESPONSE"),
+        ("FROM", &asker.user_id()),
+        ("PEERS", r#"["far@127.0.0.1", "alice@127.0.0.1"]"#),
+        ("COUNT", "2"),
+        ("ADDRS", &json!([far.addr(), alice.addr.to_string()]).to_string()),
+    ]);
+    asker.sends(&alice, &answer);
+    far.next_from(&alice, "PEER_DISCOVERY");
+    assert_eq!(alice.names(), ["asker", "bob"], "it has said nothing yet");
+    far.sends(&alice, &far.discovery(&[]));
+    alice.knows(&["asker", "bob", "far"]);
+}
+
+#[test]
+fn a_profile_with_its_picture_arrives_whole() {
+    let place = Place::new();
+    let [mut alice, mut bob] = place.start_all(["alice", "bob"]);
+    let mut zoe = Bare::met(&place, "zoe", &alice);
+    alice.knows(&["bob", "zoe"]);
+    bob.knows(&["alice", "zoe"]);
+    let largest = picture(20_480);
+    let at = file(&place, "a largest | picture.png", &largest);
+    let done = alice.ask(&format!("profile Alice A. | on the air | {}", at.display()));
+    assert_eq!(done["to"], 2, "{done}");
+    let said = zoe.next_from(&alice, "PROFILE");
+    assert_eq!((said.get("USER_ID"), said.get("DISPLAY_NAME")), ("alice@127.0.0.1", "Alice A."));
+    assert_eq!((said.get("STATUS"), said.get("AVATAR_TYPE")), ("on the air", "image/png"));
+    assert_eq!(said.get("AVATAR_ENCODING"), "base64");
+    assert!(STANDARD.decode(said.get("AVATAR_DATA")).unwrap() == largest);
+    stamped(&said);
+    let shown = bob.take("the profile", |it| it["event"] == "profile" && it["from"].is_string()).json;
+    assert_eq!((&shown["display_name"], &shown["status"]), (&json!("Alice A."), &json!("on the air")));
+    assert_eq!((&shown["avatar_type"], &shown["avatar_bytes"]), (&json!("image/png"), &json!(20_480)));
+
+    let too_large = file(&place, "larger.png", &picture(20_481));
+    let no_picture = file(&place, "notes.txt", b"milk, eggs");
+    let empty = file(&place, "empty.png", b"");
+    for (path, why) in
+        [(too_large, "20480"), (no_picture, "PNG"), (empty, "empty.png"), (place.dir().join("none"), "none")]
+    {
+        let error = alice.refuses(&format!("profile A | b | {}", path.display()));
+        assert!(error.contains(why) && error.contains("AVATAR-FILE"), "{error}");
+    }
+    for (profile, field) in [
+        (format!("{} | b", "n".repeat(65)), "NAME"),
+        (format!("A | {}", "s".repeat(257)), "STATUS"),
+        ("| b".to_owned(), "NAME"),
+    ] {
+        let error = alice.refuses(&format!("profile {profile}"));
+        assert!(error.contains(field), "{error}");
+    }
+    // Of none of these anything was sent. The last two may be left out.
+    let done = alice.ask("profile Al");
+    assert_eq!(done["to"], 2, "{done}");
+    let said = zoe.next_from(&alice, "PROFILE");
+    assert_eq!((said.get("DISPLAY_NAME"), said.get("STATUS"), said.maybe("AVATAR_TYPE")), ("Al", "", None));
+    assert_eq!((said.maybe("AVATAR_DATA"), said.maybe("AVATAR_ENCODING")), (None, None));
+    assert_eq!(zoe.count(&alice, "PROFILE"), 0);
+
+    // And the other way.
+    let avatar = STANDARD.encode(&largest);
+    let profile = |data: &str, id: &str| {
+        datagram(&[
+            ("TYPE", "PROFILE"),
+            ("USER_ID", &zoe.user_id()),
+            ("DISPLAY_NAME", "Zoe"),
+            ("STATUS", ""),
+            ("AVATAR_TYPE", "image/png"),
+            ("AVATAR_ENCODING", "base64"),
+            ("AVATAR_DATA", data),
+            ("MESSAGE_ID", id),
+        ])
+    };
+    zoe.sends(&alice, &profile(&STANDARD.encode(picture(20_481)), "z1"));
+    zoe.sends(&alice, &profile(&avatar, "z2"));
+    let shown = alice.take("the profile", |it| it["event"] == "profile" && it["from"].is_string()).json;
+    assert_eq!((&shown["message_id"], &shown["avatar_bytes"]), (&json!("z2"), &json!(20_480)));
+    assert_eq!(alice.dropped("malformed"), 1);
+}
+
+#[test]
+fn who_never_announced_himself_is_shown() {
+    let place = Place::new();
+    let mut alice = place.start("alice", &[]);
+    let stranger = Bare::new(&place, "stranger");
+    stranger.posts(&alice, "is anybody there?", "s1");
+    assert_eq!(alice.hears("post", "is anybody there?")["user_id"], "stranger@127.0.0.1");
+    stranger.sends(&alice, &stranger.dm(&alice, "you?", "s2"));
+    alice.hears("dm", "you?");
+    assert_eq!(alice.names(), Vec::<String>::new());
+    assert!(alice.refuses("dm stranger yes").contains("nobody"));
+    assert!(alice.refuses("post to whom?").contains("nobody"));
+    // A DM for somebody else is none.
+    let for_bob =
+        datagram(&[("TYPE", "DM"), ("FROM", &stranger.user_id()), ("TO", "bob@127.0.0.1"), ("CONTENT", "for bob")]);
+    stranger.sends(&alice, &for_bob);
+    eventually("it to be dropped", || (alice.dropped("not-for-us") == 1).then_some(()));
+    assert_eq!(alice.history().len(), 2);
+}
+
+/// Two people on two networks at once, and each is one.
+#[test]
+fn a_peer_seen_through_two_interfaces_is_one() {
+    let Some(mut lan) = crate::netns::Lan::new(2) else { return };
+    lan.second_network(&[0, 1]);
+    let place = Place::in_a_network();
+    let spawn = |host: usize, name: &str| Peer::spawn(&mut place.on_host(&lan, host, name));
+    let mut alice = spawn(0, "alice");
+    let mut bob = spawn(1, "bob");
+    (alice, bob) = (alice.started(), bob.started());
+    alice.knows(&["bob"]);
+    bob.knows(&["alice"]);
+    alice.ask("post once");
+    let heard = bob.hears("post", "once");
+    let ips = [lan.ip(0).to_string(), lan.second_ip(0).to_string()];
+    let user_id = heard["user_id"].as_str().unwrap();
+    assert!(ips.iter().any(|ip| user_id == format!("alice@{ip}")), "{user_id}");
+    assert_eq!(alice.ask("dm bob twice")["awaits_ack"], true);
+    bob.hears("dm", "twice");
+    alice.event("confirmed");
+    assert_eq!(bob.count(|it| it["from"].is_string()), 0);
+}
