@@ -12,7 +12,7 @@ use std::time::Duration;
 use p2s2::lan::node::Kind;
 use p2s2::lan::peer::{Config, LanPeer};
 use p2s2::model::Name;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Peer, Server, eventually, program};
 use crate::terminal::{CTRL_D, Terminal};
@@ -101,7 +101,10 @@ impl Home {
 
 /// What the server says that its peers are to expect.
 fn fingerprint(server: &Server) -> String {
-    Peer::new(server, "visitor").cert_sha256.unwrap()
+    let mut visitor = Peer::new(server, "visitor");
+    let token = visitor.token.clone();
+    assert_eq!(visitor.ask("DE-REGISTER", json!({ "token": token }))["type"], "DE-REGISTERED");
+    visitor.cert_sha256.unwrap()
 }
 
 fn addr(server: &Server, name: &str) -> SocketAddr {
@@ -181,6 +184,7 @@ fn a_frontend_of_its_own_announces_itself() {
         fs::create_dir(&dir).unwrap();
         let mut frontend = program(command);
         frontend.args(["--bind", "127.0.0.1", "--port", "0", "--discovery-port", &home.port, "--ready-file"]);
+        frontend.stdout(Stdio::null()).stderr(Stdio::null());
         frontend.arg(&ready).current_dir(&dir).env_remove("P2S2_SELLER_SERVER_NO_ANNOUNCE");
         let mut child = frontend.env_remove("P2S2_BUYER_SERVER_NO_ANNOUNCE").spawn().unwrap();
         let ready: Value =
@@ -223,6 +227,7 @@ fn a_server_is_confirmed_once_at_a_terminal_and_then_taken_in_a_pipe() {
     carol.sees(QUESTION);
     carol.types("yes\r");
     carol.sees(&format!("registered as carol at 127.0.0.1:{}", server.addr.port()));
+    carol.sees("carol> ");
     carol.types(CTRL_D);
     assert_eq!(carol.ends().0, 0);
     assert!(home.known().unwrap().contains(&cert));
@@ -231,6 +236,7 @@ fn a_server_is_confirmed_once_at_a_terminal_and_then_taken_in_a_pipe() {
     let mut again = Terminal::start(&mut home.peer("carol"));
     let before = again.sees("logged in as carol");
     assert!(before.contains(&cert) && !before.contains(QUESTION) && !before.contains("NAME"), "{before}");
+    again.sees("carol> ");
     again.types(CTRL_D);
     assert_eq!(again.ends().0, 0);
     works(home.client("seller").args(["create-account", "sam"]), "");
@@ -307,6 +313,7 @@ fn one_of_several_is_chosen_at_a_terminal() {
     carol.sees(QUESTION);
     carol.types("y\r");
     carol.sees(&format!("registered as carol at 127.0.0.1:{}", chosen.addr.port()));
+    carol.sees("carol> ");
     carol.types(CTRL_D);
     assert_eq!(carol.ends().0, 0);
     // It is asked which one again, but not whether that is the right one.
@@ -317,6 +324,7 @@ fn one_of_several_is_chosen_at_a_terminal() {
     again.types(&format!("{number}\r"));
     let before = again.sees("logged in as carol");
     assert!(!before.contains(QUESTION), "{before}");
+    again.sees("carol> ");
     again.types(CTRL_D);
     assert_eq!(again.ends().0, 0);
 }
@@ -356,6 +364,7 @@ fn a_server_without_a_certificate_is_known_by_its_address() {
     carol.sees(QUESTION);
     carol.types("yes\r");
     carol.sees("registered as carol");
+    carol.sees("carol> ");
     carol.types(CTRL_D);
     assert_eq!(carol.ends().0, 0);
     let said = works(home.peer("carol").arg("--plaintext"), "");
