@@ -63,6 +63,9 @@ pub trait Commands: Send + Sync + 'static {
     fn question(&self) -> Option<String> {
         None
     }
+
+    /// The input of a pipe has come to its end, and so does the program when this returns.
+    fn input_ended(&self) {}
 }
 
 /// Where a program prints: safe to use from any thread, and it never tears a line that is being typed.
@@ -280,6 +283,7 @@ fn read_pipe(mut input: impl BufRead, screen: &Screen, shutdown: &Shutdown, comm
     while !shutdown.is_asked() {
         line.clear();
         if io::Read::take(&mut input, LINE_MAX as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+            commands.input_ended();
             break;
         }
         if line.len() > LINE_MAX {

@@ -156,6 +156,8 @@ pub struct View {
     pub counters: Counters,
     /// When.
     pub at: Millis,
+    /// DMs of one's own that may still be confirmed.
+    pub waiting: usize,
     /// The addresses it is reached at.
     pub interfaces: Vec<Interface>,
 }
@@ -368,6 +370,7 @@ impl Driver {
                         peers: self.node.peers(),
                         counters: self.node.counters().clone(),
                         at: self.clock.now(),
+                        waiting: self.node.sizes().waiting,
                         interfaces: self.interfaces.clone(),
                     };
                     let _ = reply.send(view);
@@ -453,6 +456,8 @@ impl Driver {
                     }
                 }
                 Effect::Send { to, message } => {
+                    // Whoever gets it compares its source with whom it says it is from.
+                    let sender = message.sender().map(|sender| sender.ip);
                     let bytes = match &written {
                         Some((same, bytes)) if *same == message => bytes,
                         _ => match wire::write(&message) {
@@ -467,7 +472,12 @@ impl Driver {
                         self.not_sent(to, &"not an IPv4 address");
                         continue;
                     };
-                    if let Err(error) = self.shared.sockets.send(to, bytes) {
+                    let sockets = &self.shared.sockets;
+                    let sent = match sender {
+                        Some(from) => sockets.send_from(from, to, bytes),
+                        None => sockets.send(to, bytes),
+                    };
+                    if let Err(error) = sent {
                         self.not_sent(to.into(), &error);
                     }
                 }

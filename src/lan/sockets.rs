@@ -125,7 +125,8 @@ impl LanSockets {
         self.discovery.local_addr()
     }
 
-    /// The addresses that this peer may be reached at just now, loopback last.
+    /// The addresses that this peer may be reached at just now: first that for hosts of no own network,
+    /// loopback last.
     ///
     /// # Errors
     /// The system's.
@@ -146,12 +147,28 @@ impl LanSockets {
         self.own.broadcast(interface, self.discovery_addr().port(), bytes)
     }
 
-    /// Sends a datagram to one address.
+    /// Sends a datagram to one address, from one of this host's: that which the datagram names as its
+    /// sender's, for whoever gets it compares the two. (Bound to an address, a peer speaks from that
+    /// alone.)
     ///
     /// # Errors
     /// `InvalidInput`, when nobody can be meant by that address, or it is the discovery port of this
     /// host; `PermissionDenied`, when it would leave a host that nothing is to leave; the system's.
+    pub fn send_from(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
+        self.check_target(to)?;
+        self.own.send_from(from, to, bytes)
+    }
+
+    /// The same from whichever address the system chooses: for what names no sender.
+    ///
+    /// # Errors
+    /// As [`send_from`](LanSockets::send_from).
     pub fn send(&self, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
+        self.check_target(to)?;
+        self.own.send(to, bytes)
+    }
+
+    fn check_target(&self, to: SocketAddrV4) -> io::Result<()> {
         let refuse = |kind, why: &str| Err(io::Error::new(kind, format!("{to}: {why}")));
         let ip = *to.ip();
         if to.port() == 0 || ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast() || ip == LOOPBACK_BROADCAST {
@@ -163,7 +180,7 @@ impl LanSockets {
         if self.stays_here() && !interfaces::is_own(ip)? {
             return refuse(ErrorKind::PermissionDenied, "nothing leaves this host with a --bind of 127.0.0.1");
         }
-        self.own.send(to, bytes)
+        Ok(())
     }
 
     /// Hands on what comes through a door, on the thread that calls, until [`stop`](LanSockets::stop).

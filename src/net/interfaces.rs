@@ -3,7 +3,7 @@
 //! They are read anew whenever they matter: cables are pulled, and networks are joined.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use if_addrs::{IfAddr, IfOperStatus};
 
@@ -29,16 +29,32 @@ impl Interface {
     }
 }
 
-/// The addresses of this host that are in use now, loopback last: all with 0.0.0.0, loopback alone with
-/// one of its addresses, else the one named and loopback.
+/// A host elsewhere, whichever: the address is kept for documentation, and nothing is sent there.
+const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+
+/// The addresses of this host that are in use now: all with 0.0.0.0, loopback alone with one of its
+/// addresses, else the one named and loopback. First that which speaks to hosts of no own network (the
+/// default route's), loopback last.
 ///
 /// # Errors
 /// The system's.
 pub fn interfaces(bind: Ipv4Addr) -> io::Result<Vec<Interface>> {
     let mut all: Vec<Interface> = if_addrs::get_if_addrs()?.into_iter().filter_map(in_use).collect();
     all.retain(|interface| bind.is_unspecified() || interface.ip == bind || interface.ip.is_loopback());
-    all.sort_by_key(|interface| interface.ip.is_loopback());
+    let outward = outward();
+    all.sort_by_key(|interface| (interface.ip.is_loopback(), Some(interface.ip) != outward));
     Ok(all)
+}
+
+/// The address from which this host would speak to one elsewhere, if it can. Connecting such a socket
+/// only asks the system for the way.
+fn outward() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(ELSEWHERE).ok()?;
+    match socket.local_addr().ok()? {
+        SocketAddr::V4(addr) => Some(*addr.ip()),
+        SocketAddr::V6(_) => None,
+    }
 }
 
 /// Whether an address is this host's own.

@@ -6,13 +6,13 @@
 //! nobody is told of refusals; peers are then forgotten after their time, as silent ones are.
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use log::{debug, error, warn};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::counters::{Counter, Seldom};
 use super::interfaces::Interface;
@@ -159,6 +159,18 @@ impl PeerSocket {
         self.try_to_send(|| self.socket.send_to(bytes, to))
     }
 
+    /// Sends a datagram from one of this host's addresses, where the socket is not bound to one and the
+    /// system lets us choose.
+    ///
+    /// # Errors
+    /// As [`send`](PeerSocket::send); the system's when the address has just gone.
+    pub fn send_from(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
+        if !self.addr.ip().is_unspecified() {
+            return self.send(to, bytes);
+        }
+        self.try_to_send(|| system::send_by(&self.socket, bytes, to, from, None))
+    }
+
     /// Broadcasts a datagram to a port of everybody on an interface's network. False where the
     /// interface has no broadcast.
     ///
@@ -257,14 +269,11 @@ impl PeerSocket {
         }
     }
 
-    /// Ends the reading, at once where shutting a socket down wakes its reader, else within a second.
-    /// Sending goes on.
+    /// Ends the reading, at once where the system lets us wake the reader, else within a second. Sending
+    /// goes on.
     pub fn stop(&self) {
         self.is_stopping.store(true, SeqCst);
-        // "Not connected" is what a socket without connection always answers, on Linux after waking.
-        if let Err(error) = SockRef::from(&self.socket).shutdown(Shutdown::Read) {
-            debug!("{}: waking its reader: {error}", self.addr);
-        }
+        system::wake(&self.socket);
     }
 
     fn is_stopping(&self) -> bool {

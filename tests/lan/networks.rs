@@ -215,6 +215,51 @@ fn a_broadcast_leaves_by_each_interface_from_its_address() {
     assert_eq!(peers[2].sources(2), HashSet::from([lan.ip(1), twice]));
 }
 
+/// Whatever the routes say.
+#[test]
+fn a_datagram_comes_from_the_address_that_it_names() {
+    let Some(mut lan) = Lan::new(3) else { return };
+    let twice = Ipv4Addr::new(10, 77, 0, 101);
+    lan.add_interface(1, twice);
+    lan.second_network(&[0, 2]);
+    let peers: Vec<_> = (0..3).map(|host| Peer::new(&lan, host, Ipv4Addr::UNSPECIFIED)).collect();
+    let says = |speaker: usize, from: Ipv4Addr, to: Ipv4Addr, listener: &Peer| {
+        let to = SocketAddrV4::new(to, listener.sockets.own_addr().port());
+        lan.within(speaker, || peers[speaker].sockets.send_from(from, to, b"hello")).unwrap();
+        assert_eq!(listener.next(), Event::Datagram(Door::Own, from, b"hello".to_vec()));
+    };
+    says(1, twice, lan.ip(0), &peers[0]);
+    says(1, lan.ip(1), lan.ip(0), &peers[0]);
+    says(0, lan.second_ip(0), lan.second_ip(2), &peers[2]);
+    // Of one host, too.
+    let neighbour = Peer::new(&lan, 1, Ipv4Addr::UNSPECIFIED);
+    for from in [twice, lan.ip(1), Ipv4Addr::LOCALHOST] {
+        says(1, from, from, &neighbour);
+    }
+    // A gone one is an error, not a datagram from elsewhere.
+    let to = SocketAddrV4::new(lan.ip(0), peers[0].sockets.own_addr().port());
+    assert!(lan.within(1, || peers[1].sockets.send_from(lan.second_ip(1), to, b"hello")).is_err());
+    assert_eq!(peers[0].heard.recv_timeout(SILENCE).ok(), None);
+}
+
+#[test]
+fn first_comes_the_address_for_hosts_elsewhere() {
+    let Some(mut lan) = Lan::new(2) else { return };
+    lan.second_network(&[0, 1]);
+    let peer = Peer::new(&lan, 0, Ipv4Addr::UNSPECIFIED);
+    let ips = || -> Vec<_> {
+        let interfaces = lan.within(0, || peer.sockets.interfaces()).unwrap();
+        interfaces.iter().map(|interface| interface.ip).collect()
+    };
+    let (first, second) = (lan.ip(0), lan.second_ip(0));
+    for (router, expected) in [(lan.ip(1), [first, second]), (lan.second_ip(1), [second, first])] {
+        let mut route = Command::new("ip");
+        route.args(["route", "replace", "default", "via", &router.to_string()]);
+        assert!(lan.run_in(0, route).status().unwrap().success());
+        assert_eq!(ips(), [&expected[..], &[Ipv4Addr::LOCALHOST]].concat());
+    }
+}
+
 #[test]
 fn who_is_bound_to_one_address_speaks_from_it() {
     let Some(mut lan) = Lan::new(2) else { return };

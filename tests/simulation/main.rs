@@ -1,6 +1,6 @@
-//! Trade, and the shop's purchases, under every kind of bad luck: peers, components, a network, a bank and
-//! disks that can be switched off at any step, all from one seed. Ten thousand seeds each with
-//! `P2S2_TEST_SCALE=full`, else a thousand.
+//! Trade, the shop's purchases and the LAN under every kind of bad luck: peers, components, a network, a
+//! bank and disks that can be switched off at any step, all from one seed. Ten thousand seeds of trade and
+//! shop and a thousand of the LAN with `P2S2_TEST_SCALE=full`, else a tenth.
 //!
 //! A run that breaks a rule prints its seed; `SEED=n` plays that one alone, with `TRACE=1` aloud.
 
@@ -14,6 +14,7 @@ use std::time::Instant;
 mod bank;
 mod disk;
 mod invariants;
+mod lan;
 mod peer;
 mod rng;
 mod server;

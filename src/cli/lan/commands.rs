@@ -5,6 +5,8 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
@@ -13,12 +15,18 @@ use serde_json::{Value, json};
 use super::show;
 use crate::cli::repl::{Commands, Flow, Screen, clean};
 use crate::lan::history::OwnProfile;
-use crate::lan::node::{Command, Done};
-use crate::lan::peer::LanPeer;
+use crate::lan::node::{Command, CommandError, Done};
+use crate::lan::peer::{LanError, LanPeer};
 use crate::lan::wire::{AVATAR_MAX, Avatar};
 
 /// How many messages HISTORY shows when it is not told.
 const SHOWN: usize = 20;
+/// After that long everybody is known who is there, and a little more.
+const KNOWN_WITHIN: Duration = Duration::from_millis(1_200);
+/// What waits for something looks again after this.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// A DM is repeated for 5.5 s at most.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(6);
 
 /// Name, arguments, what it does.
 const COMMANDS: [(&str, &str, &str); 12] = [
@@ -52,11 +60,12 @@ pub(super) struct LanCommands {
     screen: Screen,
     verbose: Arc<AtomicBool>,
     asked: Mutex<Option<Asked>>,
+    started: Instant,
 }
 
 impl LanCommands {
     pub(super) fn new(peer: Arc<LanPeer>, screen: Screen, verbose: Arc<AtomicBool>) -> LanCommands {
-        LanCommands { peer, screen, verbose, asked: Mutex::default() }
+        LanCommands { peer, screen, verbose, asked: Mutex::default(), started: Instant::now() }
     }
 }
 
@@ -119,6 +128,14 @@ impl Commands for LanCommands {
         Some(question.to_owned())
     }
 
+    /// What was said in a pipe is not left half done: a DM may have to be repeated yet.
+    fn input_ended(&self) {
+        let until = Instant::now() + CONFIRMED_WITHIN;
+        while Instant::now() < until && self.peer.look().is_ok_and(|view| view.waiting > 0) {
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
     fn complete(&self, before: &[String]) -> Vec<String> {
         match before {
             [] => COMMANDS.iter().map(|(name, ..)| (*name).to_owned()).collect(),
@@ -159,8 +176,22 @@ impl LanCommands {
         Ok(())
     }
 
+    /// Whoever has just started may not know yet whom he speaks to: two peers know each other within a second.
+    fn once_known(&self, command: &Command) -> Result<Done, LanError> {
+        loop {
+            match self.peer.command(command.clone()) {
+                Err(LanError::Refused(CommandError::Alone | CommandError::Nobody(_)))
+                    if self.started.elapsed() < KNOWN_WITHIN =>
+                {
+                    thread::sleep(LOOK_AGAIN);
+                }
+                done => return done,
+            }
+        }
+    }
+
     fn post(&self, text: &str) -> anyhow::Result<()> {
-        let done = self.peer.command(Command::Post { content: text.to_owned() })?;
+        let done = self.once_known(&Command::Post { content: text.to_owned() })?;
         if let Done::Posted { to, message_id } = done {
             let about = json!({ "to": to, "message_id": message_id });
             self.say("post", about, || format!("sent to {}", show::peers(to)));
@@ -169,7 +200,7 @@ impl LanCommands {
     }
 
     fn dm(&self, to: String, text: &str) -> anyhow::Result<()> {
-        let done = self.peer.command(Command::Dm { to, content: text.to_owned() })?;
+        let done = self.once_known(&Command::Dm { to, content: text.to_owned() })?;
         if let Done::DmSent { to, addr, message_id, awaits_ack } = done {
             let about =
                 json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });

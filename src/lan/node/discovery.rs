@@ -229,6 +229,8 @@ impl Node {
         while let Some(user_id) = self.checks.iter().find(|(_, check)| check.old == source).map(|(id, _)| id.clone()) {
             let Some(check) = self.checks.remove(&user_id) else { return };
             let (old, new) = (check.old, check.new.addr);
+            // What it says answers us: it need not be answered.
+            self.peers.told(old, step.now);
             self.drop(step, check.new.source, Cause::PortRefused, || format!("USER_ID: {user_id} is at {old}"));
             step.show(Shown::MoveRefused { user_id, old: old.into(), new: new.into() });
         }

@@ -15,9 +15,11 @@ pub(super) const ADDRESSES_MAX: usize = 8;
 const REFUSED_MAX: u8 = 3;
 /// A known peer that announces itself to us is answered again after this pause …
 const PAUSE_MIN_MS: u64 = 200;
-/// … which doubles each time up to this one, and begins anew when it was quiet for as long. Else two
-/// with a longer way between them would answer each other for ever.
+/// … which doubles each time up to this one: else two with a longer way between them would answer each
+/// other for ever.
 const PAUSE_MAX_MS: u64 = 10_000;
+/// After such a silence it begins anew.
+const PAUSE_OVER_MS: u64 = 2 * PAUSE_MAX_MS;
 
 pub(super) type PeerId = u64;
 
@@ -69,10 +71,6 @@ impl Peer {
         &self.current().user_id.name
     }
 
-    pub fn has_addr(&self, addr: SocketAddrV4) -> bool {
-        self.addresses.iter().any(|address| address.addr == addr)
-    }
-
     pub fn instance(&self) -> Option<&str> {
         self.instance.as_deref()
     }
@@ -88,8 +86,8 @@ impl Peer {
 
     /// Whether it may be told again that we are here; then it counts as told.
     pub fn may_tell_again(&mut self, now: Millis) -> bool {
-        let quiet_ms = self.told_at.map_or(PAUSE_MAX_MS, |told_at| now.0.saturating_sub(told_at.0));
-        if quiet_ms >= PAUSE_MAX_MS {
+        let quiet_ms = self.told_at.map_or(PAUSE_OVER_MS, |told_at| now.0.saturating_sub(told_at.0));
+        if quiet_ms >= PAUSE_OVER_MS {
             self.pause_ms = PAUSE_MIN_MS;
         } else if quiet_ms >= self.pause_ms {
             self.pause_ms = (self.pause_ms * 2).min(PAUSE_MAX_MS);

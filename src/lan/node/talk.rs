@@ -5,7 +5,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 use super::pending::PENDING_MAX;
 use super::{Cause, CommandError, Done, Effect, Entry, Kind, Node, Shown, Step};
 use crate::lan::wire::{AVATAR_MAX, Avatar, DATAGRAM_MAX, Dm, Message, Post, Profile, Stamp, UserId};
-use crate::model::text::check;
+use crate::model::text::{check, check_length};
 
 /// Most characters of a STATUS.
 const STATUS_MAX: usize = 256;
@@ -97,7 +97,7 @@ impl Node {
         }
         let stamp = step.stamp();
         let message = |user_id| Message::Post(Post { user_id, content: content.clone(), stamp: stamp.clone() });
-        let to = self.to_all(step, message);
+        let to = self.send_all(step, message);
         Ok(Done::Posted { to, message_id: stamp.message_id.unwrap_or_default() })
     }
 
@@ -110,14 +110,14 @@ impl Node {
     ) -> Result<Done, CommandError> {
         let bad = |key: &str, problem: String| CommandError::Bad(format!("{key}: {problem}"));
         check(&display_name, 1, DISPLAY_NAME_MAX).map_err(|problem| bad("NAME", problem))?;
-        crate::model::text::check_length(&status, 0, STATUS_MAX).map_err(|problem| bad("STATUS", problem))?;
+        check_length(&status, 0, STATUS_MAX).map_err(|problem| bad("STATUS", problem))?;
         if let Some(Avatar { bytes, .. }) = &avatar
             && bytes.len() > AVATAR_MAX
         {
             return Err(bad("AVATAR-FILE", format!("expected at most {AVATAR_MAX} bytes, not {}", bytes.len())));
         }
         let stamp = step.stamp();
-        let to = self.to_all(step, |user_id| {
+        let to = self.send_all(step, |user_id| {
             let (display_name, status, avatar) = (display_name.clone(), status.clone(), avatar.clone());
             Message::Profile(Profile { user_id, display_name, status, avatar, stamp: stamp.clone() })
         });
@@ -125,7 +125,7 @@ impl Node {
     }
 
     /// Keeps a message of one's own and sends it to every known peer. Returns how many of them are people.
-    fn to_all(&mut self, step: &mut Step, message: impl Fn(UserId) -> Message) -> usize {
+    fn send_all(&mut self, step: &mut Step, message: impl Fn(UserId) -> Message) -> usize {
         let entry = Entry { at: step.now, incoming: false, addr: None, message: message(self.user_id()) };
         step.effects.push(Effect::Keep(Box::new(entry)));
         let to: Vec<SocketAddrV4> = self.peers.iter().map(|peer| peer.current().addr).collect();

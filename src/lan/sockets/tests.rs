@@ -115,7 +115,13 @@ fn a_discovery_port_that_is_not_shared() {
 fn what_is_nobodys_address_is_not_sent_to() {
     let port = free();
     let sockets = open(port);
-    let kind = |to: &str| sockets.send(to.parse().unwrap(), b"hello").unwrap_err().kind();
+    let kind = |to: &str| {
+        let to = to.parse().unwrap();
+        let kinds = [sockets.send(to, b"hello"), sockets.send_from(Ipv4Addr::LOCALHOST, to, b"hello")]
+            .map(|sent| sent.unwrap_err().kind());
+        assert_eq!(kinds[0], kinds[1], "{to}");
+        kinds[0]
+    };
     for to in ["0.0.0.0:8000", "127.0.0.1:0", "255.255.255.255:8000", "224.0.0.1:8000", "127.255.255.255:8000"] {
         assert_eq!(kind(to), ErrorKind::InvalidInput, "{to}");
     }

@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -69,6 +69,14 @@ pub(super) fn wait(socket: &UdpSocket, timeout: Duration, refused: &mut Vec<Sock
         if let Ok(Some(error)) = socket.take_error() {
             debug!("an error came back for a datagram: {error}");
         }
+    }
+}
+
+/// Ends every wait, now and from now on.
+pub(super) fn wake(socket: &UdpSocket) {
+    // The answer is an error, "not connected", as of every socket without connection; but it wakes.
+    if let Err(error) = SockRef::from(socket).shutdown(Shutdown::Read) {
+        debug!("ending the waits for datagrams: {error}");
     }
 }
 

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, unbounded};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Told {
     Datagram(SocketAddr, Vec<u8>),
     Refused(SocketAddr),
@@ -144,21 +144,31 @@ fn refusals_are_told_with_their_address() {
     assert_eq!(sender.socket.counters().refused.get(), 3);
 }
 
-/// Refusals come back while others are sent to: no datagram is lost for them, and each is told.
+/// Refusals come back while others are sent to, by several threads: no datagram is lost for them, and
+/// each is told.
 #[cfg(target_os = "linux")]
 #[test]
 fn refusals_cost_no_other_datagram() {
     let (sender, listener) = (Read::own(), Read::own());
     let refusing = silent();
-    let rounds = 200_u16;
-    for round in 0..rounds {
-        sender.socket.send(refusing, b"are you there?").unwrap();
-        sender.socket.send(listener.socket.local_addr(), &round.to_be_bytes()).unwrap();
-    }
-    for round in 0..rounds {
-        assert_eq!(listener.next(), Told::Datagram(sender.addr(), round.to_be_bytes().to_vec()));
-    }
-    eventually(|| sender.socket.counters().refused.get() == u64::from(rounds));
+    let (threads, rounds) = (4, 50);
+    thread::scope(|scope| {
+        for nth in 0..threads {
+            let (sender, to) = (&sender.socket, listener.socket.local_addr());
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    sender.send(refusing, b"are you there?").unwrap();
+                    sender.send(to, &[nth, round]).unwrap();
+                }
+            });
+        }
+    });
+    let mut came: Vec<_> = (0..u16::from(threads) * u16::from(rounds)).map(|_| listener.next()).collect();
+    came.sort();
+    let all = (0..threads).flat_map(|nth| (0..rounds).map(move |round| vec![nth, round]));
+    let all: Vec<_> = all.map(|bytes| Told::Datagram(sender.addr(), bytes)).collect();
+    assert_eq!(came, all);
+    eventually(|| sender.socket.counters().refused.get() == all.len() as u64);
     assert_eq!(sender.socket.counters().send_errors.get(), 0);
 }
 
@@ -168,7 +178,7 @@ fn refusals_cost_no_other_datagram() {
 #[test]
 fn more_refusals_than_the_queue_holds() {
     let socket = PeerSocket::bind(any_port()).unwrap();
-    SockRef::from(&socket.socket).set_recv_buffer_size(4096).unwrap();
+    socket2::SockRef::from(&socket.socket).set_recv_buffer_size(4096).unwrap();
     let to = silent();
     for _ in 0..200 {
         socket.send(to, &[7; 1000]).unwrap();
