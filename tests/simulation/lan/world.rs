@@ -285,9 +285,8 @@ impl World {
     }
 
     fn make_real(&mut self, peer: usize, effects: Vec<Effect>) {
-        let mut effects = effects.into_iter();
         let mut kept = None;
-        while let Some(effect) = effects.next() {
+        for effect in effects {
             match effect {
                 Effect::Keep(entry) if self.rng.permille(self.weather.keep_fails) => {
                     self.tally.not_kept += 1;
