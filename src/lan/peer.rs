@@ -233,11 +233,7 @@ impl LanPeer {
     /// # Errors
     /// As [`command`](LanPeer::command).
     pub fn set_profile(&self, profile: OwnProfile) -> Result<Done, LanError> {
-        let OwnProfile { display_name, status, avatar } = profile.clone();
-        // First, so that nothing is told that is not known after a crash.
-        if let Some(history) = &self.shared.history {
-            history.set_profile(profile)?;
-        }
+        let OwnProfile { display_name, status, avatar } = profile;
         self.command(Command::Profile { display_name, status, avatar })
     }
 
@@ -424,12 +420,22 @@ impl Driver {
 
     fn command(&mut self, command: Command) -> Result<Done, LanError> {
         let random = &self.random;
+        let profile = match &command {
+            Command::Profile { display_name, status, avatar } => {
+                Some(OwnProfile { display_name: display_name.clone(), status: status.clone(), avatar: avatar.clone() })
+            }
+            _ => None,
+        };
         let (done, effects) = self.node.command(self.clock.now(), command, &mut || random_u64(random))?;
         // Before anything is kept of it: a message that cannot be written is not sent to some.
         for effect in &effects {
             if let Effect::Send { message, .. } = effect {
                 wire::write(message)?;
             }
+        }
+        // Nor is one that is refused kept as one's own; and what is told is known after a crash.
+        if let (Some(profile), Some(history)) = (profile, &self.shared.history) {
+            history.set_profile(profile)?;
         }
         let awaits_ack = matches!(done, Done::DmSent { awaits_ack: true, .. });
         match self.make_real(effects, awaits_ack) {

@@ -22,7 +22,7 @@ fn what_others_say_tears_no_line_that_is_typed() {
     alice.sees("zoe: how are you?");
     alice.sees("alice> lis");
     alice.types("t\r");
-    alice.sees("last seen");
+    alice.sees("LAST SEEN");
     alice.sees(&zoe.port().to_string());
     alice.sees("alice> ");
     // The same with text that is asked for, and a name that is completed.

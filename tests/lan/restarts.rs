@@ -61,11 +61,11 @@ fn what_was_said_is_there_after_a_restart() {
     let addr = alice.addr;
     let expected = |fate: &str| {
         [
-            ("PROFILE", true, "alice", "Alice | busy", "not_asked"),
-            ("POST", true, "alice", "one", "not_asked"),
+            ("PROFILE", true, "alice", "Alice | busy", "not asked"),
+            ("POST", true, "alice", "one", "not asked"),
             ("DM", true, "bob", "two", "confirmed"),
-            ("POST", false, "bob", "three", "not_asked"),
-            ("DM", false, "bob", "four", "not_asked"),
+            ("POST", false, "bob", "three", "not asked"),
+            ("DM", false, "bob", "four", "not asked"),
             ("DM", true, "silent", "five", fate),
         ]
         .map(|(kind, sent, who, text, fate)| json!([kind, sent, format!("{who}@127.0.0.1"), text, fate]))

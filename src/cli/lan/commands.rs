@@ -75,7 +75,9 @@ impl Commands for LanCommands {
     }
 
     fn run_line(&self, line: &str) -> anyhow::Result<Flow> {
-        if let Some(asked) = self.asked.lock().take() {
+        // On a line of its own: the answer may ask for more, so the lock must be let go of.
+        let asked = self.asked.lock().take();
+        if let Some(asked) = asked {
             return self.answered(asked, line.trim()).map(|()| Flow::Next);
         }
         let (word, rest) = split_word(line);
