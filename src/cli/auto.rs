@@ -21,7 +21,7 @@ use crate::model::Clock;
 pub(super) const AUTO: &str = "auto";
 /// How long answers are waited for; and once more so long where nobody answered: a network may lose a
 /// question.
-const WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+const WAITS: [Duration; 2] = [Duration::from_secs(1); 2];
 /// How much of a fingerprint a table shows: who confirms one sees all of it.
 const SHORT: usize = 16;
 
