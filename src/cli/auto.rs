@@ -21,7 +21,7 @@ use crate::model::Clock;
 pub(super) const AUTO: &str = "auto";
 /// How long answers are waited for; and once more so long where nobody answered: a network may lose a
 /// question.
-const WAITS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+const WAITS: [Duration; 2] = [Duration::from_secs(1); 2];
 /// How much of a fingerprint a table shows: who confirms one sees all of it.
 const SHORT: usize = 16;
 
@@ -302,6 +302,22 @@ fn certificate(candidate: &Candidate) -> String {
     candidate.cert_sha256.as_ref().map_or("no certificate".to_owned(), |cert| format!("the certificate {cert}"))
 }
 
+/// Keeps a server as confirmed whose fingerprint the user has given with its address: that is the same word as
+/// the one at a terminal. Where it cannot be kept, it counts for this once.
+pub(super) fn remember(service: &str, addr: SocketAddr, cert: &str) {
+    let kept = settings::config_folder().and_then(|folder| {
+        let known = KnownServers::in_folder(folder);
+        if !known.is_confirmed(cert)? {
+            let (cert_sha256, serves) = (Some(cert.to_owned()), vec![(service.to_owned(), addr.port())]);
+            known.confirm(KnownServer { cert_sha256, address: addr.to_string(), serves, at: Clock::start().now() })?;
+        }
+        Ok(())
+    });
+    if let Err(error) = kept {
+        eprintln!("warning: --server auto will not know this server: {}", clean(&format!("{error:#}")));
+    }
+}
+
 /// The address to look from, for a client that is bound to it.
 ///
 /// # Errors
@@ -374,14 +390,14 @@ mod tests {
         let with = |nth| vec![answered("one", "10.0.0.1", 7001, Some(cert(nth)))];
         let without = || vec![answered("one", "10.0.0.1", 7001, None)];
         let elsewhere = known(Some(cert(0)), "10.9.9.9:7001");
-        assert_eq!(standings(with(0), &[elsewhere.clone()]), [Standing::Confirmed]);
+        assert_eq!(standings(with(0), std::slice::from_ref(&elsewhere)), [Standing::Confirmed]);
         assert_eq!(standings(with(1), &[elsewhere]), [Standing::New]);
         for before in [known(Some(cert(0)), "10.0.0.1:7001"), known(Some(cert(0)), "10.0.0.1:7002")] {
-            assert_eq!(standings(with(1), &[before.clone()]), [Standing::Changed(cert(0))], "{before:?}");
+            assert_eq!(standings(with(1), std::slice::from_ref(&before)), [Standing::Changed(cert(0))], "{before:?}");
             assert_eq!(standings(without(), &[before]), [Standing::Changed(cert(0))]);
         }
         let plain = known(None, "10.0.0.1:7001");
-        assert_eq!(standings(without(), &[plain.clone()]), [Standing::Confirmed]);
+        assert_eq!(standings(without(), std::slice::from_ref(&plain)), [Standing::Confirmed]);
         assert_eq!(standings(with(0), &[plain]), [Standing::New]);
         assert_eq!(standings(without(), &[known(None, "10.0.0.1:7002")]), [Standing::New]);
     }

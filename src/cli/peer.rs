@@ -139,7 +139,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
             node.close();
         })?
     };
-    let result = take_part(&args, &node, &data_dir, &screen, &shutdown);
+    let result = take_part(&args, server, &node, &data_dir, &screen, &shutdown);
     shutdown.trigger();
     // An Err would be a panic, which `threads::spawn` has caught and logged.
     let _ = ender.join();
@@ -149,6 +149,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
 /// Joins the trade, then does what the input says until its end.
 fn take_part(
     args: &PeerArgs,
+    server: SocketAddr,
     node: &Arc<Node>,
     data_dir: &Path,
     screen: &Screen,
@@ -159,6 +160,9 @@ fn take_part(
         Err(_) if shutdown.is_asked() => return Ok(()),
         joined => joined?,
     };
+    if let Some(cert) = &args.server_cert {
+        auto::remember("trade", server, cert);
+    }
     let (name, reach) = (node.client().name(), node.client().reach());
     let (udp, tcp) = (address(reach.ip, reach.udp_port), address(reach.ip, reach.tcp_port));
     if args.json {

@@ -269,6 +269,13 @@ fn without_a_terminal_none_several_and_unknown_ones_are_refused() {
     let said = works(home.peer("carol").args(["--server-cert", &cert.to_uppercase()]), "");
     assert!(said.starts_with("registered as carol"), "{said}");
     works(&mut home.client("buyer"), "");
+    // Also for a server that is named by its address.
+    let named = Home { dir: tempfile::tempdir().unwrap(), port: home.port.clone() };
+    let mut peer = program("peer");
+    peer.args(["--name", "dora", "--server", &one.addr.to_string(), "--server-cert", &cert, "--data-dir"]);
+    peer.arg(named.dir.path().join("dora")).env("XDG_CONFIG_HOME", named.dir.path().join("config"));
+    works(&mut peer, "");
+    assert!(works(&mut named.peer("dora"), "").starts_with("logged in as dora"));
     // Which of two is meant cannot be told, be one of them known.
     let two = home.server("two", &[]);
     let why = fails(&mut home.peer("carol"));

@@ -129,8 +129,8 @@ fn a_server_that_was_confirmed_as_one_without_a_certificate_has_none() {
     let without = || Settings { no_server_cert: true, plaintext: true, ..settings(&server, dir.path()) };
     let error = join(&server, without(), "REGISTER", registered(), json!([])).err().unwrap().to_string();
     assert!(error.contains(CERT) && error.contains("confirmed as one that has none"), "{error}");
-    let plain = json!({"type":"LOGGED-IN","cert_sha256":null});
-    join(&server, without(), "LOGIN", plain, json!([])).unwrap();
+    let plain = json!({"type":"REGISTERED","token":"t0ken","cert_sha256":null});
+    join(&server, without(), "REGISTER", plain, json!([])).unwrap();
 }
 
 #[test]
