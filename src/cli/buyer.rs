@@ -16,7 +16,7 @@ use crate::trade::peer::wallet::{self, Wallet};
 #[command(
     subcommand_value_name = "COMMAND",
     disable_help_subcommand = true,
-    mut_arg("server", |arg| arg.env("P2S2_BUYER_SERVER").help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well")),
+    mut_arg("server", |arg| arg.env("P2S2_BUYER_SERVER").help("The buyers' server, 127.0.0.1:8002 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
     mut_arg("user", |arg| arg.env("P2S2_BUYER_USER")),
     mut_arg("tls", |arg| arg.env("P2S2_BUYER_TLS")),
     mut_arg("server_cert", |arg| arg.env("P2S2_BUYER_SERVER_CERT")),
@@ -25,6 +25,7 @@ use crate::trade::peer::wallet::{self, Wallet};
 Examples:
   p2s2 buyer --user bob                         at a prompt; `help` lists the commands
   p2s2 buyer shop.example.org 8002
+  p2s2 buyer --server auto                     the shop that announces itself on this network
   p2s2 buyer create-account bob
   p2s2 buyer login bob                          the session is kept for the calls that follow
   p2s2 buyer search --category 1 phone

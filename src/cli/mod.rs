@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub mod admin;
+pub mod announce;
+pub mod auto;
 pub mod buyer;
 pub mod lan;
 pub mod name;

@@ -10,7 +10,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::repl::{self, Screen};
-use super::{name, ready, settings};
+use super::{auto, name, ready, settings};
+use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::Shutdown;
 use crate::net::threads;
@@ -30,6 +31,7 @@ const TRADE_PORT: u16 = 7001;
 Examples:
   p2s2 peer --name alice --wallet data/samples/wallet-alice.json
   p2s2 peer --name bob --server shop.example.org:7001 --bind 192.0.2.7 --auto-buy --wallet ~/wallet.json
+  p2s2 peer --name bob --server auto --bind 192.0.2.7        the server that announces itself on this network
   printf 'load data/samples/catalogue.json\\nitems\\n' | p2s2 peer --name carol --json
 
 Commands are read from standard input; `help` lists them. The peer stops when its input ends: offers
@@ -40,9 +42,12 @@ pub struct PeerArgs {
     /// Who you are; asked for when it is not given (in a pipe: its first line)
     #[arg(long, value_name = "NAME", value_parser = Name::new, env = "P2S2_PEER_NAME")]
     name: Option<Name>,
-    /// The server's trade port
+    /// The server's trade port; auto: look for servers that announce themselves, and ask which
     #[arg(long, value_name = "HOST:PORT", env = "P2S2_PEER_SERVER", default_value = "127.0.0.1:7001")]
     server: String,
+    /// Where servers hear who looks for them, with --server auto
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = DISCOVERY_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    discovery_port: u16,
     /// Address to listen on; the server must be reachable from it
     #[arg(long, value_name = "IP", env = "P2S2_PEER_BIND", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
@@ -64,7 +69,8 @@ pub struct PeerArgs {
     /// Settle without TLS, if the server does too
     #[arg(long, env = "P2S2_PEER_PLAINTEXT", value_parser = settings::parse_switch())]
     plaintext: bool,
-    /// The server's fingerprint (64 hex digits), if it is known beforehand or has changed
+    /// The server's fingerprint (64 hex digits), if it is known beforehand or has changed; with --server auto
+    /// it counts as confirmed
     #[arg(long, value_name = "HEX", value_parser = settings::parse_fingerprint, env = "P2S2_PEER_SERVER_CERT")]
     server_cert: Option<String>,
     /// Write the real addresses there, as JSON, when the server knows us
@@ -79,7 +85,7 @@ pub struct PeerArgs {
 ///
 /// # Errors
 /// Why it cannot begin.
-pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
+pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
     let Some(name) = args.name.clone().map_or_else(name::ask, |name| Ok(Some(name)))? else {
         eprintln!("error: a peer needs a name: --name NAME (or P2S2_PEER_NAME), or the first line of the input");
@@ -88,6 +94,19 @@ pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
     if args.auto_buy && args.wallet.is_none() {
         eprintln!("error: --auto-buy needs something to pay with: --wallet FILE");
         return Ok(ExitCode::from(2));
+    }
+    let mut no_server_cert = false;
+    if args.server == auto::AUTO {
+        let chosen = auto::find(&auto::Wanted {
+            service: "trade",
+            bind: auto::bind(args.bind)?,
+            discovery_port: args.discovery_port,
+            server_cert: args.server_cert.as_deref(),
+        })?;
+        // What was confirmed is what is expected from here on, as if it had been given.
+        args.server = chosen.addr.to_string();
+        no_server_cert = chosen.cert_sha256.is_none();
+        args.server_cert = chosen.cert_sha256;
     }
     let (server, key) = resolve(&args.server, args.bind)?;
     let data_dir = args.data_dir.clone().unwrap_or_else(|| default_data_dir(&name));
@@ -105,6 +124,7 @@ pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
         auto_buy: args.auto_buy,
         plaintext: args.plaintext,
         server_cert: args.server_cert.clone(),
+        no_server_cert,
     };
     let observer = {
         let screen = screen.clone();
@@ -119,7 +139,7 @@ pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
             node.close();
         })?
     };
-    let result = take_part(&args, &node, &data_dir, &screen, &shutdown);
+    let result = take_part(&args, server, &node, &data_dir, &screen, &shutdown);
     shutdown.trigger();
     // An Err would be a panic, which `threads::spawn` has caught and logged.
     let _ = ender.join();
@@ -129,6 +149,7 @@ pub fn run(args: PeerArgs) -> anyhow::Result<ExitCode> {
 /// Joins the trade, then does what the input says until its end.
 fn take_part(
     args: &PeerArgs,
+    server: SocketAddr,
     node: &Arc<Node>,
     data_dir: &Path,
     screen: &Screen,
@@ -139,6 +160,9 @@ fn take_part(
         Err(_) if shutdown.is_asked() => return Ok(()),
         joined => joined?,
     };
+    if let Some(cert) = &args.server_cert {
+        auto::remember("trade", server, cert);
+    }
     let (name, reach) = (node.client().name(), node.client().reach());
     let (udp, tcp) = (address(reach.ip, reach.udp_port), address(reach.ip, reach.tcp_port));
     if args.json {

@@ -17,7 +17,7 @@ use crate::shop::wire::{self, Port};
 #[command(
     subcommand_value_name = "COMMAND",
     disable_help_subcommand = true,
-    mut_arg("server", |arg| arg.env("P2S2_SELLER_SERVER").help("The sellers' server, 127.0.0.1:8001 without it; HOST PORT as two words will do as well")),
+    mut_arg("server", |arg| arg.env("P2S2_SELLER_SERVER").help("The sellers' server, 127.0.0.1:8001 without it; HOST PORT as two words will do as well; auto: look for servers that announce themselves, and ask which")),
     mut_arg("user", |arg| arg.env("P2S2_SELLER_USER")),
     mut_arg("tls", |arg| arg.env("P2S2_SELLER_TLS")),
     mut_arg("server_cert", |arg| arg.env("P2S2_SELLER_SERVER_CERT")),
@@ -26,6 +26,7 @@ use crate::shop::wire::{self, Port};
 Examples:
   p2s2 seller --user alice                      at a prompt; `help` lists the commands
   p2s2 seller shop.example.org 8001
+  p2s2 seller --server auto                     the shop that announces itself on this network
   p2s2 seller create-account alice --name \"Alice's Attic\"
   p2s2 seller login alice                       the session is kept for the calls that follow
   p2s2 seller sell \"Brass Lamp\" 3 10.50 5 --keywords lamp,brass --used

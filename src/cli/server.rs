@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
 
+use super::announce::{AnnounceArgs, Announcer, Served};
 use super::settings;
 use super::shop::{self, Ports, TlsArgs, announce, in_use};
 use crate::model::{Clock, FeeRate};
@@ -19,6 +20,8 @@ use crate::net::gate::Gate;
 use crate::net::limits::{self, Bounds, Wanted};
 use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
+use crate::net::tls::Identity;
+use crate::shop::door::Floor as ShopFloor;
 use crate::shop::frontend::{self, FrontendServer};
 use crate::shop::ops::Role;
 use crate::storage::backup::{self, Part};
@@ -44,7 +47,10 @@ const SETTLEMENT_LINES_MAX: usize = 2 * trade::exchange::SETTLEMENTS_MAX;
 Examples:
   p2s2 server
   p2s2 server --data-dir /var/lib/p2s2 --trade-port 7001 --reserve-window 2min
-  p2s2 server --trade-port 0 --ready-file /tmp/p2s2.json      any free port; the file tells which")]
+  p2s2 server --trade-port 0 --ready-file /tmp/p2s2.json      any free port; the file tells which
+
+It announces itself as server-HOST on the networks that it is bound to (with 127.0.0.1 on this machine alone),
+so that `--server auto` of the clients finds it; the log names the fingerprint that they are to confirm.")]
 pub struct ServerArgs {
     /// Address to bind; anything but loopback opens the server to other machines
     #[arg(long, value_name = "IP", env = "P2S2_SERVER_BIND")]
@@ -91,6 +97,8 @@ pub struct ServerArgs {
     /// Write the real addresses there, as JSON, when everything is bound
     #[arg(long, value_name = "PATH", env = "P2S2_SERVER_READY_FILE")]
     ready_file: Option<PathBuf>,
+    #[command(flatten)]
+    announce: AnnounceArgs,
     #[command(flatten)]
     shop: ShopArgs,
     #[command(flatten)]
@@ -251,11 +259,19 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     // Trade first: it finds out whether something of an earlier life is missing, before anything is made.
     let trade =
         if has(Service::Trade) { Some(Trade::start(&args, bind, &executor, &gate, &mut listeners)?) } else { None };
-    let shop =
-        if has(Service::Shop) { Some(Shop::start(&args, bind, &executor, &gate, &mut listeners)?) } else { None };
+    // The certificate that peers settle by is shown to the shop's clients too, if they ask for TLS and there is
+    // no other: who has confirmed it once knows all of this server.
+    let settled_by = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
+    let shop = if has(Service::Shop) {
+        Some(Shop::start(&args, bind, settled_by, &executor, &gate, &mut listeners)?)
+    } else {
+        None
+    };
+    let announcer = Announcer::start(&args.announce, "server", bind, listeners.served);
     announce(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
     shutdown.wait();
     log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
+    announcer.stop();
     let deadline = Instant::now() + GRACE;
     // The shop first: its links have threads of the executor, whose end trade waits for.
     if let Some(shop) = shop {
@@ -272,6 +288,8 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
 struct Listeners {
     lines: Vec<String>,
     entries: Map<String, Value>,
+    /// What clients connect to.
+    served: Vec<Served>,
 }
 
 impl Listeners {
@@ -328,6 +346,8 @@ impl Trade {
         listeners.add(format!("trade: udp {addr}"), "trade_udp", addr);
         let plain = if args.plaintext { " (settlement without TLS)" } else { "" };
         listeners.add(format!("trade: tcp {addr}{plain}"), "trade_tcp", addr);
+        let cert_sha256 = (!args.plaintext).then(|| data.identity.fingerprint().to_owned());
+        listeners.served.push(Served { name: "trade", port: addr.port(), cert_sha256 });
         Ok(Trade { server, data })
     }
 
@@ -351,6 +371,7 @@ impl Shop {
     fn start(
         args: &ServerArgs,
         bind: IpAddr,
+        settled_by: Option<Arc<Identity>>,
         executor: &Arc<Executor>,
         gate: &Arc<Gate>,
         listeners: &mut Listeners,
@@ -367,6 +388,7 @@ impl Shop {
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);
+        let floor = ShopFloor { identity: floor.identity.clone().or(settled_by), ..floor };
         let mut frontends = Vec::new();
         for (role, name, flag, ports) in [
             (Role::Seller, "seller", "--seller-port", &own.seller_port),
@@ -378,6 +400,7 @@ impl Shop {
             let locals = server.local_addrs();
             listeners.lines.extend(locals.iter().map(|local| format!("{name}: tcp {local}")));
             shop::frontend_entries(name, &locals, &mut listeners.entries);
+            listeners.served.extend(shop::served(name, &locals, &floor));
             frontends.push((name, server));
         }
         Ok(Shop { product, customer, frontends })

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -160,6 +160,20 @@ pub fn file_name(prefix: &str, text: &str) -> String {
         name = format!("{prefix}{}", crate::model::secret::hex(digest.as_ref()));
     }
     name
+}
+
+/// Where a user's own things are kept, for every program that he runs: sessions, servers that he has
+/// confirmed. Nothing is created.
+///
+/// # Errors
+/// Nobody knows where the user's configuration is.
+pub fn config_folder() -> anyhow::Result<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let folder = variable("XDG_CONFIG_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".config")))
+        .or_else(|| variable("APPDATA"))
+        .context("where is your configuration folder? Set XDG_CONFIG_HOME")?;
+    Ok(folder.join("p2s2"))
 }
 
 /// Begins logging: `RUST_LOG`, else this level for our own lines. A line may quote what others said.

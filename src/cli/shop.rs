@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value};
 
+use super::announce::{AnnounceArgs, Announcer, Served};
 use super::{ready, settings};
 use crate::bank::BuiltinGateway;
 use crate::model::FeeRate;
@@ -263,6 +264,12 @@ pub fn frontend_entries(name: &str, addrs: &[SocketAddr], entries: &mut Map<Stri
     }
 }
 
+/// A frontend as it is announced, with its first port.
+pub fn served(name: &'static str, addrs: &[SocketAddr], floor: &Floor) -> Option<Served> {
+    let cert_sha256 = floor.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
+    addrs.first().map(|addr| Served { name, port: addr.port(), cert_sha256 })
+}
+
 /// What every component's command has.
 #[derive(Debug, Clone, Args)]
 struct Common {
@@ -343,6 +350,8 @@ pub struct SellerServerArgs {
     #[command(flatten)]
     backends: Backends,
     #[command(flatten)]
+    announce: AnnounceArgs,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -357,6 +366,8 @@ pub struct BuyerServerArgs {
     port: Ports,
     #[command(flatten)]
     backends: Backends,
+    #[command(flatten)]
+    announce: AnnounceArgs,
     #[command(flatten)]
     common: Common,
 }
@@ -407,7 +418,7 @@ pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// What kept it from starting, in one line.
 pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
-    run_frontend(Role::Seller, &args.port, args.backends, &args.common)
+    run_frontend(Role::Seller, &args.port, args.backends, &args.announce, &args.common)
 }
 
 /// Runs the buyers' frontend until a signal ends it.
@@ -415,22 +426,33 @@ pub fn run_seller_server(args: SellerServerArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// What kept it from starting, in one line.
 pub fn run_buyer_server(args: BuyerServerArgs) -> anyhow::Result<ExitCode> {
-    run_frontend(Role::Buyer, &args.port, args.backends, &args.common)
+    run_frontend(Role::Buyer, &args.port, args.backends, &args.announce, &args.common)
 }
 
-fn run_frontend(role: Role, ports: &Ports, backends: Backends, common: &Common) -> anyhow::Result<ExitCode> {
+fn run_frontend(
+    role: Role,
+    ports: &Ports,
+    backends: Backends,
+    announce: &AnnounceArgs,
+    common: &Common,
+) -> anyhow::Result<ExitCode> {
     let process = Process::begin(common, Path::new(DEFAULT_DATA_DIR))?;
     let addrs = ports.0.iter().map(|port| SocketAddr::new(process.bind, *port)).collect();
     let server = start_frontend(role, addrs, "--port", &process.floor, backends.product, backends.customer)?;
-    let name = match role {
-        Role::Seller => "seller",
-        Role::Buyer => "buyer",
+    let (name, command) = match role {
+        Role::Seller => ("seller", "seller-server"),
+        Role::Buyer => ("buyer", "buyer-server"),
     };
     let locals = server.local_addrs();
     let mut entries = Map::new();
     frontend_entries(name, &locals, &mut entries);
     let lines: Vec<String> = locals.iter().map(|local| format!("{name}: tcp {local}")).collect();
-    process.serve(common, &lines, &entries, |grace| server.stop(grace))
+    let served = served(name, &locals, &process.floor).into_iter().collect();
+    let announcer = Announcer::start(announce, command, process.bind, served);
+    process.serve(common, &lines, &entries, |grace| {
+        announcer.stop();
+        server.stop(grace);
+    })
 }
 
 fn entry(name: &str, addr: SocketAddr) -> Map<String, Value> {

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::marker::PhantomData;
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -15,8 +16,9 @@ use serde_json::{Value, json};
 
 use self::keep::Keep;
 use super::repl::{self, Commands, Flow, Screen, clean};
-use super::settings;
 use super::table::{Align, table};
+use super::{auto, settings};
+use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
 use crate::net::shutdown::Shutdown;
 use crate::shop::client::{Client, ClientError, Config, Trust};
@@ -41,9 +43,17 @@ pub struct Common {
     /// Speak TLS; the server's certificate is kept at the first contact and must stay the same
     #[arg(long, global = true, value_parser = settings::parse_switch())]
     tls: bool,
-    /// Speak TLS with the server that has this certificate (SHA-256, 64 hex digits)
+    /// Speak TLS with the server that has this certificate (SHA-256, 64 hex digits); with --server auto it
+    /// counts as confirmed
     #[arg(long, value_name = "HEX", global = true, value_parser = settings::parse_fingerprint)]
     server_cert: Option<String>,
+    /// Where servers hear who looks for them, with --server auto
+    #[arg(long, value_name = "PORT", global = true, allow_negative_numbers = true, default_value_t = DISCOVERY_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    discovery_port: u16,
+    /// Address to look from, with --server auto: 0.0.0.0 for every network; with 127.0.0.1 nothing leaves this
+    /// machine
+    #[arg(long, value_name = "IP", global = true, default_value_t = Ipv4Addr::UNSPECIFIED)]
+    bind: Ipv4Addr,
     /// Print one JSON object a line
     #[arg(long, global = true, value_parser = settings::parse_switch())]
     json: bool,
@@ -241,19 +251,26 @@ fn perform<C: RoleCommands>(desk: &Desk, command: C) -> anyhow::Result<()> {
 /// Why it cannot begin.
 pub(super) fn run<C: RoleCommands>(common: Common, command: Option<C>) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
-    let server = match full_address(common.server.as_deref().unwrap_or(C::SERVER), C::SERVER) {
-        Ok(server) => server,
-        Err(wrong) => {
-            eprintln!("error: --server {}", clean(&wrong));
-            return Ok(ExitCode::from(2));
+    let config = match common.server.as_deref() {
+        Some(auto::AUTO) => found::<C>(&common)?,
+        named => {
+            let server = match full_address(named.unwrap_or(C::SERVER), C::SERVER) {
+                Ok(server) => server,
+                Err(wrong) => {
+                    eprintln!("error: --server {}", clean(&wrong));
+                    return Ok(ExitCode::from(2));
+                }
+            };
+            let mut config = Config::plain(&server);
+            config.tls = match &common.server_cert {
+                Some(pin) => Some(Trust::Pinned(pin.clone())),
+                None if common.tls => Some(Trust::Pinned(first_seen(&config, &Keep::of(C::ROLE, &server)?)?)),
+                None => None,
+            };
+            config
         }
     };
-    let mut config = Config::plain(&server);
-    config.tls = match &common.server_cert {
-        Some(pin) => Some(Trust::Pinned(pin.clone())),
-        None if common.tls => Some(Trust::Pinned(first_seen(&config, &Keep::of(C::ROLE, &server)?)?)),
-        None => None,
-    };
+    let server = config.server.clone();
     let is_one_shot = command.is_some();
     let shutdown =
         if is_one_shot { Shutdown::default() } else { Shutdown::install().context("cannot listen to signals")? };
@@ -445,6 +462,21 @@ fn full_address(server: &str, default: &str) -> Result<String, String> {
     }
 }
 
+/// The server that announces itself: spoken with as it was confirmed, by TLS with its certificate or, where it
+/// has none, without.
+fn found<C: RoleCommands>(common: &Common) -> anyhow::Result<Config> {
+    let chosen = auto::find(&auto::Wanted {
+        service: C::ROLE,
+        bind: common.bind,
+        discovery_port: common.discovery_port,
+        server_cert: common.server_cert.as_deref(),
+    })?;
+    if common.tls && chosen.cert_sha256.is_none() {
+        bail!("the server at {} has no certificate: leave --tls out, or choose another server", chosen.addr);
+    }
+    Ok(Config { tls: chosen.cert_sha256.map(Trust::Pinned), ..Config::plain(chosen.addr.to_string()) })
+}
+
 /// The fingerprint of the server's certificate as it was when it was met first, which is now, perhaps.
 fn first_seen(config: &Config, keep: &Keep) -> anyhow::Result<String> {
     if let Some(known) = keep.certificate()? {
@@ -460,7 +492,7 @@ fn first_seen(config: &Config, keep: &Keep) -> anyhow::Result<String> {
 
 /// The words of the command line, with `HOST PORT` behind `buyer` or `seller` written as `--server HOST:PORT`.
 pub(super) fn with_server_flag(mut words: Vec<OsString>, is_command: impl Fn(&str, &str) -> bool) -> Vec<OsString> {
-    const TAKE_VALUES: [&str; 4] = ["--server", "--user", "--server-cert", "--wallet"];
+    const TAKE_VALUES: [&str; 6] = ["--server", "--user", "--server-cert", "--discovery-port", "--bind", "--wallet"];
     let text = |at: usize| words.get(at).and_then(|word| word.to_str());
     let Some(role @ ("buyer" | "seller")) = text(1) else { return words };
     let mut at = 2;

@@ -37,6 +37,8 @@ const ANSWER: Duration = Duration::from_millis(300);
 Example:
   p2s2 story                      against 127.0.0.1; starts (and stops) a server if none answers
 
+Two peers of the LAN meet as well, on this machine alone and at a discovery port of their own.
+
 Where P2S2_SERVER_TRADE_PORT, P2S2_SERVER_SELLER_PORT and P2S2_SERVER_BUYER_PORT say which ports the server
 has, it is looked for there.")]
 pub struct StoryArgs {
@@ -107,6 +109,8 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
         servers.push(server);
     }
     shop(&stage, addresses, mark)?;
+    println!();
+    lan(&stage, mark)?;
     for server in &mut servers {
         server.end()?;
     }
@@ -186,6 +190,39 @@ fn shop(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Two peers of the LAN, with no server: they meet, and talk.
+fn lan(stage: &Stage, mark: &str) -> anyhow::Result<()> {
+    let (ann, ben) = (format!("ann-{mark}"), format!("ben-{mark}"));
+    println!("LAN: {ann} and {ben} meet on this machine and talk, with no server.");
+    let port = free_port()?;
+    let (mut ann_at, addr) = stage.start_lan_peer(&ann, port, None)?;
+    // Elsewhere than on Linux nothing can be broadcast on one machine.
+    let known = if cfg!(target_os = "linux") { None } else { Some(addr) };
+    let (mut ben_at, _) = stage.start_lan_peer(&ben, port, known)?;
+    ann_at.await_line(&format!("{ben} is here"))?;
+    ben_at.await_line(&format!("{ann} is here"))?;
+    println!("   (each has heard the other's announcement)");
+    ann_at.tell("post the harbour market opens at eight")?;
+    ben_at.await_line(&format!("{ann}: the harbour market opens at eight"))?;
+    ben_at.tell(&format!("dm {ann} keep me a lamp"))?;
+    ann_at.await_line(&format!("{ben} (to you): keep me a lamp"))?;
+    ben_at.await_line(&format!("{ann} has your message"))?;
+    println!("   (it is on her disk: only then she confirmed it)");
+    ann_at.tell("profile Ann of the harbour | lamps since 1974")?;
+    ben_at.await_line(&format!("{ann} is Ann of the harbour | lamps since 1974"))?;
+    for peer in [&mut ben_at, &mut ann_at] {
+        peer.tell("quit")?;
+        peer.end()?;
+    }
+    Ok(())
+}
+
+/// A port that nobody has just now: for announcements that nobody else is to hear.
+fn free_port() -> anyhow::Result<u16> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
+    Ok(socket.local_addr()?.port())
+}
+
 /// Where the story's processes keep what is theirs; gone afterwards.
 struct Stage {
     dir: PathBuf,
@@ -206,6 +243,8 @@ impl Stage {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("server")?;
         command.args(["--bind", "127.0.0.1", "--services", "trade,shop", "--trade-port", "0", "--product-port", "0"]);
+        // Nobody else is to find it.
+        command.arg("--no-announce");
         command.args(["--customer-port", "0", "--seller-port", "0", "--buyer-port", "0", "--data-dir"]);
         command.arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
         let mut server = Actor::start(name, command)?;
@@ -254,6 +293,21 @@ impl Stage {
         let mut peer = Actor::start(name, command)?;
         peer.await_line("registered as")?;
         Ok(peer)
+    }
+
+    /// A peer of the LAN that nothing leaves this machine from, and where it is; with one that it is told of.
+    fn start_lan_peer(&self, name: &str, port: u16, known: Option<SocketAddr>) -> anyhow::Result<(Actor, SocketAddr)> {
+        let ready = self.dir.join(format!("{name}.json"));
+        let mut command = self.program("lan")?;
+        command.args(["--name", name, "--bind", "127.0.0.1", "--discovery-port", &port.to_string(), "--data-dir"]);
+        command.arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
+        if let Some(known) = known {
+            command.args(["--peer", &known.to_string()]);
+        }
+        let mut peer = Actor::start(name, command)?;
+        peer.await_line("HELP lists the commands")?;
+        let addr = wait_for_file(&ready)?["lan"].as_str().context("the ready file names no lan")?.parse()?;
+        Ok((peer, addr))
     }
 
     /// This very program, with nothing of our settings but what the story says: also not of a `.env`.

@@ -1,6 +1,7 @@
 //! The servers that a user has confirmed once, for all programs that he runs: a small JSON file of mode 600.
 //!
 //! A server is its certificate: another address is the same server, another certificate is another one.
+//! One that has none is known by its address alone.
 //! Nothing is held in memory, so that what one program learns holds for the others at once. The file is
 //! replaced as a whole, under a lock; one that cannot be read is never replaced.
 
@@ -76,8 +77,9 @@ pub enum KnownServersError {
 /// A server that was confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownServer {
-    /// SHA-256 of its certificate: 64 lower-case hex digits.
-    pub cert_sha256: String,
+    /// SHA-256 of its certificate: 64 lower-case hex digits. None where it has none: then it is its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_sha256: Option<String>,
     /// Where it was reached last, as the user would write it: `host` or `host:port`.
     pub address: String,
     /// What it serves, by name and port.
@@ -85,6 +87,17 @@ pub struct KnownServer {
     pub serves: Vec<(String, u16)>,
     /// When it was confirmed, or reached at another address.
     pub at: Millis,
+}
+
+impl KnownServer {
+    /// Whether both are one server.
+    fn is(&self, other: &KnownServer) -> bool {
+        match (&self.cert_sha256, &other.cert_sha256) {
+            (Some(own), Some(others)) => own == others,
+            (None, None) => self.address == other.address,
+            _ => false,
+        }
+    }
 }
 
 /// The file as it is written.
@@ -131,7 +144,8 @@ impl KnownServers {
     /// Why that cannot be told.
     pub fn find(&self, cert_sha256: &str) -> Result<Option<KnownServer>, KnownServersError> {
         let known = self.all()?;
-        Ok(known.into_iter().find(|server| server.cert_sha256.eq_ignore_ascii_case(cert_sha256)))
+        let has_it = |of: &String| of.eq_ignore_ascii_case(cert_sha256);
+        Ok(known.into_iter().find(|server| server.cert_sha256.as_ref().is_some_and(has_it)))
     }
 
     /// Every server that was confirmed, in the order in which they were confirmed first.
@@ -161,15 +175,17 @@ impl KnownServers {
         let Contents { servers, .. } = serde_json::from_slice(&bytes).map_err(unread)?;
         for (place, server) in servers.iter().enumerate() {
             check(server).map_err(|wrong| damaged(format!("server {}: {wrong}", place + 1)))?;
-            if servers[..place].iter().any(|before| before.cert_sha256 == server.cert_sha256) {
-                return Err(damaged(format!("server {}: its certificate was there before", place + 1)));
+            if servers[..place].iter().any(|before| before.is(server)) {
+                let what = if server.cert_sha256.is_some() { "certificate" } else { "address" };
+                return Err(damaged(format!("server {}: its {what} was there before", place + 1)));
             }
         }
         Ok(servers)
     }
 
-    /// Keeps a server as confirmed; one that is known already gets the new address and services. On disk
-    /// when this returns.
+    /// Keeps a server as confirmed; one that is known already gets the new address and services. Whoever was
+    /// known by that address alone is it no more once a certificate is: there is no way back without a
+    /// question. On disk when this returns.
     ///
     /// # Errors
     /// Why not; the file is as it was.
@@ -177,7 +193,10 @@ impl KnownServers {
         check(&server).map_err(KnownServersError::Invalid)?;
         let _lock = self.lock()?;
         let mut servers = self.all()?;
-        match servers.iter().position(|known| known.cert_sha256 == server.cert_sha256) {
+        if server.cert_sha256.is_some() {
+            servers.retain(|known| known.cert_sha256.is_some() || known.address != server.address);
+        }
+        match servers.iter().position(|known| known.is(&server)) {
             Some(place) if servers[place] == server => return Ok(()),
             Some(place) => servers[place] = server,
             None if servers.len() >= KNOWN_MAX => return Err(KnownServersError::Full { path: self.path() }),
@@ -231,7 +250,7 @@ impl KnownServers {
 
 fn check(server: &KnownServer) -> Result<(), String> {
     let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    if server.cert_sha256.len() != 64 || !server.cert_sha256.bytes().all(is_hex) {
+    if server.cert_sha256.as_ref().is_some_and(|cert| cert.len() != 64 || !cert.bytes().all(is_hex)) {
         return Err("cert_sha256: expected 64 lower-case hex digits".to_owned());
     }
     let text = |text: &str| crate::model::text::check(text, 1, TEXT_MAX);
@@ -246,9 +265,13 @@ fn check(server: &KnownServer) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    fn cert(number: u32) -> String {
+        format!("{number:064x}")
+    }
+
     fn server(number: u32) -> KnownServer {
         KnownServer {
-            cert_sha256: format!("{number:064x}"),
+            cert_sha256: Some(cert(number)),
             address: format!("10.0.0.{number}"),
             serves: vec![("trade".to_owned(), 7001), ("registry".to_owned(), 9000)],
             at: Millis(5),
@@ -260,15 +283,15 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("config/p2s2");
         let known = KnownServers::in_folder(&folder);
-        assert!(!known.is_confirmed(&server(1).cert_sha256).unwrap());
+        assert!(!known.is_confirmed(&cert(1)).unwrap());
         assert!(known.all().unwrap().is_empty() && !folder.exists());
         known.confirm(server(1)).unwrap();
         known.confirm(server(10)).unwrap();
         // Another program, or the same one started again.
         let other = KnownServers::in_folder(&folder);
-        assert!(other.is_confirmed(&server(1).cert_sha256).unwrap());
-        assert!(other.is_confirmed(&server(10).cert_sha256.to_uppercase()).unwrap());
-        assert!(!other.is_confirmed(&server(2).cert_sha256).unwrap());
+        assert!(other.is_confirmed(&cert(1)).unwrap());
+        assert!(other.is_confirmed(&cert(10).to_uppercase()).unwrap());
+        assert!(!other.is_confirmed(&cert(2)).unwrap());
         assert!(!other.is_confirmed("").unwrap());
         assert_eq!(other.all().unwrap(), [server(1), server(10)]);
         // Its address may change; its place does not.
@@ -276,8 +299,24 @@ mod tests {
         other.confirm(moved.clone()).unwrap();
         other.confirm(moved.clone()).unwrap();
         assert_eq!(known.all().unwrap(), [moved.clone(), server(10)]);
-        assert_eq!(known.find(&moved.cert_sha256).unwrap(), Some(moved));
-        assert_eq!(known.find(&server(3).cert_sha256).unwrap(), None);
+        assert_eq!(known.find(&cert(1)).unwrap(), Some(moved));
+        assert_eq!(known.find(&cert(3)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_server_without_a_certificate_is_its_address() {
+        let home = tempfile::tempdir().unwrap();
+        let known = KnownServers::in_folder(home.path());
+        let at = |address: &str| KnownServer { cert_sha256: None, address: address.to_owned(), ..server(1) };
+        known.confirm(at("10.0.0.1:8002")).unwrap();
+        known.confirm(at("10.0.0.2:8002")).unwrap();
+        known.confirm(KnownServer { at: Millis(9), ..at("10.0.0.2:8002") }).unwrap();
+        assert_eq!(known.all().unwrap().len(), 2);
+        assert!(!known.is_confirmed("").unwrap());
+        // With a certificate it is another one, and the former is not taken in its place.
+        let with = KnownServer { address: "10.0.0.1:8002".to_owned(), ..server(1) };
+        known.confirm(with.clone()).unwrap();
+        assert_eq!(known.all().unwrap(), [KnownServer { at: Millis(9), ..at("10.0.0.2:8002") }, with]);
     }
 
     #[cfg(unix)]
@@ -326,7 +365,7 @@ mod tests {
             std::fs::write(known.path(), &text).unwrap();
             let path = known.path().display().to_string();
             for refused in [
-                known.is_confirmed(&server(1).cert_sha256).unwrap_err(),
+                known.is_confirmed(&cert(1)).unwrap_err(),
                 known.all().unwrap_err(),
                 known.confirm(server(2)).unwrap_err(),
             ] {
@@ -346,8 +385,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let known = KnownServers::in_folder(home.path());
         for (wrong, cause) in [
-            (KnownServer { cert_sha256: "AB".repeat(32), ..server(1) }, "cert_sha256: expected 64"),
-            (KnownServer { cert_sha256: String::new(), ..server(1) }, "cert_sha256: expected 64"),
+            (KnownServer { cert_sha256: Some("AB".repeat(32)), ..server(1) }, "cert_sha256: expected 64"),
+            (KnownServer { cert_sha256: Some(String::new()), ..server(1) }, "cert_sha256: expected 64"),
             (KnownServer { address: String::new(), ..server(1) }, "address: expected 1 to 300 characters"),
             (KnownServer { address: "a\nb".to_owned(), ..server(1) }, "address: expected no control characters"),
             (KnownServer { serves: vec![(String::new(), 1)], ..server(1) }, "serves: expected 1 to 300"),

@@ -51,6 +51,8 @@ pub struct Answered {
     pub serves: Vec<(String, u16)>,
     /// SHA-256 of a server's certificate.
     pub cert_sha256: Option<String>,
+    /// Random, one per run: who bears the same is the same, seen through another interface.
+    pub instance: Option<String>,
 }
 
 /// Why nobody could be asked.
@@ -148,8 +150,13 @@ fn listen(
             continue;
         }
         let addr = SocketAddr::new(source.ip(), discovery.port);
-        let answered =
-            Answered { user_id: discovery.user_id, addr, serves: discovery.serves, cert_sha256: discovery.cert_sha256 };
+        let answered = Answered {
+            user_id: discovery.user_id,
+            addr,
+            serves: discovery.serves,
+            cert_sha256: discovery.cert_sha256,
+            instance: discovery.instance,
+        };
         if peers.len() < ANSWERS_MAX && !peers.iter().any(|peer| peer.user_id == answered.user_id && peer.addr == addr)
         {
             peers.push(answered);

@@ -293,8 +293,9 @@ impl Node {
         if !self.addresses.may_say(*source.ip(), claimed) || !self.addresses.is_unicast(*source.ip()) {
             return self.drop(step, from, Cause::WrongSource, || format!("it says that it is from {claimed}"));
         }
-        self.answered(step, source);
-        if !matches!(message, Message::Discovery(_)) {
+        let announces = matches!(message, Message::Discovery(_));
+        self.answered(step, source, sender, announces);
+        if !announces {
             if door == Door::Own {
                 self.answers.not_needed(source);
             }

@@ -18,6 +18,10 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How often the wish to end is looked at while waiting.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// What says to each command that serves clients that it is not to announce itself.
+const UNANNOUNCED: [&str; 3] =
+    ["P2S2_SERVER_NO_ANNOUNCE", "P2S2_SELLER_SERVER_NO_ANNOUNCE", "P2S2_BUYER_SERVER_NO_ANNOUNCE"];
+
 /// A folder of its own, removed with all that is in it.
 #[derive(Debug)]
 pub struct WorkDir(PathBuf);
@@ -100,13 +104,15 @@ impl Server {
             // Settings of the shell, or of a `.env` here, would measure something else.
             .current_dir(dir.path())
             .env("RUST_LOG", "warn")
+            // Nobody is to find it but us.
+            .envs(UNANNOUNCED.map(|name| (name, "yes")))
             // It ends when this closes: also where the system has no better way to tell it of our end.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&errors).context("cannot write below --out")?);
         for (key, _) in std::env::vars_os() {
             let key_text = key.to_string_lossy();
-            if key_text.starts_with("P2S2_") || key_text.starts_with("SERVER_") {
+            if key_text.starts_with("P2S2_") && !UNANNOUNCED.contains(&&*key_text) || key_text.starts_with("SERVER_") {
                 command.env_remove(&key);
             }
         }

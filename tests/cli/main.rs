@@ -5,6 +5,8 @@ mod support;
 
 #[cfg(unix)]
 mod at_terminal;
+#[cfg(target_os = "linux")]
+mod auto;
 #[cfg(unix)]
 mod terminal;
 
@@ -264,7 +266,13 @@ fn the_whole_story_works() {
     assert_eq!(code, 0, "{story}\n{error}");
     let trade = ["accepted [", "reserved [", "bought [", "sold ["];
     let shop = ["on sale as 3-", "bought for 21.00", "shipped 3-", "+1 -0 (100 % up), 2 units sold"];
-    for words in trade.into_iter().chain(shop).chain(["All of it worked."]) {
+    let lan = [
+        ": the harbour market opens at eight",
+        "(to you): keep me a lamp",
+        "has your message",
+        "is Ann of the harbour",
+    ];
+    for words in trade.into_iter().chain(shop).chain(lan).chain(["All of it worked."]) {
         assert!(story.contains(words), "{words:?} is missing: {story}");
     }
     // And against a server that runs.

@@ -176,6 +176,10 @@ pub fn program(command: &str) -> Command {
     }
     // The others have fixed ports unless told otherwise.
     program.env("P2S2_SERVER_SERVICES", "trade");
+    // Nobody looks for them, but for those that are told otherwise.
+    for server in ["SERVER", "SELLER_SERVER", "BUYER_SERVER"] {
+        program.env(format!("P2S2_{server}_NO_ANNOUNCE"), "yes");
+    }
     program
 }
 

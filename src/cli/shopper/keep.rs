@@ -22,12 +22,8 @@ impl Keep {
     /// # Errors
     /// Nobody knows where the user's configuration is.
     pub(in crate::cli) fn of(role: &str, server: &str) -> anyhow::Result<Keep> {
-        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let folder = variable("XDG_CONFIG_HOME")
-            .or_else(|| variable("HOME").map(|home| home.join(".config")))
-            .or_else(|| variable("APPDATA"))
-            .context("where is your configuration folder? Set XDG_CONFIG_HOME")?;
-        Ok(Keep { folder: folder.join("p2s2"), prefix: settings::file_name(&format!("{role}-"), server) })
+        let prefix = settings::file_name(&format!("{role}-"), server);
+        Ok(Keep { folder: settings::config_folder()?, prefix })
     }
 
     /// The folder, which is there when this returns.

@@ -224,10 +224,20 @@ impl Node {
         self.checks.insert(heard.said.user_id.clone(), Check { old, new: heard, until });
     }
 
-    /// Whoever speaks is there: if somebody else claimed to be him, he is refused.
-    pub(super) fn answered(&mut self, step: &mut Step, source: SocketAddrV4) {
-        while let Some(user_id) = self.checks.iter().find(|(_, check)| check.old == source).map(|(id, _)| id.clone()) {
-            let Some(check) = self.checks.remove(&user_id) else { return };
+    /// Whoever speaks is there: if somebody else claimed to be him, he is refused. But if the old PORT goes
+    /// by another name now, the claim is right (else two that exchanged their names would be asked for ever).
+    pub(super) fn answered(&mut self, step: &mut Step, source: SocketAddrV4, speaks: Option<&UserId>, announces: bool) {
+        let asked = self.checks.iter().filter(|(_, check)| check.old == source);
+        for user_id in asked.map(|(user_id, _)| user_id.clone()).collect::<Vec<_>>() {
+            let still_so = speaks.is_none_or(|speaks| speaks.name == user_id.name);
+            if !still_so && !announces {
+                continue;
+            }
+            let Some(check) = self.checks.remove(&user_id) else { continue };
+            if !still_so {
+                self.admit(step, &check.new, false);
+                continue;
+            }
             let (old, new) = (check.old, check.new.addr);
             // What it says answers us: it need not be answered.
             self.peers.told(old, step.now);

@@ -106,7 +106,7 @@ impl Bench {
         let random = &mut self.random;
         self.node.handle(self.now, event, &mut || {
             *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *random >> 16 | *random << 48
+            random.rotate_right(16)
         })
     }
 

@@ -50,6 +50,8 @@ pub struct Settings {
     pub plaintext: bool,
     /// The server's fingerprint, known beforehand.
     pub server_cert: Option<String>,
+    /// The server is known beforehand as one without a certificate: one that shows any is another.
+    pub no_server_cert: bool,
 }
 
 /// Why something is not done.

@@ -1,7 +1,7 @@
 //! The network and the peers' computers: time, loss, delay, partitions, and what is kept on disks.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +112,8 @@ pub struct World {
     pub sent: HashMap<String, Sent>,
     /// How often each host showed each message.
     pub shown: HashMap<(usize, String), u32>,
+    /// Who has ever met whom, if that is to be known.
+    pub met: Option<HashSet<(usize, SocketAddr)>>,
     broken: Option<Broken>,
 }
 
@@ -130,6 +132,7 @@ impl World {
             tally: Tally::default(),
             sent: HashMap::new(),
             shown: HashMap::new(),
+            met: None,
             broken: None,
         }
     }
@@ -142,6 +145,12 @@ impl World {
 
     /// Starts a peer, at its last port or another one.
     pub fn start(&mut self, peer: usize, same_port: bool) {
+        self.bind(peer, same_port);
+        self.begin(peer);
+    }
+
+    /// Its sockets are bound: it hears others.
+    pub fn bind(&mut self, peer: usize, same_port: bool) {
         let host = &mut self.hosts[peer];
         host.run += 1;
         if !same_port || host.port == 0 {
@@ -171,8 +180,11 @@ impl World {
         (host.node, host.armed) = (Some(node), None);
         self.trace(|| format!("{peer} starts"));
         self.tell(peer, Event::Interfaces(vec![interface]));
-        self.tell(peer, Event::Started);
         self.tally.starts += 1;
+    }
+
+    pub fn begin(&mut self, peer: usize) {
+        self.tell(peer, Event::Started);
     }
 
     pub fn stop(&mut self, peer: usize) {
@@ -273,9 +285,8 @@ impl World {
     }
 
     fn make_real(&mut self, peer: usize, effects: Vec<Effect>) {
-        let mut effects = effects.into_iter();
         let mut kept = None;
-        while let Some(effect) = effects.next() {
+        for effect in effects {
             match effect {
                 Effect::Keep(entry) if self.rng.permille(self.weather.keep_fails) => {
                     self.tally.not_kept += 1;
@@ -385,6 +396,9 @@ impl World {
             Shown::DmUnconfirmed { message_id, .. } => {
                 self.told(peer, &message_id, false);
                 self.tally.unconfirmed += 1;
+            }
+            Shown::Came(known) => {
+                self.met.as_mut().map(|met| met.insert((peer, known.addr)));
             }
             Shown::Renamed { .. } => self.tally.renamed += 1,
             Shown::Moved { .. } => self.tally.moved += 1,

@@ -157,3 +157,26 @@ fn a_peer_that_goes_by_another_name_is_the_same() {
     assert_eq!(bench.node.sizes().checks, 0);
     assert!(moved(&bench.wait(2_000)).is_empty());
 }
+
+#[test]
+fn two_that_exchange_their_names_are_not_asked_for_ever() {
+    let mut bench = Bench::new();
+    bench.known("bob@10.0.0.2", 8002, "b");
+    bench.known("bob2@10.0.0.2", 8003, "c");
+    // Both start again: now the other one was first.
+    let answers = [
+        ("10.0.0.2:8003", announced("bob@10.0.0.2", 8003, "d")),
+        ("10.0.0.2:8002", announced("bob2@10.0.0.2", 8002, "e")),
+    ];
+    let mut asked = sends(&bench.broadcast(answers[0].0, answers[0].1.clone())).len();
+    for round in 0..10 {
+        let (from, said) = &answers[(round + 1) % 2];
+        asked += sends(&bench.direct(from, said.clone())).len();
+    }
+    assert!(asked < 8, "{asked}");
+    assert_eq!(bench.list(), ["bob@10.0.0.2 10.0.0.2:8003", "bob2@10.0.0.2 10.0.0.2:8002"]);
+    // What the old PORT says as somebody else, short of announcing it, decides nothing.
+    bench.broadcast("10.0.0.2:8009", announced("bob@10.0.0.2", 8009, "f"));
+    bench.hear("10.0.0.2:8003", Door::Own, post("carol@10.0.0.2", "1"));
+    assert_eq!(bench.node.sizes().checks, 1);
+}

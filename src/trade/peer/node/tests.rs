@@ -25,6 +25,7 @@ fn settings(server: &FakeServer, dir: &Path) -> Settings {
         auto_buy: false,
         plaintext: false,
         server_cert: None,
+        no_server_cert: false,
     }
 }
 
@@ -119,7 +120,17 @@ fn the_first_fingerprint_is_kept_and_another_refused_until_a_person_says_so() {
     join(&server, told(&other), "LOGIN", another.clone(), json!([])).unwrap();
     join(&server, settings(&server, dir.path()), "LOGIN", another.clone(), json!([])).unwrap();
     let error = join(&server, told(CERT), "LOGIN", another, json!([])).err().unwrap().to_string();
-    assert!(error.contains("--server-cert expects"), "{error}");
+    assert!(error.contains(&format!("{CERT} is expected (by --server-cert")), "{error}");
+}
+
+#[test]
+fn a_server_that_was_confirmed_as_one_without_a_certificate_has_none() {
+    let (server, dir) = (FakeServer::new(), tempfile::tempdir().unwrap());
+    let without = || Settings { no_server_cert: true, plaintext: true, ..settings(&server, dir.path()) };
+    let error = join(&server, without(), "REGISTER", registered(), json!([])).err().unwrap().to_string();
+    assert!(error.contains(CERT) && error.contains("confirmed as one that has none"), "{error}");
+    let plain = json!({"type":"REGISTERED","token":"t0ken","cert_sha256":null});
+    join(&server, without(), "REGISTER", plain, json!([])).unwrap();
 }
 
 #[test]

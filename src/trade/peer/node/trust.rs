@@ -7,9 +7,17 @@ impl Inner {
     /// Judges the fingerprint that the server told (SPEC section 3: the first one is kept). A server that is
     /// not trusted is not heard until it, or the right one, tells the right fingerprint.
     pub(super) fn trust(&self, told: Option<&str>) -> Result<(), NodeError> {
-        let Settings { server, plaintext, server_cert, data_dir, .. } = &self.settings;
+        let Settings { server, plaintext, server_cert, no_server_cert, data_dir, .. } = &self.settings;
         let kept = self.store.pin(server)?;
-        let judged = judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir);
+        let judged = match told {
+            // Kept at first sight it would be taken for one that a person has confirmed.
+            Some(told) if *no_server_cert => Err(format!(
+                "the server at {server} shows the certificate {told}, but was confirmed as one that has none: this \
+                 may be another server that pretends to be it; start with --server {server}, and --server-cert HEX \
+                 as its operator tells it"
+            )),
+            told => judge(server, told, *plaintext, server_cert.as_deref(), kept.as_deref(), data_dir),
+        };
         let security = match judged {
             Ok(security) => security,
             Err(why) => {
@@ -27,6 +35,9 @@ impl Inner {
     }
 }
 
+/// Where a fingerprint that is known beforehand comes from.
+const EXPECTED: &str = "by --server-cert, or confirmed with --server auto";
+
 fn judge(
     server: &str,
     told: Option<&str>,
@@ -37,7 +48,7 @@ fn judge(
 ) -> Result<Security, String> {
     let Some(told) = told else {
         if let Some(given) = given {
-            return Err(format!("the server at {server} settles without TLS, but --server-cert expects {given}"));
+            return Err(format!("the server at {server} settles without TLS, but {given} is expected ({EXPECTED})"));
         }
         return if plaintext {
             Ok(Security::Plaintext)
@@ -55,7 +66,7 @@ fn judge(
     let told_is = |other: &str| other.eq_ignore_ascii_case(told);
     match (given, kept) {
         (Some(given), _) if !told_is(given) => Err(format!(
-            "the server at {server} shows the certificate {told}, but --server-cert expects {given}: \
+            "the server at {server} shows the certificate {told}, but {given} is expected ({EXPECTED}): \
              this may be another server that pretends to be it"
         )),
         (None, Some(kept)) if !told_is(kept) => Err(format!(
