@@ -14,7 +14,7 @@ use serde_json::json;
 use super::repl::{self, Screen};
 use super::{name, ready, settings};
 use crate::lan::DISCOVERY_PORT;
-use crate::lan::history::HistoryError;
+use crate::lan::history::{History, HistoryError};
 use crate::lan::node::Kind;
 use crate::lan::peer::{Config, LanPeer, StartError};
 use crate::model::Name;
@@ -105,11 +105,17 @@ pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
     let peer = Arc::new(peer);
     let view = peer.look()?;
     let (own, discovery) = (peer.own_addr(), peer.discovery_addr());
+    let profile = peer.history().map(History::profile).transpose()?.flatten();
     if args.json {
-        let it = json!({ "event": "started", "name": view.name, "lan": own.to_string(), "discovery": discovery.to_string() });
-        screen.print_json(&it);
+        screen.print_json(&json!({
+            "event": "started", "name": view.name, "lan": own.to_string(), "discovery": discovery.to_string(),
+            "profile": profile.as_ref().map(show::profile_json),
+        }));
     } else {
         screen.print(&format!("{} is here, at {own}; HELP lists the commands", repl::clean(view.name.as_str())));
+        if let Some(profile) = &profile {
+            screen.print(&format!("your profile: {}", repl::clean(&profile.to_string())));
+        }
     }
     if let Some(path) = &args.ready_file {
         ready::write(path, &json!({ "lan": own.to_string(), "discovery": discovery.to_string() }))?;

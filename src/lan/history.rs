@@ -150,6 +150,12 @@ pub struct OwnProfile {
     pub avatar: Option<Avatar>,
 }
 
+impl fmt::Display for OwnProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&super::profile_text(&self.display_name, &self.status, self.avatar.as_ref()))
+    }
+}
+
 /// A LAN peer's data dir, held by this process.
 #[derive(Debug)]
 pub struct History {

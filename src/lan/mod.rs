@@ -9,7 +9,7 @@
 //! | [`peer`] | threads around it all |
 //! | [`discover`] | one question to everybody: who is there? |
 
-use self::wire::Message;
+use self::wire::{Avatar, Message};
 
 pub mod discover;
 pub mod history;
@@ -26,12 +26,14 @@ pub fn text_of(message: &Message) -> String {
     match message {
         Message::Post(post) => post.content.clone(),
         Message::Dm(dm) => dm.content.clone(),
-        Message::Profile(profile) => {
-            let avatar =
-                profile.avatar.as_ref().map(|avatar| format!("{}, {} bytes", avatar.kind.mime(), avatar.bytes.len()));
-            let parts = [Some(profile.display_name.clone()), Some(profile.status.clone()), avatar];
-            parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" | ")
-        }
+        Message::Profile(profile) => profile_text(&profile.display_name, &profile.status, profile.avatar.as_ref()),
         _ => String::new(),
     }
+}
+
+/// `NAME | STATUS | image/png, 1234 bytes`, without what is not there.
+pub(crate) fn profile_text(display_name: &str, status: &str, avatar: Option<&Avatar>) -> String {
+    let avatar = avatar.map(|avatar| format!("{}, {} bytes", avatar.kind.mime(), avatar.bytes.len()));
+    let parts = [display_name, status, avatar.as_deref().unwrap_or_default()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" | ")
 }

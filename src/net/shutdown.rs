@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -31,8 +32,11 @@ impl Shutdown {
         let shutdown = Shutdown::default();
         let asked = shutdown.clone();
         // The handler runs on a thread of its own, so it may lock and log.
+        let has_come = AtomicBool::new(false);
         let handler = move || {
-            if asked.trigger() {
+            // Signals alone count: a program whose input has ended is ending, and nobody has insisted.
+            asked.trigger();
+            if has_come.swap(true, SeqCst) {
                 log::warn!("ended by a second signal");
                 std::process::exit(INSISTED);
             }

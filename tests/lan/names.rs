@@ -48,10 +48,10 @@ fn a_namesake_from_the_same_place_gets_a_number() {
 #[test]
 fn a_namesake_from_elsewhere_takes_a_number_when_they_meet() {
     let place = Place::new();
-    // The one that stays may be known to the other only by its next announcement.
+    // At the usual half a minute between announcements: nobody is to be known only by the next.
     let start = |dir: &str| {
         let mut command = place.nameless();
-        command.args(["--name", "alice", "--json", "--announce-every", "500ms", "--data-dir"]);
+        command.args(["--name", "alice", "--json", "--data-dir"]);
         Peer::spawn(command.arg(place.data_dir(dir)))
     };
     let [mut here, mut there] = ["here", "there"].map(start).map(Peer::started);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::repl::{Screen, Style, clean};
 use crate::cli::table::{Align, table};
-use crate::lan::history::{Confirmation, Direction, Entry};
+use crate::lan::history::{Confirmation, Direction, Entry, OwnProfile};
 use crate::lan::node::{Known, Left, Shown};
 use crate::lan::text_of;
 use crate::lan::wire::{Message, Stamp, UserId};
@@ -216,6 +216,15 @@ pub(super) fn history_json(entries: &[Entry]) -> Vec<Value> {
         })
     };
     entries.iter().map(one).collect()
+}
+
+/// One's own profile, as it was kept.
+pub(super) fn profile_json(profile: &OwnProfile) -> Value {
+    json!({
+        "display_name": profile.display_name, "status": profile.status,
+        "avatar_type": profile.avatar.as_ref().map(|avatar| avatar.kind.mime()),
+        "avatar_bytes": profile.avatar.as_ref().map(|avatar| avatar.bytes.len()),
+    })
 }
 
 fn time(at: Millis) -> String {

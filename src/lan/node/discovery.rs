@@ -35,6 +35,8 @@ pub(super) struct Check {
 /// Another on this host that bears our name.
 pub(super) struct Rival {
     instance: Option<String>,
+    /// Where it is spoken to.
+    addr: SocketAddrV4,
     met_at: Millis,
 }
 
@@ -279,7 +281,7 @@ impl Node {
             if self.rivals.len() >= RIVALS_MAX {
                 self.rivals.remove(0);
             }
-            self.rivals.push(Rival { instance: heard.said.instance.clone(), met_at: step.now });
+            self.rivals.push(Rival { instance: heard.said.instance.clone(), addr: heard.addr, met_at: step.now });
         }
         // It must know of us, whoever of us is to yield. To its answer none follows.
         if known.is_none() || heard.door == Door::Discovery {
@@ -301,7 +303,7 @@ impl Node {
     /// Takes the next free name.
     pub(super) fn rename(&mut self, step: &mut Step) {
         (self.rename_at, self.named_at) = (None, step.now);
-        self.rivals.clear();
+        let rivals = std::mem::take(&mut self.rivals);
         let on_this_host = |name: &Name| {
             let mut addresses = self.peers.iter().flat_map(|peer| peer.addresses());
             addresses.any(|at| at.user_id.name == *name && self.addresses.is_own(at.user_id.ip))
@@ -317,5 +319,10 @@ impl Node {
         let old = std::mem::replace(&mut self.name, free.clone());
         step.show(Shown::Renamed { old, new: free });
         self.announce(step);
+        // Whoever bears the name can be known from now on, but was not listed before: asked, he answers,
+        // whatever he has heard of us already.
+        for rival in rivals {
+            self.announce_to(step, rival.addr, true);
+        }
     }
 }

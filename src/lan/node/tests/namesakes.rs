@@ -25,6 +25,12 @@ fn the_newer_one_takes_the_next_free_name_and_says_so() {
     assert_eq!(renamed(&effects), ["alice3"]);
     assert!(broadcasts(&effects).iter().all(|(_, said)| said.user_id.name == name("alice3")));
     assert_eq!(broadcasts(&effects).len(), 2);
+    // The other is asked to say again who it is: what it has said came too early to be believed.
+    let asks = |effect: &Effect| {
+        matches!(effect, Effect::Send { to, message: Message::Discovery(said) }
+        if *to == addr("10.0.0.1:8002") && said.features.probe && said.user_id.name == name("alice3"))
+    };
+    assert_eq!(effects.iter().filter(|effect| asks(effect)).count(), 1);
     assert_eq!(bench.node.name(), &name("alice3"));
     // From now on it goes by that name, and the other can be known.
     let effects = bench.broadcast("10.0.0.1:8002", rival("6"));
