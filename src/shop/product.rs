@@ -79,22 +79,30 @@ impl ProductDb {
     /// # Errors
     /// Those of [`Store::open`], or the system gives no thread.
     pub fn open(data_dir: &Path, settings: Settings) -> Result<ProductDb, OpenError> {
+        let db = ProductDb::without_sweeper(data_dir, settings)?;
+        let sweeper = threads::spawn("product-holds", {
+            let room = Arc::clone(&db.room);
+            move || room.sweep_until_closed()
+        });
+        let sweeper = sweeper
+            .map_err(|error: io::Error| OpenError::Other { path: data_dir.join(FILE), detail: error.to_string() })?;
+        *db.sweeper.lock() = Some(sweeper);
+        Ok(db)
+    }
+
+    /// As [`ProductDb::open`], but what expires waits for whoever calls [`Room::sweep`]: for tests whose time is
+    /// their own.
+    fn without_sweeper(data_dir: &Path, settings: Settings) -> Result<ProductDb, OpenError> {
         let path = data_dir.join(FILE);
         let store = Store::open(&path, MIGRATIONS)?;
-        let failed = |detail: String| OpenError::Other { path: path.clone(), detail };
         if settings.restored {
             store
                 .write(|tx| store::skip_numbers(tx, NUMBERS_JUMP))
-                .map_err(|error: StoreError| failed(error.to_string()))?;
+                .map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
         }
         let room =
             Arc::new(Room { store, clock: Clock::start(), is_closing: Mutex::new(false), closing: Condvar::new() });
-        let sweeper = threads::spawn("product-holds", {
-            let room = Arc::clone(&room);
-            move || room.sweep_until_closed()
-        });
-        let sweeper = sweeper.map_err(|error: io::Error| failed(error.to_string()))?;
-        Ok(ProductDb { room, settings, sweeper: Mutex::new(Some(sweeper)) })
+        Ok(ProductDb { room, settings, sweeper: Mutex::new(None) })
     }
 
     /// Does what a frontend asks; answers with the JSON of what [`ProductOp`] says, once it is on disk.

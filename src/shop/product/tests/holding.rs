@@ -8,9 +8,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::shop::ops::Found;
 
-/// Far from the clock of the thread, which stays out of this.
-const START: Millis = Millis(NOW.0 * 2);
-
 #[derive(Debug, Clone)]
 enum Step {
     Hold(u8, [u32; 2]),
@@ -39,7 +36,7 @@ proptest! {
     fn units_are_neither_made_nor_lost_on_the_disk(steps in prop::collection::vec(any_step(), 0..50)) {
         let (_dir, db) = open();
         let items = [shelve(&db, 5), shelve(&db, 2)];
-        let (mut now, mut registered) = (START, [5i64, 2]);
+        let (mut now, mut registered) = (NOW, [5i64, 2]);
         // What each purchase took when it was held.
         let mut taken: BTreeMap<u8, [i64; 2]> = BTreeMap::new();
         for (round, step) in steps.into_iter().enumerate() {
