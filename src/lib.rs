@@ -1,6 +1,6 @@
 //! P2S2: peers that find each other, trade, shop and share.
 //!
-//! Arrows go down only: a module may use those that stand below it, and the rooms (trade, shop, lan)
+//! Arrows go down only: a module may use those that stand below it, and the rooms (trade, shop, lan, share)
 //! never each other.
 //!
 //! | module | holds |
@@ -10,6 +10,7 @@
 //! | [`trade`] | peers that search, offer, negotiate and buy |
 //! | [`shop`] | an online marketplace of six components |
 //! | [`lan`] | peers that find each other and talk, with no server |
+//! | [`share`] | a registry, and files that peers send each other |
 //! | [`bank`] | ledger and payment gateway |
 //! | [`identity`] | passwords, sessions, servers that a user has confirmed |
 //! | [`storage`] | the store: SQLite with group commit |
@@ -23,6 +24,7 @@ pub mod lan;
 pub mod model;
 pub mod net;
 pub mod perf;
+pub mod share;
 pub mod shop;
 pub mod storage;
 pub mod trade;

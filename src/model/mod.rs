@@ -4,6 +4,7 @@
 //! made, so that a value that exists is a value that is allowed.
 
 pub mod card;
+pub mod digest;
 pub mod duration;
 pub mod money;
 pub mod secret;
@@ -11,6 +12,7 @@ pub mod text;
 pub mod time;
 
 pub use card::{Card, CardNumber, Expiry};
+pub use digest::Digest;
 pub use money::{Cents, FeeRate, Total};
 pub use secret::Token;
 pub use text::Name;

@@ -1,0 +1,78 @@
+//! BLAKE3 digests, on the wire as 64 lowercase hex digits.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::secret::hex;
+
+/// The BLAKE3 of some content.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// Reads 64 lowercase hex digits; the error says what was expected.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn parse(text: &str) -> Result<Digest, String> {
+        let wrong = || "expected 64 lowercase hex digits".to_owned();
+        let digits = text.as_bytes();
+        if digits.len() != 64 {
+            return Err(wrong());
+        }
+        let value = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let (high, low) = (value(pair[0]).ok_or_else(wrong)?, value(pair[1]).ok_or_else(wrong)?);
+            *byte = high << 4 | low;
+        }
+        Ok(Digest(bytes))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Digest, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Digest::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_64_lowercase_hex_digits_both_ways() {
+        let text = format!("{}{}", "09af".repeat(8), "f".repeat(32));
+        let digest = Digest::parse(&text).unwrap();
+        assert_eq!(digest.to_string(), text);
+        assert_eq!((digest.0[0], digest.0[1], digest.0[31]), (0x09, 0xaf, 0xff));
+        assert_eq!(serde_json::from_value::<Digest>(serde_json::json!(text)).unwrap(), digest);
+        for wrong in [text[1..].to_owned(), text.to_uppercase(), format!("{text}0"), "é".repeat(32)] {
+            assert!(Digest::parse(&wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Files and hosts as the registry's messages show them. SPEC.md section 6.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use crate::model::digest::Digest;
+
+/// Most bytes of a file's name.
+pub const FILE_NAME_MAX: usize = 255;
+/// Most bytes that a file may have: 128 GB, rounded up to the binary unit.
+pub const FILE_SIZE_MAX: u64 = 128 << 30;
+/// Most features that a file may list, and most characters of each.
+pub const FEATURES_MAX: usize = 16;
+/// Most characters of a feature.
+pub const FEATURE_LENGTH_MAX: usize = 32;
+/// The feature of files that may be asked for by META and RANGE as well.
+pub const RANGE_FEATURE: &str = "range";
+/// The lowest port that a peer may give.
+pub const PORT_MIN: u16 = 1024;
+
+/// The name under which a file is known on the network: 1–255 bytes, no separator of any system, no control
+/// character, and not `.` or `..`.
+///
+/// Cheap to clone: names are keys of every table in memory.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct FileName(Arc<str>);
+
+impl FileName {
+    /// Checks the rule; the error says what was expected.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn new(text: &str) -> Result<FileName, String> {
+        if text.is_empty() || text.len() > FILE_NAME_MAX {
+            return Err(format!("expected 1 to {FILE_NAME_MAX} bytes, not {}", text.len()));
+        }
+        if text.contains(['/', '\\']) {
+            return Err("expected a name without / and \\".to_owned());
+        }
+        if text.chars().any(char::is_control) {
+            return Err("expected no control characters".to_owned());
+        }
+        if text == "." || text == ".." {
+            return Err("expected a file's name, not a folder's".to_owned());
+        }
+        Ok(FileName(text.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::borrow::Borrow<str> for FileName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for FileName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FileName, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        FileName::new(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A time of a file: Unix seconds, perhaps with a fraction. Written whole where it is whole.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Seconds(f64);
+
+impl Seconds {
+    /// Of a finite number, within what JSON's readers elsewhere hold exactly (2^53).
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn new(seconds: f64) -> Result<Seconds, String> {
+        const EXACT: f64 = (1u64 << 53) as f64;
+        if !seconds.is_finite() || seconds.abs() > EXACT {
+            return Err("expected Unix seconds".to_owned());
+        }
+        Ok(Seconds(seconds))
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Within 2^53, so the conversion is exact.
+        if self.0.fract() == 0.0 { serializer.serialize_i64(self.0 as i64) } else { serializer.serialize_f64(self.0) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
+        Seconds::new(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a host says of one of its files, and what others are shown of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FileEntry {
+    /// Bytes, at most [`FILE_SIZE_MAX`].
+    pub size: u64,
+    /// When its content last changed.
+    pub modified: Seconds,
+    /// When it was made, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<Seconds>,
+    /// When it was published.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub published_at: Option<Seconds>,
+    /// Whether it is shown.
+    pub is_published: bool,
+    /// Of the whole content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<Digest>,
+    /// The BLAKE3 of the pieces' digests one behind the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pieces_root: Option<Digest>,
+    /// What more than GET the host takes for this file.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub features: Arc<[Arc<str>]>,
+}
+
+impl FileEntry {
+    /// Whether the host takes META and RANGE for it.
+    pub fn has_range(&self) -> bool {
+        self.features.iter().any(|feature| &**feature == RANGE_FEATURE)
+    }
+}
+
+/// A host that has a file, as REQUEST shows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HostEntry {
+    /// Its name, which is nobody else's.
+    pub hostname: crate::model::Name,
+    /// The name for people.
+    pub display_name: Arc<str>,
+    /// Where its peer port is.
+    pub ip: IpAddr,
+    /// Its peer port.
+    pub port: u16,
+    /// The file there.
+    #[serde(flatten)]
+    pub file: Arc<FileEntry>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn file_names_are_names_and_nothing_else() {
+        for good in ["a", "report.pdf", " x ", "…", "..a", &"é".repeat(127)] {
+            assert_eq!(FileName::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", "a/b", "a\\b", "a\nb", "a\0b", "\u{85}", &"é".repeat(128)] {
+            assert!(FileName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_written_whole_where_they_are() {
+        let written = |seconds| serde_json::to_string(&Seconds::new(seconds).unwrap()).unwrap();
+        assert_eq!(written(1_699_267_200.0), "1699267200");
+        assert_eq!(written(1_699_267_200.25), "1699267200.25");
+        assert_eq!(written(-1.0), "-1");
+        assert!(Seconds::new(f64::NAN).is_err() && Seconds::new(1e300).is_err());
+        assert!(serde_json::from_value::<Seconds>(json!("1")).is_err());
+    }
+
+    #[test]
+    fn an_entry_leaves_out_what_is_not_known() {
+        let bare = FileEntry {
+            size: 5,
+            modified: Seconds::new(7.0).unwrap(),
+            created: None,
+            published_at: None,
+            is_published: true,
+            blake3: None,
+            pieces_root: None,
+            features: Arc::new([]),
+        };
+        assert_eq!(serde_json::to_value(&bare).unwrap(), json!({"size": 5, "modified": 7, "is_published": true}));
+        assert!(!bare.has_range());
+        let host = HostEntry {
+            hostname: crate::model::Name::new("ann").unwrap(),
+            display_name: "Ann".into(),
+            ip: [127, 0, 0, 1].into(),
+            port: 6001,
+            file: Arc::new(FileEntry { features: Arc::new(["range".into()]), ..bare }),
+        };
+        assert!(host.file.has_range());
+        assert_eq!(
+            serde_json::to_value(&host).unwrap(),
+            json!({"hostname": "ann", "display_name": "Ann", "ip": "127.0.0.1", "port": 6001,
+                "size": 5, "modified": 7, "is_published": true, "features": ["range"]})
+        );
+    }
+}
