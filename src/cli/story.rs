@@ -18,6 +18,7 @@ use super::shop::Ports;
 use super::shopper::ask::PASSWORD_VARIABLE;
 use crate::model::Token;
 use crate::net::threads;
+use crate::share::api_client::ApiClient;
 use crate::shop::client::{Client, Config};
 use crate::shop::ops::Code;
 use crate::trade::wire::DATAGRAM_MAX;
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TRADE_PORT: u16 = 7001;
 const SELLER_PORT: u16 = 8001;
 const BUYER_PORT: u16 = 8002;
+const REGISTRY_PORT: u16 = 9000;
+const API_PORT: u16 = 5500;
 /// How long a running server has to answer.
 const ANSWER: Duration = Duration::from_millis(300);
 
@@ -39,8 +42,8 @@ Example:
 
 Two peers of the LAN meet as well, on this machine alone and at a discovery port of their own.
 
-Where P2S2_SERVER_TRADE_PORT, P2S2_SERVER_SELLER_PORT and P2S2_SERVER_BUYER_PORT say which ports the server
-has, it is looked for there.")]
+Where P2S2_SERVER_TRADE_PORT, P2S2_SERVER_SELLER_PORT, P2S2_SERVER_BUYER_PORT, P2S2_SERVER_REGISTRY_PORT and
+P2S2_SERVER_API_PORT say which ports the server has, it is looked for there.")]
 pub struct StoryArgs {
     /// The server's trade port, on this machine; 127.0.0.1:7001 without it
     #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_SERVER")]
@@ -54,6 +57,16 @@ pub struct StoryArgs {
     /// The shop's buyers' port, on this machine; 127.0.0.1:8002 without it
     #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_BUYER")]
     buyer: Option<SocketAddr>,
+    /// The registry of files, on this machine; 127.0.0.1:9000 without it
+    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_REGISTRY")]
+    registry: Option<SocketAddr>,
+    /// The server API, on this machine; 127.0.0.1:5500 without it
+    #[arg(long, value_name = "HOST:PORT", env = "P2S2_STORY_API")]
+    api: Option<SocketAddr>,
+    #[arg(long, hide = true, env = "P2S2_SERVER_REGISTRY_PORT", default_value_t = REGISTRY_PORT)]
+    registry_port: u16,
+    #[arg(long, hide = true, env = "P2S2_SERVER_API_PORT", default_value_t = API_PORT)]
+    api_port: u16,
     #[arg(long, hide = true, env = "P2S2_SERVER_SELLER_PORT", default_value = "8001")]
     seller_port: Ports,
     #[arg(long, hide = true, env = "P2S2_SERVER_BUYER_PORT", default_value = "8002")]
@@ -66,6 +79,8 @@ struct Addresses {
     trade: SocketAddr,
     seller: SocketAddr,
     buyer: SocketAddr,
+    registry: SocketAddr,
+    api: SocketAddr,
 }
 
 /// The first of the ports; any free one, as 0 means, is none to be found at.
@@ -84,8 +99,16 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
         trade: at(args.server, first_port(&Ports(vec![args.trade_port]), TRADE_PORT)),
         seller: at(args.seller, first_port(&args.seller_port, SELLER_PORT)),
         buyer: at(args.buyer, first_port(&args.buyer_port, BUYER_PORT)),
+        registry: at(args.registry, first_port(&Ports(vec![args.registry_port]), REGISTRY_PORT)),
+        api: at(args.api, first_port(&Ports(vec![args.api_port]), API_PORT)),
     };
-    for (flag, addr) in [("server", looked_at.trade), ("seller", looked_at.seller), ("buyer", looked_at.buyer)] {
+    for (flag, addr) in [
+        ("server", looked_at.trade),
+        ("seller", looked_at.seller),
+        ("buyer", looked_at.buyer),
+        ("registry", looked_at.registry),
+        ("api", looked_at.api),
+    ] {
         ensure!(addr.ip().is_loopback(), "--{flag} {addr}: the story is played on loopback alone");
     }
     let mark = &Token::random().reveal()[..4].to_owned();
@@ -111,6 +134,14 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     shop(&stage, addresses, mark)?;
     println!();
     lan(&stage, mark)?;
+    println!();
+    if servers.is_empty() && !keeps_accounts(looked_at.api) {
+        println!("No registry with accounts answers at {}: here is one.\n", looked_at.api);
+        let server;
+        (server, addresses) = stage.start_server("share-server")?;
+        servers.push(server);
+    }
+    share(&stage, addresses, mark)?;
     for server in &mut servers {
         server.end()?;
     }
@@ -217,6 +248,33 @@ fn lan(stage: &Stage, mark: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One node publishes a file where it lies, another fetches it straight from there.
+fn share(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
+    let (cleo, dan) = (format!("cleo-{mark}"), format!("dan-{mark}"));
+    println!("SHARE: {cleo} has a chart of the harbour; {dan} fetches it from her machine, not from the server.");
+    let chart: String = (0..20_000).map(|sounding| format!("sounding {sounding}: {} m\n", sounding % 37)).collect();
+    let (published, fetched) = (stage.dir.join(format!("chart-{mark}.txt")), stage.dir.join(format!("fetched-{mark}.txt")));
+    std::fs::write(&published, &chart).context("the chart cannot be written")?;
+    let (mut cleo_at, cleo_api) = stage.start_node(&cleo, server)?;
+    let (mut dan_at, dan_api) = stage.start_node(&dan, server)?;
+    stage.tell_node(&cleo, cleo_api, &["register", &cleo])?;
+    stage.tell_node(&cleo, cleo_api, &["publish", &published.display().to_string()])?;
+    println!("   (it stays where it lies: the registry knows its name, its size and who has it)");
+    stage.tell_node(&dan, dan_api, &["register", &dan])?;
+    stage.tell_node(&dan, dan_api, &["search", &format!("chart-{mark}")])?;
+    stage.tell_node(&dan, dan_api, &["fetch", &format!("chart-{mark}.txt"), "--to", &fetched.display().to_string()])?;
+    let come = std::fs::read_to_string(&fetched).context("what was fetched is not there")?;
+    ensure!(come == chart, "what was fetched is not what was published");
+    println!("   (every byte is the same)");
+    for (name, api) in [(&dan, dan_api), (&cleo, cleo_api)] {
+        stage.tell_node(name, api, &["logout"])?;
+    }
+    for node in [&mut dan_at, &mut cleo_at] {
+        node.end()?;
+    }
+    Ok(())
+}
+
 /// A port that nobody has just now: for announcements that nobody else is to hear.
 fn free_port() -> anyhow::Result<u16> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
@@ -226,6 +284,7 @@ fn free_port() -> anyhow::Result<u16> {
 /// Where the story's processes keep what is theirs; gone afterwards.
 struct Stage {
     dir: PathBuf,
+    password: String,
 }
 
 impl Stage {
@@ -235,16 +294,17 @@ impl Stage {
             std::path::absolute(std::env::temp_dir()).context("where is the folder for temporary files?")?;
         let dir = temporary.join(format!("p2s2-story-{}-{mark}", std::process::id()));
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Stage { dir })
+        Ok(Stage { dir, password: Token::random().reveal().to_owned() })
     }
 
     /// A server of every service that the story needs.
     fn start_server(&self, name: &str) -> anyhow::Result<(Actor, Addresses)> {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("server")?;
-        command.args(["--bind", "127.0.0.1", "--services", "trade,shop", "--trade-port", "0", "--product-port", "0"]);
+        command.args(["--bind", "127.0.0.1", "--services", "trade,shop,share", "--trade-port", "0", "--product-port", "0"]);
         // Nobody else is to find it.
         command.arg("--no-announce");
+        command.args(["--registry-port", "0", "--api-port", "0"]);
         command.args(["--customer-port", "0", "--seller-port", "0", "--buyer-port", "0", "--data-dir"]);
         command.arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
         let mut server = Actor::start(name, command)?;
@@ -255,7 +315,13 @@ impl Stage {
             let addr = ready[field].as_str().with_context(|| format!("the server's ready file names no {field}"))?;
             Ok(addr.parse()?)
         };
-        let addresses = Addresses { trade: addr("trade_udp")?, seller: addr("seller")?, buyer: addr("buyer")? };
+        let addresses = Addresses {
+            trade: addr("trade_udp")?,
+            seller: addr("seller")?,
+            buyer: addr("buyer")?,
+            registry: addr("registry")?,
+            api: addr("server_api")?,
+        };
         Ok((server, addresses))
     }
 
@@ -308,6 +374,32 @@ impl Stage {
         peer.await_line("HELP lists the commands")?;
         let addr = wait_for_file(&ready)?["lan"].as_str().context("the ready file names no lan")?.parse()?;
         Ok((peer, addr))
+    }
+
+    /// A node that shares files of the stage, and where its client API is.
+    fn start_node(&self, name: &str, server: Addresses) -> anyhow::Result<(Actor, SocketAddr)> {
+        let ready = self.dir.join(format!("{name}.json"));
+        let mut command = self.program("share")?;
+        command.args(["--name", name, "--bind", "127.0.0.1", "--port", "0", "--api-port", "0"]);
+        command.args(["--server", &server.registry.ip().to_string()]);
+        command.args(["--registry-port", &server.registry.port().to_string()]);
+        command.args(["--server-api-port", &server.api.port().to_string(), "--folder"]).arg(&self.dir);
+        command.arg("--data-dir").arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
+        let mut node = Actor::start(name, command)?;
+        node.is_server = true;
+        node.await_line("ready")?;
+        let addr = wait_for_file(&ready)?["client_api"].as_str().context("the ready file names no client_api")?.parse()?;
+        Ok((node, addr))
+    }
+
+    /// One command to a node; it must end well.
+    fn tell_node(&self, name: &str, api: SocketAddr, words: &[&str]) -> anyhow::Result<()> {
+        println!("{name:>12} > p2s2 share {}", words.join(" "));
+        let mut command = self.program("share")?;
+        command.args(words).args(["--api-port", &api.port().to_string()]);
+        // Whoever plays the story keeps no token of it; of all its passwords this is the only one.
+        command.env("XDG_CONFIG_HOME", self.dir.join(format!("{name}-config"))).env(PASSWORD_VARIABLE, &self.password);
+        Actor::start(name, command)?.end()
     }
 
     /// This very program, with nothing of our settings but what the story says: also not of a `.env`.
@@ -429,6 +521,12 @@ fn sells(server: SocketAddr) -> bool {
     let mut client = Client::new(Config::plain(server.to_string()));
     let answer = client.call("GetSellerRating", json!({}));
     answer.is_err_and(|error| error.code() == Some(Code::NotLoggedIn))
+}
+
+/// Whether the server API answers there.
+fn keeps_accounts(api: SocketAddr) -> bool {
+    let api = ApiClient::new(&api.ip().to_string(), api.port(), None, PATIENCE);
+    api.get("/api/health", None).is_ok_and(|answer| answer.is_ok() && answer.body["status"] == "healthy")
 }
 
 /// Whether the server settles without TLS: it says so to whoever registers. Someone does, and leaves.

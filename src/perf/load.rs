@@ -74,6 +74,8 @@ pub struct Sample {
     pub failed: u64,
     /// Datagrams that were sent again because no answer came.
     pub lost: u64,
+    /// Payload that calls carried, where it is what counts.
+    pub bytes: u64,
     /// From the first call's beginning to the last one's end.
     pub elapsed: Duration,
     /// Of the calls that were answered, nanoseconds; none where calls were not timed one by one.
@@ -106,7 +108,7 @@ impl Sample {
     /// Nothing yet.
     pub fn new() -> Sample {
         let (latency_ns, parts) = (histogram(), Vec::new());
-        Sample { done: 0, failed: 0, lost: 0, elapsed: Duration::ZERO, latency_ns, server: None, parts }
+        Sample { done: 0, failed: 0, lost: 0, bytes: 0, elapsed: Duration::ZERO, latency_ns, server: None, parts }
     }
 
     /// Calls a second that were answered as they should be.
@@ -149,6 +151,7 @@ impl Sample {
         self.done += other.done;
         self.failed += other.failed;
         self.lost += other.lost;
+        self.bytes += other.bytes;
         self.latency_ns += &other.latency_ns;
         for theirs in &other.parts {
             let part = self.part(theirs.name);

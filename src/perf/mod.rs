@@ -8,17 +8,26 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+pub mod chance;
 pub mod child;
 pub mod compare;
+pub mod duplicates;
+pub mod heartbeat;
 pub mod limits;
 pub mod load;
 pub mod page;
 pub mod plan;
+pub mod registry;
 pub mod report;
 pub mod run;
+pub mod share;
 pub mod shop;
 pub mod stop;
 pub mod trade;
+pub mod transfer;
+
+/// Clients with a thread each.
+const CLIENTS_MAX: u32 = 1000;
 
 /// Everything was measured, but a requirement was missed (with `--check`).
 const MISSED: u8 = 3;
@@ -69,6 +78,26 @@ Examples:
 With --target, accounts and goods of the run stay in that shop: choose one for trials. Limits are always
 measured on this machine: a share says something if the server runs here too.")]
     Shop(RunArgs),
+    /// Hosts that keep a connection to the registry each, and what they ask of it
+    #[command(after_help = "\
+Examples:
+  p2s2-perf registry --quick
+  p2s2-perf registry --preset 10k --only PING,PACED,PACED-100
+  p2s2-perf registry --preset 100k --full            a hundred thousand hosts, two thousand at once
+  p2s2-perf registry --target 127.0.0.1:9000 --clients 100 --only PING")]
+    Registry(registry::RegistryArgs),
+    /// What adaptive heartbeats save: a simulated day of a hundred thousand clients
+    #[command(after_help = "Examples:\n  p2s2-perf heartbeat\n  p2s2-perf heartbeat --clients 1000,1000000")]
+    Heartbeat(RunArgs),
+    /// Files that pass from node to node
+    #[command(after_help = "\
+Examples:
+  p2s2-perf transfer --quick
+  p2s2-perf transfer --only 1GB,THREE --out /mnt/disk/perf      files lie below --out: choose the disk")]
+    Transfer(RunArgs),
+    /// What a check for duplicates costs beside 10,000 files, and how often it is wrong
+    #[command(after_help = "Example:\n  p2s2-perf duplicates --quick")]
+    Duplicates(RunArgs),
     /// Show two reports side by side
     #[command(after_help = "Example:\n  p2s2-perf compare data/perf/before.json data/perf/trade.json")]
     Compare(compare::CompareArgs),
@@ -86,9 +115,9 @@ pub struct RunArgs {
     /// A long run
     #[arg(long)]
     pub full: bool,
-    /// How many clients at once; each number is measured
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1000), default_value = "1,10,100")]
-    pub clients: Vec<u16>,
+    /// How many clients at once; each number is measured [default: 1,10,100; heartbeat: 100000]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    clients: Vec<u32>,
     /// Calls of each client in a measurement, instead of a fixed time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub calls: Option<u64>,
@@ -117,6 +146,34 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
+    /// How many clients at once; each number is measured.
+    pub fn clients(&self) -> Vec<usize> {
+        if self.clients.is_empty() { vec![1, 10, 100] } else { self.asked_clients() }
+    }
+
+    /// Those that were asked for, if any.
+    pub fn asked_clients(&self) -> Vec<usize> {
+        self.clients.iter().map(|clients| *clients as usize).collect()
+    }
+
+    /// Ends the process with a usage error where a scenario starts everything by itself, in numbers of its own.
+    fn refuse_target_and_clients(&self) {
+        for (flag, is_given) in [("--target", self.target.is_some()), ("--clients", !self.clients.is_empty())] {
+            if is_given {
+                let message = format!("{flag}: this scenario starts its own server and nodes, always as many");
+                Cli::command().error(clap::error::ErrorKind::ArgumentConflict, message).exit();
+            }
+        }
+    }
+
+    /// Ends the process with a usage error if more clients at once are asked for than a scenario can have.
+    fn check_clients(&self, most: u32) {
+        if let Some(wrong) = self.clients.iter().find(|clients| **clients > most) {
+            let message = format!("--clients: expected at most {most} at once here, not {wrong}");
+            Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
+        }
+    }
+
     /// Ends the process with a usage error if an operation is asked for that the scenario does not have.
     fn check(&self, operations: &[&str]) {
         let unknown = self.only.iter().find(|only| !operations.iter().any(|known| known.eq_ignore_ascii_case(only)));
@@ -138,14 +195,35 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Trade(args) => {
             args.check(trade::OPERATIONS);
+            args.check_clients(CLIENTS_MAX);
             run::scenario("trade", &args, trade::measure)
         }
         Command::Shop(args) => {
             args.check(shop::OPERATIONS);
+            args.check_clients(CLIENTS_MAX);
             if let Some(Err(message)) = args.target.as_deref().map(shop::check_target) {
                 Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit();
             }
             run::scenario("shop", &args, shop::measure)
+        }
+        Command::Registry(args) => {
+            args.run.check(registry::OPERATIONS);
+            args.run.check_clients(registry::CLIENTS_MAX);
+            run::scenario("registry", &args.run, |run| registry::measure(run, &args))
+        }
+        Command::Heartbeat(args) => {
+            args.check(heartbeat::OPERATIONS);
+            run::scenario("heartbeat", &args, heartbeat::measure)
+        }
+        Command::Transfer(args) => {
+            args.check(transfer::OPERATIONS);
+            args.refuse_target_and_clients();
+            run::scenario("transfer", &args, transfer::measure)
+        }
+        Command::Duplicates(args) => {
+            args.check(duplicates::OPERATIONS);
+            args.refuse_target_and_clients();
+            run::scenario("duplicates", &args, duplicates::measure)
         }
         Command::Compare(args) => compare::run(&args),
         Command::LimitServer(args) => limits::serve(&args).map(|()| ExitCode::SUCCESS),

@@ -187,7 +187,7 @@ fn row(measured: &Measured, share: Option<&Share>) -> Row {
         max_us: None,
         errors: total.failed + total.lost,
         success_rate: if calls == 0 { 0.0 } else { total.done as f64 / calls as f64 },
-        mb_per_s: None,
+        mb_per_s: (total.bytes > 0).then(|| total.bytes as f64 / 1e6 / total.elapsed.as_secs_f64().max(1e-9)),
         server_cpu_s: total.server.map(|server| server.cpu_s),
         server_cpu_us_per_op: Cost::of(&total).cpu_us,
         server_peak_rss_mb: total.server.map(|server| server.peak_rss_mb),

@@ -94,7 +94,7 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
     let wanted: Vec<Operation> =
         framings.iter().flat_map(|framing| operations(*framing)).filter(|one| run.wants(one.name)).collect();
     let benches: usize = wanted.iter().map(|one| if one.is_durable { 3 } else { 2 }).sum();
-    run.announce(benches * run.args.clients.len());
+    run.announce(benches * run.args.clients().len());
     let mixes: Vec<(Mix, Framing)> = [Mix::Documents, Mix::Everything]
         .into_iter()
         .filter(|mix| run.wants(mix.name()))
@@ -104,15 +104,15 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
         })
         .collect();
     let of_mixes: usize = mixes.iter().map(|(mix, _)| mix::measurements(run, *mix)).sum();
-    run.announce_all(of_mixes * run.args.clients.len());
-    let most = usize::from(run.args.clients.iter().copied().max().unwrap_or(1));
+    run.announce_all(of_mixes * run.args.clients().len());
+    let most = run.args.clients().into_iter().max().unwrap_or(1);
     let processes = Processes::start(run)?;
     run.say("filling the catalogue");
     let brand = if processes.are_ours { Brand::alone() } else { Brand::random()? };
     let mut town = Town::settle(processes.seller, processes.buyer, &brand, most, both, run.stop)?;
     let mut relay = Relay::start(run)?;
     for is_durable in [false, true] {
-        for clients in run.args.clients.clone() {
+        for clients in run.args.clients() {
             for operation in wanted.iter().filter(|one| one.is_durable == is_durable) {
                 if run.stop.is_asked() {
                     return Ok(());
@@ -121,16 +121,16 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
                 if is_durable && quick_and_late {
                     run.effort.runs = 1;
                 }
-                measure_operation(run, &processes, &mut relay, &mut town, *operation, usize::from(clients))?;
+                measure_operation(run, &processes, &mut relay, &mut town, *operation, clients)?;
             }
         }
     }
     for mix in mixes {
-        for clients in run.args.clients.clone() {
+        for clients in run.args.clients() {
             if run.stop.is_asked() {
                 return Ok(());
             }
-            mix::measure(run, &processes, &mut relay, &mut town, mix, usize::from(clients))?;
+            mix::measure(run, &processes, &mut relay, &mut town, mix, clients)?;
         }
     }
     Ok(())

@@ -59,14 +59,13 @@ pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
         .collect();
     let offers: Vec<(&'static str, Goal)> =
         run.wants("OFFERS").then_some(("OFFERS", Goal::Cancel)).into_iter().collect();
-    run.announce((requests.len() + deals.len() + offers.len()) * run.args.clients.len());
-    for clients in run.args.clients.clone() {
+    run.announce((requests.len() + deals.len() + offers.len()) * run.args.clients().len());
+    for clients in run.args.clients() {
         if !requests.is_empty() && !run.stop.is_asked() {
-            measure_requests(run, usize::from(clients), &requests)?;
+            measure_requests(run, clients, &requests)?;
         }
     }
-    for clients in run.args.clients.clone() {
-        let clients = usize::from(clients);
+    for clients in run.args.clients() {
         if !deals.is_empty() && !run.stop.is_asked() {
             measure_deals(run, clients, (clients, 1), &deals)?;
         }
