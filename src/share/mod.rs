@@ -4,5 +4,9 @@
 //! | file | holds |
 //! |---|---|
 //! | `wire.rs` | files and hosts as messages show them |
+//! | `pieces.rs` | what a file and its pieces are checked by |
+//! | `transfer.rs` | serving published files, fetching those of others |
 
+pub mod pieces;
+pub mod transfer;
 pub mod wire;
