@@ -7,8 +7,12 @@
 //! | `registry.rs` | the registry's core: hosts, their files, who may change what |
 //! | `server.rs` | the registry's server: connections, and what it keeps on disk |
 //! | `client.rs` | a node's connection to the registry |
+//! | `pieces.rs` | what a file and its pieces are checked by |
+//! | `transfer.rs` | serving published files, fetching those of others |
 
 pub mod client;
+pub mod pieces;
 pub mod registry;
 pub mod server;
+pub mod transfer;
 pub mod wire;
