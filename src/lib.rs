@@ -12,9 +12,9 @@
 //! | [`lan`] | peers that find each other and talk, with no server |
 //! | [`share`] | a registry, and files that peers send each other |
 //! | [`bank`] | ledger and payment gateway |
-//! | [`identity`] | passwords, sessions, servers that a user has confirmed |
+//! | [`identity`] | passwords, sessions, tokens, accounts, servers that a user has confirmed |
 //! | [`storage`] | the store: SQLite with group commit |
-//! | [`net`] | threads, timers, UDP, TCP, lines, TLS |
+//! | [`net`] | threads, timers, UDP, TCP, lines, TLS, HTTP |
 //! | [`model`] | plain values: money, names, cards, time |
 
 pub mod bank;

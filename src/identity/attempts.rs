@@ -26,6 +26,7 @@ pub struct Attempts<K> {
     guessers: HashMap<K, Guesser>,
     /// Who failed and when, oldest first: what is to be forgotten next.
     order: VecDeque<(Millis, K)>,
+    failures_max: usize,
     most: usize,
 }
 
@@ -44,7 +45,12 @@ impl<K: Clone + Eq + Hash> Default for Attempts<K> {
 impl<K: Clone + Eq + Hash> Attempts<K> {
     /// Remembers that many failures at most.
     pub fn with_bound(most: usize) -> Attempts<K> {
-        Attempts { guessers: HashMap::new(), order: VecDeque::new(), most }
+        Attempts::allowing(FAILURES_MAX, most)
+    }
+
+    /// With another number of failures than [`FAILURES_MAX`]; remembers `most` at most.
+    pub fn allowing(failures_max: usize, most: usize) -> Attempts<K> {
+        Attempts { guessers: HashMap::new(), order: VecDeque::new(), failures_max, most }
     }
 
     /// Whether an attempt may be answered now.
@@ -64,7 +70,7 @@ impl<K: Clone + Eq + Hash> Attempts<K> {
         let guesser = self.guessers.entry(who.clone()).or_default();
         guesser.failures.retain(|at| at.until(now) < WITHIN);
         guesser.failures.push_back(now);
-        if guesser.failures.len() >= FAILURES_MAX {
+        if guesser.failures.len() >= self.failures_max {
             guesser.failures.clear();
             guesser.paused_until = Some(now.plus(PAUSE));
         }

@@ -10,6 +10,7 @@ pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
 pub mod frames; //   messages behind their length, and which framing a client chose
 pub mod gate; //     how many connections may be open
+pub mod http; //     HTTP/1.1: hyper on our threads
 pub mod interfaces; // the addresses of this host
 pub mod limits; //   what this machine allows
 pub mod lines; //    lines of text, each with a deadline

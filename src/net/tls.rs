@@ -250,7 +250,7 @@ fn make_pem() -> Result<String, IdentityError> {
 }
 
 /// Puts the file there whole and synced, unless there is one.
-pub(super) fn store_once(path: &Path, content: &str) -> io::Result<()> {
+pub(crate) fn store_once(path: &Path, content: &str) -> io::Result<()> {
     // Another process may be at it too: each writes its own.
     let unfinished = path.with_extension(format!("new-{}", std::process::id()));
     let result = write_secret(&unfinished, content).and_then(|()| put_in_place(&unfinished, path));
@@ -292,7 +292,7 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     fs::read(path).map_err(|error| IdentityError::File { path: path.into(), error })
 }
 
-pub(super) fn warn_if_others_may_read(path: &Path) {
+pub(crate) fn warn_if_others_may_read(path: &Path) {
     #[cfg(unix)]
     if let Ok(metadata) = fs::metadata(path) {
         use std::os::unix::fs::PermissionsExt;

@@ -1,0 +1,369 @@
+//! Tokens that say who somebody is: JWT, HS256 and nothing else, with the claims sub, role, iat, exp and jti.
+//! No I/O but for the secret's file; the time is an argument.
+//!
+//! Whoever has the secret can be anybody, so it is made here, of the system's randomness, and kept like a
+//! private key. What names another algorithm (or `none`), lacks a claim, or is as old as its `exp` is no token.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
+use jsonwebtoken::errors::ErrorKind as JwtError;
+use jsonwebtoken::signature::{self, Signer, Verifier};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use ring::hmac;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Millis, Token, secret};
+use crate::net::tls::{store_once, warn_if_others_may_read};
+
+/// The secret's file in a data dir.
+pub const KEY_FILE: &str = "jwt.key";
+/// Random bytes of a secret that is made here; in the file twice as many hex digits.
+const KEY_BYTES: usize = 32;
+/// Longer ones are no tokens of ours.
+const TOKEN_MAX: usize = 2048;
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// What an account may.
+    User,
+    /// What the operator may.
+    Admin,
+}
+
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Who.
+    pub sub: String,
+    /// As what.
+    pub role: Role,
+    /// When it was made, Unix seconds.
+    pub iat: u64,
+    /// From when on it is none any more, Unix seconds.
+    pub exp: u64,
+    /// Random: no two tokens are the same.
+    pub jti: String,
+}
+
+/// Why a token is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadToken {
+    /// It was good once.
+    #[error("the token has expired: log in again")]
+    Expired,
+    /// It is not ours, or was changed.
+    #[error("the token is not valid: log in")]
+    Invalid,
+}
+
+/// Why there is no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum JwtKeyError {
+    /// The file could not be read or written.
+    #[error("the secret of tokens {}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error("the secret of tokens {}: expected 64 hex digits; restore a backup, or remove the file (everybody has to log in again then)", path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+/// Makes and checks tokens.
+pub struct Jwt {
+    signing: EncodingKey,
+    checking: DecodingKey,
+    validation: Validation,
+    life: Duration,
+}
+
+impl Jwt {
+    /// With the secret of that data dir. The first start makes it, with mode 600.
+    ///
+    /// # Errors
+    /// [`JwtKeyError`] when the file cannot be read or written, or holds something else: it is never replaced.
+    pub fn load_or_create(data_dir: &Path, life: Duration) -> Result<Jwt, JwtKeyError> {
+        let path = data_dir.join(KEY_FILE);
+        let failed = |source| JwtKeyError::File { path: path.clone(), source };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => {
+                warn_if_others_may_read(&path);
+                bytes
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                store_once(&path, &format!("{}\n", secret::random_hex::<KEY_BYTES>())).map_err(failed)?;
+                // Read again: another process may have been quicker, and then its is ours.
+                fs::read(&path).map_err(failed)?
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let digits = bytes.trim_ascii();
+        if digits.len() != 2 * KEY_BYTES || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(JwtKeyError::Content { path });
+        }
+        Ok(Jwt::with_secret(digits, life))
+    }
+
+    /// With a secret that is known elsewhere too.
+    pub fn with_secret(secret: &[u8], life: Duration) -> Jwt {
+        // An error would mean that it was done before, by us: nobody else here knows of that crate.
+        let _ = PROVIDER.install_default();
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_required_spec_claims(&["exp", "sub"]);
+        // Done below, by the second and by our clock.
+        validation.validate_exp = false;
+        let (signing, checking) = (EncodingKey::from_secret(secret), DecodingKey::from_secret(secret));
+        Jwt { signing, checking, validation, life }
+    }
+
+    /// How long a token lives.
+    pub fn life(&self) -> Duration {
+        self.life
+    }
+
+    /// A token for somebody who has proved who he is, and what it says.
+    pub fn issue(&self, now: Millis, sub: &str, role: Role) -> (Token, Claims) {
+        let iat = now.0 / 1000;
+        let life_s = self.life.as_secs() + u64::from(self.life.subsec_nanos() > 0);
+        let exp = iat.saturating_add(life_s);
+        let claims = Claims { sub: sub.to_owned(), role, iat, exp, jti: secret::random_hex::<16>() };
+        // It fails if the claims are no JSON, or the algorithm does not fit the key: neither can be.
+        let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.signing)
+            .expect("plain claims, signed with the algorithm of the key");
+        (Token::from_text(token), claims)
+    }
+
+    /// What a token says, if it is one of ours and not over.
+    ///
+    /// # Errors
+    /// [`BadToken`].
+    pub fn verify(&self, now: Millis, token: &str) -> Result<Claims, BadToken> {
+        if token.len() > TOKEN_MAX {
+            return Err(BadToken::Invalid);
+        }
+        let decoded = jsonwebtoken::decode::<Claims>(token, &self.checking, &self.validation);
+        let claims = decoded.map_err(|_| BadToken::Invalid)?.claims;
+        if now.0 / 1000 >= claims.exp { Err(BadToken::Expired) } else { Ok(claims) }
+    }
+}
+
+impl fmt::Debug for Jwt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jwt").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+/// HS256 over ring, and nothing else.
+static PROVIDER: CryptoProvider =
+    CryptoProvider { signer_factory: signer, verifier_factory: verifier, key_utils: KeyUtils::new_unimplemented() };
+
+struct Hs256(hmac::Key);
+
+fn hs256(algorithm: Algorithm, secret: &[u8]) -> Result<Box<Hs256>, jsonwebtoken::errors::Error> {
+    match algorithm {
+        Algorithm::HS256 => Ok(Box::new(Hs256(hmac::Key::new(hmac::HMAC_SHA256, secret)))),
+        _ => Err(JwtError::InvalidAlgorithm.into()),
+    }
+}
+
+fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>, jsonwebtoken::errors::Error> {
+    Ok(hs256(*algorithm, key.as_bytes())?)
+}
+
+fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, jsonwebtoken::errors::Error> {
+    Ok(hs256(*algorithm, key.try_get_as_bytes()?)?)
+}
+
+impl Signer<Vec<u8>> for Hs256 {
+    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, signature::Error> {
+        Ok(hmac::sign(&self.0, message).as_ref().to_vec())
+    }
+}
+
+impl Verifier<Vec<u8>> for Hs256 {
+    /// In constant time.
+    fn verify(&self, message: &[u8], tag: &Vec<u8>) -> Result<(), signature::Error> {
+        hmac::verify(&self.0, message, tag).map_err(|_| signature::Error::new())
+    }
+}
+
+impl JwtSigner for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+impl JwtVerifier for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    const NOW: Millis = Millis(1_795_253_400_000);
+    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+    fn jwt() -> Jwt {
+        Jwt::with_secret(SECRET, Duration::from_secs(3600))
+    }
+
+    fn claims() -> Value {
+        let at = NOW.0 / 1000;
+        json!({"sub": "ann", "role": "user", "iat": at, "exp": at + 3600, "jti": "00"})
+    }
+
+    /// A token by hand: written from RFC 7519 alone.
+    fn made(header: &Value, claims: &Value, algorithm: hmac::Algorithm, secret: &[u8]) -> String {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let message = format!("{}.{}", part(header), part(claims));
+        let tag = hmac::sign(&hmac::Key::new(algorithm, secret), message.as_bytes());
+        format!("{message}.{}", URL_SAFE_NO_PAD.encode(tag))
+    }
+
+    fn hs256(claims: &Value) -> String {
+        made(&json!({"alg": "HS256", "typ": "JWT"}), claims, hmac::HMAC_SHA256, SECRET)
+    }
+
+    #[test]
+    fn a_token_says_what_it_was_made_for_until_its_second() {
+        let jwt = jwt();
+        let (token, made) = jwt.issue(NOW, "ann", Role::User);
+        assert_eq!((made.iat, made.exp), (1_795_253_400, 1_795_257_000));
+        assert_eq!(jwt.verify(NOW, token.reveal()), Ok(made.clone()));
+        let last = Millis(1_795_256_999_999);
+        assert_eq!(jwt.verify(last, token.reveal()), Ok(made.clone()));
+        assert_eq!(jwt.verify(last.plus_ms(1), token.reveal()), Err(BadToken::Expired), "no leeway");
+        let (again, other) = jwt.issue(NOW, "ann", Role::Admin);
+        assert_ne!((again.reveal(), &other.jti), (token.reveal(), &made.jti));
+        assert_eq!(jwt.verify(NOW, again.reveal()).unwrap().role, Role::Admin);
+        // Others read it too.
+        let header = token.reveal().split('.').next().unwrap();
+        assert_eq!(URL_SAFE_NO_PAD.decode(header).unwrap(), br#"{"typ":"JWT","alg":"HS256"}"#);
+        let short = Jwt::with_secret(SECRET, Duration::from_millis(1500));
+        assert_eq!(short.issue(NOW, "ann", Role::User).1.exp, 1_795_253_402, "never shorter than asked");
+    }
+
+    #[test]
+    fn what_was_made_by_the_letter_is_taken_and_every_missing_claim_missed() {
+        let jwt = jwt();
+        assert_eq!(jwt.verify(NOW, &hs256(&claims())).unwrap().sub, "ann");
+        for claim in ["sub", "role", "iat", "exp", "jti"] {
+            let mut without = claims();
+            without.as_object_mut().unwrap().remove(claim);
+            assert_eq!(jwt.verify(NOW, &hs256(&without)), Err(BadToken::Invalid), "{claim}");
+            let mut null = claims();
+            null[claim] = Value::Null;
+            assert_eq!(jwt.verify(NOW, &hs256(&null)), Err(BadToken::Invalid), "{claim}");
+        }
+        for (claim, wrong) in [
+            ("exp", json!("1795257000")),
+            ("exp", json!(-1)),
+            ("exp", json!(1e300)),
+            ("role", json!("root")),
+            ("role", json!("Admin")),
+            ("sub", json!(["ann"])),
+            ("aud", json!("elsewhere")),
+        ] {
+            let mut other = claims();
+            other[claim] = wrong.clone();
+            assert_eq!(jwt.verify(NOW, &hs256(&other)), Err(BadToken::Invalid), "{claim}: {wrong}");
+        }
+        let mut old = claims();
+        old["exp"] = json!(NOW.0 / 1000);
+        assert_eq!(jwt.verify(NOW, &hs256(&old)), Err(BadToken::Expired));
+    }
+
+    #[test]
+    fn no_other_algorithm_and_no_other_key() {
+        let jwt = jwt();
+        let foreign = made(&json!({"alg": "HS256"}), &claims(), hmac::HMAC_SHA256, b"another secret");
+        assert_eq!(jwt.verify(NOW, &foreign), Err(BadToken::Invalid));
+        for (alg, with) in [("HS384", hmac::HMAC_SHA384), ("HS512", hmac::HMAC_SHA512)] {
+            let other = made(&json!({"alg": alg}), &claims(), with, SECRET);
+            assert_eq!(jwt.verify(NOW, &other), Err(BadToken::Invalid), "{alg}");
+        }
+        // The right tag under a name of another algorithm.
+        for alg in ["none", "None", "NONE", "RS256", "ES256", "PS256", "EdDSA", "HS384", "hs256", ""] {
+            let other = made(&json!({"alg": alg}), &claims(), hmac::HMAC_SHA256, SECRET);
+            assert_eq!(jwt.verify(NOW, &other), Err(BadToken::Invalid), "{alg}");
+            let (message, _) = other.rsplit_once('.').unwrap();
+            assert_eq!(jwt.verify(NOW, &format!("{message}.")), Err(BadToken::Invalid), "{alg}, without a tag");
+            assert_eq!(jwt.verify(NOW, message), Err(BadToken::Invalid), "{alg}, without that part");
+        }
+        let without = made(&json!({"typ": "JWT"}), &claims(), hmac::HMAC_SHA256, SECRET);
+        assert_eq!(jwt.verify(NOW, &without), Err(BadToken::Invalid));
+        // A key in the header is nobody's.
+        let own = json!({"alg": "HS256", "jwk": {"kty": "oct", "k": "b3du"}, "kid": "../../dev/null"});
+        assert_eq!(jwt.verify(NOW, &made(&own, &claims(), hmac::HMAC_SHA256, b"own")), Err(BadToken::Invalid));
+    }
+
+    #[test]
+    fn every_changed_byte_is_noticed() {
+        let jwt = jwt();
+        let (token, _) = jwt.issue(NOW, "ann", Role::User);
+        let token = token.reveal();
+        for at in 0..token.len() {
+            let mut changed = token.as_bytes().to_vec();
+            changed[at] = if changed[at] == b'A' { b'E' } else { b'A' };
+            assert_eq!(jwt.verify(NOW, &String::from_utf8(changed).unwrap()), Err(BadToken::Invalid), "at {at}");
+        }
+        for cut in [0, 1, token.len() / 2, token.len() - 1] {
+            assert_eq!(jwt.verify(NOW, &token[..cut]), Err(BadToken::Invalid));
+        }
+        assert_eq!(jwt.verify(NOW, &format!("{token}{}", "A".repeat(TOKEN_MAX))), Err(BadToken::Invalid));
+    }
+
+    #[test]
+    fn the_secret_is_made_once_and_kept_to_ourselves() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(KEY_FILE);
+        let first = Jwt::load_or_create(dir.path(), Duration::from_secs(60)).unwrap();
+        let (token, claims) = first.issue(NOW, "ann", Role::User);
+        let again = Jwt::load_or_create(dir.path(), Duration::from_secs(60)).unwrap();
+        assert_eq!(again.verify(NOW, token.reveal()), Ok(claims));
+        assert!(!format!("{again:?}").contains(fs::read_to_string(&path).unwrap().trim()));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let other = tempfile::tempdir().unwrap();
+        let stranger = Jwt::load_or_create(other.path(), Duration::from_secs(60)).unwrap();
+        assert_eq!(stranger.verify(NOW, token.reveal()), Err(BadToken::Invalid));
+        for damaged in ["", "x", &"g".repeat(64), &"0".repeat(63), "\u{ff}"] {
+            fs::write(&path, damaged).unwrap();
+            let error = Jwt::load_or_create(dir.path(), Duration::from_secs(60)).unwrap_err();
+            assert!(matches!(error, JwtKeyError::Content { .. }), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), damaged, "never replaced");
+        }
+        assert!(Jwt::load_or_create(&dir.path().join("absent"), Duration::from_secs(60)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_a_token_or_ends_anything(text in ".{0,200}", parts in proptest::collection::vec("[A-Za-z0-9_-]{0,80}", 0..5)) {
+            prop_assert!(jwt().verify(NOW, &text).is_err());
+            prop_assert!(jwt().verify(NOW, &parts.join(".")).is_err());
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! HTTP/1.1 on our threads: hyper parses and writes, and a connection has a thread to itself, which also
+//! handles its requests, one after the other.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `connection.rs` | a connection's thread: hyper's futures driven over a blocking stream |
+//! | `service.rs` | a request on its way: rules, body, handler, answer |
+//! | `rules.rs` | who may ask at all: Host, Origin, and browsers' preflight |
+//! | `body.rs` | what goes out: bytes, chunks, server-sent events |
+//! | `answer.rs` | answers as both APIs give them, and the fields of what they are asked |
+//!
+//! The rules are those of SPEC.md section 6, "Both APIs". What is refused here never reaches the handler:
+//!
+//! | status | why |
+//! |---|---|
+//! | 400 | no Host, or one that is none; a broken body |
+//! | 403 | an Origin that is neither the same nor allowed; from another host without TLS |
+//! | 408 | the message was not complete in time |
+//! | 413 | a body above [`BODY_MAX`] |
+//! | 415 | a body that is not `application/json` |
+//! | 421 | a Host that is not an address, `localhost` or a name that was allowed |
+//! | 503 | too many event streams, or too much in hand |
+
+mod answer;
+mod body;
+mod connection;
+mod rules;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+
+use super::budget::Budget;
+use super::conn::Conn;
+use super::counters::Counter;
+use super::gate::Gate;
+use super::tcp::{Busy, TcpServer};
+use super::threads::Executor;
+use super::tls::Identity;
+
+pub use answer::{Fields, Refusal, bearer, error, json, method_not_allowed, not_found, query_pairs, segments, success};
+pub use body::{Body, Event};
+pub use hyper::header;
+pub use hyper::header::{HeaderMap, HeaderValue};
+pub use hyper::{Method, StatusCode};
+pub use rules::{Rules, parse_host_name, parse_origin};
+
+/// Most bytes of a request's body.
+pub const BODY_MAX: usize = 1 << 20;
+/// Most bytes of a request's line and headers.
+pub const HEAD_MAX: usize = 16 * 1024;
+/// Most event streams of a server at once.
+pub const EVENT_STREAMS_MAX: usize = 64;
+/// Bytes of bodies that were received and not yet handled, of all connections together.
+const BODIES_MAX: usize = 64 << 20;
+
+/// A request that has passed the rules, with its whole body.
+#[derive(Debug)]
+pub struct Request {
+    /// GET stands for HEAD too: who asks for the head alone gets the same answer without its body.
+    pub method: Method,
+    /// As it was sent, with its `%XX`: see [`segments`].
+    pub path: String,
+    /// What stands behind the `?`: see [`query_pairs`].
+    pub query: String,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Vec<u8>,
+    /// Where it comes from.
+    pub source: SocketAddr,
+}
+
+/// What is answered.
+#[derive(Debug)]
+pub struct Response {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers, but for those that the connection itself needs.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Body,
+}
+
+impl Response {
+    /// An answer with a body of that type.
+    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Vec<u8>>) -> Response {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        Response { status, headers, body: Body::Bytes(body.into()) }
+    }
+
+    /// The same with one header more.
+    #[must_use]
+    pub fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Response {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+/// Who answers requests, on the thread of the connection.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers. A panic becomes status 500 and ends nothing else.
+    fn handle(&self, request: Request) -> Response;
+}
+
+impl<F: Fn(Request) -> Response + Send + Sync + 'static> Handler for F {
+    fn handle(&self, request: Request) -> Response {
+        self(request)
+    }
+}
+
+/// The times and numbers that bound a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From the first byte of a request to its last.
+    pub message_timeout: Duration,
+    /// From an answer to the next request.
+    pub idle_timeout: Duration,
+    /// For 64 KiB of an answer.
+    pub write_timeout: Duration,
+    /// How often an event stream without events says that it lives.
+    pub comment_every: Duration,
+    /// Event streams at once.
+    pub event_streams: usize,
+}
+
+impl Default for Limits {
+    /// Those of SPEC.md.
+    fn default() -> Limits {
+        Limits {
+            message_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(30),
+            comment_every: Duration::from_secs(15),
+            event_streams: EVENT_STREAMS_MAX,
+        }
+    }
+}
+
+/// What a server stands on.
+#[derive(Debug, Clone)]
+pub struct Floor {
+    /// Threads for connections.
+    pub executor: Arc<Executor>,
+    /// The bound of connections.
+    pub gate: Arc<Gate>,
+    /// For those who begin with TLS; without it they are closed.
+    pub identity: Option<Arc<Identity>>,
+    /// Clients on other hosts may speak without TLS.
+    pub plain_from_afar: bool,
+    /// Which hosts and origins are good.
+    pub rules: Rules,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+/// What a server did so far.
+#[derive(Debug, Default)]
+pub struct HttpCounters {
+    /// Requests of which at least the head came.
+    pub requests: Counter,
+    /// Those that never reached the handler.
+    pub refused: Counter,
+    /// Requests that were not complete in time.
+    pub late: Counter,
+    /// Handlers that panicked.
+    pub panics: Counter,
+    /// Event streams that were opened.
+    pub event_streams: Counter,
+    /// Connections that failed.
+    pub connections_failed: Counter,
+}
+
+impl HttpCounters {
+    /// Every counter with its name.
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("requests", self.requests.get()),
+            ("requests_refused", self.refused.get()),
+            ("requests_late", self.late.get()),
+            ("panics", self.panics.get()),
+            ("event_streams", self.event_streams.get()),
+            ("connections_failed", self.connections_failed.get()),
+        ]
+    }
+}
+
+/// What all connections of a server share.
+struct Shared {
+    handler: Arc<dyn Handler>,
+    identity: Option<Arc<Identity>>,
+    plain_from_afar: bool,
+    rules: Rules,
+    limits: Limits,
+    counters: Arc<HttpCounters>,
+    budget: Arc<Budget>,
+    streams: Arc<AtomicUsize>,
+    /// Closed at the end, so that streams end too.
+    stopped: Receiver<()>,
+}
+
+/// A running server.
+pub struct HttpServer {
+    tcp: TcpServer,
+    counters: Arc<HttpCounters>,
+    streams: Arc<AtomicUsize>,
+    /// Dropped at the end.
+    running: Mutex<Option<Sender<()>>>,
+}
+
+impl HttpServer {
+    /// Begins to serve.
+    ///
+    /// # Errors
+    /// The system's, when it gives no thread.
+    pub fn start(listener: TcpListener, floor: Floor, handler: Arc<dyn Handler>) -> io::Result<HttpServer> {
+        let Floor { executor, gate, identity, plain_from_afar, rules, limits } = floor;
+        let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
+        let (running, stopped) = bounded(0);
+        let shared = Arc::new(Shared {
+            handler,
+            identity,
+            plain_from_afar,
+            rules,
+            limits,
+            counters: Arc::clone(&counters),
+            budget: Budget::new(BODIES_MAX),
+            streams: Arc::clone(&streams),
+            stopped,
+        });
+        let busy = answer::raw(StatusCode::SERVICE_UNAVAILABLE, "BUSY: too many connections; try again");
+        let receive = Arc::new(move |stream: Arc<TcpStream>, source: SocketAddr| shared.receive(stream, source));
+        let tcp = TcpServer::start(listener, executor, gate, Busy::from(busy), receive)?;
+        Ok(HttpServer { tcp, counters, streams, running: Mutex::new(Some(running)) })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.tcp.local_addr()
+    }
+
+    /// Event streams that are open.
+    pub fn event_streams(&self) -> usize {
+        self.streams.load(Relaxed)
+    }
+
+    /// Every counter of the server and of the listener beneath it, with its name.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        [self.counters.list(), self.tcp.counters().list()].concat()
+    }
+
+    /// Takes no more requests; those in hand may be finished within `grace`. Event streams end at once.
+    pub fn stop(&self, grace: Duration) {
+        drop(self.running.lock().take());
+        let left = self.tcp.stop(grace);
+        if left > 0 {
+            log::warn!("{left} HTTP requests were not finished");
+        }
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        drop(self.running.lock().take());
+    }
+}
+
+impl Shared {
+    fn receive(self: &Arc<Self>, stream: Arc<TcpStream>, source: SocketAddr) {
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let limits = self.limits;
+        let conn = match &self.identity {
+            Some(identity) => {
+                let first_byte_by = Instant::now() + limits.idle_timeout;
+                Conn::accept_any(stream, identity, first_byte_by, limits.message_timeout)
+            }
+            None => Ok(Conn::plain(stream)),
+        };
+        let served = conn.map_err(io::Error::other).and_then(|conn| connection::serve(self, conn, source));
+        if let Err(error) = served {
+            self.counters.connections_failed.add(1);
+            log::debug!("HTTP from {source}: {error}");
+        }
+    }
+}
+
+impl fmt::Debug for HttpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpServer").field("tcp", &self.tcp).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,321 @@
+//! Answers as both APIs give them (`{"success":true,…}`, `{"success":false,"error":…}`), and what they are
+//! asked: JSON fields, the parts of a path, a query's pairs, the token.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{Body, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use crate::model::{Token, text};
+
+/// Why a request is not answered as it was meant: status and reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
+    /// For who reads it; it names the field.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// With that status and reason.
+    pub fn new(status: StatusCode, reason: impl Into<String>) -> Refusal {
+        Refusal { status, reason: reason.into() }
+    }
+
+    /// Status 400.
+    pub fn bad(reason: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::BAD_REQUEST, reason)
+    }
+}
+
+impl From<Refusal> for Response {
+    fn from(refusal: Refusal) -> Response {
+        error(refusal.status, &refusal.reason)
+    }
+}
+
+/// Any value as JSON.
+pub fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => Response::new(status, "application/json", body),
+        Err(failed) => {
+            log::error!("an answer could not be written: {failed}");
+            error(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be written")
+        }
+    }
+}
+
+/// Status 200 with these fields (an object) beside `"success":true`.
+pub fn success(fields: Value) -> Response {
+    let mut all = match fields {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    };
+    all.insert("success".to_owned(), true.into());
+    json(StatusCode::OK, &all)
+}
+
+/// An error with its reason.
+pub fn error(status: StatusCode, reason: &str) -> Response {
+    json(status, &json!({"success": false, "error": reason}))
+}
+
+/// Status 404 for a path that is none.
+pub fn not_found() -> Response {
+    error(StatusCode::NOT_FOUND, "there is nothing at this path")
+}
+
+/// Status 405 for a path that takes other methods.
+pub fn method_not_allowed(allowed: &[Method]) -> Response {
+    let mut names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+    if allowed.contains(&Method::GET) {
+        names.push("HEAD");
+    }
+    let list = names.join(", ");
+    let answer = error(StatusCode::METHOD_NOT_ALLOWED, &format!("this path takes {list}"));
+    // Names of methods are header values.
+    match HeaderValue::from_str(&list) {
+        Ok(list) => answer.with(header::ALLOW, list),
+        Err(_) => answer,
+    }
+}
+
+/// A whole answer as bytes, for when there is no request that hyper could answer.
+pub(super) fn raw(status: StatusCode, reason: &str) -> Vec<u8> {
+    let body = json!({"success": false, "error": reason}).to_string();
+    let reason = status.canonical_reason().unwrap_or_default();
+    let head = format!(
+        "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        status.as_u16(),
+        body.len(),
+    );
+    [head, body].concat().into_bytes()
+}
+
+/// The parts of a path between its slashes, without their `%XX`; none if one is not text then.
+pub fn segments(path: &str) -> Option<Vec<String>> {
+    path.strip_prefix('/')?.split('/').map(|segment| decode(segment, false)).collect()
+}
+
+/// Names and values of a query, in order; none if one is not text.
+pub fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((decode(name, true)?, decode(value, true)?))
+        })
+        .collect()
+}
+
+fn decode(text: &str, plus_is_blank: bool) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                // Two digits are at most 255.
+                (digit()? * 16 + digit()?) as u8
+            }
+            b'+' if plus_is_blank => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The token of `Authorization: Bearer …`.
+pub fn bearer(headers: &HeaderMap) -> Option<Token> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| Token::from_text(token))
+}
+
+/// The fields of a request's JSON object. Those that are not known are ignored.
+#[derive(Debug, Clone)]
+pub struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Of a request. (That it is declared as JSON was checked before.)
+    ///
+    /// # Errors
+    /// 400 when the body is no JSON object.
+    pub fn of(request: &Request) -> Result<Fields, Refusal> {
+        match serde_json::from_slice(&request.body) {
+            Ok(Value::Object(fields)) => Ok(Fields(fields)),
+            Ok(_) => Err(Refusal::bad("the body: expected a JSON object")),
+            Err(error) => Err(Refusal::bad(format!("the body: expected a JSON object; {}", what_is_wrong(&error)))),
+        }
+    }
+
+    /// The same, where no body at all stands for no fields.
+    ///
+    /// # Errors
+    /// 400 when the body is neither empty nor a JSON object.
+    pub fn of_any(request: &Request) -> Result<Fields, Refusal> {
+        if request.body.is_empty() { Ok(Fields(Map::new())) } else { Fields::of(request) }
+    }
+
+    /// A field that is there and not null.
+    pub fn get(&self, field: &str) -> Option<&Value> {
+        self.0.get(field).filter(|value| !value.is_null())
+    }
+
+    fn need(&self, field: &str) -> Result<&Value, Refusal> {
+        self.get(field).ok_or_else(|| Refusal::bad(format!("{field}: missing")))
+    }
+
+    /// A text of any length and with any characters.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn any_text(&self, field: &str) -> Result<&str, Refusal> {
+        self.need(field)?.as_str().ok_or_else(|| Refusal::bad(format!("{field}: expected a text")))
+    }
+
+    /// A text of so many characters, none of them a control character.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn text(&self, field: &str, min: usize, max: usize) -> Result<&str, Refusal> {
+        let value = self.any_text(field)?;
+        text::check(value, min, max).map_err(|wrong| Refusal::bad(format!("{field}: {wrong}")))?;
+        Ok(value)
+    }
+
+    /// The same where it may be missing.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn optional_text(&self, field: &str, min: usize, max: usize) -> Result<Option<&str>, Refusal> {
+        self.get(field).map(|_| self.text(field, min, max)).transpose()
+    }
+
+    /// True or false; `default` where it is missing.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn flag(&self, field: &str, default: bool) -> Result<bool, Refusal> {
+        let Some(value) = self.get(field) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| Refusal::bad(format!("{field}: expected true or false")))
+    }
+
+    /// A whole number up to `max`.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn whole(&self, field: &str, max: u64) -> Result<u64, Refusal> {
+        let number = self.need(field)?.as_u64().filter(|number| *number <= max);
+        number.ok_or_else(|| Refusal::bad(format!("{field}: expected a whole number from 0 to {max}")))
+    }
+
+    /// The same where it may be missing.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn optional_whole(&self, field: &str, max: u64) -> Result<Option<u64>, Refusal> {
+        self.get(field).map(|_| self.whole(field, max)).transpose()
+    }
+}
+
+/// Without what serde would quote of the body: it may hold a password.
+fn what_is_wrong(error: &serde_json::Error) -> String {
+    match error.classify() {
+        serde_json::error::Category::Eof => "it ends too early".to_owned(),
+        _ => format!("syntax error at line {}, column {}", error.line(), error.column()),
+    }
+}
+
+impl Body {
+    /// The bytes of an answer that is known as a whole.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        match self {
+            Body::Bytes(bytes) => Some(bytes),
+            Body::Chunks(_) | Body::Events(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_queries_are_decoded_part_by_part() {
+        let strings = |list: &[&str]| Some(list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        assert_eq!(segments("/api/admin/ping/a%20b%2Fc+d"), strings(&["api", "admin", "ping", "a b/c+d"]));
+        assert_eq!(segments("/"), strings(&[""]));
+        assert_eq!(segments("/a//b/"), strings(&["a", "", "b", ""]));
+        for wrong in ["", "a", "/%ff", "/%", "/%4", "/%+4", "/%zz"] {
+            assert_eq!(segments(wrong), None, "{wrong}");
+        }
+        let pairs = query_pairs("q=a+b%26&offset=5&&flag&x=1=2").unwrap();
+        let pairs: Vec<(&str, &str)> = pairs.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(pairs, [("q", "a b&"), ("offset", "5"), ("flag", ""), ("x", "1=2")]);
+        assert_eq!(query_pairs("q=%ff"), None);
+        assert_eq!(query_pairs(""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn the_token_stands_behind_bearer() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            bearer(&headers).map(|token| token.reveal().to_owned())
+        };
+        assert_eq!(of("Bearer abc").as_deref(), Some("abc"));
+        assert_eq!(of("bearer  abc ").as_deref(), Some("abc"));
+        for wrong in ["Basic abc", "Bearer", "Bearer ", "abc"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+        assert!(bearer(&HeaderMap::new()).is_none());
+    }
+
+    #[test]
+    fn fields_that_are_wrong_are_named() {
+        let of = |body: &str| {
+            Fields::of(&Request {
+                method: Method::POST,
+                path: "/".to_owned(),
+                query: String::new(),
+                headers: HeaderMap::new(),
+                body: body.as_bytes().to_vec(),
+                source: "127.0.0.1:1".parse().unwrap(),
+            })
+        };
+        let fields = of(r#"{"name":"ann","n":7,"yes":true,"none":null,"extra":[]}"#).unwrap();
+        assert_eq!(fields.text("name", 1, 3), Ok("ann"));
+        assert_eq!(fields.optional_text("none", 1, 3), Ok(None));
+        assert_eq!((fields.whole("n", 7), fields.optional_whole("m", 7)), (Ok(7), Ok(None)));
+        assert_eq!((fields.flag("yes", false), fields.flag("no", true)), (Ok(true), Ok(true)));
+        let reason = |wrong: Result<(), Refusal>| wrong.unwrap_err().reason;
+        assert_eq!(reason(fields.text("other", 1, 3).map(drop)), "other: missing");
+        assert_eq!(reason(fields.text("none", 1, 3).map(drop)), "none: missing");
+        assert_eq!(reason(fields.text("n", 1, 3).map(drop)), "n: expected a text");
+        assert_eq!(reason(fields.text("name", 4, 9).map(drop)), "name: expected 4 to 9 characters, not 3");
+        assert_eq!(reason(fields.whole("n", 6).map(drop)), "n: expected a whole number from 0 to 6");
+        assert_eq!(reason(fields.flag("n", false).map(drop)), "n: expected true or false");
+        for wrong in ["", "[]", "5", "{", "{\"a\":\"hunter2\",}", "\u{0}"] {
+            let refusal = of(wrong).unwrap_err();
+            assert_eq!(refusal.status, StatusCode::BAD_REQUEST);
+            assert!(refusal.reason.contains("expected a JSON object") && !refusal.reason.contains("hunter2"));
+        }
+        assert!(of(&format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000))).is_err(), "no depth ends the thread");
+    }
+
+    #[test]
+    fn errors_and_successes_have_one_form() {
+        let text = |answer: Response| String::from_utf8(answer.body.as_bytes().unwrap().to_vec()).unwrap();
+        assert_eq!(text(success(json!({"a": 1}))), r#"{"a":1,"success":true}"#);
+        let refused = Response::from(Refusal::bad("a: missing"));
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+        assert_eq!(text(refused), r#"{"error":"a: missing","success":false}"#);
+        let answer = method_not_allowed(&[Method::GET, Method::POST]);
+        assert_eq!(answer.headers[header::ALLOW], "GET, POST, HEAD");
+        let raw = String::from_utf8(raw(StatusCode::REQUEST_TIMEOUT, "late")).unwrap();
+        assert!(raw.starts_with("HTTP/1.1 408 Request Timeout\r\n") && raw.ends_with("}"), "{raw}");
+    }
+}

@@ -1,0 +1,210 @@
+//! What goes out: bytes, chunks, or events as they happen.
+
+use std::fmt;
+use std::io;
+use std::net::TcpStream;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, TryRecvError, select};
+use hyper::body::{Frame, SizeHint};
+
+/// How often an event stream that waits looks whether its client is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// An event, as `text/event-stream` has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Its name, one line.
+    pub name: String,
+    /// What it says.
+    pub data: String,
+}
+
+impl Event {
+    /// Of a value as JSON, which is one line.
+    pub fn json(name: &str, data: &serde_json::Value) -> Event {
+        Event { name: name.to_owned(), data: data.to_string() }
+    }
+
+    fn write(&self) -> String {
+        let mut text = format!("event: {}\n", self.name.replace(['\r', '\n'], " "));
+        for line in self.data.replace("\r\n", "\n").split(['\r', '\n']) {
+            text.push_str("data: ");
+            text.push_str(line);
+            text.push('\n');
+        }
+        text.push('\n');
+        text
+    }
+}
+
+/// The body of an answer.
+pub enum Body {
+    /// Known as a whole.
+    Bytes(Vec<u8>),
+    /// Made piece by piece while it is sent; the next one only when there is room for it. Making one is
+    /// memory work.
+    Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
+    /// Server-sent events as they come, until no sender is left or the client has gone; then the receiver is
+    /// dropped. (The type of the content is set by the server.)
+    Events(Receiver<Event>),
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Body::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
+            Body::Chunks(_) => f.write_str("Chunks(…)"),
+            Body::Events(_) => f.write_str("Events(…)"),
+        }
+    }
+}
+
+/// A place among the event streams, given back when dropped.
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// None if all are taken.
+    pub(super) fn take(streams: &Arc<AtomicUsize>, most: usize) -> Option<Place> {
+        // Relaxed: the number guards no other memory.
+        streams.fetch_update(Relaxed, Relaxed, |open| (open < most).then_some(open + 1)).ok()?;
+        Some(Place(Arc::clone(streams)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A body as hyper asks for it.
+pub(super) enum Outgoing {
+    Bytes(Option<Bytes>),
+    Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
+    Events(Box<Stream>),
+}
+
+/// Events on their way to one client.
+pub(super) struct Stream {
+    pub(super) events: Receiver<Event>,
+    /// Closed when the server stops.
+    pub(super) stopped: Receiver<()>,
+    pub(super) comment_every: Duration,
+    /// When something was written last.
+    pub(super) spoke_at: Instant,
+    /// Whether hyper had the chance to flush since the last piece.
+    pub(super) is_flushed: bool,
+    pub(super) client: Arc<TcpStream>,
+    pub(super) _place: Place,
+}
+
+impl hyper::body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let next = match self.get_mut() {
+            Outgoing::Bytes(bytes) => bytes.take(),
+            Outgoing::Chunks(chunks) => chunks.find(|chunk| !chunk.is_empty()).map(Bytes::from),
+            Outgoing::Events(stream) => match stream.poll(context) {
+                Poll::Ready(text) => text.map(Bytes::from),
+                Poll::Pending => return Poll::Pending,
+            },
+        };
+        Poll::Ready(next.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Outgoing::Bytes(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Outgoing::Chunks(_) | Outgoing::Events(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Outgoing::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Outgoing::Chunks(_) | Outgoing::Events(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Stream {
+    /// The next piece; none at the end. Blocks, but only once everything before is on its way.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
+        if !self.is_flushed {
+            match self.events.try_recv() {
+                Ok(event) => return Poll::Ready(Some(self.say(&event))),
+                Err(TryRecvError::Disconnected) => return Poll::Ready(None),
+                Err(TryRecvError::Empty) => {
+                    // What was given out is flushed when we are pending: so once, then we wait.
+                    self.is_flushed = true;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        loop {
+            let comment_in = (self.spoke_at + self.comment_every).saturating_duration_since(Instant::now());
+            if comment_in.is_zero() {
+                (self.spoke_at, self.is_flushed) = (Instant::now(), false);
+                return Poll::Ready(Some(":\n\n".to_owned()));
+            }
+            select! {
+                recv(self.events) -> event => match event {
+                    Ok(event) => return Poll::Ready(Some(self.say(&event))),
+                    Err(_no_sender_left) => return Poll::Ready(None),
+                },
+                recv(self.stopped) -> _ => return Poll::Ready(None),
+                default(comment_in.min(LOOK_EVERY)) => if has_gone(&self.client) { return Poll::Ready(None) },
+            }
+        }
+    }
+
+    fn say(&mut self, event: &Event) -> String {
+        (self.spoke_at, self.is_flushed) = (Instant::now(), false);
+        event.write()
+    }
+}
+
+/// Whether the client has ended the connection, as far as that can be seen without reading from it (over TLS
+/// its goodbye stands before that: the next comment finds out).
+fn has_gone(client: &TcpStream) -> bool {
+    #[cfg(unix)]
+    {
+        let mut byte = [std::mem::MaybeUninit::<u8>::uninit()];
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        match socket2::SockRef::from(client).recv_with_flags(&mut byte, flags) {
+            Ok(length) => length == 0,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = client; // the next comment finds out
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_written_line_by_line() {
+        let event = |name: &str, data: &str| Event { name: name.to_owned(), data: data.to_owned() };
+        assert_eq!(event("files", "{\"a\":1}").write(), "event: files\ndata: {\"a\":1}\n\n");
+        assert_eq!(
+            event("x", "one\r\ntwo\rthree\n").write(),
+            "event: x\ndata: one\ndata: two\ndata: three\ndata: \n\n"
+        );
+        // No name smuggles in another field.
+        assert_eq!(event("a\ndata: b", "").write(), "event: a data: b\ndata: \n\n");
+    }
+}

@@ -1,0 +1,272 @@
+//! A connection's thread: hyper's futures, driven over a blocking stream.
+//!
+//! Reading is what deadlocks if it is done where hyper asks for it: it would wait for the client while the
+//! answer to an earlier request is still to be written. So hyper is only ever given what is in the inbox,
+//! else told to wait. When it waits and nobody has woken it, there is nothing left to do but to read: then,
+//! and only then, the thread waits for the socket. Writing blocks where it is asked for.
+
+use std::cell::RefCell;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use hyper::StatusCode;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::server::conn::http1;
+
+use super::service::Service;
+use super::{HEAD_MAX, Limits, Shared, answer};
+use crate::net::conn::{Conn, ConnReader, ConnWriter};
+use crate::net::deadline::ReadBefore;
+
+/// What is read at a time: between requests little, because a connection that idles must cost little.
+const FIRST_READ_BYTES: usize = 2048;
+const NEXT_READ_BYTES: usize = 16 * 1024;
+/// What is written under one deadline.
+const WRITE_BYTES: usize = 64 * 1024;
+/// What hyper may hold of a head, or of an answer.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// How long a connection that we end is read on, so that the client can read our last word.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Where in a request the bytes that hyper is given next stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Head,
+    /// Of known length: so many are left.
+    Body(u64),
+    /// In chunks.
+    Chunks,
+}
+
+/// What the thread, hyper's view of the stream and the service share.
+pub(super) struct Wire {
+    writer: ConnWriter,
+    write_timeout: Duration,
+    inbox: Vec<u8>,
+    given: usize,
+    has_ended: bool,
+    part: Part,
+    /// Of a head: how much of the blank line that ends it was given.
+    newline: Newline,
+    /// Whether a request was begun and is not whole.
+    is_in_request: bool,
+    /// Until when it must be whole, once it was waited for.
+    whole_by: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Newline {
+    None,
+    Lf,
+    LfCr,
+}
+
+impl Wire {
+    /// The next bytes for hyper: never past the end of a head, so that it is known what it waits for.
+    fn give(&mut self, most: usize) -> Range<usize> {
+        let rest = &self.inbox[self.given..];
+        let rest = &rest[..rest.len().min(most)];
+        let len = match self.part {
+            Part::Head => {
+                let mut len = 0;
+                for byte in rest {
+                    len += 1;
+                    self.newline = match (byte, self.newline) {
+                        (b'\n', Newline::None) => Newline::Lf,
+                        (b'\r', Newline::Lf) => Newline::LfCr,
+                        (b'\n', _) => {
+                            self.newline = Newline::None;
+                            break;
+                        }
+                        _ => Newline::None,
+                    };
+                }
+                self.is_in_request |= len > 0;
+                len
+            }
+            Part::Body(left) => {
+                let len = rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let left = left - len as u64;
+                if left == 0 {
+                    self.request_is_whole();
+                } else {
+                    self.part = Part::Body(left);
+                }
+                len
+            }
+            Part::Chunks => rest.len(),
+        };
+        let range = self.given..self.given + len;
+        self.given = range.end;
+        range
+    }
+
+    /// The head is whole, and a body follows: of known length or in chunks.
+    pub(super) fn body_follows(&mut self, length: Option<u64>) {
+        self.part = length.map_or(Part::Chunks, Part::Body);
+    }
+
+    /// Nothing of the request is missing.
+    pub(super) fn request_is_whole(&mut self) {
+        (self.part, self.is_in_request, self.whole_by) = (Part::Head, false, None);
+    }
+
+    /// The same, told by whoever reads the body: the end of one in chunks is seen there alone.
+    pub(super) fn body_is_whole(&mut self) {
+        if self.part == Part::Chunks {
+            self.request_is_whole();
+        }
+    }
+}
+
+/// The stream as hyper sees it.
+struct Io(Rc<RefCell<Wire>>);
+
+impl Read for Io {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let mut wire = self.0.borrow_mut();
+        let range = wire.give(buffer.remaining());
+        if range.is_empty() {
+            return if wire.has_ended { Poll::Ready(Ok(())) } else { Poll::Pending };
+        }
+        buffer.put_slice(&wire.inbox[range]);
+        if wire.given == wire.inbox.len() {
+            (wire.inbox, wire.given) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Io {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let wire = self.0.borrow();
+        let bytes = &bytes[..bytes.len().min(WRITE_BYTES)];
+        let written = wire.writer.write_all(bytes, Instant::now() + wire.write_timeout);
+        Poll::Ready(written.map(|()| bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Done at the end, by whoever drives this.
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Whether hyper wants to be asked again.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// What came of waiting for the client.
+enum Came {
+    Something,
+    /// Nothing, and no request was begun.
+    Silence,
+    /// The end of the time that a request has.
+    Late,
+}
+
+/// Serves one connection to its end.
+pub(super) fn serve(server: &Arc<Shared>, conn: Conn, source: SocketAddr) -> io::Result<()> {
+    let (is_tls, stream) = (conn.is_tls(), Arc::clone(conn.stream()));
+    let (mut reader, writer) = conn.split();
+    let wire = Rc::new(RefCell::new(Wire {
+        writer: writer.clone(),
+        write_timeout: server.limits.write_timeout,
+        inbox: Vec::new(),
+        given: 0,
+        has_ended: false,
+        part: Part::Head,
+        newline: Newline::None,
+        is_in_request: false,
+        whole_by: None,
+    }));
+    let service = Service::new(Arc::clone(server), Rc::clone(&wire), stream, source, is_tls);
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_header_size(HEAD_MAX).max_buf_size(BUFFER_BYTES);
+    let result = drive(server, builder.serve_connection(Io(Rc::clone(&wire)), service), &wire, &mut reader);
+    writer.finish();
+    let deadline = Instant::now() + LINGER;
+    let mut ignored = [0; FIRST_READ_BYTES];
+    // Whatever ends it, the end is what was wanted.
+    while reader.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
+    result
+}
+
+fn drive(
+    server: &Shared,
+    connection: http1::Connection<Io, Service>,
+    wire: &RefCell<Wire>,
+    reader: &mut ConnReader,
+) -> io::Result<()> {
+    let mut connection = pin!(connection);
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(result) = connection.as_mut().poll(&mut context) {
+            return result.map_err(io::Error::other);
+        }
+        if woken.0.swap(false, Relaxed) {
+            continue;
+        }
+        if wire.borrow().has_ended {
+            // It knows of the end, and has nothing left to do.
+            return Ok(());
+        }
+        match read_more(wire, reader, &server.limits)? {
+            Came::Something => {}
+            Came::Silence => return Ok(()),
+            Came::Late => {
+                server.counters.late.add(1);
+                let seconds = server.limits.message_timeout.as_secs_f64();
+                let reason = format!("the request was not complete {seconds} s after its first byte");
+                let last = answer::raw(StatusCode::REQUEST_TIMEOUT, &reason);
+                return wire.borrow().writer.write_all(&last, Instant::now() + server.limits.write_timeout);
+            }
+        }
+    }
+}
+
+/// Waits until something comes. Called when hyper waits for that and for nothing else.
+fn read_more(wire: &RefCell<Wire>, reader: &mut ConnReader, limits: &Limits) -> io::Result<Came> {
+    let mut wire = wire.borrow_mut();
+    if !wire.inbox.is_empty() {
+        // It would wait for ever.
+        return Err(io::Error::other("what came is not read"));
+    }
+    let is_in_request = wire.is_in_request;
+    let (deadline, most) = if is_in_request {
+        // From now on even if its beginning came with the request before it: how long that one took is not the
+        // client's fault.
+        (*wire.whole_by.get_or_insert_with(|| Instant::now() + limits.message_timeout), NEXT_READ_BYTES)
+    } else {
+        (Instant::now() + limits.idle_timeout, FIRST_READ_BYTES)
+    };
+    wire.inbox.resize(most, 0);
+    let read = reader.read_before(&mut wire.inbox, deadline);
+    wire.inbox.truncate(*read.as_ref().unwrap_or(&0));
+    match read {
+        Ok(0) => wire.has_ended = true,
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::TimedOut && is_in_request => return Ok(Came::Late),
+        Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Came::Silence),
+        Err(error) => return Err(error),
+    }
+    Ok(Came::Something)
+}

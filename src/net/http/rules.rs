@@ -1,0 +1,267 @@
+//! Who may ask at all: under which Host, and from which Origin.
+//!
+//! A page elsewhere that a browser shows can send requests here, and by a name that it makes point here
+//! (DNS rebinding) even read the answers. So a name must be known, an address is always good; and a page of
+//! another origin must be allowed.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hyper::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
+};
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode};
+
+use super::answer::Refusal;
+use super::{Body, Response};
+
+/// How long a browser may remember the answer to a preflight, seconds.
+const PREFLIGHT_KEPT_S: &str = "600";
+
+/// Which names and origins are good beside addresses, `localhost` and the same origin.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// Names that Host may bear: see [`parse_host_name`].
+    pub http_hosts: Vec<String>,
+    /// Origins whose pages may ask: see [`parse_origin`].
+    pub allow_origins: Vec<String>,
+}
+
+/// What becomes of a request by its head alone.
+pub(super) enum Passed {
+    /// It may go on; the answer bears these headers.
+    On(HeaderMap),
+    /// It was a preflight: this is the answer.
+    Preflight(Response),
+}
+
+/// A name as Host may bear it, without a port; for `value_parser`.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_host_name(text: &str) -> Result<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if text.is_empty() || text.len() > 253 || !text.chars().all(is_name) {
+        return Err("expected a host's name, such as share.example.org".to_owned());
+    }
+    Ok(text.to_ascii_lowercase())
+}
+
+/// An origin: scheme, host and perhaps a port; for `value_parser`.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_origin(text: &str) -> Result<String, String> {
+    let wrong = || "expected an origin, such as https://share.example.org or http://127.0.0.1:8080".to_owned();
+    let lower = text.trim_end_matches('/').to_ascii_lowercase();
+    let (scheme, authority) = lower.split_once("://").ok_or_else(wrong)?;
+    let (host, port) = split_authority(authority).ok_or_else(wrong)?;
+    if !matches!(scheme, "http" | "https") || !is_address(host) && parse_host_name(host).is_err() {
+        return Err(wrong());
+    }
+    // As browsers write it.
+    let is_usual = matches!((scheme, port), ("http", Some(80)) | ("https", Some(443)));
+    let port = port.filter(|_| !is_usual).map(|port| format!(":{port}")).unwrap_or_default();
+    Ok(format!("{scheme}://{host}{port}"))
+}
+
+impl Rules {
+    /// Whether the request may be looked at.
+    ///
+    /// # Errors
+    /// 400, 403 or 421.
+    pub(super) fn check(&self, parts: &Parts, is_tls: bool) -> Result<Passed, Refusal> {
+        let host = one(&parts.headers, HOST)?
+            .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "the header Host is missing"))?;
+        self.check_host(host)?;
+        // An absolute URI names a host too, and then that one counts.
+        if let Some(authority) = parts.uri.authority() {
+            self.check_host(authority.as_str())?;
+        }
+        let origin = one(&parts.headers, ORIGIN)?;
+        let mut headers = HeaderMap::new();
+        // Caches must not give one origin's answer to another.
+        headers.insert(VARY, HeaderValue::from_static("origin"));
+        let Some(origin) = origin else { return Ok(Passed::On(headers)) };
+        let scheme = if is_tls { "https" } else { "http" };
+        let is_same = parse_origin(origin).ok() == parse_origin(&format!("{scheme}://{host}")).ok();
+        let is_allowed = self.allow_origins.iter().any(|allowed| parse_origin(origin).as_ref() == Ok(allowed));
+        if !is_same && !is_allowed {
+            let reason = "pages of this origin may not ask here; --allow-origin would allow it";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, reason));
+        }
+        // It came as a header, so it can go as one.
+        if let Some(origin) = parts.headers.get(ORIGIN).filter(|_| is_allowed) {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        }
+        if parts.method != Method::OPTIONS || !parts.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+            return Ok(Passed::On(headers));
+        }
+        if is_allowed {
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST"));
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
+            headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_KEPT_S));
+        }
+        Ok(Passed::Preflight(Response { status: StatusCode::NO_CONTENT, headers, body: Body::Bytes(Vec::new()) }))
+    }
+
+    fn check_host(&self, text: &str) -> Result<(), Refusal> {
+        let lower = text.to_ascii_lowercase();
+        let (host, _port) = split_authority(&lower)
+            .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "the header Host names no host"))?;
+        let is_good = is_address(host) || host == "localhost" || self.http_hosts.iter().any(|name| name == host);
+        if is_good {
+            return Ok(());
+        }
+        let reason = "no such host here: ask by its address, or allow the name with --http-host";
+        Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, reason))
+    }
+}
+
+/// The header's value, if it is there; it must not be there twice.
+fn one(headers: &HeaderMap, name: HeaderName) -> Result<Option<&str>, Refusal> {
+    let mut values = headers.get_all(&name).iter();
+    let (first, second) = (values.next(), values.next());
+    let text = first.map(|value| value.to_str()).transpose();
+    match (text, second) {
+        (Ok(text), None) => Ok(text),
+        _ => Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the header {name} is there twice, or is no text"))),
+    }
+}
+
+/// Host and port; the host of an IPv6 address with its brackets.
+fn split_authority(text: &str) -> Option<(&str, Option<u16>)> {
+    let host_len = if text.starts_with('[') { text.find(']')? + 1 } else { text.find(':').unwrap_or(text.len()) };
+    let (host, rest) = text.split_at(host_len);
+    let port = match rest.strip_prefix(':') {
+        // `u16` would take a sign.
+        Some(digits) if digits.bytes().all(|digit| digit.is_ascii_digit()) => Some(digits.parse().ok()?),
+        None if rest.is_empty() => None,
+        _ => return None,
+    };
+    (!host.is_empty()).then_some((host, port))
+}
+
+fn is_address(host: &str) -> bool {
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    inner.map_or_else(|| host.parse::<Ipv4Addr>().is_ok(), |host| host.parse::<Ipv6Addr>().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(rules: &Rules, method: &str, uri: &str, headers: &[(&str, &str)], is_tls: bool) -> (u16, HeaderMap) {
+        let mut request = hyper::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        match rules.check(&request.body(()).unwrap().into_parts().0, is_tls) {
+            Ok(Passed::On(headers)) => (200, headers),
+            Ok(Passed::Preflight(answer)) => (answer.status.as_u16(), answer.headers),
+            Err(refusal) => (refusal.status.as_u16(), HeaderMap::new()),
+        }
+    }
+
+    #[test]
+    fn an_address_localhost_or_a_name_that_was_allowed() {
+        let rules = Rules { http_hosts: vec!["share.example".to_owned()], ..Rules::default() };
+        for (host, status) in [
+            ("127.0.0.1:5500", 200),
+            ("127.0.0.1", 200),
+            ("192.0.2.7:80", 200),
+            ("[::1]:5500", 200),
+            ("[fe80::1]", 200),
+            ("localhost:5500", 200),
+            ("LocalHost", 200),
+            ("Share.Example:5500", 200),
+            ("evil.example", 421),
+            ("localhost.evil.example", 421),
+            ("share.example.evil", 421),
+            ("127.0.0.1.evil.example", 421),
+            ("localhost.", 421),
+            ("127.1", 421),
+            ("2130706433", 421),
+            ("[evil]", 421),
+            ("", 400),
+            (":5500", 400),
+            ("[::1", 400),
+            ("127.0.0.1:x", 400),
+            ("127.0.0.1:+80", 400),
+            ("127.0.0.1:70000", 400),
+            ("user@127.0.0.1", 421),
+        ] {
+            assert_eq!(ask(&rules, "GET", "/", &[("host", host)], false).0, status, "{host}");
+        }
+        assert_eq!(ask(&rules, "GET", "/", &[], false).0, 400);
+        assert_eq!(ask(&rules, "GET", "/", &[("host", "127.0.0.1"), ("host", "evil.example")], false).0, 400);
+        let absolute = |uri| ask(&rules, "GET", uri, &[("host", "127.0.0.1")], false).0;
+        assert_eq!((absolute("http://127.0.0.1/"), absolute("http://evil.example/")), (200, 421));
+    }
+
+    #[test]
+    fn the_same_origin_and_those_allowed_may_ask_and_no_other() {
+        let rules = Rules { allow_origins: vec![parse_origin("https://Page.example/").unwrap()], ..Rules::default() };
+        let host = ("host", "127.0.0.1:5501");
+        for (origin, is_tls, status) in [
+            ("http://127.0.0.1:5501", false, 200),
+            ("http://127.0.0.1:5501", true, 403),
+            ("https://127.0.0.1:5501", true, 200),
+            ("https://127.0.0.1:5501", false, 403),
+            ("http://localhost:5501", false, 403),
+            ("http://127.0.0.1:5500", false, 403),
+            ("http://127.0.0.1", false, 403),
+            ("https://page.example", false, 200),
+            ("https://page.example:443", false, 200),
+            ("http://page.example", false, 403),
+            ("https://page.example.evil", false, 403),
+            ("https://evil.example", false, 403),
+            ("null", false, 403),
+            ("", false, 403),
+        ] {
+            let (got, headers) = ask(&rules, "POST", "/", &[host, ("origin", origin)], is_tls);
+            assert_eq!(got, status, "{origin} {is_tls}");
+            let allowed = headers.get(ACCESS_CONTROL_ALLOW_ORIGIN).map(|value| value.to_str().unwrap());
+            assert_eq!(allowed, (status == 200 && origin.contains("page")).then_some(origin), "{origin}");
+            assert_eq!(headers.contains_key(VARY), status == 200);
+        }
+        let usual = ask(&rules, "GET", "/", &[("host", "127.0.0.1"), ("origin", "http://127.0.0.1:80")], false);
+        assert_eq!(usual.0, 200);
+    }
+
+    #[test]
+    fn a_preflight_is_answered_for_those_allowed_and_for_no_other() {
+        let rules = Rules { allow_origins: vec!["https://page.example".to_owned()], ..Rules::default() };
+        let preflight = |origin| {
+            let headers = [
+                ("host", "127.0.0.1:5501"),
+                ("origin", origin),
+                ("access-control-request-method", "POST"),
+                ("access-control-request-headers", "authorization"),
+            ];
+            ask(&rules, "OPTIONS", "/api/client/publish", &headers, false)
+        };
+        let (status, headers) = preflight("https://page.example");
+        assert_eq!((status, &headers[ACCESS_CONTROL_ALLOW_ORIGIN]), (204, &"https://page.example".parse().unwrap()));
+        assert_eq!(headers[ACCESS_CONTROL_ALLOW_HEADERS], "authorization, content-type");
+        assert_eq!(headers[ACCESS_CONTROL_ALLOW_METHODS], "GET, HEAD, POST");
+        let (status, headers) = preflight("https://evil.example");
+        assert!(status == 403 && headers.is_empty());
+        let (status, headers) = preflight("http://127.0.0.1:5501");
+        assert!(status == 204 && !headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN), "the same needs no word");
+    }
+
+    #[test]
+    fn origins_and_names_are_checked_when_they_are_given() {
+        assert_eq!(parse_origin("HTTPS://Page.Example:443/"), Ok("https://page.example".to_owned()));
+        assert_eq!(parse_origin("http://[::1]:80"), Ok("http://[::1]".to_owned()));
+        for wrong in ["", "*", "null", "page.example", "ftp://page.example", "http://", "http://a/b", "http://a b"] {
+            assert!(parse_origin(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_host_name("Share.Example"), Ok("share.example".to_owned()));
+        for wrong in ["", "a b", "a:80", "http://a", "*"] {
+            assert!(parse_host_name(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,585 @@
+use super::*;
+use crate::net::conn::{ConnReader, ConnWriter};
+use crate::net::deadline::ReadBefore;
+use crate::net::tcp;
+use crate::net::testing::eventually;
+use crossbeam_channel::unbounded;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn quick() -> Limits {
+    Limits {
+        message_timeout: Duration::from_millis(300),
+        idle_timeout: Duration::from_millis(500),
+        ..Limits::default()
+    }
+}
+
+fn floor(limits: Limits) -> Floor {
+    Floor {
+        executor: Executor::new("test", 1000),
+        gate: Gate::new(1000),
+        identity: None,
+        plain_from_afar: false,
+        rules: Rules { http_hosts: Vec::new(), allow_origins: vec!["https://page.example".to_owned()] },
+        limits,
+    }
+}
+
+fn start(floor: Floor, handler: impl Handler) -> HttpServer {
+    let listener = tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    HttpServer::start(listener, floor, Arc::new(handler)).unwrap()
+}
+
+/// Says what it was asked.
+fn echo(request: Request) -> Response {
+    assert_ne!(request.path, "/panic", "asked for");
+    success(json!({
+        "method": request.method.as_str(), "path": request.path, "query": request.query,
+        "body": String::from_utf8_lossy(&request.body), "source": request.source.ip(),
+    }))
+}
+
+/// A client on a bare socket.
+struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
+    }
+
+    fn json(&self) -> Value {
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+impl Client {
+    fn new(server: &HttpServer) -> Client {
+        let stream = TcpStream::connect(server.local_addr()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Client { reader: BufReader::new(stream) }
+    }
+
+    fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.reader.get_mut().write_all(bytes.as_ref()).unwrap();
+    }
+
+    fn head(&mut self) -> Option<(u16, Vec<(String, String)>)> {
+        let line = self.line()?;
+        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line().unwrap();
+            let Some((name, value)) = line.split_once(':') else {
+                assert_eq!(line, "");
+                return Some((status, headers));
+            };
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+    }
+
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let length = self.reader.read_line(&mut line).unwrap();
+        (length > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// The next answer; none at the end of the connection.
+    fn answer(&mut self) -> Option<Answer> {
+        let (status, headers) = self.head()?;
+        let mut answer = Answer { status, headers, body: Vec::new() };
+        if answer.header("transfer-encoding") == Some("chunked") {
+            while let Some(chunk) = self.chunk() {
+                answer.body.extend(chunk);
+            }
+        } else if let Some(length) = answer.header("content-length") {
+            answer.body = vec![0; length.parse().unwrap()];
+            self.reader.read_exact(&mut answer.body).unwrap();
+        }
+        Some(answer)
+    }
+
+    fn chunk(&mut self) -> Option<Vec<u8>> {
+        let length = usize::from_str_radix(&self.line().unwrap(), 16).unwrap();
+        let mut chunk = vec![0; length];
+        self.reader.read_exact(&mut chunk).unwrap();
+        assert_eq!(self.line().unwrap(), "");
+        (length > 0).then_some(chunk)
+    }
+
+    fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
+        self.send(request);
+        self.answer().expect("an answer")
+    }
+
+    fn get(&mut self, path: &str) -> Answer {
+        self.ask(format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"))
+    }
+
+    fn post(&mut self, headers: &str, body: &str) -> Answer {
+        let length = body.len();
+        let head = format!("POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{headers}\r\n");
+        self.ask(head + body)
+    }
+
+    fn assert_ended(&mut self) {
+        let mut byte = [0];
+        assert_eq!(self.reader.read(&mut byte).unwrap(), 0, "the connection goes on");
+    }
+}
+
+#[test]
+fn a_connection_is_kept_for_the_next_request() {
+    let server = start(floor(Limits::default()), echo);
+    let mut client = Client::new(&server);
+    for n in 0..3 {
+        let answer = client.get(&format!("/a%20b?n={n}"));
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        assert_eq!(answer.header("set-cookie"), None);
+        let expected = json!({"success": true, "method": "GET", "path": "/a%20b", "query": format!("n={n}"),
+            "body": "", "source": "127.0.0.1"});
+        assert_eq!(answer.json(), expected);
+    }
+    let answer = client.post("Content-Type: application/json; charset=utf-8\r\n", "{\"a\":1}");
+    assert_eq!((answer.status, answer.json()["body"].clone()), (200, json!("{\"a\":1}")));
+    let answer = client.ask("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+    assert_eq!(answer.status, 200);
+    client.assert_ended();
+    let mut old = Client::new(&server);
+    assert_eq!(old.ask("GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").status, 200);
+    old.assert_ended();
+    eventually(|| server.tcp.open() == 0);
+    assert_eq!(server.counters.requests.get(), 6);
+}
+
+#[test]
+fn requests_sent_one_behind_the_other_are_answered_in_order() {
+    let server = start(floor(Limits::default()), echo);
+    let mut client = Client::new(&server);
+    let mut all = String::new();
+    for n in 0..40 {
+        all += &format!("GET /{n} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let body = format!("{{\"n\":{n}}}");
+        let length = body.len();
+        all += &format!(
+            "POST /p{n} HTTP/1.1\r\nHost: [::1]:80\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+    }
+    // A leading blank line is no request.
+    client.send("\r\n".to_owned() + &all);
+    for n in 0..40 {
+        assert_eq!(client.answer().unwrap().json()["path"], format!("/{n}"));
+        let answer = client.answer().unwrap().json();
+        assert_eq!((&answer["path"], &answer["body"]), (&json!(format!("/p{n}")), &json!(format!("{{\"n\":{n}}}"))));
+    }
+    // Byte by byte.
+    for byte in "GET /last HTTP/1.1\r\nHost: localhost\r\n\r\n".bytes() {
+        client.send([byte]);
+    }
+    assert_eq!(client.answer().unwrap().json()["path"], "/last");
+}
+
+#[test]
+fn a_body_may_come_in_chunks_and_after_a_word_of_ours() {
+    let server = start(floor(Limits::default()), echo);
+    let mut client = Client::new(&server);
+    let head =
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for _ in 0..2 {
+        client.send(head);
+        client.send("4\r\n[1,2\r\n");
+        client.send("3\r\n,3]\r\n0\r\n\r\n");
+        assert_eq!(client.answer().unwrap().json()["body"], "[1,2,3]");
+    }
+    client.send(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
+    );
+    assert_eq!(client.head().unwrap().0, 100);
+    client.send("{}");
+    assert_eq!(client.answer().unwrap().json()["body"], "{}");
+    // Broken chunks: told, and the end.
+    let answer = client.ask(head.to_owned() + "zz\r\n");
+    assert_eq!(answer.status, 400);
+    client.assert_ended();
+}
+
+#[test]
+fn the_largest_body_is_taken_and_a_longer_one_told_so() {
+    let server = start(floor(Limits::default()), |request: Request| success(json!({"length": request.body.len()})));
+    let json = "Content-Type: application/json\r\n";
+    let mut client = Client::new(&server);
+    assert_eq!(client.post(json, &"x".repeat(BODY_MAX)).json()["length"], BODY_MAX);
+    // By its declared length: before it is sent at all.
+    let mut client = Client::new(&server);
+    client.send(format!(
+        "POST / HTTP/1.1\r\nHost: localhost\r\n{json}Content-Length: {}\r\n\r\n{}",
+        BODY_MAX + 1,
+        "x".repeat(1000)
+    ));
+    let answer = client.answer().unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (413, Some("close")));
+    assert!(answer.json()["error"].as_str().unwrap().contains("1048576"));
+    // In chunks: once it is too long.
+    let mut client = Client::new(&server);
+    client.send(format!("POST / HTTP/1.1\r\nHost: localhost\r\n{json}Transfer-Encoding: chunked\r\n\r\n"));
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    for _ in 0..17 {
+        client.send(&chunk);
+    }
+    assert_eq!(client.answer().unwrap().status, 413);
+}
+
+#[test]
+fn a_body_that_is_not_json_is_not_taken() {
+    let server = start(floor(Limits::default()), echo);
+    for headers in [
+        "",
+        "Content-Type: text/plain\r\n",
+        "Content-Type: application/x-www-form-urlencoded\r\n",
+        "Content-Type: text/plain; application/json\r\n",
+        "Content-Type: application/jsonp\r\n",
+        "Content-Type: application/json\r\nContent-Type: text/plain\r\n",
+    ] {
+        let answer = Client::new(&server).post(headers, "{}");
+        assert_eq!(answer.status, 415, "{headers}");
+        assert_eq!(answer.json()["success"], false);
+    }
+    assert_eq!(Client::new(&server).post("", "").status, 200, "no body is none of another type");
+    assert_eq!(server.counters.refused.get(), 6);
+}
+
+#[test]
+fn strange_hosts_and_origins_do_not_reach_the_handler() {
+    let server = start(floor(Limits::default()), echo);
+    let mut client = Client::new(&server);
+    let mut ask = |headers: &str| client.ask(format!("GET / HTTP/1.1\r\n{headers}\r\n"));
+    assert_eq!(ask("Host: evil.example\r\n").status, 421);
+    assert_eq!(ask("").status, 400);
+    assert_eq!(ask("Host: 127.0.0.1\r\nOrigin: http://evil.example\r\n").status, 403);
+    let answer = ask("Host: 127.0.0.1\r\nOrigin: https://page.example\r\n");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("access-control-allow-origin"), Some("https://page.example"));
+    assert_eq!(server.counters.refused.get(), 3);
+    let preflight = |origin| {
+        format!(
+            "OPTIONS /x HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\r\n"
+        )
+    };
+    let answer = client.ask(preflight("https://page.example"));
+    assert_eq!((answer.status, answer.body.len()), (204, 0));
+    assert_eq!(client.ask(preflight("https://evil.example")).status, 403);
+    // A form of another page, which needs no preflight.
+    let answer = client.post("Origin: http://evil.example\r\nContent-Type: text/plain\r\n", "{}");
+    assert_eq!((answer.status, answer.header("connection")), (403, Some("close")));
+}
+
+#[test]
+fn a_head_alone_is_asked_for_like_the_whole() {
+    let server = start(floor(Limits::default()), echo);
+    let mut client = Client::new(&server);
+    client.send("HEAD /h HTTP/1.1\r\nHost: localhost\r\n\r\nGET /g HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let (status, headers) = client.head().unwrap();
+    assert!(status == 200 && headers.iter().any(|(name, value)| name == "content-length" && value != "0"));
+    assert_eq!(client.answer().unwrap().json()["path"], "/g");
+}
+
+#[test]
+fn what_is_no_http_or_too_much_is_told_and_ended() {
+    let server = start(floor(Limits::default()), echo);
+    for (sent, status) in [
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("\u{16}\u{3}\u{1}\r\n\r\n".to_owned(), 400),
+        (format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX)), 431),
+        (format!("GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "a: b\r\n".repeat(200)), 431),
+        ("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}".to_owned(), 400),
+    ] {
+        let mut client = Client::new(&server);
+        client.send(&sent);
+        assert_eq!(client.answer().unwrap().status, status, "{}", &sent[..20]);
+        client.assert_ended();
+    }
+}
+
+#[test]
+fn a_request_that_trickles_is_ended_and_told_why() {
+    let server = start(floor(quick()), echo);
+    for begun in [
+        "GET / HTTP/1.1\r\nX: ",
+        "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+    ] {
+        let mut client = Client::new(&server);
+        let started = Instant::now();
+        client.send(begun);
+        let trickling = std::thread::spawn({
+            let mut stream = client.reader.get_ref().try_clone().unwrap();
+            move || {
+                // Until the other end is closed.
+                while stream.write_all(b"x").is_ok() && started.elapsed() < PATIENCE {
+                    std::thread::sleep(Duration::from_millis(60));
+                }
+            }
+        });
+        let answer = client.answer().unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(300));
+        assert_eq!(answer.status, 408, "{begun}");
+        assert_eq!(answer.json()["error"], "the request was not complete 0.3 s after its first byte");
+        // It trickles on, which may reset the connection.
+        let mut byte = [0];
+        assert!(matches!(client.reader.read(&mut byte), Ok(0) | Err(_)));
+        drop(client);
+        trickling.join().unwrap();
+    }
+    // The rest of a request that came with another one before it.
+    let mut client = Client::new(&server);
+    client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT");
+    assert_eq!((client.answer().unwrap().status, client.answer().unwrap().status), (200, 408));
+    // And of one behind a body.
+    let mut client = Client::new(&server);
+    let head = "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n";
+    client.send(head.to_owned() + "{}GET / HT");
+    assert_eq!((client.answer().unwrap().status, client.answer().unwrap().status), (200, 408));
+    assert_eq!(server.counters.late.get(), 4);
+}
+
+#[test]
+fn an_idle_connection_is_closed_without_a_word() {
+    let server = start(floor(quick()), echo);
+    let mut silent = Client::new(&server);
+    let mut client = Client::new(&server);
+    assert_eq!(client.get("/").status, 200);
+    let answered = Instant::now();
+    client.assert_ended();
+    assert!(answered.elapsed() >= Duration::from_millis(450));
+    silent.assert_ended();
+    assert_eq!(server.counters.late.get(), 0);
+}
+
+#[test]
+fn a_panic_is_an_answer_and_no_more() {
+    let server = start(floor(Limits::default()), echo);
+    let mut client = Client::new(&server);
+    let answer = client.get("/panic");
+    assert_eq!((answer.status, answer.json()["success"].clone()), (500, json!(false)));
+    assert_eq!(client.get("/").status, 200);
+    assert_eq!(server.counters.panics.get(), 1);
+}
+
+#[test]
+fn a_long_answer_is_made_while_it_is_sent() {
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&made);
+    let server = start(floor(Limits::default()), move |_: Request| {
+        let count = Arc::clone(&count);
+        let chunks = (0..1000).map(move |n| {
+            count.store(n, Relaxed);
+            vec![b'x'; if n % 7 == 0 { 0 } else { 64 * 1024 }]
+        });
+        Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Chunks(Box::new(chunks)) }
+    });
+    let mut client = Client::new(&server);
+    client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let (status, _) = client.head().unwrap();
+    assert_eq!(status, 200);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(made.load(Relaxed) < 999, "nobody reads, so it waits");
+    let mut length = 0;
+    while let Some(chunk) = client.chunk() {
+        length += chunk.len();
+    }
+    assert_eq!(length, (1000 - 143) * 64 * 1024);
+    assert_eq!(client.ask("HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 200);
+}
+
+/// Streams the events of one receiver a request, taken from a queue.
+fn streaming(limits: Limits) -> (HttpServer, Sender<Receiver<Event>>) {
+    let (hand_over, handed) = unbounded::<Receiver<Event>>();
+    let server = start(floor(limits), move |request: Request| {
+        if request.path == "/api/health" {
+            return success(json!({"status": "healthy"}));
+        }
+        Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(handed.recv().unwrap()) }
+    });
+    (server, hand_over)
+}
+
+fn event(n: usize) -> Event {
+    Event::json("files", &json!({"n": n}))
+}
+
+#[test]
+fn events_arrive_as_they_happen_and_the_connection_goes_on_after_them() {
+    let (server, hand_over) = streaming(Limits::default());
+    let mut client = Client::new(&server);
+    let (tell, told) = unbounded();
+    hand_over.send(told).unwrap();
+    client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    // The head comes before any event.
+    let (status, headers) = client.head().unwrap();
+    assert_eq!(status, 200);
+    assert!(headers.contains(&("content-type".to_owned(), "text/event-stream".to_owned())), "{headers:?}");
+    for n in 0..5 {
+        tell.send(event(n)).unwrap();
+        let expected = format!("event: files\ndata: {{\"n\":{n}}}\n\n");
+        assert_eq!(String::from_utf8(client.chunk().unwrap()).unwrap(), expected);
+    }
+    assert_eq!(server.event_streams(), 1);
+    drop(tell);
+    assert_eq!(client.chunk(), None);
+    eventually(|| server.event_streams() == 0);
+    assert_eq!(client.get("/api/health").status, 200);
+}
+
+#[test]
+fn a_quiet_stream_says_that_it_lives() {
+    let limits = Limits { comment_every: Duration::from_millis(50), ..Limits::default() };
+    let (server, hand_over) = streaming(limits);
+    let mut client = Client::new(&server);
+    let (_tell, told) = unbounded();
+    hand_over.send(told).unwrap();
+    client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    client.head().unwrap();
+    for _ in 0..3 {
+        assert_eq!(client.chunk().unwrap(), b":\n\n");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_is_noticed() {
+    let (server, hand_over) = streaming(Limits::default());
+    let mut client = Client::new(&server);
+    let (tell, told) = unbounded();
+    hand_over.send(told).unwrap();
+    client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    client.head().unwrap();
+    drop(client);
+    eventually(|| server.event_streams() == 0);
+    assert!(tell.send(event(0)).is_err(), "nobody listens any more");
+    eventually(|| server.tcp.open() == 0);
+}
+
+#[test]
+fn one_that_reads_nothing_is_given_up() {
+    let limits = Limits { write_timeout: Duration::from_millis(100), ..Limits::default() };
+    let (server, hand_over) = streaming(limits);
+    let mut client = Client::new(&server);
+    let (tell, told) = crossbeam_channel::bounded(1);
+    hand_over.send(told).unwrap();
+    client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    client.head().unwrap();
+    let long = Event { name: "x".to_owned(), data: "x".repeat(100_000) };
+    let give_up_at = Instant::now() + PATIENCE;
+    // Until the receiver is dropped.
+    while tell.send_timeout(long.clone(), PATIENCE).is_ok() {
+        assert!(Instant::now() < give_up_at);
+    }
+    eventually(|| server.event_streams() == 0);
+}
+
+#[test]
+fn idle_connections_and_event_streams_leave_room_for_others() {
+    let (server, hand_over) = streaming(Limits::default());
+    let idle: Vec<Client> = (0..200).map(|_| Client::new(&server)).collect();
+    let mut tells = Vec::new();
+    let mut streams = Vec::new();
+    let mut open = |server: &HttpServer| {
+        let (tell, told) = unbounded();
+        tells.push(tell);
+        hand_over.send(told).unwrap();
+        let mut client = Client::new(server);
+        client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let status = client.head().unwrap().0;
+        streams.push(client);
+        status
+    };
+    for _ in 0..EVENT_STREAMS_MAX {
+        assert_eq!(open(&server), 200);
+    }
+    assert_eq!(open(&server), 503);
+    assert_eq!(server.event_streams(), EVENT_STREAMS_MAX);
+    let mut client = Client::new(&server);
+    for _ in 0..10 {
+        assert_eq!(client.get("/api/health").json(), json!({"success": true, "status": "healthy"}));
+    }
+    drop(streams);
+    eventually(|| server.event_streams() == 0);
+    drop(idle);
+    drop(client);
+    eventually(|| server.tcp.open() == 0);
+}
+
+#[test]
+fn stopping_ends_streams_and_idle_connections_and_finishes_what_is_in_hand() {
+    let (begun, has_begun) = unbounded();
+    let server = start(floor(Limits::default()), move |request: Request| {
+        if request.path == "/events" {
+            let (tell, told) = unbounded();
+            // Never dropped: it is the server that ends it.
+            std::mem::forget(tell);
+            return Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(told) };
+        }
+        begun.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        success(json!({}))
+    });
+    let (mut stream, mut idle, mut busy) = (Client::new(&server), Client::new(&server), Client::new(&server));
+    stream.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    stream.head().unwrap();
+    busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    let started = Instant::now();
+    server.stop(Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(3), "nobody kept it waiting");
+    assert_eq!(busy.answer().unwrap().status, 200);
+    assert_eq!(stream.chunk(), None);
+    idle.assert_ended();
+}
+
+#[test]
+fn past_the_bound_of_connections_it_is_busy() {
+    let server = start(Floor { gate: Gate::new(1), ..floor(Limits::default()) }, echo);
+    let mut first = Client::new(&server);
+    assert_eq!(first.get("/").status, 200);
+    let mut second = Client::new(&server);
+    let answer = second.answer().unwrap();
+    assert_eq!(answer.status, 503);
+    assert!(answer.json()["error"].as_str().unwrap().contains("BUSY"));
+}
+
+fn over_tls(server: &HttpServer, pin: &str) -> (ConnReader, ConnWriter) {
+    let stream = TcpStream::connect(server.local_addr()).unwrap();
+    Conn::tls_client(stream, pin, Instant::now() + PATIENCE).unwrap().split()
+}
+
+#[test]
+fn tls_is_told_by_its_first_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = Arc::new(Identity::load_or_create(dir.path()).unwrap());
+    let pin = identity.fingerprint().to_owned();
+    let server = start(Floor { identity: Some(identity), ..floor(Limits::default()) }, echo);
+    assert_eq!(Client::new(&server).get("/plain").json()["path"], "/plain");
+    let (mut reader, writer) = over_tls(&server, &pin);
+    let deadline = Instant::now() + PATIENCE;
+    for (origin, status) in [("https://127.0.0.1", "200"), ("http://127.0.0.1", "403")] {
+        let request = format!("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: {origin}\r\n\r\n");
+        writer.write_all(request.as_bytes(), deadline).unwrap();
+        let mut answer = vec![0; 4096];
+        let length = reader.read_before(&mut answer, deadline).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+    }
+}
