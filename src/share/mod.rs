@@ -3,6 +3,12 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `wire.rs` | files and hosts as messages show them |
+//! | `wire.rs` | the registry's messages: files and hosts, requests, answers |
+//! | `registry.rs` | the registry's core: hosts, their files, who may change what |
+//! | `server.rs` | the registry's server: connections, and what it keeps on disk |
+//! | `client.rs` | a node's connection to the registry |
 
+pub mod client;
+pub mod registry;
+pub mod server;
 pub mod wire;

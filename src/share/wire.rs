@@ -1,4 +1,5 @@
-//! Files and hosts as the registry's messages show them. SPEC.md section 6.
+//! The registry's messages. SPEC.md section 6. Here: files and hosts as they show them; in `requests.rs` what is
+//! asked, in `answers.rs` what is answered.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,6 +8,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use crate::model::digest::Digest;
+
+pub mod answers;
+pub mod requests;
+
+pub use answers::{Listed, Listing};
+pub use requests::{Files, Hostname, List, Ping, Publish, Register, Request, Unpublish, Wanted};
 
 /// Most bytes of a file's name.
 pub const FILE_NAME_MAX: usize = 255;

@@ -1,0 +1,242 @@
+//! A connection to a registry: typed calls, each with a deadline. For a node, and for who measures.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::wire::answers::Answer;
+use super::wire::{
+    FileEntry, FileName, HostEntry, Hostname, List, Listing, Ping, Publish, Register, Request, Unpublish, Wanted,
+    requests,
+};
+use crate::model::Name;
+use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
+use crate::net::lines::{LineLimits, LineReader};
+
+/// Most bytes of an answer: a page of a list, with room for hosts that have very many files.
+const ANSWER_MAX: usize = 256 << 20;
+
+/// The certificate that a registry must present: its SHA-256, 64 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin(String);
+
+impl Pin {
+    /// Checks that it is a fingerprint.
+    ///
+    /// # Errors
+    /// What was expected.
+    pub fn new(text: &str) -> Result<Pin, String> {
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err("expected 64 hex digits".to_owned());
+        }
+        Ok(Pin(text.to_ascii_lowercase()))
+    }
+
+    /// The fingerprint.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Why a call came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The registry says no, and why.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no connection (any more): of a change it is not known whether it was made.
+    #[error("no connection to the registry: {0}")]
+    Gone(String),
+    /// It said something that is no answer to this.
+    #[error("the registry gave no proper answer: {0}")]
+    Unexpected(String),
+}
+
+/// One connection to a registry. Calls of several threads take turns; after an error other than a refusal it is
+/// over.
+pub struct RegistryClient {
+    timeout: Duration,
+    local_addr: Option<SocketAddr>,
+    open: Mutex<Open>,
+    writer: ConnWriter,
+    is_over: AtomicBool,
+}
+
+struct Open {
+    reader: LineReader<ConnReader>,
+}
+
+impl RegistryClient {
+    /// Connects, with TLS if there is a pin; `timeout` is for that, and for every call.
+    ///
+    /// # Errors
+    /// [`RegistryError::Gone`]: nobody is there, or not the one that it must be.
+    pub fn connect(at: SocketAddr, tls: Option<Pin>, timeout: Duration) -> Result<RegistryClient, RegistryError> {
+        let gone = |error: ConnError| RegistryError::Gone(format!("{at}: {error}"));
+        let deadline = Instant::now() + timeout;
+        let stream = TcpStream::connect_timeout(&at, timeout).map_err(|error| gone(error.into()))?;
+        stream.set_nodelay(true).map_err(|error| gone(error.into()))?;
+        let local_addr = stream.local_addr().ok();
+        let conn = match &tls {
+            Some(pin) => Conn::tls_client(stream, pin.as_str(), deadline).map_err(gone)?,
+            None => Conn::plain(stream),
+        };
+        let (source, writer) = conn.split();
+        let limits = LineLimits { max_bytes: ANSWER_MAX, message_timeout: timeout, idle_timeout: timeout };
+        let open = Mutex::new(Open { reader: LineReader::new(source, limits) });
+        Ok(RegistryClient { timeout, local_addr, open, writer, is_over: AtomicBool::new(false) })
+    }
+
+    /// Our end of it: the address that the registry sees, where no router is between.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_addr
+    }
+
+    /// Whether it is of no use any more.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; a call that waits in another thread gets an error.
+    pub fn close(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.writer.close();
+    }
+
+    /// REGISTER; the secret that gives the hostname back.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn register(&self, register: &Register) -> Result<String, RegistryError> {
+        let answer = self.ask(&Request::Register(Box::new(register.clone())), &["OK"])?;
+        // An older registry gives none.
+        Ok(answer.resume.map(|resume| resume.reveal().to_owned()).unwrap_or_default())
+    }
+
+    /// PUBLISH.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn publish(&self, hostname: &Name, fname: &FileName, entry: &FileEntry) -> Result<(), RegistryError> {
+        let (hostname, fname, entry) = (hostname.clone(), fname.clone(), entry.clone().into());
+        self.ask(&Request::Publish(Box::new(Publish { hostname, fname, entry })), &["ACK"]).map(drop)
+    }
+
+    /// UNPUBLISH.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn unpublish(&self, hostname: &Name, fname: &FileName) -> Result<(), RegistryError> {
+        let (hostname, fname) = (hostname.clone(), fname.clone());
+        self.ask(&Request::Unpublish(Unpublish { hostname, fname }), &["ACK"]).map(drop)
+    }
+
+    /// REQUEST: who has a file of that name.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn request(&self, fname: &FileName) -> Result<Vec<HostEntry>, RegistryError> {
+        let answer = self.ask(&Request::Request(Wanted { fname: fname.clone() }), &["FOUND", "NOTFOUND"])?;
+        answer.hosts.ok_or_else(|| self.improper("REQUEST: hosts are missing"))
+    }
+
+    /// DISCOVER: a host's files, and where it is.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    #[allow(clippy::type_complexity, reason = "two things, as the message has them")]
+    pub fn discover(&self, hostname: &Name) -> Result<(BTreeMap<FileName, FileEntry>, (IpAddr, u16)), RegistryError> {
+        let answer = self.ask(&Request::Discover(Hostname { hostname: hostname.clone() }), &["OK"])?;
+        match (answer.files, answer.addr) {
+            (Some(files), Some(addr)) => Ok((files, addr)),
+            _ => Err(self.improper("DISCOVER: files or addr are missing")),
+        }
+    }
+
+    /// LIST: a page of the hosts by name, or all.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn list(&self, offset: Option<u64>, limit: Option<u64>) -> Result<Listing, RegistryError> {
+        let answer = self.ask(&Request::List(List { offset, limit }), &["OK"])?;
+        let registry = answer.registry.ok_or_else(|| self.improper("LIST: registry is missing"))?;
+        // An older registry counts none and gives all.
+        Ok(Listing { total: answer.total.unwrap_or(registry.len() as u64), registry })
+    }
+
+    /// PING: whether a host is there; also the sender's own sign of life.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn ping(&self, hostname: &Name, state: Option<&str>) -> Result<bool, RegistryError> {
+        let ping = Ping { hostname: hostname.clone(), state: state.map(str::to_owned) };
+        Ok(self.ask(&Request::Ping(ping), &["ALIVE", "DEAD"])?.status == "ALIVE")
+    }
+
+    /// UNREGISTER.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn unregister(&self, hostname: &Name) -> Result<(), RegistryError> {
+        self.ask(&Request::Unregister(Hostname { hostname: hostname.clone() }), &["OK"]).map(drop)
+    }
+
+    /// One request there, one answer back.
+    fn ask(&self, request: &Request, expected: &[&str]) -> Result<Answer, RegistryError> {
+        let line = requests::write(request);
+        let mut open = self.open.lock();
+        if self.is_over() {
+            return Err(RegistryError::Gone("it was closed".to_owned()));
+        }
+        let deadline = Instant::now() + self.timeout;
+        let exchange = self.writer.write_line(&line, deadline).map_err(|error| error.to_string());
+        let answer = exchange.and_then(|()| match open.reader.read_line_before(deadline) {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err("the registry closed the connection".to_owned()),
+            Err(error) => Err(error.to_string()),
+        });
+        let answer = answer.map_err(|why| {
+            self.close();
+            RegistryError::Gone(why)
+        })?;
+        drop(open);
+        let answer: Answer = serde_json::from_str(&answer).map_err(|error| self.improper(&error.to_string()))?;
+        match answer.status.as_str() {
+            "ERROR" => {
+                let reason = answer.reason.unwrap_or_else(|| "it gave no reason".to_owned());
+                if reason.starts_with("BUSY") {
+                    // It closes the connection behind that.
+                    self.close();
+                }
+                Err(RegistryError::Refused(reason))
+            }
+            status if expected.contains(&status) => Ok(answer),
+            status => Err(self.improper(&format!("status {status:?}"))),
+        }
+    }
+
+    /// What comes next is not known then.
+    fn improper(&self, what: &str) -> RegistryError {
+        self.close();
+        RegistryError::Unexpected(what.to_owned())
+    }
+}
+
+impl Drop for RegistryClient {
+    fn drop(&mut self) {
+        self.writer.close();
+    }
+}
+
+impl fmt::Debug for RegistryClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryClient")
+            .field("local_addr", &self.local_addr)
+            .field("is_over", &self.is_over())
+            .finish()
+    }
+}

@@ -1,0 +1,155 @@
+//! What hosts have: PUBLISH, UNPUBLISH, and a whole list replaced.
+
+use std::cmp::Ordering;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::{Change, ConnId, Refusal, Registry, Slot};
+use crate::model::{Millis, Name};
+use crate::share::wire::requests::FILES_MAX;
+use crate::share::wire::{FileEntry, FileName, Files};
+
+impl Registry {
+    /// PUBLISH: the host has this file, in place of one of that name.
+    ///
+    /// # Errors
+    /// Not this connection's, or past a bound.
+    pub fn publish(
+        &mut self,
+        now: Millis,
+        conn: ConnId,
+        hostname: &Name,
+        fname: &FileName,
+        entry: Arc<FileEntry>,
+    ) -> Result<Vec<Change>, Refusal> {
+        let now = self.at(now);
+        let slot = self.own(conn, hostname)?;
+        self.hear_slot(now, slot);
+        let (id, count, is_new) = match &self.slots[slot as usize] {
+            Some(host) => (host.id, host.files.len(), !host.files.contains_key(fname)),
+            None => return Err(Refusal::UnknownHost),
+        };
+        if is_new && count >= FILES_MAX {
+            return Err(Refusal::TooManyFiles(FILES_MAX));
+        }
+        if is_new && self.known_files >= self.bounds.files {
+            return Err(Refusal::Full("these files"));
+        }
+        self.set_file(slot, fname, Some(Arc::clone(&entry)));
+        Ok(vec![Change::File { host: id, fname: fname.clone(), entry }])
+    }
+
+    /// UNPUBLISH: the file is kept and not shown.
+    ///
+    /// # Errors
+    /// Not this connection's, or no such file.
+    pub fn unpublish(
+        &mut self,
+        now: Millis,
+        conn: ConnId,
+        hostname: &Name,
+        fname: &FileName,
+    ) -> Result<Vec<Change>, Refusal> {
+        let now = self.at(now);
+        let slot = self.own(conn, hostname)?;
+        self.hear_slot(now, slot);
+        let host = self.slots[slot as usize].as_ref().ok_or(Refusal::UnknownHost)?;
+        let entry = host.files.get(fname).ok_or(Refusal::UnknownFile)?;
+        if !entry.is_published {
+            return Ok(Vec::new());
+        }
+        let (id, entry) = (host.id, Arc::new(FileEntry { is_published: false, ..FileEntry::clone(entry) }));
+        self.set_file(slot, fname, Some(Arc::clone(&entry)));
+        Ok(vec![Change::File { host: id, fname: fname.clone(), entry }])
+    }
+
+    /// Makes a host's list this one, a bounded part of it: looks at `at_most` names behind `after` in the old and
+    /// the new list together. From where to go on; none when it is done. What is the same is not stored again.
+    ///
+    /// # Errors
+    /// The connection has lost its hostname meanwhile.
+    pub fn replace_files(
+        &mut self,
+        conn: ConnId,
+        new: &Files,
+        after: Option<&FileName>,
+        at_most: usize,
+        changes: &mut Vec<Change>,
+    ) -> Result<Option<FileName>, Refusal> {
+        let slot = *self.by_conn.get(&conn).ok_or(Refusal::NotRegistered)?;
+        let host = self.slots[slot as usize].as_ref().ok_or(Refusal::UnknownHost)?;
+        let id = host.id;
+        let range = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let mut old = host.files.range::<FileName, _>(range).peekable();
+        let mut new = new.range::<FileName, _>(range).peekable();
+        let mut different: Vec<(FileName, Option<Arc<FileEntry>>)> = Vec::new();
+        let mut last = None;
+        for _ in 0..at_most {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => {
+                    last = None;
+                    break;
+                }
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((old, _)), Some((new, _))) => old.cmp(new),
+            };
+            let (was, is) = match order {
+                Ordering::Less => (old.next(), None),
+                Ordering::Greater => (None, new.next()),
+                Ordering::Equal => (old.next(), new.next()),
+            };
+            let Some((fname, _)) = is.or(was) else { break };
+            if was.map(|(_, entry)| entry) != is.map(|(_, entry)| entry) {
+                different.push((fname.clone(), is.map(|(_, entry)| Arc::clone(entry))));
+            }
+            last = Some(fname.clone());
+        }
+        for (fname, entry) in different {
+            self.set_file(slot, &fname, entry.clone());
+            changes.push(match entry {
+                Some(entry) => Change::File { host: id, fname, entry },
+                None => Change::DropFile { host: id, fname },
+            });
+        }
+        Ok(last)
+    }
+
+    /// Puts a file in its place, or takes it away: in the list, the indices and all counts.
+    pub(super) fn set_file(&mut self, slot: Slot, fname: &FileName, entry: Option<Arc<FileEntry>>) {
+        let Some(host) = self.slots[slot as usize].as_mut() else { return };
+        let is = entry.clone();
+        let was = match entry {
+            Some(entry) => host.files.insert(fname.clone(), entry),
+            None => host.files.remove(fname),
+        };
+        let shown = |entry: &Option<Arc<FileEntry>>| entry.as_ref().filter(|entry| entry.is_published).map(Arc::clone);
+        let (was_shown, is_shown) = (shown(&was), shown(&is));
+        let sum = |entry: &Option<Arc<FileEntry>>| entry.as_ref().map_or((0, 0), |entry| (1, entry.size));
+        let ((fewer, less), (more, larger)) = (sum(&was_shown), sum(&is_shown));
+        host.published = host.published + more - fewer;
+        host.published_size = host.published_size + larger - less;
+        if host.is_live {
+            self.totals.total_files = self.totals.total_files + more - fewer;
+            self.totals.total_size = self.totals.total_size + larger - less;
+        }
+        self.known_files = self.known_files + usize::from(is.is_some()) - usize::from(was.is_some());
+        if let Some(was) = was_shown {
+            self.unindex(slot, fname, &was);
+        }
+        if let Some(is) = is_shown {
+            self.by_file.insert(fname.clone(), slot);
+            if let Some(content) = is.blake3 {
+                self.by_content.insert(content, (slot, fname.clone()));
+            }
+        }
+    }
+
+    /// Takes a published file out of the indices.
+    pub(super) fn unindex(&mut self, slot: Slot, fname: &FileName, entry: &FileEntry) {
+        self.by_file.remove(fname, &slot);
+        if let Some(content) = &entry.blake3 {
+            self.by_content.remove(content, &(slot, fname.clone()));
+        }
+    }
+}

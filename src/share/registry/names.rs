@@ -1,0 +1,158 @@
+//! Names in order, of which the n-th is found without a walk: pages of a long list begin anywhere at once.
+
+use std::fmt;
+
+use crate::model::Name;
+
+/// Most names of a chunk. Insertion moves half of one at most; finding the n-th name adds up the chunks.
+const CHUNK_MAX: usize = 512;
+
+/// A sorted list in chunks. Every chunk has something in it.
+pub(super) struct Names<V> {
+    chunks: Vec<Vec<(Name, V)>>,
+    len: usize,
+}
+
+impl<V> Default for Names<V> {
+    fn default() -> Names<V> {
+        Names { chunks: Vec::new(), len: 0 }
+    }
+}
+
+impl<V: Copy> Names<V> {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Puts one in. One that is there keeps its place and gets the value.
+    pub(super) fn insert(&mut self, name: Name, value: V) {
+        let at = self.chunk_of(name.as_str());
+        let Some(chunk) = self.chunks.get_mut(at) else {
+            self.chunks.push(vec![(name, value)]);
+            self.len += 1;
+            return;
+        };
+        match chunk.binary_search_by(|(known, _)| known.cmp(&name)) {
+            Ok(place) => chunk[place].1 = value,
+            Err(place) => {
+                chunk.insert(place, (name, value));
+                self.len += 1;
+                if chunk.len() > CHUNK_MAX {
+                    let upper = chunk.split_off(CHUNK_MAX / 2);
+                    self.chunks.insert(at + 1, upper);
+                }
+            }
+        }
+    }
+
+    /// Takes one out; whether it was there.
+    pub(super) fn remove(&mut self, name: &str) -> bool {
+        let at = self.chunk_of(name);
+        let Some(chunk) = self.chunks.get_mut(at) else { return false };
+        let Ok(place) = chunk.binary_search_by(|(known, _)| known.as_str().cmp(name)) else { return false };
+        chunk.remove(place);
+        self.len -= 1;
+        let left = chunk.len();
+        if left == 0 {
+            self.chunks.remove(at);
+        } else if left < CHUNK_MAX / 4
+            && let Some(next) = self.chunks.get(at + 1)
+            && left + next.len() <= CHUNK_MAX / 2
+        {
+            // Else there could be as many chunks as names.
+            let next = self.chunks.remove(at + 1);
+            self.chunks[at].extend(next);
+        }
+        true
+    }
+
+    /// Those from the n-th on, counting from 0.
+    pub(super) fn from(&self, mut offset: usize) -> impl Iterator<Item = &(Name, V)> {
+        let mut at = 0;
+        while let Some(chunk) = self.chunks.get(at)
+            && chunk.len() <= offset
+        {
+            offset -= chunk.len();
+            at += 1;
+        }
+        self.chunks[at..].iter().flatten().skip(offset)
+    }
+
+    /// Those behind a name, whether that is there or not.
+    pub(super) fn after(&self, name: &str) -> impl Iterator<Item = &(Name, V)> {
+        let at = self.chunk_of(name);
+        let passed = self.chunks.get(at).map_or(0, |chunk| chunk.partition_point(|(known, _)| known.as_str() <= name));
+        self.chunks[at.min(self.chunks.len())..].iter().flatten().skip(passed)
+    }
+
+    /// The chunk in which a name is, or where it would have to go.
+    fn chunk_of(&self, name: &str) -> usize {
+        self.chunks.partition_point(|chunk| chunk[0].0.as_str() <= name).saturating_sub(1)
+    }
+}
+
+impl<V> fmt::Debug for Names<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names").field("len", &self.len).field("chunks", &self.chunks.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn name(number: u32) -> Name {
+        Name::new(&format!("host-{number}")).unwrap()
+    }
+
+    fn compare(names: &Names<u32>, model: &BTreeMap<Name, u32>, offset: usize, after: &Name) {
+        assert_eq!(names.len(), model.len());
+        assert!(names.chunks.iter().all(|chunk| (1..=CHUNK_MAX).contains(&chunk.len())));
+        let all: Vec<_> = model.iter().map(|(name, value)| (name.clone(), *value)).collect();
+        assert_eq!(names.from(0).cloned().collect::<Vec<_>>(), all);
+        assert_eq!(names.from(offset).cloned().collect::<Vec<_>>(), all[offset.min(all.len())..]);
+        let behind: Vec<_> = all.iter().filter(|(name, _)| name > after).cloned().collect();
+        assert_eq!(names.after(after.as_str()).cloned().collect::<Vec<_>>(), behind);
+    }
+
+    #[test]
+    fn many_names_stay_in_order_while_they_come_and_go() {
+        let (mut names, mut model) = (Names::default(), BTreeMap::new());
+        compare(&names, &model, 3, &name(1));
+        for number in (0..5000).map(|number| number * 7919 % 5000) {
+            names.insert(name(number), number);
+            model.insert(name(number), number);
+        }
+        compare(&names, &model, 1234, &name(77));
+        for number in (0..5000).filter(|number| number % 50 != 0) {
+            assert!(names.remove(name(number).as_str()));
+            assert!(!names.remove(name(number).as_str()));
+            model.remove(&name(number));
+        }
+        compare(&names, &model, 50, &name(3));
+        assert!(names.chunks.len() <= 10, "{names:?}: chunks that are nearly empty come together");
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_sorted_map(
+            steps in prop::collection::vec((any::<bool>(), 0..40_u32, any::<u32>()), 0..200),
+            offset in 0..50_usize,
+            after in 0..45_u32,
+        ) {
+            let (mut names, mut model) = (Names::default(), BTreeMap::new());
+            for (insert, number, value) in steps {
+                if insert {
+                    names.insert(name(number), value);
+                    model.insert(name(number), value);
+                } else {
+                    prop_assert_eq!(names.remove(name(number).as_str()), model.remove(&name(number)).is_some());
+                }
+            }
+            compare(&names, &model, offset, &name(after));
+        }
+    }
+}

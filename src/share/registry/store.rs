@@ -1,0 +1,272 @@
+//! What the registry keeps: the rows, how they change, and how a memory is built from them.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::secrets::Secret;
+use super::{Host, Registry, SecretKey};
+use crate::model::{Millis, Name};
+use crate::share::wire::{FileEntry, FileName, Files};
+use crate::storage::{Query, Reader, Row, StoreError, Tx};
+
+/// The registry's file in the data dir.
+pub const FILE: &str = "registry.db";
+
+/// What makes an empty file the registry's, one step a schema version.
+///
+/// `entry` is a [`FileEntry`] as JSON; `secret` the SHA-256 of one.
+pub const MIGRATIONS: &[&str] = &["
+    CREATE TABLE registry_host (id BIGINT PRIMARY KEY, hostname TEXT NOT NULL UNIQUE, display_name TEXT NOT NULL,
+        ip TEXT NOT NULL, port BIGINT NOT NULL, source TEXT NOT NULL, by_account BIGINT NOT NULL,
+        tenure BIGINT NOT NULL, connected_at BIGINT NOT NULL, heard_at BIGINT NOT NULL);
+    CREATE TABLE registry_file (host BIGINT NOT NULL, fname TEXT NOT NULL, entry TEXT NOT NULL,
+        PRIMARY KEY (host, fname));
+    CREATE TABLE registry_secret (hostname TEXT NOT NULL, secret BLOB NOT NULL, tenure BIGINT NOT NULL,
+        by_account BIGINT NOT NULL, made_at BIGINT NOT NULL, PRIMARY KEY (hostname, secret))"];
+
+/// A host without its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRow {
+    id: u64,
+    hostname: Name,
+    display_name: Arc<str>,
+    ip: IpAddr,
+    port: u16,
+    source: IpAddr,
+    by_account: bool,
+    tenure: u64,
+    connected_at: Millis,
+    heard_at: Millis,
+}
+
+/// One row's change.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// A host has come, or something of it has changed.
+    Host(Box<HostRow>),
+    /// A host is gone, with its files.
+    DropHost(u64),
+    /// A host has this file.
+    File {
+        /// Which host.
+        host: u64,
+        /// The file's name.
+        fname: FileName,
+        /// The file.
+        entry: Arc<FileEntry>,
+    },
+    /// A host does not have this file any more.
+    DropFile {
+        /// Which host.
+        host: u64,
+        /// The file's name.
+        fname: FileName,
+    },
+    /// A secret was answered.
+    Secret {
+        /// It gives this hostname back.
+        hostname: Name,
+        /// What stands for it.
+        key: SecretKey,
+        /// Of which tenure of the name.
+        tenure: u64,
+        /// It was answered to the user.
+        by_account: bool,
+        /// When.
+        made_at: Millis,
+    },
+    /// A secret is worth nothing any more.
+    DropSecret {
+        /// Whose.
+        hostname: Name,
+        /// Which.
+        key: SecretKey,
+    },
+}
+
+impl Change {
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn write(&self, tx: &mut dyn Tx) -> Result<(), StoreError> {
+        match self {
+            Change::Host(row) => tx.execute(
+                "INSERT INTO registry_host (id, hostname, display_name, ip, port, source, by_account, tenure,
+                     connected_at, heard_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                 ON CONFLICT (id) DO UPDATE SET display_name = excluded.display_name, ip = excluded.ip,
+                     port = excluded.port, source = excluded.source, by_account = excluded.by_account,
+                     tenure = excluded.tenure, connected_at = excluded.connected_at, heard_at = excluded.heard_at",
+                &[
+                    number(row.id)?.into(),
+                    (&row.hostname).into(),
+                    (&*row.display_name).into(),
+                    (&row.ip.to_string()).into(),
+                    row.port.into(),
+                    (&row.source.to_string()).into(),
+                    row.by_account.into(),
+                    number(row.tenure)?.into(),
+                    row.connected_at.into(),
+                    row.heard_at.into(),
+                ],
+            ),
+            Change::DropHost(id) => {
+                tx.execute("DELETE FROM registry_file WHERE host = $1", &[number(*id)?.into()])?;
+                tx.execute("DELETE FROM registry_host WHERE id = $1", &[number(*id)?.into()])
+            }
+            Change::File { host, fname, entry } => {
+                let entry = serde_json::to_string(entry).map_err(|error| StoreError::Invalid(error.to_string()))?;
+                tx.execute(
+                    "INSERT INTO registry_file (host, fname, entry) VALUES ($1, $2, $3)
+                     ON CONFLICT (host, fname) DO UPDATE SET entry = excluded.entry",
+                    &[number(*host)?.into(), fname.as_str().into(), (&entry).into()],
+                )
+            }
+            Change::DropFile { host, fname } => tx.execute(
+                "DELETE FROM registry_file WHERE host = $1 AND fname = $2",
+                &[number(*host)?.into(), fname.as_str().into()],
+            ),
+            Change::Secret { hostname, key, tenure, by_account, made_at } => tx.execute(
+                "INSERT INTO registry_secret (hostname, secret, tenure, by_account, made_at) VALUES ($1, $2, $3, $4, $5)
+                 ON CONFLICT (hostname, secret) DO UPDATE SET tenure = excluded.tenure,
+                     by_account = excluded.by_account, made_at = excluded.made_at",
+                &[
+                    hostname.into(),
+                    key.bytes().into(),
+                    number(*tenure)?.into(),
+                    (*by_account).into(),
+                    (*made_at).into(),
+                ],
+            ),
+            Change::DropSecret { hostname, key } => tx.execute(
+                "DELETE FROM registry_secret WHERE hostname = $1 AND secret = $2",
+                &[hostname.into(), key.bytes().into()],
+            ),
+        }
+        .map(|_rows| ())
+    }
+}
+
+/// Writes down when hosts were last heard. Those that are gone stay gone.
+///
+/// # Errors
+/// The store's.
+pub fn write_heard(tx: &mut dyn Tx, heard: &[(u64, Millis)]) -> Result<(), StoreError> {
+    for (id, at) in heard {
+        tx.execute("UPDATE registry_host SET heard_at = $1 WHERE id = $2", &[(*at).into(), number(*id)?.into()])?;
+    }
+    Ok(())
+}
+
+impl Host {
+    pub(super) fn row(&self) -> HostRow {
+        HostRow {
+            id: self.id,
+            hostname: self.name.clone(),
+            display_name: Arc::clone(&self.display_name),
+            ip: self.ip,
+            port: self.port,
+            source: self.source,
+            by_account: self.by_account,
+            tenure: self.tenure,
+            connected_at: self.connected_at,
+            heard_at: self.heard_at,
+        }
+    }
+}
+
+impl Registry {
+    /// Fills an empty registry with what the store holds. Hosts count until their timeout is over.
+    ///
+    /// # Errors
+    /// The store's; or rows that this program did not write.
+    pub fn load(&mut self, now: Millis, reader: &dyn Reader) -> Result<(), StoreError> {
+        let now = self.at(now);
+        let sql = "SELECT id, hostname, display_name, ip, port, source, by_account, tenure, connected_at, heard_at
+             FROM registry_host ORDER BY id";
+        let mut slots = std::collections::HashMap::new();
+        for row in reader.all(sql, &[], read_host)? {
+            self.next_number = self.next_number.max(row.id + 1).max(row.tenure + 1);
+            // The machine's clock may have been set back.
+            let (id, heard_at) = (row.id, row.heard_at.min(now));
+            let slot = self.put(Host {
+                id,
+                name: row.hostname,
+                display_name: row.display_name,
+                ip: row.ip,
+                port: row.port,
+                source: row.source,
+                by_account: row.by_account,
+                tenure: row.tenure,
+                connected_at: row.connected_at,
+                heard_at,
+                is_unsaved: false,
+                conn: None,
+                is_live: false,
+                files: Files::new(),
+                published: 0,
+                published_size: 0,
+                mark: 0,
+            });
+            self.silent.insert((heard_at, slot));
+            slots.insert(id, slot);
+        }
+        reader.query("SELECT host, fname, entry FROM registry_file ORDER BY host, fname", &[], &mut |row| {
+            let fname = FileName::new(row.text(1)?).map_err(|error| invalid("fname", &error))?;
+            let entry: FileEntry =
+                serde_json::from_str(row.text(2)?).map_err(|error| invalid("entry", &error.to_string()))?;
+            if let Some(slot) = slots.get(&row.uint(0)?) {
+                self.set_file(*slot, &fname, Some(Arc::new(entry)));
+            }
+            Ok(())
+        })?;
+        for slot in slots.into_values() {
+            let heard_at = self.slots[slot as usize].as_ref().map_or(now, |host| host.heard_at);
+            if now < heard_at.plus(self.timeout) {
+                self.silent.remove(&(heard_at, slot));
+                self.rise(slot);
+            }
+        }
+        let sql = "SELECT hostname, secret, tenure, by_account, made_at FROM registry_secret ORDER BY made_at";
+        for (hostname, secret) in reader.all(sql, &[], read_secret)? {
+            self.secrets.restore(hostname, secret);
+        }
+        self.next_number = self.next_number.max(self.secrets.last_tenure() + 1);
+        Ok(())
+    }
+}
+
+fn read_host(row: &Row<'_>) -> Result<HostRow, StoreError> {
+    let ip = |column: usize| row.text(column)?.parse().map_err(|_| invalid("ip", "expected an IP address"));
+    Ok(HostRow {
+        id: row.uint(0)?,
+        hostname: name(row.text(1)?)?,
+        display_name: row.text(2)?.into(),
+        ip: ip(3)?,
+        port: u16::try_from(row.int(4)?).map_err(|_| invalid("port", "expected a port"))?,
+        source: ip(5)?,
+        by_account: row.bool(6)?,
+        tenure: row.uint(7)?,
+        connected_at: row.millis(8)?,
+        heard_at: row.millis(9)?,
+    })
+}
+
+fn read_secret(row: &Row<'_>) -> Result<(Name, Secret), StoreError> {
+    let key = SecretKey::from_bytes(row.blob(1)?).ok_or_else(|| invalid("secret", "expected 32 bytes"))?;
+    let (tenure, by_account, made_at) = (row.uint(2)?, row.bool(3)?, row.millis(4)?);
+    Ok((name(row.text(0)?)?, Secret { key, tenure, by_account, made_at }))
+}
+
+fn name(text: &str) -> Result<Name, StoreError> {
+    Name::new(text).map_err(|error| invalid("hostname", &error))
+}
+
+fn invalid(column: &str, what: &str) -> StoreError {
+    StoreError::Invalid(format!("{column} of a row of the registry: {what}"))
+}
+
+/// Numbers count from 1 and never come near the end.
+fn number(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Invalid("a number of the registry is too large".to_owned()))
+}

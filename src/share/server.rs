@@ -1,0 +1,611 @@
+//! The registry's server: one JSON object a line over connections that stay open, a thread each. SPEC.md section 6.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `keeper.rs` | the core behind its lock, and its way to disk |
+//! | `answers.rs` | answers on their way out, the long ones in pages |
+//! | `view.rs` | the same for the server API |
+//!
+//! The lock is held for a step of memory work at a time, never while anything is read, stored or sent. An answer
+//! leaves once everything that it was built on is on disk; a PING changes nothing that must be.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing};
+use super::wire::requests::{self, REQUEST_MAX};
+use super::wire::{Files, Register, Request, answers as wire};
+use crate::model::{Clock, Name, Token};
+use crate::net::budget::{Budget, Share};
+use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
+use crate::net::counters::Counter;
+use crate::net::deadline::ReadBefore;
+use crate::net::gate::Gate;
+use crate::net::lines::{LineError, LineLimits, LineReader};
+use crate::net::porch::Porch;
+use crate::net::tcp::{self, TcpServer};
+use crate::net::threads::{self, Executor};
+use crate::net::tls::Identity;
+use crate::storage::{Store, StoreError};
+
+mod answers;
+mod keeper;
+mod view;
+
+pub use view::{Client, View};
+
+use answers::{Broken, Output};
+use keeper::Keeper;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that is closed by us is read on, so that the other end can read our last word.
+const LINGER: Duration = Duration::from_secs(2);
+/// Between two looks for hosts that were not heard for long.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// How much of what may be long is done before the lock is let go for a moment.
+const STEP: usize = 256;
+
+/// The user accounts, as far as the registry asks.
+pub trait Accounts: Send + Sync {
+    /// Whether a hostname is the name of a user.
+    fn is_account(&self, hostname: &str) -> bool;
+    /// The user whose token this is, if it is valid now.
+    fn owner_of(&self, token: &str) -> Option<String>;
+    /// Whether that user signed in from this address within the life of a token.
+    fn signed_in_from(&self, hostname: &str, ip: IpAddr) -> bool;
+}
+
+/// What it takes to have the hostname that is a user's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AuthMode {
+    /// A token of that user.
+    #[default]
+    Strict,
+    /// That, or the address from which the user signed in.
+    Address,
+}
+
+/// What the operator chose.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen.
+    pub addr: SocketAddr,
+    /// How long a host is there after it was last heard.
+    pub peer_timeout: Duration,
+    /// Who gets a user's hostname.
+    pub auth: AuthMode,
+}
+
+/// What the server stands on.
+#[derive(Clone)]
+pub struct Floor {
+    /// Threads for connections.
+    pub executor: Arc<Executor>,
+    /// The bound of connections.
+    pub gate: Arc<Gate>,
+    /// The bound of what was received and not yet handled.
+    pub budget: Arc<Budget>,
+    /// For those who begin with TLS; without it they are closed.
+    pub identity: Option<Arc<Identity>>,
+    /// Clients on other hosts may speak without TLS.
+    pub plain_from_afar: bool,
+    /// The process's clock.
+    pub clock: Clock,
+    /// Opened with [`MIGRATIONS`](super::registry::store::MIGRATIONS).
+    pub store: Arc<Store>,
+    /// Who has an account.
+    pub accounts: Arc<dyn Accounts>,
+}
+
+/// Why a registry could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port is taken (or not allowed).
+    #[error("cannot bind {addr}")]
+    Bind {
+        /// Which address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gave no thread.
+    #[error("cannot start")]
+    System(#[from] io::Error),
+    /// What is stored could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a registry did so far.
+#[derive(Debug, Default)]
+struct Counters {
+    requests: Counter,
+    refused: Counter,
+    pings: Counter,
+    registered: Counter,
+    replaced: Counter,
+    connections_failed: Counter,
+}
+
+impl Counters {
+    fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("requests", self.requests.get()),
+            ("requests_refused", self.refused.get()),
+            ("pings", self.pings.get()),
+            ("registered", self.registered.get()),
+            ("connections_replaced", self.replaced.get()),
+            ("connections_failed", self.connections_failed.get()),
+        ]
+    }
+}
+
+/// A registry that runs.
+pub struct RegistryServer {
+    tcp: TcpServer,
+    shared: Arc<Shared>,
+    sweeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    config: Config,
+    floor: Floor,
+    keeper: Keeper,
+    /// Connections that hold a hostname, to be closed when another one gets it.
+    holders: Mutex<HashMap<ConnId, Weak<TcpStream>>>,
+    next_conn: AtomicU64,
+    /// Connections that hold none give way when room is short.
+    porch: Arc<Porch>,
+    counters: Counters,
+    is_closed: Mutex<bool>,
+    closing: Condvar,
+}
+
+impl RegistryServer {
+    /// Takes up what the store holds, and listens.
+    ///
+    /// # Errors
+    /// [`StartError`]: the port is in use, or the store cannot be read.
+    pub fn start(config: Config, floor: Floor) -> Result<RegistryServer, StartError> {
+        RegistryServer::start_bounded(config, floor, Bounds::default())
+    }
+
+    /// The same with other bounds on hosts and files.
+    ///
+    /// # Errors
+    /// As [`start`](RegistryServer::start).
+    pub fn start_bounded(config: Config, floor: Floor, bounds: Bounds) -> Result<RegistryServer, StartError> {
+        let addr = config.addr;
+        let listener = tcp::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
+        let keeper = Keeper::open(Arc::clone(&floor.store), floor.clock, config.peer_timeout, bounds)?;
+        let (executor, gate) = (Arc::clone(&floor.executor), Arc::clone(&floor.gate));
+        let shared = Arc::new(Shared {
+            config,
+            floor,
+            keeper,
+            holders: Mutex::default(),
+            next_conn: AtomicU64::new(1),
+            porch: Porch::new(Arc::clone(&gate)),
+            counters: Counters::default(),
+            is_closed: Mutex::new(false),
+            closing: Condvar::new(),
+        });
+        // An account may have been made without this registry having heard of it.
+        for hostname in shared.keeper.strangers() {
+            if shared.floor.accounts.is_account(hostname.as_str()) {
+                shared.keeper.account_created(hostname.as_str())?;
+            }
+        }
+        let busy = [&*wire::error("BUSY: too many connections; try again"), b"\n"].concat();
+        let handler = Arc::new({
+            let shared = Arc::clone(&shared);
+            move |stream: Arc<TcpStream>, source: SocketAddr| shared.receive(stream, source.ip().to_canonical())
+        });
+        let tcp = TcpServer::start(listener, executor, gate, busy, handler)?;
+        let sweeper = threads::spawn("registry-sweep", {
+            let shared = Arc::clone(&shared);
+            move || shared.keep_sweeping()
+        })?;
+        Ok(RegistryServer { tcp, shared, sweeper: Mutex::new(Some(sweeper)) })
+    }
+
+    /// Where it is.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.tcp.local_addr()
+    }
+
+    /// What it knows, for others in this process.
+    pub fn view(&self) -> View {
+        View::of(Arc::clone(&self.shared))
+    }
+
+    /// A user account of that name was made: a stranger who holds the hostname loses it.
+    pub fn account_created(&self, hostname: &str) {
+        if let Err(error) = self.shared.keeper.account_created(hostname) {
+            log::error!("registry: a hostname that became an account's could not be taken: {error}");
+        }
+    }
+
+    /// Every counter of the registry and of the listener beneath it, with its name.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let shared = &self.shared;
+        let closed = vec![("newcomers_closed", shared.porch.closed())];
+        [shared.counters.list(), shared.keeper.sizes().to_vec(), closed, self.tcp.counters().list()].concat()
+    }
+
+    /// Does what its own thread does every 30 s: hosts that were not heard for long are dropped, and when the others
+    /// were last heard is written down.
+    pub fn sweep(&self) {
+        self.shared.sweep();
+    }
+
+    /// Takes no more work; what is in hand may be finished within `grace`. Everything is on disk then.
+    pub fn stop(&self, grace: Duration) {
+        let left = self.tcp.stop(grace);
+        if left > 0 {
+            log::warn!("registry: {left} requests were not finished");
+        }
+        self.shared.close();
+        let sweeper = self.sweeper.lock().take();
+        let Some(sweeper) = sweeper else { return };
+        // A panic of it was logged there.
+        let _ = sweeper.join();
+        self.shared.sweep();
+        self.shared.floor.store.sync_all();
+    }
+}
+
+impl Drop for RegistryServer {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl fmt::Debug for RegistryServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryServer").field("tcp", &self.tcp).finish_non_exhaustive()
+    }
+}
+
+/// One connection's memory.
+struct Caller {
+    conn: ConnId,
+    source: IpAddr,
+    stream: Weak<TcpStream>,
+    /// What its REGISTER got: the hostname and the secret.
+    held: Option<(Name, Token)>,
+}
+
+/// Why a request gets an ERROR.
+enum Failure {
+    Refused(Refusal),
+    /// The hostname went to another connection, or to a user.
+    Lost(String),
+    Store(StoreError),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Failure {
+        Failure::Refused(refusal)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        Failure::Store(error)
+    }
+}
+
+impl Failure {
+    fn reason(self) -> String {
+        match self {
+            Failure::Refused(refusal) => refusal.to_string(),
+            Failure::Lost(reason) => reason,
+            Failure::Store(error) => {
+                log::error!("registry: {error}");
+                "UNAVAILABLE: it could not be stored or read, and nothing has changed; try again".to_owned()
+            }
+        }
+    }
+}
+
+/// Why a connection is over.
+enum Ended {
+    /// Nothing came for long.
+    Silent,
+    /// For the log.
+    Failed(String),
+}
+
+impl From<LineError> for Ended {
+    fn from(error: LineError) -> Ended {
+        match error {
+            LineError::Idle { .. } => Ended::Silent,
+            error => Ended::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<ConnError> for Ended {
+    fn from(error: ConnError) -> Ended {
+        match error {
+            ConnError::Silent => Ended::Silent,
+            error => Ended::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Ended {
+        Ended::Failed(format!("cannot answer: {error}"))
+    }
+}
+
+impl Shared {
+    fn receive(&self, stream: Arc<TcpStream>, source: IpAddr) {
+        let conn = self.next_conn.fetch_add(1, Ordering::Relaxed);
+        let stream_of = Arc::downgrade(&stream);
+        let mut caller = Caller { conn, source, stream: stream_of, held: None };
+        // Also when the thread panics.
+        let _leaves = Leaves { shared: self, conn };
+        match self.serve(stream, &mut caller) {
+            // Who says nothing more is no failure.
+            Ok(()) | Err(Ended::Silent) => {}
+            Err(Ended::Failed(why)) => {
+                self.counters.connections_failed.add(1);
+                log::debug!("registry: connection from {source}: {why}");
+            }
+        }
+    }
+
+    fn serve(&self, stream: Arc<TcpStream>, caller: &mut Caller) -> Result<(), Ended> {
+        let limits = LineLimits::new(REQUEST_MAX);
+        let mut newcomer = Some(self.porch.enter(&stream, caller.source));
+        let conn = match &self.floor.identity {
+            Some(identity) => {
+                Conn::accept_any(stream, identity, Instant::now() + limits.idle_timeout, HANDSHAKE_TIMEOUT)?
+            }
+            None => Conn::plain(stream),
+        };
+        let lets_in = conn.is_tls() || caller.source.is_loopback() || self.floor.plain_from_afar;
+        let (incoming, writer) = conn.split();
+        let share = Share::of(Arc::clone(&self.floor.budget));
+        let mut reader = LineReader::new(incoming, limits).with_share(share);
+        loop {
+            match reader.read_bytes() {
+                Ok(Some(line)) if line.trim_ascii().is_empty() => {}
+                Ok(Some(line)) => {
+                    if !lets_in {
+                        self.refuse(&writer, "from another host the registry wants TLS")?;
+                        linger(reader, &writer);
+                        return Ok(());
+                    }
+                    let request = requests::parse(&line);
+                    drop(line);
+                    self.answer(caller, request, &mut Output::new(&writer))?;
+                    if caller.held.is_some() {
+                        newcomer = None;
+                    } else if newcomer.is_none() {
+                        newcomer = Some(self.porch.enter(writer.stream(), caller.source));
+                    }
+                }
+                Ok(None) => {
+                    writer.finish();
+                    return Ok(());
+                }
+                Err(error) => {
+                    match &error {
+                        LineError::Busy => self.refuse(&writer, &format!("BUSY: {error}"))?,
+                        LineError::TooLong { .. } | LineError::MessageTimeout { .. } => {
+                            self.refuse(&writer, &error.to_string())?;
+                        }
+                        LineError::Idle { .. } | LineError::Truncated | LineError::NotUtf8 | LineError::Io(_) => {
+                            return Err(error.into());
+                        }
+                    }
+                    linger(reader, &writer);
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, writer: &ConnWriter, reason: &str) -> io::Result<()> {
+        self.counters.refused.add(1);
+        Output::new(writer).line(&wire::error(reason))
+    }
+
+    /// Answers one request.
+    fn answer(&self, caller: &mut Caller, request: Result<Request, String>, out: &mut Output<'_>) -> io::Result<()> {
+        self.counters.requests.add(1);
+        let done = match request {
+            Err(reason) => {
+                self.counters.refused.add(1);
+                return out.line(&wire::error(&reason));
+            }
+            Ok(Request::Ping(ping)) => {
+                self.counters.pings.add(1);
+                let is_there = self.keeper.ping(caller.conn, ping.hostname.as_str());
+                is_there.map(|is_there| if is_there { wire::ALIVE } else { wire::DEAD }.to_vec()).map_err(Failure::from)
+            }
+            Ok(Request::Request(wanted)) => return self.stream(caller, out, |out| self.found(&wanted.fname, out)),
+            Ok(Request::Discover(whom)) => return self.stream(caller, out, |out| self.discovered(&whom.hostname, out)),
+            Ok(Request::List(list)) => return self.stream(caller, out, |out| self.listed(list, out)),
+            Ok(Request::Register(register)) => self.register(caller, *register),
+            Ok(Request::Publish(publish)) => {
+                let done = self.keeper.change(caller.conn, |core, now| {
+                    core.publish(now, caller.conn, &publish.hostname, &publish.fname, publish.entry)
+                });
+                done.map(|()| wire::ACK.to_vec())
+            }
+            Ok(Request::Unpublish(unpublish)) => {
+                let done = self.keeper.change(caller.conn, |core, now| {
+                    core.unpublish(now, caller.conn, &unpublish.hostname, &unpublish.fname)
+                });
+                done.map(|()| wire::ACK.to_vec())
+            }
+            Ok(Request::Unregister(whom)) => {
+                let done =
+                    self.keeper.change(caller.conn, |core, now| core.unregister(now, caller.conn, &whom.hostname));
+                if done.is_ok() {
+                    caller.held = None;
+                    self.holders.lock().remove(&caller.conn);
+                }
+                done.map(|()| wire::OK.to_vec())
+            }
+        };
+        match done {
+            Ok(line) => out.line(&line),
+            Err(failure) => {
+                self.counters.refused.add(1);
+                let failure = self.as_lost(caller, failure);
+                out.line(&wire::error(&failure.reason()))
+            }
+        }
+    }
+
+    /// An answer that is written while it is made.
+    fn stream<'o>(
+        &self,
+        caller: &Caller,
+        out: &mut Output<'o>,
+        answer: impl FnOnce(&mut Output<'o>) -> Result<(), Broken>,
+    ) -> io::Result<()> {
+        self.keeper.hear(caller.conn);
+        match answer(out) {
+            Ok(()) => Ok(()),
+            Err(Broken::Io(error)) => Err(error),
+            Err(Broken::Refused(failure)) => {
+                self.counters.refused.add(1);
+                out.line(&wire::error(&failure.reason()))
+            }
+        }
+    }
+
+    /// Who had a hostname and has it no more is told so.
+    fn as_lost(&self, caller: &Caller, failure: Failure) -> Failure {
+        match (failure, &caller.held) {
+            (Failure::Refused(Refusal::NotRegistered), Some((held, _))) => {
+                if self.floor.accounts.is_account(held.as_str()) {
+                    Failure::Refused(Refusal::NeedsToken)
+                } else {
+                    Failure::Lost(format!("hostname: {held} is not this connection's any more; REGISTER again"))
+                }
+            }
+            (failure, _) => failure,
+        }
+    }
+
+    fn register(&self, caller: &mut Caller, register: Register) -> Result<Vec<u8>, Failure> {
+        let hostname = register.hostname.clone();
+        let fresh = Token::random();
+        // On the same connection the secret stays the same.
+        let own = caller.held.as_ref().filter(|(held, _)| *held == hostname).map(|(_, secret)| secret);
+        let shown = register.resume.as_ref().or(own);
+        let claim = Claim {
+            display_name: register.display_name.as_ref().unwrap_or(&hostname).as_str().into(),
+            port: register.port,
+            ip: register.ip,
+            source: caller.source,
+            standing: self.standing(&hostname, register.token.as_ref(), caller.source),
+            resume: shown.map(SecretKey::of),
+            fresh: SecretKey::of(&fresh),
+            keeps_files: register.files.is_none() && register.resume.is_some(),
+            file_count: register.files.as_ref().map_or(0, Files::len),
+            hostname,
+        };
+        let granted = self.keeper.register(caller.conn, &claim, &register.files.unwrap_or_default())?;
+        if let Some(replaced) = granted.replaced {
+            self.counters.replaced.add(1);
+            self.close_holder(replaced);
+        }
+        self.holders.lock().insert(caller.conn, caller.stream.clone());
+        let secret = if granted.resumed { shown.cloned().unwrap_or(fresh) } else { fresh };
+        caller.held = Some((claim.hostname.clone(), secret.clone()));
+        // The account may have been made while this was under way.
+        if claim.standing == Standing::Free && self.floor.accounts.is_account(claim.hostname.as_str()) {
+            self.keeper.account_created(claim.hostname.as_str())?;
+            return Err(Refusal::NeedsToken.into());
+        }
+        self.counters.registered.add(1);
+        Ok(wire::registered(&secret))
+    }
+
+    fn standing(&self, hostname: &Name, token: Option<&Token>, source: IpAddr) -> Standing {
+        let accounts = &self.floor.accounts;
+        if !accounts.is_account(hostname.as_str()) {
+            return Standing::Free;
+        }
+        let owner = token.and_then(|token| accounts.owner_of(token.reveal()));
+        Standing::Account(if owner.is_some_and(|owner| owner == hostname.as_str()) {
+            Proof::Token
+        } else if self.config.auth == AuthMode::Address && accounts.signed_in_from(hostname.as_str(), source) {
+            Proof::Address
+        } else {
+            Proof::None
+        })
+    }
+
+    fn close_holder(&self, conn: ConnId) {
+        let stream = self.holders.lock().remove(&conn).and_then(|stream| stream.upgrade());
+        if let Some(stream) = stream
+            && let Err(error) = stream.shutdown(std::net::Shutdown::Both)
+        {
+            // It has ended by itself meanwhile.
+            log::debug!("registry: closing a connection that was replaced: {error}");
+        }
+    }
+
+    fn keep_sweeping(&self) {
+        let mut is_closed = self.is_closed.lock();
+        while !*is_closed {
+            if self.closing.wait_for(&mut is_closed, SWEEP_EVERY).timed_out() {
+                MutexGuard::unlocked(&mut is_closed, || self.sweep());
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        if let Err(error) = self.keeper.sweep() {
+            log::error!("registry: what a sweep has found could not be stored: {error}");
+        }
+    }
+
+    fn close(&self) {
+        *self.is_closed.lock() = true;
+        self.closing.notify_all();
+    }
+}
+
+/// A connection's end, as the registry sees it.
+struct Leaves<'s> {
+    shared: &'s Shared,
+    conn: ConnId,
+}
+
+impl Drop for Leaves<'_> {
+    fn drop(&mut self) {
+        self.shared.keeper.closed(self.conn);
+        self.shared.holders.lock().remove(&self.conn);
+    }
+}
+
+/// Says that nothing more will be written, and reads on for a moment without looking at it: closing at once would
+/// reset the connection, and the other end might never read our last message.
+fn linger(reader: LineReader<ConnReader>, writer: &ConnWriter) {
+    writer.finish();
+    let (mut source, _) = reader.into_parts();
+    let deadline = Instant::now() + LINGER;
+    let mut ignored = [0; 1024];
+    // Whatever ends it, the end is what was wanted.
+    while matches!(source.read_before(&mut ignored, deadline), Ok(1..)) {}
+}

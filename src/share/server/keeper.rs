@@ -1,0 +1,271 @@
+//! The core behind its lock, and its way to disk.
+//!
+//! A change of memory and its hand-over to the store's writer happen under one lock, so that disk order is
+//! memory's. If a change cannot be stored, memory is built anew from the disk before anything else is answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::{Failure, STEP};
+use crate::model::{Clock, Millis, Name};
+use crate::share::registry::{Bounds, Change, Claim, ConnId, Granted, Refusal, Registry, store};
+use crate::share::wire::Files;
+use crate::storage::{Chain, Store, StoreError, Ticket};
+
+/// How many hosts' last signs of life are written in one transaction.
+const HEARD_AT_ONCE: usize = 4096;
+
+pub(super) struct Keeper {
+    store: Arc<Store>,
+    clock: Clock,
+    timeout: Duration,
+    bounds: Bounds,
+    state: Mutex<State>,
+    /// Every change up to this one is on disk.
+    committed: AtomicU64,
+}
+
+struct State {
+    core: Registry,
+    /// Changes as when everything was read from disk and what was done since are of one chain.
+    chain: Chain,
+    /// The newest change.
+    newest: Ticket,
+}
+
+/// A change that was handed over, and the memory that it belongs to.
+struct Handed {
+    ticket: Ticket,
+    chain: Chain,
+}
+
+impl State {
+    fn hand_over(&mut self, store: &Store, changes: Vec<Change>) {
+        if !changes.is_empty() {
+            self.newest = store.append(self.chain, move |tx| changes.iter().try_for_each(|change| change.write(tx)));
+        }
+    }
+
+    fn handed(&self) -> Handed {
+        Handed { ticket: self.newest.clone(), chain: self.chain }
+    }
+}
+
+impl Keeper {
+    /// Reads what the store holds.
+    pub(super) fn open(
+        store: Arc<Store>,
+        clock: Clock,
+        timeout: Duration,
+        bounds: Bounds,
+    ) -> Result<Keeper, StoreError> {
+        let chain = store.chain();
+        let core = load(&store, clock.now(), timeout, bounds)?;
+        let state = Mutex::new(State { core, chain, newest: Ticket::committed() });
+        Ok(Keeper { store, clock, timeout, bounds, state, committed: AtomicU64::new(0) })
+    }
+
+    /// One change of the host that a connection holds; returns once it is on disk.
+    pub(super) fn change(
+        &self,
+        conn: ConnId,
+        work: impl FnOnce(&mut Registry, Millis) -> Result<Vec<Change>, Refusal>,
+    ) -> Result<(), Failure> {
+        let now = self.clock.now();
+        let (refused, handed) = {
+            let mut state = self.state.lock();
+            let refused = match work(&mut state.core, now) {
+                Ok(changes) => {
+                    state.hand_over(&self.store, changes);
+                    let mark = state.newest.seq();
+                    state.core.mark(conn, mark);
+                    None
+                }
+                Err(refusal) => Some(refusal),
+            };
+            (refused, state.handed())
+        };
+        // A refusal, too, rests on what was there.
+        self.settle(&handed)?;
+        refused.map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    /// REGISTER, with the list that it brings: in steps, each of which lets others in between.
+    pub(super) fn register(&self, conn: ConnId, claim: &Claim, files: &Files) -> Result<Granted, Failure> {
+        let now = self.clock.now();
+        let mut room = true;
+        while room {
+            let mut state = self.state.lock();
+            let mut changes = Vec::new();
+            room = state.core.make_room(claim, STEP, &mut changes);
+            state.hand_over(&self.store, changes);
+        }
+        let (result, first) = {
+            let mut state = self.state.lock();
+            let result = state.core.register(now, conn, claim).map(|mut granted| {
+                state.hand_over(&self.store, std::mem::take(&mut granted.changes));
+                let mark = state.newest.seq();
+                state.core.mark(conn, mark);
+                granted
+            });
+            (result, state.handed())
+        };
+        let mut handed = first;
+        let mut after = None;
+        let mut is_done = result.as_ref().map_or(true, |granted| granted.files_stay);
+        while !is_done {
+            let mut state = self.state.lock();
+            if state.chain != handed.chain {
+                // Memory was built anew: of the claim itself it is not known whether it is there.
+                break;
+            }
+            let mut changes = Vec::new();
+            let next = state.core.replace_files(conn, files, after.as_ref(), STEP, &mut changes);
+            state.hand_over(&self.store, changes);
+            let mark = state.newest.seq();
+            state.core.mark(conn, mark);
+            handed = state.handed();
+            drop(state);
+            match next? {
+                Some(last) => after = Some(last),
+                None => is_done = true,
+            }
+        }
+        // All of them are of one chain: the last is on disk only if the others are.
+        self.settle(&handed)?;
+        Ok(result?)
+    }
+
+    /// Whether a host is there. Also a sign of life of whoever holds a hostname at that connection.
+    pub(super) fn ping(&self, conn: ConnId, hostname: &str) -> Result<bool, StoreError> {
+        let now = self.clock.now();
+        let (is_there, handed) = {
+            let mut state = self.state.lock();
+            state.core.hear(now, conn);
+            let presence = state.core.presence(now, hostname);
+            // Nearly always what made the host what it is was on disk long ago.
+            if presence.is_some_and(|mark| mark <= self.committed.load(Ordering::Acquire)) {
+                return Ok(true);
+            }
+            (presence.is_some(), state.handed())
+        };
+        self.settle(&handed)?;
+        Ok(is_there)
+    }
+
+    /// Something came over a connection.
+    pub(super) fn hear(&self, conn: ConnId) {
+        let now = self.clock.now();
+        self.state.lock().core.hear(now, conn);
+    }
+
+    /// A connection is closed.
+    pub(super) fn closed(&self, conn: ConnId) {
+        self.state.lock().core.closed(conn);
+    }
+
+    /// Looks at one step's worth of what is there, with all that is due expired, and answers once what was seen
+    /// is on disk.
+    pub(super) fn look<T>(&self, work: impl FnOnce(&mut Registry, Millis) -> T) -> Result<T, StoreError> {
+        let now = self.clock.now();
+        loop {
+            let mut state = self.state.lock();
+            if state.core.expire(now, STEP) {
+                continue;
+            }
+            let seen = work(&mut state.core, now);
+            let handed = state.handed();
+            drop(state);
+            self.settle(&handed)?;
+            return Ok(seen);
+        }
+    }
+
+    /// The hosts that have not shown to be users.
+    pub(super) fn strangers(&self) -> Vec<Name> {
+        self.state.lock().core.strangers()
+    }
+
+    /// A hostname is a user's from now on.
+    pub(super) fn account_created(&self, hostname: &str) -> Result<(), StoreError> {
+        let handed = {
+            let mut state = self.state.lock();
+            let changes = state.core.account_created(hostname);
+            state.hand_over(&self.store, changes);
+            state.handed()
+        };
+        self.settle(&handed)
+    }
+
+    /// Drops who was not heard for long, tidies up, and writes down when the others were last heard.
+    pub(super) fn sweep(&self) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        while self.state.lock().core.expire(now, STEP) {}
+        let mut more = true;
+        while more {
+            let handed = {
+                let mut state = self.state.lock();
+                let mut changes = Vec::new();
+                more = state.core.tidy(now, STEP, &mut changes);
+                state.hand_over(&self.store, changes);
+                state.handed()
+            };
+            // Waited for, so that the writer's queue is not filled by it alone.
+            self.settle(&handed)?;
+        }
+        loop {
+            let heard = self.state.lock().core.take_unsaved(HEARD_AT_ONCE);
+            if heard.is_empty() {
+                return Ok(());
+            }
+            // For itself: if it fails, nothing is lost but some time of those hosts after a restart.
+            self.store.submit(move |tx| store::write_heard(tx, &heard)).wait()?;
+        }
+    }
+
+    /// Sizes for the counters.
+    pub(super) fn sizes(&self) -> [(&'static str, u64); 5] {
+        self.state.lock().core.sizes()
+    }
+
+    /// Waits until a change is on disk. When it could not be stored, memory is built anew before this returns.
+    fn settle(&self, handed: &Handed) -> Result<(), StoreError> {
+        match handed.ticket.wait() {
+            Ok(()) => {
+                self.committed.fetch_max(handed.ticket.seq(), Ordering::AcqRel);
+                Ok(())
+            }
+            Err(error) => {
+                self.rebuild(handed.chain);
+                Err(error)
+            }
+        }
+    }
+
+    fn rebuild(&self, failed: Chain) {
+        // Held while the store is read, on purpose: nobody may look at the memory that is wrong.
+        let mut state = self.state.lock();
+        if state.chain != failed {
+            return;
+        }
+        let chain = self.store.chain();
+        match load(&self.store, self.clock.now(), self.timeout, self.bounds) {
+            Ok(mut core) => {
+                core.adopt(&state.core);
+                *state = State { core, chain, newest: Ticket::committed() };
+                log::warn!("registry: memory was built anew from the disk");
+            }
+            // The old one stays, with a newest change that has failed: whatever is asked fails and tries this again.
+            Err(error) => log::error!("registry: the store cannot be read: {error}"),
+        }
+    }
+}
+
+fn load(store: &Store, now: Millis, timeout: Duration, bounds: Bounds) -> Result<Registry, StoreError> {
+    let mut core = Registry::new(timeout, bounds);
+    store.read(|reader| core.load(now, reader))?;
+    Ok(core)
+}

@@ -1,0 +1,143 @@
+//! What the registry knows, for the server API: memory work, in pages.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{STEP, Shared};
+use crate::model::{Millis, Name};
+use crate::share::registry::{Cursor, Piece, Shown, Totals};
+use crate::share::wire::{Digest, FileEntry, FileName, Files, HostEntry};
+use crate::storage::StoreError;
+
+/// A host that is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Client {
+    /// Its name.
+    pub hostname: Name,
+    /// The name for people.
+    pub display_name: Arc<str>,
+    /// Where its peer port is.
+    pub ip: IpAddr,
+    /// Its peer port.
+    pub port: u16,
+    /// Its published files, by name.
+    pub files: Vec<(FileName, Arc<FileEntry>)>,
+    /// How many those are.
+    pub file_count: u64,
+    /// When it was last heard.
+    pub last_seen: Millis,
+    /// Since when its connection, or the last one, was registered.
+    pub connected_at: Millis,
+    /// Its connection is open.
+    pub online: bool,
+}
+
+/// Looks at a registry that runs. Clones look at the same.
+#[derive(Clone)]
+pub struct View {
+    shared: Arc<Shared>,
+}
+
+impl View {
+    pub(super) fn of(shared: Arc<Shared>) -> View {
+        View { shared }
+    }
+
+    /// What is there, counted.
+    pub fn totals(&self) -> Totals {
+        self.or_nothing(self.shared.keeper.look(|core, _now| core.totals()))
+    }
+
+    /// The next hosts by name, with all their files.
+    pub fn page(&self, after: Option<&str>, at_most: usize) -> Vec<Client> {
+        let after = after.and_then(|after| Name::new(after).ok());
+        let cursor = after.map_or(Cursor::Offset(0), Cursor::After);
+        let mut clients: Vec<Client> = Vec::new();
+        self.walk(cursor, at_most, |piece| match piece {
+            Piece::Host(host) => clients.push(client(host)),
+            Piece::Files(files) => {
+                if let Some(client) = clients.last_mut() {
+                    client.files.extend(files);
+                }
+            }
+        });
+        clients
+    }
+
+    /// A host's published files, and where it is; none if it is not there.
+    pub fn discover(&self, hostname: &str) -> Option<(Files, (IpAddr, u16))> {
+        let host = self.or_nothing(self.shared.keeper.look(|core, now| core.discover(now, hostname)))?;
+        let mut files = BTreeMap::new();
+        self.walk(Cursor::files_of(&host), 0, |piece| {
+            if let Piece::Files(more) = piece {
+                files.extend(more);
+            }
+        });
+        Some((files, (host.ip, host.port)))
+    }
+
+    /// Whether a host is there.
+    pub fn ping(&self, hostname: &str) -> bool {
+        self.or_nothing(self.shared.keeper.look(|core, now| core.presence(now, hostname).is_some()))
+    }
+
+    /// Who has published this content, whatever its name there; `at_most` so many.
+    pub fn copies(&self, content: &Digest, at_most: usize) -> Vec<(FileName, HostEntry)> {
+        let (mut copies, mut after) = (Vec::new(), None);
+        loop {
+            let look = self.shared.keeper.look(|core, now| core.copies(now, content, after.as_ref(), STEP));
+            let (more, next) = self.or_nothing(look);
+            copies.extend(more);
+            if next.is_none() || copies.len() >= at_most {
+                copies.truncate(at_most);
+                return copies;
+            }
+            after = next;
+        }
+    }
+
+    fn walk(&self, mut cursor: Cursor, mut hosts: usize, mut each: impl FnMut(Piece)) {
+        while cursor != Cursor::End {
+            match self.shared.keeper.look(|core, _now| core.list(cursor, &mut hosts, STEP)) {
+                Ok((pieces, next)) => {
+                    pieces.into_iter().for_each(&mut each);
+                    cursor = next;
+                }
+                Err(error) => {
+                    log::error!("registry: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Memory is built anew when this fails: whoever asks again gets it.
+    fn or_nothing<T: Default>(&self, looked: Result<T, StoreError>) -> T {
+        looked.unwrap_or_else(|error| {
+            log::error!("registry: {error}");
+            T::default()
+        })
+    }
+}
+
+fn client(host: Shown) -> Client {
+    Client {
+        hostname: host.hostname,
+        display_name: host.display_name,
+        ip: host.ip,
+        port: host.port,
+        files: Vec::new(),
+        file_count: host.file_count,
+        last_seen: host.last_seen,
+        connected_at: host.connected_at,
+        online: host.is_open,
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").finish_non_exhaustive()
+    }
+}

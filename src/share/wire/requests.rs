@@ -1,0 +1,417 @@
+//! What clients ask the registry: one JSON object a line, read into a [`Request`] or refused with a reason
+//! that names the field.
+//!
+//! Fields are taken apart as raw JSON first and read one by one, so that each error can say which one it
+//! was; what is not known is skipped and costs nothing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use serde::de::{DeserializeOwned, Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use super::{Digest, FEATURE_LENGTH_MAX, FEATURES_MAX, FILE_SIZE_MAX, FileEntry, FileName, PORT_MIN, Seconds};
+use crate::model::{Name, Token, text};
+
+/// Most bytes of a request.
+pub const REQUEST_MAX: usize = 16 << 20;
+/// Most files of one host.
+pub const FILES_MAX: usize = 100_000;
+/// Most characters of a state that PING tells.
+const STATE_MAX: usize = 32;
+/// Most bytes of a token or secret; what is longer is none of ours.
+const SECRET_MAX: usize = 8 * 1024;
+
+/// A host's files.
+pub type Files = BTreeMap<FileName, Arc<FileEntry>>;
+
+/// What is asked of the registry.
+#[derive(Debug)]
+pub enum Request {
+    /// A host is there.
+    Register(Box<Register>),
+    /// A host has a file.
+    Publish(Box<Publish>),
+    /// A file is not to be shown any more.
+    Unpublish(Unpublish),
+    /// Who has a file of that name?
+    Request(Wanted),
+    /// Which files has that host, and where is it?
+    Discover(Hostname),
+    /// Who is there, with what?
+    List(List),
+    /// Is that host there?
+    Ping(Ping),
+    /// A host leaves.
+    Unregister(Hostname),
+}
+
+/// The data of REGISTER.
+#[derive(Debug, Clone, Serialize)]
+pub struct Register {
+    /// Whose files they are.
+    pub hostname: Name,
+    /// Where the files can be had.
+    pub port: u16,
+    /// At which address, if not the connection's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    /// The name for people; without it the hostname.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<Name>,
+    /// All files; without it none, or with a valid `resume` those of before.
+    #[serde(rename = "files_metadata", skip_serializing_if = "Option::is_none")]
+    pub files: Option<Files>,
+    /// That of the user account whose name the hostname is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
+    /// What the last REGISTER answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Token>,
+}
+
+/// The data of PUBLISH.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// Who has it.
+    pub hostname: Name,
+    /// Its name.
+    pub fname: FileName,
+    /// What it is; always published.
+    pub entry: Arc<FileEntry>,
+}
+
+/// The data of UNPUBLISH.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unpublish {
+    /// Who has it.
+    pub hostname: Name,
+    /// Its name.
+    pub fname: FileName,
+}
+
+/// The data of REQUEST.
+#[derive(Debug, Clone, Serialize)]
+pub struct Wanted {
+    /// The file's name.
+    pub fname: FileName,
+}
+
+/// The data of DISCOVER and UNREGISTER.
+#[derive(Debug, Clone, Serialize)]
+pub struct Hostname {
+    /// Which host.
+    pub hostname: Name,
+}
+
+/// The data of LIST; both count hostnames, in the order of the names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct List {
+    /// How many are passed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// How many are shown at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// The data of PING.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ping {
+    /// Whose presence is asked for.
+    pub hostname: Name,
+    /// How busy the sender is; for people who look at the wire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+/// Reads one line.
+///
+/// # Errors
+/// The reason: which field is missing or wrong, and what was expected.
+pub fn parse(line: &[u8]) -> Result<Request, String> {
+    let line = std::str::from_utf8(line).map_err(|_| "the message is not UTF-8".to_owned())?;
+    let Envelope { action, data } = serde_json::from_str(line)
+        .map_err(|error| format!("expected {{\"action\":…,\"data\":{{…}}}}: {}", plain(&error)))?;
+    let action: String = required("action", action)?;
+    match action.as_str() {
+        "REGISTER" => register(&fields(data)?).map(|register| Request::Register(Box::new(register))),
+        "PUBLISH" => publish(data).map(|publish| Request::Publish(Box::new(publish))),
+        "UNPUBLISH" => {
+            let data: Data<'_> = fields(data)?;
+            let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
+            Ok(Request::Unpublish(Unpublish { hostname, fname }))
+        }
+        "REQUEST" => Ok(Request::Request(Wanted { fname: required("fname", fields::<Data<'_>>(data)?.fname)? })),
+        "DISCOVER" => Ok(Request::Discover(hostname(data)?)),
+        "LIST" => {
+            let data: Data<'_> = fields(data)?;
+            let (offset, limit) = (whole("offset", data.offset)?, whole("limit", data.limit)?);
+            Ok(Request::List(List { offset, limit }))
+        }
+        "PING" => {
+            let data: Data<'_> = fields(data)?;
+            let state: Option<String> = optional("state", data.state)?;
+            if let Some(state) = &state {
+                text::check(state, 0, STATE_MAX).map_err(|error| format!("state: {error}"))?;
+            }
+            Ok(Request::Ping(Ping { hostname: required("hostname", data.hostname)?, state }))
+        }
+        "UNREGISTER" => Ok(Request::Unregister(hostname(data)?)),
+        _ => {
+            Err("action: expected REGISTER, PUBLISH, UNPUBLISH, REQUEST, DISCOVER, LIST, PING or UNREGISTER".to_owned())
+        }
+    }
+}
+
+/// Writes one line, without its end.
+pub fn write(request: &Request) -> Vec<u8> {
+    fn line(action: &str, data: &impl Serialize) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Line<'a, D> {
+            action: &'a str,
+            data: &'a D,
+        }
+        // Texts and numbers alone: writing them to memory cannot fail.
+        serde_json::to_vec(&Line { action, data }).unwrap_or_default()
+    }
+    match request {
+        Request::Register(data) => line("REGISTER", data),
+        Request::Publish(data) => line("PUBLISH", data),
+        Request::Unpublish(data) => line("UNPUBLISH", data),
+        Request::Request(data) => line("REQUEST", data),
+        Request::Discover(data) => line("DISCOVER", data),
+        Request::List(data) => line("LIST", data),
+        Request::Ping(data) => line("PING", data),
+        Request::Unregister(data) => line("UNREGISTER", data),
+    }
+}
+
+impl Serialize for Publish {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Flat<'a> {
+            hostname: &'a Name,
+            fname: &'a FileName,
+            #[serde(flatten)]
+            entry: &'a FileEntry,
+        }
+        Flat { hostname: &self.hostname, fname: &self.fname, entry: &self.entry }.serialize(serializer)
+    }
+}
+
+type Raw<'a> = Option<&'a RawValue>;
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    action: Raw<'a>,
+    #[serde(borrow)]
+    data: Raw<'a>,
+}
+
+/// Every field that some action knows.
+#[derive(Default, Deserialize)]
+struct Data<'a> {
+    #[serde(borrow)]
+    hostname: Raw<'a>,
+    #[serde(borrow)]
+    fname: Raw<'a>,
+    #[serde(borrow)]
+    port: Raw<'a>,
+    #[serde(borrow)]
+    ip: Raw<'a>,
+    #[serde(borrow)]
+    display_name: Raw<'a>,
+    #[serde(borrow)]
+    files_metadata: Raw<'a>,
+    #[serde(borrow)]
+    token: Raw<'a>,
+    #[serde(borrow)]
+    resume: Raw<'a>,
+    #[serde(borrow)]
+    offset: Raw<'a>,
+    #[serde(borrow)]
+    limit: Raw<'a>,
+    #[serde(borrow)]
+    state: Raw<'a>,
+}
+
+/// Every field of a file.
+#[derive(Default, Deserialize)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    size: Raw<'a>,
+    #[serde(borrow)]
+    modified: Raw<'a>,
+    #[serde(borrow)]
+    created: Raw<'a>,
+    #[serde(borrow)]
+    published_at: Raw<'a>,
+    #[serde(borrow)]
+    is_published: Raw<'a>,
+    #[serde(borrow)]
+    blake3: Raw<'a>,
+    #[serde(borrow)]
+    pieces_root: Raw<'a>,
+    #[serde(borrow)]
+    features: Raw<'a>,
+}
+
+/// The data of an action; without it, no field.
+fn fields<'a, T: Default + Deserialize<'a>>(data: Raw<'a>) -> Result<T, String> {
+    let Some(data) = data else { return Ok(T::default()) };
+    if !data.get().starts_with('{') {
+        return Err("data: expected an object".to_owned());
+    }
+    serde_json::from_str(data.get()).map_err(|error| format!("data: {}", plain(&error)))
+}
+
+fn hostname(data: Raw<'_>) -> Result<Hostname, String> {
+    Ok(Hostname { hostname: required("hostname", fields::<Data<'_>>(data)?.hostname)? })
+}
+
+fn register(data: &Data<'_>) -> Result<Register, String> {
+    let port = match whole("port", data.port)?.map(u16::try_from) {
+        Some(Ok(port)) if port >= PORT_MIN => port,
+        Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
+        None => return Err(missing("port")),
+    };
+    Ok(Register {
+        hostname: required("hostname", data.hostname)?,
+        port,
+        ip: optional::<String>("ip", data.ip)?
+            .map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()))
+            .transpose()?
+            .map(|ip| ip.to_canonical()),
+        display_name: optional("display_name", data.display_name)?,
+        files: data.files_metadata.map(files).transpose()?,
+        token: secret("token", data.token)?,
+        resume: secret("resume", data.resume)?,
+    })
+}
+
+/// The file's fields stand beside the others.
+fn publish(raw: Raw<'_>) -> Result<Publish, String> {
+    let data: Data<'_> = fields(raw)?;
+    let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
+    let entry = entry(&fields(raw)?, true)?;
+    Ok(Publish { hostname, fname, entry: Arc::new(entry) })
+}
+
+fn secret(field: &str, raw: Raw<'_>) -> Result<Option<Token>, String> {
+    let Some(secret) = optional::<String>(field, raw)? else { return Ok(None) };
+    if secret.len() > SECRET_MAX {
+        return Err(format!("{field}: expected at most {SECRET_MAX} bytes"));
+    }
+    Ok(Some(Token::from_text(secret)))
+}
+
+/// One file's fields. PUBLISH says by itself that the file is published.
+fn entry(raw: &Entry<'_>, is_published: bool) -> Result<FileEntry, String> {
+    let size = whole("size", raw.size)?.ok_or_else(|| missing("size"))?;
+    if size > FILE_SIZE_MAX {
+        return Err(format!("size: expected at most {FILE_SIZE_MAX} bytes"));
+    }
+    Ok(FileEntry {
+        size,
+        modified: required("modified", raw.modified)?,
+        created: optional("created", raw.created)?,
+        published_at: optional::<Seconds>("published_at", raw.published_at)?,
+        is_published: is_published || required("is_published", raw.is_published)?,
+        blake3: optional::<Digest>("blake3", raw.blake3)?,
+        pieces_root: optional::<Digest>("pieces_root", raw.pieces_root)?,
+        features: features(optional::<Vec<String>>("features", raw.features)?.unwrap_or_default())
+            .map_err(|error| format!("features: {error}"))?,
+    })
+}
+
+/// Checks what a file lists. The lists that nearly all files have are shared.
+pub(super) fn features(listed: Vec<String>) -> Result<Arc<[Arc<str>]>, String> {
+    static NONE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
+    static RANGE: OnceLock<Arc<[Arc<str>]>> = OnceLock::new();
+    if listed.is_empty() {
+        return Ok(Arc::clone(NONE.get_or_init(|| Arc::new([]))));
+    }
+    if matches!(&listed[..], [only] if only == super::RANGE_FEATURE) {
+        return Ok(Arc::clone(RANGE.get_or_init(|| Arc::new([super::RANGE_FEATURE.into()]))));
+    }
+    if listed.len() > FEATURES_MAX {
+        return Err(format!("expected at most {FEATURES_MAX}, not {}", listed.len()));
+    }
+    for feature in &listed {
+        text::check(feature, 1, FEATURE_LENGTH_MAX)?;
+    }
+    Ok(listed.into_iter().map(Arc::from).collect())
+}
+
+/// The whole list of REGISTER. Reading ends at the first file that is wrong, and at the bound.
+fn files(raw: &RawValue) -> Result<Files, String> {
+    struct All;
+
+    impl<'de> Visitor<'de> for All {
+        type Value = Files;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of files")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
+            let mut files = Files::new();
+            while let Some(name) = map.next_key::<String>()? {
+                let said = |error: String| A::Error::custom(format!("{}: {error}", short(&name)));
+                let fname = FileName::new(&name).map_err(said)?;
+                let raw: &RawValue = map.next_value()?;
+                if !raw.get().starts_with('{') {
+                    return Err(said("expected an object".to_owned()));
+                }
+                let fields: Entry<'_> = serde_json::from_str(raw.get()).map_err(|error| said(plain(&error)))?;
+                let entry = entry(&fields, false).map_err(said)?;
+                if files.insert(fname, Arc::new(entry)).is_some() {
+                    return Err(said("expected once".to_owned()));
+                }
+                if files.len() > FILES_MAX {
+                    return Err(A::Error::custom(format!("expected at most {FILES_MAX} files")));
+                }
+            }
+            Ok(files)
+        }
+    }
+
+    let mut source = serde_json::Deserializer::from_str(raw.get());
+    source.deserialize_map(All).map_err(|error| format!("files_metadata: {}", plain(&error)))
+}
+
+fn required<T: DeserializeOwned>(field: &str, raw: Raw<'_>) -> Result<T, String> {
+    optional(field, raw)?.ok_or_else(|| missing(field))
+}
+
+fn optional<T: DeserializeOwned>(field: &str, raw: Raw<'_>) -> Result<Option<T>, String> {
+    let read = |raw: &RawValue| serde_json::from_str(raw.get()).map_err(|error| format!("{field}: {}", plain(&error)));
+    raw.map(read).transpose()
+}
+
+/// A number that counts something.
+fn whole(field: &str, raw: Raw<'_>) -> Result<Option<u64>, String> {
+    let read =
+        |raw: &RawValue| serde_json::from_str(raw.get()).map_err(|_| format!("{field}: expected a whole number"));
+    raw.map(read).transpose()
+}
+
+fn missing(field: &str) -> String {
+    format!("{field}: expected, but missing")
+}
+
+/// What serde says, without its place: that counts from where the field begins.
+fn plain(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    short(said.rsplit_once(" at line ").map_or(&*said, |(what, _place)| what)).to_owned()
+}
+
+/// Its beginning, where it may be as long as a message.
+fn short(said: &str) -> &str {
+    said.char_indices().nth(200).map_or(said, |(end, _)| &said[..end])
+}
