@@ -1,0 +1,5 @@
+//! Share as its users see it: bare sockets, nothing but the wire.
+
+mod registry;
+mod registry_floor;
+mod registry_rights;
