@@ -2,4 +2,6 @@
 
 mod registry;
 mod registry_floor;
+mod registry_load;
+mod registry_process;
 mod registry_rights;
