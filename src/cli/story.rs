@@ -253,7 +253,8 @@ fn share(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
     let (cleo, dan) = (format!("cleo-{mark}"), format!("dan-{mark}"));
     println!("SHARE: {cleo} has a chart of the harbour; {dan} fetches it from her machine, not from the server.");
     let chart: String = (0..20_000).map(|sounding| format!("sounding {sounding}: {} m\n", sounding % 37)).collect();
-    let (published, fetched) = (stage.dir.join(format!("chart-{mark}.txt")), stage.dir.join(format!("fetched-{mark}.txt")));
+    let (published, fetched) =
+        (stage.dir.join(format!("chart-{mark}.txt")), stage.dir.join(format!("fetched-{mark}.txt")));
     std::fs::write(&published, &chart).context("the chart cannot be written")?;
     let (mut cleo_at, cleo_api) = stage.start_node(&cleo, server)?;
     let (mut dan_at, dan_api) = stage.start_node(&dan, server)?;
@@ -301,7 +302,16 @@ impl Stage {
     fn start_server(&self, name: &str) -> anyhow::Result<(Actor, Addresses)> {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("server")?;
-        command.args(["--bind", "127.0.0.1", "--services", "trade,shop,share", "--trade-port", "0", "--product-port", "0"]);
+        command.args([
+            "--bind",
+            "127.0.0.1",
+            "--services",
+            "trade,shop,share",
+            "--trade-port",
+            "0",
+            "--product-port",
+            "0",
+        ]);
         // Nobody else is to find it.
         command.arg("--no-announce");
         command.args(["--registry-port", "0", "--api-port", "0"]);
@@ -388,7 +398,8 @@ impl Stage {
         let mut node = Actor::start(name, command)?;
         node.is_server = true;
         node.await_line("ready")?;
-        let addr = wait_for_file(&ready)?["client_api"].as_str().context("the ready file names no client_api")?.parse()?;
+        let addr =
+            wait_for_file(&ready)?["client_api"].as_str().context("the ready file names no client_api")?.parse()?;
         Ok((node, addr))
     }
 

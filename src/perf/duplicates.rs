@@ -21,7 +21,6 @@ use super::load::{Length, Sample};
 use super::plan::{Bench, Group};
 use super::run::Run;
 use super::share::{Net, Node};
-use super::stop::Stop;
 
 /// What `--only` may name.
 pub const OPERATIONS: &[&str] = &["NEW", "NEW-SIZE", "KNOWN"];

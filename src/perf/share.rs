@@ -55,7 +55,11 @@ impl Net {
         let words = |dir: &Path| {
             let state = dir.join("state").display().to_string();
             let ports = ["--registry-port", "0", "--api-port", "0"];
-            [&["server", "--services", "share", "--data-dir", &state], &ports[..]].concat().into_iter().map(str::to_owned).collect()
+            [&["server", "--services", "share", "--data-dir", &state], &ports[..]]
+                .concat()
+                .into_iter()
+                .map(str::to_owned)
+                .collect()
         };
         let server = Server::start("p2s2 server", &program, &run.args.out, words, run.stop)?;
         let registry: SocketAddr = server.said("registry: tcp ")?;

@@ -50,7 +50,10 @@ const RUNS_QUICK: usize = 3;
 /// A process that does not start or answer, a fetch that fails; the system's.
 pub fn measure(run: &mut Run<'_>) -> anyhow::Result<()> {
     run.effort.runs = run.args.runs.map_or(if run.args.quick { RUNS_QUICK } else { RUNS }, usize::from);
-    let sizes: Vec<_> = SIZES.into_iter().filter(|(name, bytes, _)| run.wants(name) && !(run.args.quick && *bytes > SHARED_QUICK)).collect();
+    let sizes: Vec<_> = SIZES
+        .into_iter()
+        .filter(|(name, bytes, _)| run.wants(name) && !(run.args.quick && *bytes > SHARED_QUICK))
+        .collect();
     let (three, sources) = (run.wants("THREE"), run.wants("SOURCES"));
     run.announce(sizes.len() * 2 + if three { 2 } else { 0 } + if sources { 2 } else { 0 });
     let net = Net::start(run, NODES)?;
@@ -164,7 +167,11 @@ fn measure_sources(run: &mut Run<'_>, net: &Net, files: &Files<'_>, bytes: u64) 
         })
         .on(&last.process),
     ];
-    run.measure(Group { clients: 1, benches, pairs: vec![Pair { result: "SOURCES", limits: &["copy"], required: None }] })
+    run.measure(Group {
+        clients: 1,
+        benches,
+        pairs: vec![Pair { result: "SOURCES", limits: &["copy"], required: None }],
+    })
 }
 
 /// A time says nothing of how many fetches fit: so many, unless calls are counted.
@@ -175,7 +182,14 @@ fn count(length: Length, fetches: u64) -> u64 {
     }
 }
 
-fn fetch(node: &Node, fname: &str, bytes: u64, files: &Files<'_>, stop: &Stop, sample: &mut Sample) -> anyhow::Result<()> {
+fn fetch(
+    node: &Node,
+    fname: &str,
+    bytes: u64,
+    files: &Files<'_>,
+    stop: &Stop,
+    sample: &mut Sample,
+) -> anyhow::Result<()> {
     fetch_to(node, fname, bytes, &files.fresh(), stop, sample)
 }
 
