@@ -302,16 +302,8 @@ impl Stage {
     fn start_server(&self, name: &str) -> anyhow::Result<(Actor, Addresses)> {
         let ready = self.dir.join(format!("{name}.json"));
         let mut command = self.program("server")?;
-        command.args([
-            "--bind",
-            "127.0.0.1",
-            "--services",
-            "trade,shop,share",
-            "--trade-port",
-            "0",
-            "--product-port",
-            "0",
-        ]);
+        command.args(["--bind", "127.0.0.1", "--services", "trade,shop,share"]);
+        command.args(["--trade-port", "0", "--product-port", "0"]);
         // Nobody else is to find it.
         command.arg("--no-announce");
         command.args(["--registry-port", "0", "--api-port", "0"]);

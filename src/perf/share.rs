@@ -63,7 +63,7 @@ impl Net {
         };
         let server = Server::start("p2s2 server", &program, &run.args.out, words, run.stop)?;
         let registry: SocketAddr = server.said("registry: tcp ")?;
-        let server_api: SocketAddr = server.said("server api: http ")?;
+        let server_api: SocketAddr = server.said("server-api: http ")?;
         let node = |nth| Node::start(run, &program, dir.path(), registry, server_api, nth);
         let nodes = (0..nodes).map(node).collect::<anyhow::Result<_>>()?;
         Ok(Net { nodes, server, registry, dir })
