@@ -10,7 +10,7 @@ fn spec(dir: &Path, size: u64, list: &[Digest]) -> FetchSpec {
         save_path: dir.join("here.bin"),
         content: Content {
             size,
-            modified: Seconds::new(7.5).unwrap(),
+            modified: Seconds::new(1_795_285_383.925_727_1).unwrap(),
             blake3: Some(digest(b"whole")),
             pieces_root: Some(root_of(list)),
         },
