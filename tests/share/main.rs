@@ -1,10 +1,14 @@
-//! Share as its users see it: bare sockets, nothing but the wire.
+//! Share as its users see it: nodes, registry and peers over real sockets, and clients on bare ones.
 
 mod registry;
 mod registry_floor;
 mod registry_load;
 mod registry_process;
 mod registry_rights;
+#[path = "../crash/rng.rs"]
+#[allow(dead_code, reason = "each test target uses its part")]
+mod rng;
 mod server_api;
 #[path = "../support/mod.rs"]
 mod support;
+mod transfer;
