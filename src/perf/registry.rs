@@ -147,7 +147,7 @@ fn measure_closed_loop(
     let (request_bytes, answer_bytes) = crews[0].learn(operation, everybody)?;
     run.say("starting the limit");
     let own = std::env::current_exe().context("cannot tell where this program lies")?;
-    let words = |_dir: &std::path::Path| Kind::RelayBack.relay_words(&[]);
+    let words = |_dir: &std::path::Path| Kind::RelayFront.relay_words(&[]);
     let echo = Server::start("bare", &own, &run.args.out, words, run.stop)?;
     let at = echo.said("tcp ")?;
     let mut echoing = self::crews(everybody.connections, |_nth| Member::connect(at, String::new()))?;
