@@ -6,7 +6,7 @@ use super::{Cause, CommandError, Done, Door, Kind, Node, Step};
 use crate::lan::wire::{DATAGRAM_MAX, Message, PeerList, UserId};
 
 /// Most that are asked for their peers at once.
-pub(super) const ASKED_MAX: usize = 32;
+const ASKED_MAX: usize = 32;
 /// How long they have to tell.
 const ASKED_MS: u64 = 10_000;
 /// Most addresses of one list that are tried.
@@ -77,7 +77,7 @@ impl Node {
     /// Whom another knows: those we do not know are told that we are here.
     pub(super) fn told_of_peers(&mut self, step: &mut Step, source: SocketAddrV4, list: &PeerList) {
         // Else anybody could have us send to a hundred addresses of his choice.
-        if !self.asked.remove(&source).is_some_and(|until| step.now < until) {
+        if self.asked.remove(&source).is_none_or(|until| until <= step.now) {
             return self
                 .drop(step, source, Cause::Unasked, || "PEERS: a list is believed once from who was asked".to_owned());
         }

@@ -158,7 +158,7 @@ fn some_of_those_known_are_asked_for_theirs() {
     server.serves = vec![("trade".to_owned(), 7001)];
     bench.broadcast("10.0.0.5:8006", server);
     let (done, effects) = bench.command(Command::AskPeers).unwrap();
-    assert_eq!(done, Done::Asked { peers: 32 });
+    assert_eq!((done, bench.node.sizes().asked), (Done::Asked { peers: 32 }, 32));
     let mut to: Vec<_> = sends(&effects)
         .into_iter()
         .map(|(to, message)| {
