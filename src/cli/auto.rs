@@ -102,6 +102,25 @@ pub(super) fn find(wanted: &Wanted) -> anyhow::Result<Chosen> {
     Ok(Chosen { addr: chosen.addr, cert_sha256: chosen.cert_sha256.clone() })
 }
 
+impl Chosen {
+    /// Nothing is paid through a server whose fingerprint nobody has confirmed: one that has none is known by
+    /// its address, and beyond this machine that proves nothing.
+    ///
+    /// # Errors
+    /// Why not, and what to do about it; `flags` are those with which such a server is named.
+    pub(super) fn check_payment(&self, flags: &str) -> anyhow::Result<()> {
+        if self.cert_sha256.is_none() && !self.addr.ip().is_loopback() {
+            bail!(
+                "--server auto: nothing is paid through {}, which has no certificate that could be confirmed; whoever \
+                 trusts the network up to it gives --server {}{flags}",
+                self.addr,
+                self.addr
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Those who serve what is wanted, each once: one that is on several networks answers from each.
 fn candidates_of(peers: Vec<Answered>, wanted: &Wanted, known: &[KnownServer]) -> Vec<Candidate> {
     let mut found: Vec<(Option<String>, Candidate)> = Vec::new();
@@ -439,6 +458,15 @@ mod tests {
         assert!(why.contains("never confirmed") && why.ends_with("--server 10.0.0.2:7001 --plaintext"), "{why}");
         let why = taken(vec![answered("one", "10.0.0.1", 7001, Some(cert(1)))], &known);
         assert!(why.contains(&cert(0)) && why.contains(&cert(1)) && why.contains("pretends"), "{why}");
+    }
+
+    #[test]
+    fn without_a_certificate_nothing_is_paid_beyond_this_machine() {
+        let chosen = |addr: &str, cert_sha256| Chosen { addr: addr.parse().unwrap(), cert_sha256 };
+        assert!(chosen("127.0.0.1:8002", None).check_payment("").is_ok());
+        assert!(chosen("10.0.0.1:8002", Some(cert(0))).check_payment("").is_ok());
+        let why = chosen("10.0.0.1:7001", None).check_payment(" --plaintext").unwrap_err().to_string();
+        assert!(why.contains("nothing is paid") && why.ends_with("--server 10.0.0.1:7001 --plaintext"), "{why}");
     }
 
     #[test]

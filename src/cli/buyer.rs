@@ -221,6 +221,7 @@ impl RoleCommands for BuyerCommand {
 }
 
 fn purchase(desk: &Desk, wallet: Option<&Path>, address: Option<String>, key: Option<String>) -> anyhow::Result<()> {
+    desk.check_payment()?;
     let means = match wallet {
         Some(path) => {
             if let Some(warning) = wallet::warning(path) {

@@ -18,6 +18,7 @@ use crate::lan::history::{History, HistoryError};
 use crate::lan::node::Kind;
 use crate::lan::peer::{Config, LanPeer, StartError};
 use crate::model::Name;
+use crate::net::interfaces;
 use crate::net::shutdown::Shutdown;
 use crate::net::threads;
 use crate::storage::lock::LockError;
@@ -27,7 +28,9 @@ mod discover;
 mod show;
 
 /// Numbers that are tried behind a name whose folder another peer of this place has.
-const NAMESAKES_MAX: u32 = 99;
+const NAMESAKES_MAX: usize = 99;
+/// How long what is in hand has at the end.
+const FINISHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Talk to whoever is on this network, with no server
 #[derive(Debug, Args)]
@@ -58,7 +61,7 @@ pub struct LanArgs {
     /// Port where everybody hears announcements: the same for all
     #[arg(long, value_name = "PORT", default_value_t = DISCOVERY_PORT)]
     discovery_port: u16,
-    /// How often to say that we are here
+    /// How often to say that we are here, give or take a tenth
     #[arg(long, value_name = "TIME", value_parser = settings::parse_window, default_value = "30s")]
     announce_every: Duration,
     /// How long somebody who is not heard is remembered
@@ -127,7 +130,10 @@ pub fn run(args: LanArgs) -> anyhow::Result<ExitCode> {
     };
     let commands = Arc::new(commands::LanCommands::new(Arc::clone(&peer), screen.clone(), verbose));
     let prompt = format!("{}> ", repl::clean(view.name.as_str()));
-    let result = repl::run(&prompt, Some(data_dir.join("history")), &screen, &shutdown, commands);
+    let history = Some(data_dir.join("history"));
+    let result = repl::run(&prompt, history, &screen, &shutdown, Arc::<commands::LanCommands>::clone(&commands));
+    // Also after QUIT and a signal; a second one ends it at once.
+    commands.finish(FINISHED_WITHIN);
     peer.stop();
     // The peer has let go of the other end: what it had to show is shown. An Err would be a panic, which
     // `threads::spawn` has caught and logged.
@@ -158,9 +164,9 @@ fn start(args: &LanArgs, name: &Name) -> anyhow::Result<(LanPeer, PathBuf)> {
         match LanPeer::start(config) {
             Ok(peer) => return Ok((peer, data_dir)),
             Err(StartError::History(HistoryError::Lock(LockError::Held { .. }))) if args.data_dir.is_none() => {
-                let next = format!("{name}{number}");
-                namesake = Name::new(&next).map_err(|wrong| anyhow::anyhow!("--name {next}: {wrong}"))?;
+                namesake = name.numbered(number);
             }
+            Err(StartError::Name(wrong)) => bail!("--name {name}: {wrong}"),
             Err(error) => return Err(error.into()),
         }
     }
@@ -173,7 +179,8 @@ fn resolve(peer: &str, bind: Ipv4Addr) -> anyhow::Result<SocketAddr> {
     let Some(address) = addresses.into_iter().find(SocketAddr::is_ipv4) else {
         bail!("--peer {peer}: it has no IPv4 address");
     };
-    if bind.is_loopback() && !address.ip().is_loopback() {
+    let stays_here = matches!(address, SocketAddr::V4(at) if interfaces::is_own(*at.ip())?);
+    if bind.is_loopback() && !stays_here {
         bail!("--peer {peer}: with --bind {bind} nothing leaves this machine; choose another --bind");
     }
     Ok(address)

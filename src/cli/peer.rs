@@ -103,6 +103,8 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
             discovery_port: args.discovery_port,
             server_cert: args.server_cert.as_deref(),
         })?;
+        // Whoever takes part may have to pay.
+        chosen.check_payment(" --plaintext")?;
         // What was confirmed is what is expected from here on, as if it had been given.
         args.server = chosen.addr.to_string();
         no_server_cert = chosen.cert_sha256.is_none();

@@ -64,6 +64,11 @@ pub trait Commands: Send + Sync + 'static {
         None
     }
 
+    /// What stands before the line at a terminal, where that may change.
+    fn prompt(&self) -> Option<String> {
+        None
+    }
+
     /// The input of a pipe has come to its end, and so does the program when this returns.
     fn input_ended(&self) {}
 }
@@ -334,7 +339,8 @@ fn read_terminal(
     let mut printer = editor.create_external_printer()?;
     *screen.sink.lock() = Sink::Terminal(Box::new(move |text| printer.print(text)));
     while !shutdown.is_asked() {
-        match editor.readline(commands.question().as_deref().unwrap_or(prompt)) {
+        let asks = commands.question().or_else(|| commands.prompt());
+        match editor.readline(asks.as_deref().unwrap_or(prompt)) {
             Ok(line) => {
                 if take(&line, screen, &**commands) == Flow::Quit {
                     break;

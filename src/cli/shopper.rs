@@ -127,9 +127,19 @@ pub(super) struct Desk {
     keep: Option<Keep>,
     /// Item ids that were shown, for completion.
     seen: Mutex<Vec<String>>,
+    /// The server, where `--server auto` has chosen it.
+    found_by_itself: Option<auto::Chosen>,
 }
 
 impl Desk {
+    /// Whether money may go through this server.
+    ///
+    /// # Errors
+    /// Why not, and what to do about it.
+    pub(super) fn check_payment(&self) -> anyhow::Result<()> {
+        self.found_by_itself.as_ref().map_or(Ok(()), |chosen| chosen.check_payment(""))
+    }
+
     /// Calls an api; the answer's payload.
     pub(super) fn call(&self, api: &str, payload: Value) -> anyhow::Result<Value> {
         let mut client = self.client.lock();
@@ -251,8 +261,13 @@ fn perform<C: RoleCommands>(desk: &Desk, command: C) -> anyhow::Result<()> {
 /// Why it cannot begin.
 pub(super) fn run<C: RoleCommands>(common: Common, command: Option<C>) -> anyhow::Result<ExitCode> {
     settings::init_log("error");
+    let mut found_by_itself = None;
     let config = match common.server.as_deref() {
-        Some(auto::AUTO) => found::<C>(&common)?,
+        Some(auto::AUTO) => {
+            let (config, chosen) = found::<C>(&common)?;
+            found_by_itself = Some(chosen);
+            config
+        }
         named => {
             let server = match full_address(named.unwrap_or(C::SERVER), C::SERVER) {
                 Ok(server) => server,
@@ -281,6 +296,7 @@ pub(super) fn run<C: RoleCommands>(common: Common, command: Option<C>) -> anyhow
         user: Mutex::new(common.user.as_ref().map(|user| user.as_str().to_owned())),
         keep: if is_one_shot { Some(Keep::of(C::ROLE, &server)?) } else { None },
         seen: Mutex::default(),
+        found_by_itself,
     };
     match command {
         Some(command) => Ok(once(&desk, command)),
@@ -464,7 +480,7 @@ fn full_address(server: &str, default: &str) -> Result<String, String> {
 
 /// The server that announces itself: spoken with as it was confirmed, by TLS with its certificate or, where it
 /// has none, without.
-fn found<C: RoleCommands>(common: &Common) -> anyhow::Result<Config> {
+fn found<C: RoleCommands>(common: &Common) -> anyhow::Result<(Config, auto::Chosen)> {
     let chosen = auto::find(&auto::Wanted {
         service: C::ROLE,
         bind: common.bind,
@@ -474,7 +490,8 @@ fn found<C: RoleCommands>(common: &Common) -> anyhow::Result<Config> {
     if common.tls && chosen.cert_sha256.is_none() {
         bail!("the server at {} has no certificate: leave --tls out, or choose another server", chosen.addr);
     }
-    Ok(Config { tls: chosen.cert_sha256.map(Trust::Pinned), ..Config::plain(chosen.addr.to_string()) })
+    let tls = chosen.cert_sha256.clone().map(Trust::Pinned);
+    Ok((Config { tls, ..Config::plain(chosen.addr.to_string()) }, chosen))
 }
 
 /// The fingerprint of the server's certificate as it was when it was met first, which is now, perhaps.

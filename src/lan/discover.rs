@@ -36,7 +36,7 @@ pub struct Found {
     pub broadcast_works: Option<bool>,
     /// The same on this host.
     pub loopback_works: Option<bool>,
-    /// Who answered, by name; servers too.
+    /// Who answered, by name, and by each interface; servers too.
     pub peers: Vec<Answered>,
 }
 
@@ -84,25 +84,31 @@ pub fn ask(question: &Question) -> Result<Found, AskError> {
         readers.push(threads::spawn("lan-discover", move || read(&sockets, door, &heard))?);
     }
     drop(heard);
-    let interfaces = sockets.interfaces()?;
+    let all = sockets.interfaces()?;
+    let own: Vec<Ipv4Addr> = all.iter().map(|interface| interface.ip).collect();
+    let mut asked = Vec::new();
     let deadline = Instant::now() + wait;
-    for interface in &interfaces {
+    for interface in all {
+        let Some(ip) = sockets.source(&interface) else { continue };
+        // What comes back is told apart by it: bound to one address, all of it comes from there.
+        let message_id = random_hex::<8>();
         let announcement = Message::Discovery(Discovery {
-            user_id: UserId { name: name.clone(), ip: sockets.source(interface) },
+            user_id: UserId { name: name.clone(), ip },
             port: sockets.own_addr().port(),
             instance: Some(instance.clone()),
             features: Features { ack: false, probe: true },
             serves: Vec::new(),
             cert_sha256: None,
-            stamp: Stamp { timestamp: Some(Clock::start().now().0 / 1000), message_id: Some(random_hex::<8>()) },
+            stamp: Stamp { timestamp: Some(Clock::start().now().0 / 1000), message_id: Some(message_id.clone()) },
         });
         let bytes = wire::write(&announcement).map_err(io::Error::other)?;
-        if let Err(error) = sockets.broadcast(interface, &bytes) {
+        if let Err(error) = sockets.broadcast(&interface, &bytes) {
             // That it does not come back says the same to whoever asked.
             log::debug!("announcing by {}: {error}", interface.name);
         }
+        asked.push((message_id, interface));
     }
-    let found = listen(&came, deadline, &instance, interfaces);
+    let found = listen(&came, deadline, &instance, &own, asked);
     sockets.stop();
     for reader in readers {
         // An Err would be a panic, which `threads::spawn` has caught and logged.
@@ -126,19 +132,22 @@ fn listen(
     came: &Receiver<(Door, SocketAddr, Discovery)>,
     deadline: Instant,
     instance: &str,
-    interfaces: Vec<Interface>,
+    own: &[Ipv4Addr],
+    asked: Vec<(String, Interface)>,
 ) -> Found {
-    let is_own = |ip: IpAddr| ip.is_loopback() || interfaces.iter().any(|each| IpAddr::V4(each.ip) == ip);
+    let is_own = |ip: IpAddr| ip.is_loopback() || own.iter().any(|own| IpAddr::V4(*own) == ip);
     let has =
-        |loopback: bool| interfaces.iter().any(|each| each.ip.is_loopback() == loopback && each.broadcast.is_some());
+        |loopback: bool| asked.iter().any(|(_, each)| each.ip.is_loopback() == loopback && each.broadcast.is_some());
     let mut broadcast_works = has(false).then_some(false);
     let mut loopback_works = has(true).then_some(false);
     let mut peers: Vec<Answered> = Vec::new();
     while let Ok((door, source, discovery)) = came.recv_deadline(deadline) {
         if discovery.instance.as_deref() == Some(instance) {
-            // Bound to one address, even what stays on this host comes from that: the name tells.
-            let works = if discovery.user_id.ip.is_loopback() { &mut loopback_works } else { &mut broadcast_works };
-            *works = Some(true);
+            let by = asked.iter().find(|(message_id, _)| discovery.stamp.message_id.as_ref() == Some(message_id));
+            if let Some((_, interface)) = by {
+                let works = if interface.ip.is_loopback() { &mut loopback_works } else { &mut broadcast_works };
+                *works = Some(true);
+            }
             continue;
         }
         // Announcements of others are no answers, and who only asks is not there.
@@ -163,5 +172,22 @@ fn listen(
         }
     }
     peers.sort_by(|a, b| (&a.user_id, a.addr).cmp(&(&b.user_id, b.addr)));
+    let interfaces = asked.into_iter().map(|(_, interface)| interface).collect();
     Found { interfaces, broadcast_works, loopback_works, peers }
+}
+
+impl Found {
+    /// Everybody once, though he may have answered by several interfaces: as others reach him, where he said so.
+    pub fn each_once(&self) -> Vec<&Answered> {
+        let mut once: Vec<&Answered> = Vec::new();
+        for peer in &self.peers {
+            let same = once.iter_mut().find(|other| peer.instance.is_some() && other.instance == peer.instance);
+            match same {
+                None => once.push(peer),
+                Some(other) if other.addr.ip().is_loopback() => *other = peer,
+                Some(_) => {}
+            }
+        }
+        once
+    }
 }

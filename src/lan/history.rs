@@ -4,6 +4,7 @@
 //! no change is ever large, also when an older program has left more.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use super::wire::{Avatar, AvatarKind, UserId};
@@ -22,14 +23,19 @@ const FORGOTTEN_AT_ONCE: u64 = 4;
 const FILE: &str = "lan.db";
 
 /// The index is of the few that are waited for, not of all.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE lan_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE lan_message (id INTEGER PRIMARY KEY, at BIGINT NOT NULL, sent BIGINT NOT NULL, kind TEXT NOT NULL,
         name TEXT NOT NULL, ip TEXT NOT NULL, body TEXT NOT NULL, confirmation TEXT NOT NULL, message_id TEXT);
     CREATE INDEX lan_message_waiting ON lan_message (message_id) WHERE confirmation = 'waiting';
     CREATE TABLE lan_profile (id INTEGER PRIMARY KEY, display_name TEXT NOT NULL, status TEXT NOT NULL,
         avatar_type TEXT, avatar BYTEA);
-"];
+",
+    "
+    ALTER TABLE lan_message ADD COLUMN source TEXT;
+",
+];
 
 /// Why a data dir cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +143,9 @@ pub struct Entry {
     pub confirmation: Confirmation,
     /// Its MESSAGE_ID, if it had one.
     pub message_id: Option<String>,
+    /// The address that it came from, which need not be that of `who`; none of what was sent, and of what an
+    /// older program has kept.
+    pub source: Option<Ipv4Addr>,
 }
 
 /// What we show of ourselves.
@@ -191,6 +200,14 @@ impl History {
         self.store.submit(move |tx| keep(tx, &entry))
     }
 
+    /// The same for our profile as we tell it: both are kept, or neither.
+    pub fn keep_profile(&self, entry: Entry, profile: OwnProfile) -> Ticket {
+        self.store.submit(move |tx| {
+            keep(tx, &entry)?;
+            set_profile(tx, &profile)
+        })
+    }
+
     /// What became of a DM that we sent and that is still waited for: others stay as they are.
     /// May be called before its [`History::keep`] is on disk.
     pub fn confirm(&self, message_id: &str, has_arrived: bool) -> Ticket {
@@ -213,12 +230,24 @@ impl History {
     pub fn newest(&self, count: usize) -> Result<Vec<Entry>, StoreError> {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let mut entries = self.store.read(|reader| {
-            let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id FROM lan_message
+            let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message
                        ORDER BY id DESC LIMIT $1";
             reader.all(sql, &[count.into()], entry)
         })?;
         entries.reverse();
         Ok(entries)
+    }
+
+    /// The messages that were received since then and may come again, the oldest first.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub fn received_since(&self, at: Millis) -> Result<Vec<Entry>, StoreError> {
+        self.store.read(|reader| {
+            let sql = "SELECT at, sent, kind, name, ip, body, confirmation, message_id, source FROM lan_message
+                       WHERE sent = 0 AND at >= $1 AND message_id IS NOT NULL ORDER BY id";
+            reader.all(sql, &[at.into()], entry)
+        })
     }
 
     /// Our profile, once there is one.
@@ -238,28 +267,6 @@ impl History {
                 };
                 Ok(OwnProfile { display_name: row.text(0)?.to_owned(), status: row.text(1)?.to_owned(), avatar })
             })
-        })
-    }
-
-    /// Keeps our profile; on disk when this returns.
-    ///
-    /// # Errors
-    /// Why it cannot be stored.
-    pub fn set_profile(&self, profile: OwnProfile) -> Result<(), StoreError> {
-        self.store.write(move |tx| {
-            let avatar = profile.avatar.as_ref();
-            tx.execute(
-                "INSERT INTO lan_profile (id, display_name, status, avatar_type, avatar) VALUES (1, $1, $2, $3, $4)
-                 ON CONFLICT (id) DO UPDATE SET display_name = excluded.display_name, status = excluded.status,
-                     avatar_type = excluded.avatar_type, avatar = excluded.avatar",
-                &[
-                    (&profile.display_name).into(),
-                    (&profile.status).into(),
-                    avatar.map(|avatar| avatar.kind.mime()).into(),
-                    avatar.map(|avatar| &avatar.bytes).into(),
-                ],
-            )
-            .map(|_rows| ())
         })
     }
 
@@ -302,12 +309,28 @@ impl History {
     }
 }
 
+fn set_profile(tx: &mut dyn Tx, profile: &OwnProfile) -> Result<(), StoreError> {
+    let avatar = profile.avatar.as_ref();
+    tx.execute(
+        "INSERT INTO lan_profile (id, display_name, status, avatar_type, avatar) VALUES (1, $1, $2, $3, $4)
+         ON CONFLICT (id) DO UPDATE SET display_name = excluded.display_name, status = excluded.status,
+             avatar_type = excluded.avatar_type, avatar = excluded.avatar",
+        &[
+            (&profile.display_name).into(),
+            (&profile.status).into(),
+            avatar.map(|avatar| avatar.kind.mime()).into(),
+            avatar.map(|avatar| &avatar.bytes).into(),
+        ],
+    )
+    .map(|_rows| ())
+}
+
 fn keep(tx: &mut dyn Tx, entry: &Entry) -> Result<(), StoreError> {
     let last = tx.first("SELECT COALESCE(MAX(id), 0) FROM lan_message", &[], |row| row.uint(0))?.unwrap_or(0);
     let id = last + 1;
     tx.execute(
-        "INSERT INTO lan_message (id, at, sent, kind, name, ip, body, confirmation, message_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO lan_message (id, at, sent, kind, name, ip, body, confirmation, message_id, source)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         &[
             number(id)?.into(),
             entry.at.into(),
@@ -318,6 +341,7 @@ fn keep(tx: &mut dyn Tx, entry: &Entry) -> Result<(), StoreError> {
             (&entry.text).into(),
             entry.confirmation.as_text().into(),
             entry.message_id.as_ref().into(),
+            entry.source.map(|source| source.to_string()).as_ref().into(),
         ],
     )?;
     // Numbers have no gaps: only the oldest go.
@@ -332,18 +356,19 @@ fn keep(tx: &mut dyn Tx, entry: &Entry) -> Result<(), StoreError> {
 
 fn entry(row: &Row<'_>) -> Result<Entry, StoreError> {
     let (kind, confirmation) = (row.text(2)?, row.text(6)?);
-    let ip = row.text(4)?;
+    let ip = |text: &str| text.parse::<Ipv4Addr>().map_err(|_| unknown("address", text));
     Ok(Entry {
         at: row.millis(0)?,
         direction: if row.bool(1)? { Direction::Sent } else { Direction::Received },
         kind: Kind::ALL.into_iter().find(|known| known.as_text() == kind).ok_or_else(|| unknown("kind", kind))?,
-        who: UserId { name: row.name(3)?, ip: ip.parse().map_err(|_| unknown("address", ip))? },
+        who: UserId { name: row.name(3)?, ip: ip(row.text(4)?)? },
         text: row.text(5)?.to_owned(),
         confirmation: Confirmation::ALL
             .into_iter()
             .find(|known| known.as_text() == confirmation)
             .ok_or_else(|| unknown("confirmation", confirmation))?,
         message_id: row.opt_text(7)?.map(str::to_owned),
+        source: row.opt_text(8)?.map(ip).transpose()?,
     })
 }
 

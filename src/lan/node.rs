@@ -6,7 +6,7 @@
 //! come. `random` gives 64 random bits each time it is called. Every table has a bound ([`Node::sizes`]),
 //! and every datagram that is dropped a [`Cause`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::wire::{Discovery, Features, Message, Refused, Stamp, UserId};
@@ -42,12 +42,17 @@ pub use self::words::{
 const DATAGRAMS: Rate = Rate { burst: 200, per_s: 100 };
 /// Sources that are counted.
 const SOURCES_MAX: usize = 10_000;
-/// Drops that are shown. All are counted.
-const DROPS_SHOWN: Rate = Rate { burst: 10, per_s: 5 };
-/// Lists of peers that are believed, from one source.
-const LISTS_BELIEVED: Rate = Rate { burst: 1, per_s: 1 };
+/// Drops that are shown one by one: far more than anybody makes by hand. Of the others a line a second tells
+/// how many they were.
+const DROPS_SHOWN: Rate = Rate { burst: 200, per_s: 100 };
+/// How long drops that are not shown one by one are added up.
+const DROPS_SUMMED_MS: u64 = 1_000;
 /// Lists of peers that are told, to all: each may be a hundred times as long as the question.
 const LISTS_TOLD: Rate = Rate { burst: 50, per_s: 20 };
+/// To one host: it is not to take what is there for all.
+const LISTS_TOLD_EACH: Rate = Rate { burst: 20, per_s: 2 };
+/// Answers to the announcements of one host.
+const ANSWERS_EACH: Rate = Rate { burst: 200, per_s: 50 };
 
 /// One peer's view.
 pub struct Node {
@@ -67,13 +72,21 @@ pub struct Node {
     rename_at: Option<Millis>,
     /// Whom broadcast cannot reach.
     invited: Vec<SocketAddrV4>,
+    /// When it last announced itself to everybody.
+    announced_at: Option<Millis>,
     /// None before the start.
     next_announce: Option<Millis>,
     started: bool,
     sources: Sources,
-    lists_believed: Sources,
+    answered_to: Sources,
     lists_told: Tokens,
+    lists_told_to: Sources,
+    /// Who was asked for his list and has not sent it, and until when it is believed.
+    asked: HashMap<SocketAddrV4, Millis>,
     drops_shown: Tokens,
+    /// Drops that were not shown, by cause, and when they are told of.
+    drops_unshown: BTreeMap<Cause, u64>,
+    sum_drops_at: Option<Millis>,
     full_shown: bool,
     counters: Counters,
 }
@@ -118,12 +131,17 @@ impl Node {
             rivals: Vec::new(),
             rename_at: None,
             invited: Vec::new(),
+            announced_at: None,
             next_announce: None,
             started: false,
             sources: Sources::new(DATAGRAMS, SOURCES_MAX),
-            lists_believed: Sources::new(LISTS_BELIEVED, SOURCES_MAX),
+            answered_to: Sources::new(ANSWERS_EACH, SOURCES_MAX),
             lists_told: Tokens::full(LISTS_TOLD),
+            lists_told_to: Sources::new(LISTS_TOLD_EACH, SOURCES_MAX),
+            asked: HashMap::new(),
             drops_shown: Tokens::full(DROPS_SHOWN),
+            drops_unshown: BTreeMap::new(),
+            sum_drops_at: None,
             full_shown: false,
             counters: Counters::default(),
             settings,
@@ -181,6 +199,7 @@ impl Node {
             self.waiting.deadline(),
             self.peers.deadline(),
             self.rename_at,
+            self.sum_drops_at,
             checks,
         ];
         due.into_iter().flatten().min()
@@ -220,7 +239,8 @@ impl Node {
             checks: self.checks.len(),
             rivals: self.rivals.len(),
             invited: self.invited.len(),
-            sources: self.sources.len().max(self.lists_believed.len()),
+            sources: self.sources.len().max(self.answered_to.len()).max(self.lists_told_to.len()),
+            asked: self.asked.len(),
             acked: self.acked.len(),
         }
     }
@@ -231,7 +251,12 @@ impl Node {
         }
         while let Some(due) = self.waiting.next_due(step.now) {
             match due {
-                Due::Again { to, message } => self.send(step, to, message),
+                Due::Again { to, message } => {
+                    if let Some(id) = self.peers.with_addr(to) {
+                        self.peers.charge(id, step.now);
+                    }
+                    self.send(step, to, message);
+                }
                 Due::GivenUp { message_id, user_id } => {
                     step.effects.push(Effect::KeepFate { message_id: message_id.clone(), confirmed: false });
                     step.show(Shown::DmUnconfirmed { to: user_id, message_id });
@@ -247,6 +272,11 @@ impl Node {
         }
         if self.next_announce.is_some_and(|at| at <= step.now) {
             self.announce(step);
+        }
+        if self.sum_drops_at.is_some_and(|at| at <= step.now) {
+            self.sum_drops_at = None;
+            let counts = std::mem::take(&mut self.drops_unshown).into_iter().collect();
+            step.show(Shown::DroppedMore { counts });
         }
         self.give_answers(step);
     }
@@ -264,7 +294,9 @@ impl Node {
         let SocketAddr::V4(source) = from else {
             return self.drop(step, from, Cause::NotIpv4, || "expected an IPv4 source".to_owned());
         };
-        if !self.sources.take(step.now, source) {
+        // An ACK of what we sent is no flood: we have asked for it.
+        let is_awaited = |message: &Message| matches!(message, Message::Ack { message_id } if self.waiting.is_awaited(source, message_id));
+        if !message.as_ref().is_ok_and(is_awaited) && !self.sources.take(step.now, source) {
             return self.drop(step, from, Cause::TooMany, || format!("more than {} a second", DATAGRAMS.per_s));
         }
         let message = match message {
@@ -296,9 +328,6 @@ impl Node {
         let announces = matches!(message, Message::Discovery(_));
         self.answered(step, source, sender, announces);
         if !announces {
-            if door == Door::Own {
-                self.answers.not_needed(source);
-            }
             self.heard(step.now, source, sender);
         }
         match message {
@@ -329,11 +358,14 @@ impl Node {
         }
     }
 
-    /// Counts what is dropped; of very many only some are shown.
+    /// Counts what is dropped, and shows it; of very many only how many they are.
     fn drop(&mut self, step: &mut Step, from: impl Into<SocketAddr>, cause: Cause, detail: impl FnOnce() -> String) {
         self.counters.drop(cause);
         if self.drops_shown.take(step.now) {
             step.show(Shown::Dropped { from: from.into(), cause, detail: detail() });
+        } else {
+            *self.drops_unshown.entry(cause).or_default() += 1;
+            self.sum_drops_at.get_or_insert(step.now.plus_ms(DROPS_SUMMED_MS));
         }
     }
 
@@ -366,7 +398,7 @@ impl Node {
 
     /// Whether it is this node itself.
     fn is_self(&self, addr: SocketAddrV4) -> bool {
-        addr.port() == self.settings.port && self.addresses.is_own(*addr.ip())
+        addr.port() == self.settings.port && self.addresses.is_here(*addr.ip())
     }
 
     /// Whether something may be sent there. To the discovery port of this host nothing ever goes to one:

@@ -35,8 +35,8 @@ const WAITING_MAX: usize = 1_024;
 const UNSEEN_MAX: usize = 1_024;
 /// How often the addresses of this host are looked at: cables are pulled, and networks are joined.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Messages of the last run whose repeats are known again.
-const REMEMBERED: usize = 1_000;
+/// How long before a start a message may have come whose repeats are known again.
+const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
 /// How a peer is started.
 #[derive(Debug, Clone)]
@@ -70,6 +70,12 @@ pub enum StartError {
     /// Its sockets.
     #[error(transparent)]
     Sockets(#[from] OpenError),
+    /// Nobody could read what bears its name.
+    #[error("name: {0}")]
+    Name(String),
+    /// One whom broadcast cannot reach cannot be reached at all.
+    #[error(transparent)]
+    Reach(#[from] CommandError),
     /// The system gave no thread, or does not tell the host's addresses.
     #[error("cannot start")]
     System(#[from] io::Error),
@@ -158,7 +164,7 @@ pub struct View {
     pub at: Millis,
     /// DMs of one's own that may still be confirmed.
     pub waiting: usize,
-    /// The addresses it is reached at.
+    /// The addresses of this host.
     pub interfaces: Vec<Interface>,
 }
 
@@ -168,6 +174,7 @@ impl LanPeer {
     /// # Errors
     /// [`StartError`]: one line that says what to do.
     pub fn start(config: Config) -> Result<LanPeer, StartError> {
+        wire::check_name(config.name.as_str()).map_err(StartError::Name)?;
         let history = config.data_dir.as_deref().map(|dir| History::open(dir, &config.name)).transpose()?;
         let last = history.as_ref().map(History::port).transpose()?.flatten();
         let port = config.port.map_or(Port::Free { last }, Port::Asked);
@@ -189,32 +196,36 @@ impl LanPeer {
             forget_after: config.forget_after,
         };
         let mut node = Node::new(settings);
+        let clock = Clock::start();
         if let Some(history) = &history {
-            history.newest(REMEMBERED)?.iter().filter_map(|entry| received(entry, own_port)).for_each(|entry| {
-                node.remember(&entry);
-            });
+            let since = Millis(clock.now().0.saturating_sub(REMEMBERED.as_millis() as u64));
+            history.received_since(since)?.into_iter().for_each(|entry| node.remember(&received(entry)));
         }
         let (inputs, waiting) = bounded(WAITING_MAX);
         let (seen, shown) = bounded(UNSEEN_MAX);
         let shared = Arc::new(Shared { sockets, history, inputs, shown, counters: PeerCounters::default() });
-        let driver = Driver {
+        let mut driver = Driver {
             shared: Arc::clone(&shared),
             node,
-            clock: Clock::start(),
+            clock,
             random: SystemRandom::new(),
             interfaces: Vec::new(),
             looked_at: None,
             seen,
             complaints: Seldom::minutely(),
         };
+        // A mistake in whom to reach is told at once, to whoever made it.
+        driver.look_around();
+        for addr in config.reach {
+            driver.node.command(driver.clock.now(), Command::AddPeer(addr), &mut || random_u64(&driver.random))?;
+        }
         let peer = LanPeer { shared: Arc::clone(&shared), threads: Mutex::default() };
         for door in [Door::Own, Door::Discovery] {
             let shared = Arc::clone(&shared);
             let name = if door == Door::Own { "lan-own" } else { "lan-discovery" };
             peer.threads.lock().push(threads::spawn(name, move || shared.read(door))?);
         }
-        let reach = config.reach;
-        peer.threads.lock().push(threads::spawn("lan-node", move || driver.run(&waiting, reach))?);
+        peer.threads.lock().push(threads::spawn("lan-node", move || driver.run(&waiting))?);
         Ok(peer)
     }
 
@@ -226,15 +237,6 @@ impl LanPeer {
         let (reply, answer) = bounded(1);
         self.shared.inputs.send(Input::Command(command, reply)).map_err(|_| LanError::Ended)?;
         answer.recv().map_err(|_| LanError::Ended)?
-    }
-
-    /// Sends a profile to everybody, and keeps it as one's own.
-    ///
-    /// # Errors
-    /// As [`command`](LanPeer::command).
-    pub fn set_profile(&self, profile: OwnProfile) -> Result<Done, LanError> {
-        let OwnProfile { display_name, status, avatar } = profile;
-        self.command(Command::Profile { display_name, status, avatar })
     }
 
     /// What it knows now.
@@ -342,14 +344,8 @@ struct Driver {
 }
 
 impl Driver {
-    fn run(mut self, waiting: &Receiver<Input>, reach: Vec<SocketAddr>) {
-        self.look_around();
+    fn run(mut self, waiting: &Receiver<Input>) {
         self.tell(Event::Started);
-        for addr in reach {
-            if let Err(error) = self.command(Command::AddPeer(addr)) {
-                log::warn!("--peer {addr}: {error}");
-            }
-        }
         loop {
             let now = self.clock.now();
             let due = self.node.next_deadline().map_or(LOOK_EVERY, |at| now.until(at)).min(LOOK_EVERY);
@@ -392,8 +388,9 @@ impl Driver {
             Ok(interfaces) if interfaces == self.interfaces && !interfaces.is_empty() => {}
             Ok(interfaces) => {
                 let of = |interface: &Interface| node::Interface {
-                    ip: self.shared.sockets.source(interface),
+                    ip: interface.ip,
                     netmask: interface.netmask,
+                    from: self.shared.sockets.source(interface),
                 };
                 let told = interfaces.iter().map(of).collect();
                 self.interfaces = interfaces;
@@ -410,6 +407,11 @@ impl Driver {
         if let Err(failed) = self.make_real(effects, false) {
             self.shared.counters.not_kept.add(1);
             self.complain("a message was not kept, and counts as not seen", &failed.error);
+            if let (Some(from), Some(sender)) = (failed.entry.addr, failed.entry.message.sender()) {
+                let (sender, message_id) = (sender.clone(), message_id(&failed.entry.message).map(str::to_owned));
+                let (kind, reason) = (failed.entry.message.type_name(), failed.error.to_string());
+                self.see(Shown::NotKept { from, sender, kind, message_id, reason });
+            }
             // It keeps nothing itself, so it cannot fail in the same way again.
             let effects = self.node.handle(self.clock.now(), Event::NotKept(failed.entry), &mut || random_u64(random));
             if let Err(failed) = self.make_real(effects, false) {
@@ -420,22 +422,12 @@ impl Driver {
 
     fn command(&mut self, command: Command) -> Result<Done, LanError> {
         let random = &self.random;
-        let profile = match &command {
-            Command::Profile { display_name, status, avatar } => {
-                Some(OwnProfile { display_name: display_name.clone(), status: status.clone(), avatar: avatar.clone() })
-            }
-            _ => None,
-        };
         let (done, effects) = self.node.command(self.clock.now(), command, &mut || random_u64(random))?;
         // Before anything is kept of it: a message that cannot be written is not sent to some.
         for effect in &effects {
             if let Effect::Send { message, .. } = effect {
                 wire::write(message)?;
             }
-        }
-        // Nor is one that is refused kept as one's own; and what is told is known after a crash.
-        if let (Some(profile), Some(history)) = (profile, &self.shared.history) {
-            history.set_profile(profile)?;
         }
         let awaits_ack = matches!(done, Done::DmSent { awaits_ack: true, .. });
         match self.make_real(effects, awaits_ack) {
@@ -487,34 +479,44 @@ impl Driver {
                         self.not_sent(to.into(), &error);
                     }
                 }
-                Effect::Broadcast { from, message } => {
-                    let from =
-                        self.interfaces.iter().find(|each| self.shared.sockets.source(each) == from || each.ip == from);
-                    let Some(interface) = from else { continue };
-                    let sent = match wire::write(&message) {
-                        Ok(bytes) => self.shared.sockets.broadcast(interface, &bytes),
-                        Err(error) => Err(io::Error::other(error)),
-                    };
-                    if let Err(error) = sent {
-                        // Mostly the interface has just gone, which the next look tells.
-                        self.shared.counters.not_sent.add(1);
-                        log::debug!("announcing by {}: {error}", interface.name);
+                Effect::Broadcast { by, message } => {
+                    let written = wire::write(&message);
+                    for interface in self.interfaces.iter().filter(|each| each.ip == by) {
+                        let sent = match &written {
+                            Ok(bytes) => self.shared.sockets.broadcast(interface, bytes),
+                            Err(error) => Err(io::Error::other(error.clone())),
+                        };
+                        if let Err(error) = sent {
+                            // Mostly the interface has just gone, which the next look tells.
+                            self.shared.counters.not_sent.add(1);
+                            log::debug!("announcing by {}: {error}", interface.name);
+                        }
                     }
                 }
-                Effect::Show(shown) => {
-                    if self.seen.try_send(shown).is_err() {
-                        self.shared.counters.unseen.add(1);
-                    }
-                }
+                Effect::Show(shown) => self.see(shown),
             }
         }
         Ok(())
     }
 
+    fn see(&self, shown: Shown) {
+        if self.seen.try_send(shown).is_err() {
+            self.shared.counters.unseen.add(1);
+        }
+    }
+
     fn keep(&self, entry: Box<Entry>, awaits_ack: bool) -> Result<(), NotKept> {
         let Some(history) = &self.shared.history else { return Ok(()) };
         let Some(kept) = to_keep(&entry, awaits_ack) else { return Ok(()) };
-        history.keep(kept).wait().map_err(|error| NotKept { entry, error })
+        let kept = match &entry.message {
+            // What is told of oneself is known after a crash.
+            Message::Profile(Profile { display_name, status, avatar, .. }) if !entry.incoming => {
+                let (display_name, status, avatar) = (display_name.clone(), status.clone(), avatar.clone());
+                history.keep_profile(kept, OwnProfile { display_name, status, avatar })
+            }
+            _ => history.keep(kept),
+        };
+        kept.wait().map_err(|error| NotKept { entry, error })
     }
 
     fn not_sent(&self, to: SocketAddr, error: &dyn fmt::Display) {
@@ -540,6 +542,15 @@ fn random_u64(random: &SystemRandom) -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
+fn message_id(message: &Message) -> Option<&str> {
+    match message {
+        Message::Post(post) => post.stamp.message_id.as_deref(),
+        Message::Dm(dm) => dm.stamp.message_id.as_deref(),
+        Message::Profile(profile) => profile.stamp.message_id.as_deref(),
+        _ => None,
+    }
+}
+
 /// As the history has it.
 fn to_keep(entry: &Entry, awaits_ack: bool) -> Option<history::Entry> {
     let (kind, who, stamp) = match &entry.message {
@@ -557,27 +568,25 @@ fn to_keep(entry: &Entry, awaits_ack: bool) -> Option<history::Entry> {
         text: text_of(&entry.message),
         confirmation: if awaits_ack { Confirmation::Waiting } else { Confirmation::NotAsked },
         message_id: stamp.message_id.clone(),
+        source: match entry.addr {
+            Some(SocketAddr::V4(source)) if entry.incoming => Some(*source.ip()),
+            _ => None,
+        },
     })
 }
 
 /// A message that was received before, as far as its repeats are known by it.
-fn received(entry: &history::Entry, port: u16) -> Option<Entry> {
-    if entry.direction != Direction::Received {
-        return None;
-    }
-    let stamp = wire::Stamp { timestamp: None, message_id: Some(entry.message_id.clone()?) };
-    let (who, content) = (entry.who.clone(), entry.text.clone());
-    let message = match entry.kind {
-        history::Kind::Post => Message::Post(wire::Post { user_id: who.clone(), content, stamp }),
-        history::Kind::Dm => Message::Dm(wire::Dm { from: who.clone(), to: who.clone(), content, stamp }),
-        history::Kind::Profile => Message::Profile(Profile {
-            user_id: who.clone(),
-            display_name: content,
-            status: String::new(),
-            avatar: None,
-            stamp,
-        }),
+fn received(entry: history::Entry) -> Entry {
+    let history::Entry { at, kind, who, text: content, message_id, source, .. } = entry;
+    let addr = Some(SocketAddrV4::new(source.unwrap_or(who.ip), 0).into());
+    let stamp = wire::Stamp { timestamp: None, message_id };
+    let message = match kind {
+        history::Kind::Post => Message::Post(wire::Post { user_id: who, content, stamp }),
+        history::Kind::Dm => Message::Dm(wire::Dm { from: who.clone(), to: who, content, stamp }),
+        history::Kind::Profile => {
+            let (display_name, status, avatar) = (content, String::new(), None);
+            Message::Profile(Profile { user_id: who, display_name, status, avatar, stamp })
+        }
     };
-    let addr = Some(SocketAddrV4::new(who.ip, port).into());
-    Some(Entry { at: entry.at, incoming: true, addr, message })
+    Entry { at, incoming: true, addr, message }
 }

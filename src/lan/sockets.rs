@@ -125,18 +125,19 @@ impl LanSockets {
         self.discovery.local_addr()
     }
 
-    /// The addresses that this peer may be reached at just now: first that for hosts of no own network,
-    /// loopback last.
+    /// The addresses of this host just now, whether this peer speaks by them or not: first that for hosts of
+    /// no own network, loopback last.
     ///
     /// # Errors
     /// The system's.
     pub fn interfaces(&self) -> io::Result<Vec<Interface>> {
-        interfaces::interfaces(*self.own_addr().ip())
+        interfaces::interfaces(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// The address that an announcement by this interface comes from, and so has to name.
-    pub fn source(&self, interface: &Interface) -> Ipv4Addr {
-        self.own.source(interface)
+    /// The address that an announcement by this interface comes from, and so has to name; none where this
+    /// peer does not speak by it.
+    pub fn source(&self, interface: &Interface) -> Option<Ipv4Addr> {
+        interface.is_used_by(*self.own_addr().ip()).then(|| self.own.source(interface))
     }
 
     /// Sends a datagram to everybody on an interface's network. False where it has no broadcast.

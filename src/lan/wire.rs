@@ -55,6 +55,14 @@ impl fmt::Display for UserId {
     }
 }
 
+/// Whether others can read what bears this name.
+///
+/// # Errors
+/// The rule that is broken.
+pub fn check_name(name: &str) -> Result<(), String> {
+    rules::check_printable(name, 1, crate::model::text::NAME_MAX)
+}
+
 impl UserId {
     /// Reads `name@ip`, split at the last `@`; the error says what was expected.
     ///
@@ -62,7 +70,7 @@ impl UserId {
     /// The rule that is broken.
     pub fn parse(text: &str) -> Result<UserId, String> {
         let (name, ip) = text.rsplit_once('@').ok_or_else(|| "expected name@ip, found no @".to_owned())?;
-        rules::check_printable(name, 1, crate::model::text::NAME_MAX).map_err(|wrong| format!("name: {wrong}"))?;
+        check_name(name).map_err(|wrong| format!("name: {wrong}"))?;
         let ip = ip
             .parse::<Ipv4Addr>()
             .map_err(|_| format!("expected an IPv4 address behind the last @, not {}", rules::quoted(ip)))?;

@@ -26,6 +26,13 @@ impl Name {
         check(text, 1, NAME_MAX).map(|()| Name(text.into()))
     }
 
+    /// The name with a number behind it, shortened where that would be too long.
+    pub fn numbered(&self, number: usize) -> Name {
+        let number = number.to_string();
+        let kept = self.0.chars().take(NAME_MAX - number.len());
+        Name(kept.chain(number.chars()).collect::<String>().into())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -83,6 +90,8 @@ mod tests {
     fn names_count_characters_not_bytes() {
         assert!(Name::new(&"ü".repeat(64)).is_ok());
         assert!(Name::new(&"ü".repeat(65)).is_err());
+        assert_eq!(Name::new(&"ü".repeat(64)).unwrap().numbered(12).as_str(), format!("{}12", "ü".repeat(62)));
+        assert_eq!(Name::new("al").unwrap().numbered(2).as_str(), "al2");
         assert!(Name::new("").is_err());
         assert!(Name::new("a\u{7}b").is_err());
         assert!(serde_json::from_str::<Name>("\"a\\nb\"").is_err());

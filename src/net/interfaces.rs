@@ -23,6 +23,12 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// Whether who is bound to an address uses this interface: all with 0.0.0.0, loopback alone with one of
+    /// its addresses, else the one that has it and loopback.
+    pub fn is_used_by(&self, bind: Ipv4Addr) -> bool {
+        bind.is_unspecified() || self.ip == bind || self.ip.is_loopback()
+    }
+
     /// Whether an address belongs to the same network.
     pub fn reaches(&self, ip: Ipv4Addr) -> bool {
         ip & self.netmask == self.ip & self.netmask
@@ -32,15 +38,15 @@ impl Interface {
 /// A host elsewhere, whichever: the address is kept for documentation, and nothing is sent there.
 const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
 
-/// The addresses of this host that are in use now: all with 0.0.0.0, loopback alone with one of its
-/// addresses, else the one named and loopback. First that which speaks to hosts of no own network (the
+/// The addresses of this host that are in use now, as far as who is bound to one of them
+/// [uses](Interface::is_used_by) them. First that which speaks to hosts of no own network (the
 /// default route's), loopback last.
 ///
 /// # Errors
 /// The system's.
 pub fn interfaces(bind: Ipv4Addr) -> io::Result<Vec<Interface>> {
     let mut all: Vec<Interface> = if_addrs::get_if_addrs()?.into_iter().filter_map(in_use).collect();
-    all.retain(|interface| bind.is_unspecified() || interface.ip == bind || interface.ip.is_loopback());
+    all.retain(|interface| interface.is_used_by(bind));
     let outward = outward();
     all.sort_by_key(|interface| (interface.ip.is_loopback(), Some(interface.ip) != outward));
     Ok(all)

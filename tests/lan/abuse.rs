@@ -56,6 +56,19 @@ fn lies_and_garbage_are_dropped_and_counted() {
 }
 
 #[test]
+fn every_drop_of_a_hundred_is_shown() {
+    let place = Place::new();
+    let mut alice = place.start("alice", &["--verbose"]);
+    let mallory = Bare::new(&place, "mallory");
+    for _ in 0..100 {
+        mallory.sends(&alice, b"nonsense\n\n");
+    }
+    eventually("them to be dropped", || (alice.dropped("malformed") == 100).then_some(()));
+    let is_it = |it: &serde_json::Value| it["event"] == "dropped" && it["cause"] == "malformed";
+    eventually("them to be shown", || (alice.count(is_it) == 100).then_some(()));
+}
+
+#[test]
 fn a_flood_hurts_only_who_makes_it() {
     let place = Place::new();
     let mut alice = place.start("alice", &["--verbose"]);

@@ -1,6 +1,10 @@
 //! `p2s2 lan` as a person at a terminal meets it.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
 use crate::peers::{Bare, Place};
+use crate::support::PATIENCE;
 use crate::terminal::{CTRL_D, ENTER, TAB, Terminal};
 
 #[test]
@@ -47,6 +51,33 @@ fn what_others_say_tears_no_line_that_is_typed() {
     alice.types(CTRL_D);
     let (code, all) = alice.ends();
     assert_eq!(code, 0, "{all:?}");
+}
+
+#[test]
+fn the_prompt_bears_the_name_that_one_has() {
+    let place = Place::new();
+    let mut alice = Terminal::start(place.command("alice").args(["--announce-every", "100ms"]));
+    alice.sees("alice> ");
+    // Of two the one with the smaller INSTANCE yields, be it at once or after a while.
+    let rival = Bare::new(&place, "alice");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let began_at = Instant::now();
+            while !over.load(Relaxed) && began_at.elapsed() < PATIENCE {
+                rival.announces(&[]);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        alice.sees("another alice is on this machine: you are alice2 from now on");
+        over.store(true, Relaxed);
+    });
+    // With the next line.
+    alice.types("verbose\r");
+    alice.sees("verbose is on");
+    alice.sees("alice2> ");
+    alice.types(CTRL_D);
+    assert_eq!(alice.ends().0, 0);
 }
 
 #[test]

@@ -73,6 +73,38 @@ fn what_is_said_in_a_pipe_is_said_though_it_ends_at_once() {
     }
 }
 
+/// QUIT, in a pipe too, and a signal: what is in hand is finished.
+#[test]
+fn an_end_waits_for_what_may_be_confirmed_yet() {
+    let place = Place::new();
+    for by_signal in [false, true] {
+        let mut alice = place.start("alice", &[]);
+        let mut late = Bare::met(&place, "late", &alice);
+        alice.ask("dm late hello");
+        let first = late.next_from(&alice, "DM");
+        if by_signal {
+            alice.signal(libc::SIGTERM)
+        } else {
+            alice.says("quit")
+        }
+        // It goes on to repeat it.
+        let again = late.next_from(&alice, "DM");
+        assert_eq!(again.get("MESSAGE_ID"), first.get("MESSAGE_ID"));
+        late.acks(&alice, again.get("MESSAGE_ID"));
+        alice.event("confirmed");
+        assert_eq!(alice.ends(), 0);
+    }
+    // And not for ever.
+    let mut alice = place.start("alice", &[]);
+    let _silent = Bare::met(&place, "silent", &alice);
+    alice.ask("dm silent hello");
+    let began_at = std::time::Instant::now();
+    alice.says("quit");
+    assert_eq!(alice.ends(), 0);
+    let took = began_at.elapsed();
+    assert!((4_500..9_000).contains(&took.as_millis()), "{took:?}");
+}
+
 #[test]
 fn verbose_says_who_when_and_why() {
     let place = Place::new();

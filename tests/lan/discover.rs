@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use p2s2::lan::node::Kind;
+use p2s2::lan::peer::{Config, LanPeer};
+use p2s2::model::Name;
 use serde_json::{Value, json};
 
 use crate::netns::Lan;
@@ -75,6 +78,104 @@ fn nobody_there_is_no_error_and_no_network_is_one() {
     let (code, out, error) = in_pipe(&mut discover(&place, &["--wait", "200ms"]), "");
     assert_eq!((code, &*out, error.lines().count()), (1, "", 1), "{error}");
     assert!(error.starts_with("error: ") && error.contains("--discovery-port"), "{error}");
+}
+
+#[test]
+fn what_is_bound_to_one_address_is_tested_all_the_same() {
+    let Some(mut lan) = Lan::new(2) else { return };
+    lan.second_network(&[0, 1]);
+    let place = Place::in_a_network();
+    let alice = Peer::start(&mut place.on_host(&lan, 0, "alice"));
+    let shop = Peer::start(place.on_host(&lan, 1, "shop").args(["--bind", &lan.ip(1).to_string()]));
+    let ask = |args: &[&str]| {
+        let mut command = program("lan");
+        command.args(["discover", "--wait", "1s", "--discovery-port", &place.discovery_port.to_string()]).args(args);
+        let (code, out, error) = in_pipe(&mut lan.run_in(1, command), "");
+        assert_eq!((code, &*error), (0, ""));
+        out
+    };
+    let lines = |out: &str| out.lines().map(str::to_owned).collect::<Vec<_>>();
+    let people = |out: &str| lines(out).into_iter().filter(|line| line.contains('@')).collect::<Vec<_>>();
+    let of_shop = format!("shop@{} {}:{}", lan.ip(1), lan.ip(1), shop.addr.port());
+
+    let out = ask(&["--bind", &lan.ip(1).to_string()]);
+    for works in ["broadcast works", "loopback works"] {
+        assert!(lines(&out).iter().any(|line| line == works), "{works}: {out}");
+    }
+    assert_eq!(people(&out), [format!("alice@{} {}:{}", lan.ip(0), lan.ip(0), alice.addr.port()), of_shop.clone()]);
+
+    // One that is bound to another address of this machine is on this machine.
+    let out = ask(&["--bind", "127.0.0.1"]);
+    assert!(lines(&out).iter().any(|line| line == "loopback works"), "{out}");
+    let not_tried = "broadcast not tried: with --bind 127.0.0.1 nothing leaves this machine";
+    assert!(lines(&out).iter().any(|line| line == not_tried), "{out}");
+    assert_eq!(people(&out), std::slice::from_ref(&of_shop));
+
+    // By two networks and loopback it hears the same two, each once.
+    let out = ask(&[]);
+    let people = people(&out);
+    assert!(people.len() == 2 && people[1] == of_shop && people[0].starts_with("alice@10."), "{out}");
+    let out: Value = serde_json::from_str(&ask(&["--json"])).unwrap();
+    assert_eq!(out["peers"].as_array().unwrap().len(), 2, "{out}");
+}
+
+#[test]
+fn whoever_stops_reading_has_seen_enough() {
+    let place = Place::new();
+    let mut command = discover(&place, &[]);
+    // Its own flags have variables too.
+    command.env("P2S2_LAN_WAIT", "100ms").stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let began_at = std::time::Instant::now();
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &*String::from_utf8(output.stderr).unwrap()), (Some(0), ""));
+    assert!(began_at.elapsed() < std::time::Duration::from_millis(2_900), "{:?}", began_at.elapsed());
+}
+
+/// It was confirmed by its address, which is all it has.
+#[test]
+fn nothing_is_paid_through_a_server_without_a_certificate_elsewhere() {
+    let Some(lan) = Lan::new(2) else { return };
+    let place = Place::in_a_network();
+    let shop = lan.within(1, || LanPeer::start(server(&place))).unwrap();
+    let folder = place.dir().join("config/p2s2");
+    std::fs::create_dir_all(&folder).unwrap();
+    let servers = json!([8001, 7001].map(|port| json!({ "address": format!("{}:{port}", lan.ip(1)), "at": 1 })));
+    let known = json!({ "format": 1, "servers": servers });
+    std::fs::write(folder.join("known-servers.json"), known.to_string()).unwrap();
+    let wallet = concat!(env!("CARGO_MANIFEST_DIR"), "/data/samples/wallet-bob.json");
+    let run = |role: &str, args: &[&str], input: &str| {
+        let mut client = program(role);
+        client.args(["--server", "auto", "--bind", "0.0.0.0"]).args(args).current_dir(place.dir());
+        client.env("XDG_CONFIG_HOME", place.dir().join("config")).env("HOME", place.dir());
+        in_pipe(&mut lan.run_in(0, client), input)
+    };
+    let (code, out, error) = run("buyer", &["--wallet", wallet], "purchase\n");
+    let named = format!("--server {}:8001", lan.ip(1));
+    assert!(code == 0 && out.contains("nothing is paid through") && out.trim_end().ends_with(&named), "{out}{error}");
+    let (code, out, error) = run("peer", &["--name", "carol", "--plaintext"], "items\n");
+    let named = format!("--server {}:7001 --plaintext", lan.ip(1));
+    assert!(
+        code == 1 && error.contains("nothing is paid through") && error.trim_end().ends_with(&named),
+        "{out}{error}"
+    );
+    shop.stop();
+}
+
+/// One that announces a shop and a trade, which are not there.
+fn server(place: &Place) -> Config {
+    Config {
+        name: Name::new("server").unwrap(),
+        kind: Kind::Server { serves: vec![("buyer".to_owned(), 8001), ("trade".to_owned(), 7001)], cert_sha256: None },
+        bind: std::net::Ipv4Addr::UNSPECIFIED,
+        port: None,
+        discovery_port: place.discovery_port,
+        announce_every: std::time::Duration::from_secs(30),
+        forget_after: std::time::Duration::from_secs(300),
+        reach: Vec::new(),
+        data_dir: None,
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod abuse;
 mod at_terminal;
+mod bound;
 mod commands;
 mod discover;
 mod meeting;

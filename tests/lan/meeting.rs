@@ -6,9 +6,12 @@ use serde_json::Value;
 
 use crate::netns::Lan;
 use crate::peers::{Bare, Peer, Place, ear};
+use crate::support::eventually;
 
-/// It is promised within a second. More is for a machine that is busy with other tests.
-const SOON: Duration = Duration::from_secs(3);
+/// What is promised.
+const SOON: Duration = Duration::from_secs(1);
+/// Of so many times it must be so once: a machine that is busy with other tests may take longer.
+const TRIES: usize = 5;
 
 /// Takes every peer's news of every other; when the last came.
 fn all_came(peers: &[Peer]) -> Instant {
@@ -24,11 +27,18 @@ fn all_came(peers: &[Peer]) -> Instant {
 
 #[test]
 fn three_that_start_at_once_know_each_other_within_a_second() {
-    let place = Place::new();
-    let mut peers = place.start_all(["alice", "bob", "carol"]);
-    let last_start = peers.iter().map(|peer| peer.started_at).max().unwrap();
-    let took = all_came(&peers) - last_start;
-    assert!(took < SOON, "it took {took:?}");
+    let mut slow = Vec::new();
+    let (_place, mut peers) = std::iter::repeat_with(|| {
+        assert!(slow.len() < TRIES, "it took {slow:?}");
+        let place = Place::new();
+        let peers = place.start_all(["alice", "bob", "carol"]);
+        let last_start = peers.iter().map(|peer| peer.started_at).max().unwrap();
+        let took = all_came(&peers) - last_start;
+        slow.push(took);
+        (took < SOON).then_some((place, peers))
+    })
+    .find_map(|met| met)
+    .unwrap();
     let all: Vec<_> = peers.iter().map(|peer| (peer.user_id(), peer.addr.port())).collect();
     for (nth, peer) in peers.iter_mut().enumerate() {
         let mut others = all.clone();
@@ -48,9 +58,7 @@ fn ten_hosts_lose_each_other_and_find_each_other_again() {
     };
     let peers: Vec<Peer> = (0..10).map(spawn).collect();
     let mut peers: Vec<Peer> = peers.into_iter().map(Peer::started).collect();
-    let last_start = peers.iter().map(|peer| peer.started_at).max().unwrap();
-    let took = all_came(&peers) - last_start;
-    assert!(took < SOON, "it took {took:?}");
+    all_came(&peers);
     for (host, peer) in peers.iter_mut().enumerate() {
         let of = |other: &usize| format!("peer{other}@{}", lan.ip(*other));
         let others: Vec<_> = (0..10).filter(|other| *other != host).collect();
@@ -105,6 +113,42 @@ fn one_whom_broadcast_cannot_reach_is_named() {
     let mut bob = there.start("bob", &["--peer", &alice.addr.to_string()]);
     alice.knows(&["bob"]);
     bob.knows(&["alice"]);
+}
+
+#[test]
+fn one_who_is_named_although_broadcast_reaches_him_is_known_at_once() {
+    let place = Place::new();
+    let once = ["--announce-every", "1h"];
+    let mut alice = place.start("alice", &once);
+    for name in ["bob", "carol", "dave"] {
+        let mut named = place.start(name, &[&once[..], &["--peer", &alice.addr.to_string()]].concat());
+        let is_alice = |it: &Value| it["event"] == "came" && it["peer"]["name"] == "alice";
+        named.take("alice to come", is_alice);
+        alice.take("it to come", |it| it["event"] == "came" && it["peer"]["name"] == name);
+        named.ask("dm alice hello");
+        named.event("confirmed");
+        assert!(alice.names().contains(&name.to_owned()));
+    }
+}
+
+/// A client that knows the contract and no more.
+#[test]
+fn whoever_speaks_before_he_is_answered_is_answered_all_the_same() {
+    let place = Place::new();
+    let mut alice = place.start("alice", &["--announce-every", "1h"]);
+    for (nth, kind) in ["POST", "DM", "PEER_LIST_REQUEST", "ACK"].into_iter().enumerate() {
+        let mut bare = Bare::new(&place, &format!("hasty{nth}"));
+        bare.announces(&[]);
+        eventually("it to be known", || alice.names().contains(&bare.name).then_some(()));
+        match kind {
+            "POST" => bare.posts(&alice, "hello", "h1"),
+            "DM" => bare.sends(&alice, &bare.dm(&alice, "hello", "h2")),
+            "ACK" => bare.acks(&alice, "h3"),
+            _ => drop(bare.asks_for_peers(&alice)),
+        }
+        let answer = bare.next_from(&alice, "PEER_DISCOVERY");
+        assert_eq!(answer.get("USER_ID"), alice.user_id(), "{kind}");
+    }
 }
 
 #[test]

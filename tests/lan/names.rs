@@ -46,6 +46,32 @@ fn a_namesake_from_the_same_place_gets_a_number() {
 }
 
 #[test]
+fn a_namesake_with_the_longest_name_is_shortened() {
+    let place = Place::new();
+    let long = "x".repeat(64);
+    let start = || Peer::start(place.nameless().args(["--name", &long, "--json"]));
+    let (first, second) = (start(), start());
+    assert_eq!((&*first.name, &*second.name), (&*long, &*format!("{}2", "x".repeat(63))));
+}
+
+#[test]
+fn a_name_or_a_peer_that_cannot_be_is_refused_at_the_start() {
+    let place = Place::new();
+    let (code, out, error) = in_pipe(&mut place.command("one\u{2028}two"), "");
+    assert_eq!((code, &*out, error.lines().count()), (1, "", 1), "{error}");
+    assert!(error.starts_with("error: --name") && error.contains("line breaks"), "{error}");
+    let shared = format!("127.0.0.1:{}", place.discovery_port);
+    for (peer, why) in
+        [(&*shared, "discovery port"), ("127.0.0.1:0", "1 to 65535"), ("127.255.255.255:8000", "one host")]
+    {
+        let mut command = place.command("alice");
+        let (code, out, error) = in_pipe(command.args(["--peer", peer]), "");
+        assert_eq!((code, &*out, error.lines().count()), (1, "", 1), "{peer}: {error}");
+        assert!(error.starts_with(&format!("error: --peer {peer}: ")) && error.contains(why), "{peer}: {error}");
+    }
+}
+
+#[test]
 fn a_namesake_from_elsewhere_takes_a_number_when_they_meet() {
     let place = Place::new();
     // At the usual half a minute between announcements: nobody is to be known only by the next.

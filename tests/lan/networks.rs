@@ -162,7 +162,8 @@ impl Peer {
     /// Says its text by each interface.
     fn announce(&self, lan: &Lan, host: usize, text: &[u8]) {
         lan.within(host, || {
-            for interface in self.sockets.interfaces().unwrap() {
+            let all = self.sockets.interfaces().unwrap();
+            for interface in all.into_iter().filter(|interface| self.sockets.source(interface).is_some()) {
                 assert!(self.sockets.broadcast(&interface, text).unwrap(), "{interface:?}");
             }
         });

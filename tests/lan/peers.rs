@@ -105,6 +105,8 @@ pub struct Peer {
     pub name: String,
     pub addr: SocketAddrV4,
     pub started_at: Instant,
+    /// All that it said then.
+    pub started: Value,
 }
 
 /// What a process has printed and nobody has taken yet.
@@ -154,6 +156,7 @@ impl Peer {
             name: String::new(),
             addr: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
             started_at: Instant::now(),
+            started: Value::Null,
         }
     }
 
@@ -162,7 +165,7 @@ impl Peer {
         let line = self.take("the start", |line| line["event"] == "started");
         self.name = line.json["name"].as_str().unwrap().to_owned();
         self.addr = line.json["lan"].as_str().unwrap().parse().unwrap();
-        self.started_at = line.at;
+        (self.started_at, self.started) = (line.at, line.json);
         self
     }
 
@@ -276,6 +279,11 @@ impl Peer {
         let status = eventually("the peer to end", || self.child.try_wait().unwrap());
         self.readers.drain(..).for_each(|reader| reader.join().unwrap());
         status.code().unwrap_or(-1)
+    }
+
+    /// Its input stays open: the end of that would be a second reason to end.
+    pub fn signal(&self, which: i32) {
+        signal(self.child.id(), which);
     }
 
     pub fn kill(mut self) {

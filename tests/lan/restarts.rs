@@ -1,11 +1,14 @@
 //! What is there again after an end of any kind.
 
+use std::net::Ipv4Addr;
+
 use serde_json::{Value, json};
 
-use p2s2::lan::history::History;
+use p2s2::lan::history::{Direction, Entry, History};
 use p2s2::model::Name;
 
-use crate::peers::{Bare, Peer, Place};
+use crate::netns::Lan;
+use crate::peers::{Bare, Peer, Place, datagram};
 use crate::support::{eventually, scaled};
 
 #[test]
@@ -36,6 +39,40 @@ fn a_message_that_was_acknowledged_outlives_a_kill() {
         expected.push("behind it".to_owned());
         assert_eq!(alice.count(|it| it["event"] == "dm"), 0);
     }
+}
+
+/// However much was said since, and from whichever of its host's addresses it came.
+#[test]
+fn what_was_shown_is_not_shown_again_after_a_restart() {
+    let Some(lan) = Lan::new(1) else { return };
+    let place = Place::in_a_network();
+    let start = || Peer::start(place.on_host(&lan, 0, "alice").arg("--verbose"));
+    let alice = start();
+    let zoe = lan.within(0, || Bare::new(&place, "zoe"));
+    let says = |alice: &Peer, ip: Ipv4Addr| {
+        let user_id = format!("zoe@{ip}");
+        let post = [("TYPE", "POST"), ("USER_ID", &*user_id), ("CONTENT", &user_id), ("MESSAGE_ID", "r1")];
+        zoe.socket.send_to(&datagram(&post), (Ipv4Addr::LOCALHOST, alice.addr.port())).unwrap();
+        user_id
+    };
+    for ip in [Ipv4Addr::LOCALHOST, lan.ip(0)] {
+        alice.hears("post", &says(&alice, ip));
+    }
+    alice.kill();
+    let history = History::open(&place.data_dir("alice"), &Name::new("alice").unwrap()).unwrap();
+    let last = history.newest(1).unwrap().remove(0);
+    for nth in 0..1_500 {
+        let message_id = Some(format!("s{nth}"));
+        drop(history.keep(Entry { direction: Direction::Sent, message_id, source: None, ..last.clone() }));
+    }
+    history.sync_all();
+    drop(history);
+    let mut alice = start();
+    for (nth, ip) in [Ipv4Addr::LOCALHOST, lan.ip(0)].into_iter().enumerate() {
+        says(&alice, ip);
+        eventually("it to be dropped", || (alice.dropped("repeated") == nth as u64 + 1).then_some(()));
+    }
+    assert_eq!(alice.count(|it| it["event"] == "post"), 0);
 }
 
 #[test]

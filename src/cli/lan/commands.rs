@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use super::show;
 use crate::cli::repl::{Commands, Flow, Screen, clean};
-use crate::lan::history::OwnProfile;
 use crate::lan::node::{Command, CommandError, Done};
 use crate::lan::peer::{LanError, LanPeer};
 use crate::lan::wire::{AVATAR_MAX, Avatar};
@@ -132,10 +131,11 @@ impl Commands for LanCommands {
 
     /// What was said in a pipe is not left half done: a DM may have to be repeated yet.
     fn input_ended(&self) {
-        let until = Instant::now() + CONFIRMED_WITHIN;
-        while Instant::now() < until && self.peer.look().is_ok_and(|view| view.waiting > 0) {
-            thread::sleep(LOOK_AGAIN);
-        }
+        self.finish(CONFIRMED_WITHIN);
+    }
+
+    fn prompt(&self) -> Option<String> {
+        self.peer.look().ok().map(|view| format!("{}> ", clean(view.name.as_str())))
     }
 
     fn complete(&self, before: &[String]) -> Vec<String> {
@@ -153,6 +153,14 @@ impl Commands for LanCommands {
 }
 
 impl LanCommands {
+    /// Waits until no DM may be confirmed any more, at most so long.
+    pub(super) fn finish(&self, at_most: Duration) {
+        let until = Instant::now() + at_most;
+        while Instant::now() < until && self.peer.look().is_ok_and(|view| view.waiting > 0) {
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
     fn ask(&self, asked: Asked) {
         *self.asked.lock() = Some(asked);
     }
@@ -179,21 +187,26 @@ impl LanCommands {
     }
 
     /// Whoever has just started may not know yet whom he speaks to: two peers know each other within a second.
-    fn once_known(&self, command: &Command) -> Result<Done, LanError> {
+    /// And a pipe may say more at once than others take: it is said as fast as they do.
+    fn once_possible(&self, command: &Command) -> Result<Done, LanError> {
+        let asked_at = Instant::now();
         loop {
-            match self.peer.command(command.clone()) {
+            let pause = match self.peer.command(command.clone()) {
+                Err(LanError::Refused(CommandError::TooFast { again_in_ms })) => Duration::from_millis(again_in_ms),
+                Err(LanError::Refused(CommandError::Busy(_))) if asked_at.elapsed() < CONFIRMED_WITHIN => LOOK_AGAIN,
                 Err(LanError::Refused(CommandError::Alone | CommandError::Nobody(_)))
                     if self.started.elapsed() < KNOWN_WITHIN =>
                 {
-                    thread::sleep(LOOK_AGAIN);
+                    LOOK_AGAIN
                 }
                 done => return done,
-            }
+            };
+            thread::sleep(pause);
         }
     }
 
     fn post(&self, text: &str) -> anyhow::Result<()> {
-        let done = self.once_known(&Command::Post { content: text.to_owned() })?;
+        let done = self.once_possible(&Command::Post { content: text.to_owned() })?;
         if let Done::Posted { to, message_id } = done {
             let about = json!({ "to": to, "message_id": message_id });
             self.say("post", about, || format!("sent to {}", show::peers(to)));
@@ -202,7 +215,7 @@ impl LanCommands {
     }
 
     fn dm(&self, to: String, text: &str) -> anyhow::Result<()> {
-        let done = self.once_known(&Command::Dm { to, content: text.to_owned() })?;
+        let done = self.once_possible(&Command::Dm { to, content: text.to_owned() })?;
         if let Done::DmSent { to, addr, message_id, awaits_ack } = done {
             let about =
                 json!({ "to": to.to_string(), "addr": addr, "message_id": message_id, "awaits_ack": awaits_ack });
@@ -216,8 +229,9 @@ impl LanCommands {
 
     fn profile(&self, display_name: &str, status: &str, file: &str) -> anyhow::Result<()> {
         let avatar = if file.is_empty() { None } else { Some(read_avatar(Path::new(file))?) };
-        let profile = OwnProfile { display_name: display_name.to_owned(), status: status.to_owned(), avatar };
-        if let Done::ProfileSent { to, message_id } = self.peer.set_profile(profile)? {
+        let (display_name, status) = (display_name.to_owned(), status.to_owned());
+        let done = self.once_possible(&Command::Profile { display_name, status, avatar })?;
+        if let Done::ProfileSent { to, message_id } = done {
             let about = json!({ "to": to, "message_id": message_id });
             self.say("profile", about, || format!("kept, and sent to {}", show::peers(to)));
         }

@@ -77,6 +77,14 @@ fn in_short(shown: &Shown) -> (Option<Style>, String) {
         Shown::Dropped { from, cause, detail } => {
             (Some(Style::Dim), format!("dropped ({cause}) from {from}: {detail}"))
         }
+        Shown::DroppedMore { counts } => {
+            let counts: Vec<String> = counts.iter().map(|(cause, count)| format!("{count} ({cause})")).collect();
+            (Some(Style::Dim), format!("dropped besides, within a second: {}", counts.join(", ")))
+        }
+        Shown::NotKept { sender, kind, reason, .. } => (
+            Some(Style::Bad),
+            format!("a {kind} of {} came and could not be kept, so it is not shown: {reason}", sender.name),
+        ),
     }
 }
 
@@ -140,6 +148,15 @@ fn as_json(shown: &Shown) -> Value {
         Shown::Dropped { from, cause, detail } => {
             json!({ "event": "dropped", "from": from, "cause": cause.as_str(), "detail": detail })
         }
+        Shown::DroppedMore { counts } => {
+            let counts: serde_json::Map<String, Value> =
+                counts.iter().map(|(cause, count)| (cause.as_str().to_owned(), (*count).into())).collect();
+            json!({ "event": "dropped_more", "counts": counts })
+        }
+        Shown::NotKept { from, sender, kind, message_id, reason } => json!({
+            "event": "not_kept", "from": from, "user_id": sender.to_string(), "type": kind,
+            "message_id": message_id, "reason": reason,
+        }),
     }
 }
 

@@ -19,6 +19,7 @@ fn heard(number: u64) -> Entry {
         text: format!("message {number}"),
         confirmation: Confirmation::NotAsked,
         message_id: None,
+        source: None,
     }
 }
 
@@ -110,7 +111,7 @@ fn the_oldest_are_forgotten_in_small_steps() {
     store
         .write::<_, StoreError>(|tx| {
             tx.execute(
-                "INSERT INTO lan_message SELECT id - 9, at, sent, kind, name, ip, body, confirmation, message_id
+                "INSERT INTO lan_message SELECT id - 9, at, sent, kind, name, ip, body, confirmation, message_id, source
                  FROM lan_message ORDER BY id LIMIT 9",
                 &[],
             )
@@ -153,17 +154,44 @@ fn profile_and_port_are_there_after_a_restart() {
     assert_eq!((history.profile().unwrap(), history.port().unwrap()), (None, None));
     let avatar = Some(Avatar::of(&b"GIF89a\0\xff"[..]).unwrap());
     let first = OwnProfile { display_name: "Al".to_owned(), status: "here\nnow".to_owned(), avatar };
-    history.set_profile(first.clone()).unwrap();
+    history.keep_profile(heard(1), first.clone()).wait().unwrap();
     history.set_port(65_535).unwrap();
     drop(history);
     let history = open(home.path());
     assert_eq!((history.profile().unwrap(), history.port().unwrap()), (Some(first), Some(65_535)));
     let second = OwnProfile { display_name: "Bo".to_owned(), status: String::new(), avatar: None };
-    history.set_profile(second.clone()).unwrap();
+    history.keep_profile(heard(2), second.clone()).wait().unwrap();
     history.set_port(8000).unwrap();
     drop(history);
     let history = open(home.path());
     assert_eq!((history.profile().unwrap(), history.port().unwrap()), (Some(second), Some(8000)));
+    assert_eq!(history.newest(10).unwrap(), [heard(1), heard(2)]);
+}
+
+#[test]
+fn what_was_received_of_late_and_may_come_again() {
+    let home = tempfile::tempdir().unwrap();
+    let history = open(home.path());
+    let source = Some(Ipv4Addr::LOCALHOST);
+    let known = |at: u64| Entry { message_id: Some(format!("m{at}")), source, ..heard(at) };
+    for entry in [known(9), said("x"), known(10), heard(11), said("y"), known(12)] {
+        history.keep(entry).wait().unwrap();
+    }
+    drop(history);
+    assert_eq!(open(home.path()).received_since(Millis(10)).unwrap(), [known(10), known(12)]);
+}
+
+/// As the first version has it.
+#[test]
+fn an_older_file_is_brought_up_to_date() {
+    let home = tempfile::tempdir().unwrap();
+    let store = Store::open(&home.path().join(FILE), &MIGRATIONS[..1]).unwrap();
+    let sql = "INSERT INTO lan_message VALUES (1, 5, 0, 'POST', 'b@b', '10.0.0.2', 'message 5', 'not asked', 'm5')";
+    store.write::<_, StoreError>(|tx| tx.execute(sql, &[])).unwrap();
+    drop(store);
+    let history = open(home.path());
+    assert_eq!(history.newest(10).unwrap(), [Entry { message_id: Some("m5".to_owned()), ..heard(5) }]);
+    history.keep(heard(6)).wait().unwrap();
 }
 
 #[test]

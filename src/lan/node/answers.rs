@@ -15,8 +15,8 @@ const RATE: Rate = Rate { burst: 100, per_s: 500 };
 struct Waiting {
     due: Millis,
     place: u64,
-    /// It answers a broadcast: if the other shows meanwhile that it knows us, it need not go.
-    to_broadcast: bool,
+    /// It answers what was broadcast then: if the other turns out to know us, it need not go.
+    broadcast_at: Option<Millis>,
 }
 
 /// What waits, one for each address.
@@ -34,11 +34,11 @@ impl Answers {
     }
 
     /// To go at that time. Whether there was room.
-    pub fn add(&mut self, due: Millis, to: SocketAddrV4, to_broadcast: bool) -> bool {
-        let mut waiting = Waiting { due, place: self.next, to_broadcast };
+    pub fn add(&mut self, due: Millis, to: SocketAddrV4, broadcast_at: Option<Millis>) -> bool {
+        let mut waiting = Waiting { due, place: self.next, broadcast_at };
         if let Some(before) = self.by_addr.get(&to) {
             waiting.due = due.min(before.due);
-            waiting.to_broadcast &= before.to_broadcast;
+            waiting.broadcast_at = broadcast_at.and(before.broadcast_at);
             self.by_due.remove(&(before.due, before.place));
         } else if self.by_addr.len() >= ANSWERS_MAX {
             return false;
@@ -49,11 +49,14 @@ impl Answers {
         true
     }
 
-    /// It knows us already. Whether an answer to its broadcast was waiting.
+    /// When it broadcast what an answer waits for.
+    pub fn broadcast_at(&self, to: SocketAddrV4) -> Option<Millis> {
+        self.by_addr.get(&to).and_then(|waiting| waiting.broadcast_at)
+    }
+
+    /// It knows us already.
     pub fn not_needed(&mut self, to: SocketAddrV4) -> bool {
-        let Some(waiting) = self.by_addr.get(&to).copied().filter(|waiting| waiting.to_broadcast) else {
-            return false;
-        };
+        let Some(waiting) = self.by_addr.get(&to).copied() else { return false };
         self.by_addr.remove(&to);
         self.by_due.remove(&(waiting.due, waiting.place));
         true

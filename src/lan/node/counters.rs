@@ -29,8 +29,10 @@ pub enum Cause {
     PortRefused,
     /// More changes of PORT at once than are looked into.
     TooManyChecks,
-    /// A question or a list of peers too many, or one that was broadcast.
+    /// A question for peers too many, or one that was broadcast.
     TooManyLists,
+    /// A list of peers that was not asked for.
+    Unasked,
     /// A message to a server or a probe.
     NotAPerson,
     /// It asks for answers that cannot be given: more than are queued, or to a port where none may go.
@@ -39,7 +41,7 @@ pub enum Cause {
 
 impl Cause {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Cause; 15] = [
+    pub const ALL: [Cause; 16] = [
         Cause::Malformed,
         Cause::UnknownType,
         Cause::TooMany,
@@ -53,6 +55,7 @@ impl Cause {
         Cause::PortRefused,
         Cause::TooManyChecks,
         Cause::TooManyLists,
+        Cause::Unasked,
         Cause::NotAPerson,
         Cause::Unanswerable,
     ];
@@ -73,6 +76,7 @@ impl Cause {
             Cause::PortRefused => "port-refused",
             Cause::TooManyChecks => "too-many-checks",
             Cause::TooManyLists => "too-many-lists",
+            Cause::Unasked => "unasked",
             Cause::NotAPerson => "not-a-person",
             Cause::Unanswerable => "unanswerable",
         }
@@ -142,4 +146,6 @@ pub struct Sizes {
     pub sources: usize,
     /// Strangers that sent an ACK, at most 1,000.
     pub acked: usize,
+    /// Peers whose list was asked for, at most 32.
+    pub asked: usize,
 }

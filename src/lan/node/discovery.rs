@@ -5,13 +5,14 @@ use std::net::SocketAddrV4;
 use super::peers::{PEERS_MAX, PeerId};
 use super::{Cause, Door, Effect, Kind, Left, Node, Shown, Step};
 use crate::lan::wire::{Discovery, UserId};
-use crate::model::text::NAME_MAX;
 use crate::model::{Millis, Name};
 
 /// An answer to a broadcast waits at least so long …
 const ANSWER_AFTER_MS: u64 = 20;
 /// … and up to so much longer, so that not all answer at the same time.
 const ANSWER_SPREAD_MS: u64 = 230;
+/// So long after we announced ourselves a direct announcement answers that.
+const ANSWERED_WITHIN_MS: u64 = 2_000;
 /// How long an old PORT has to answer before a new one is believed.
 const CHECK_MS: u64 = 1_000;
 /// Changes of PORT that are looked into at once.
@@ -52,10 +53,11 @@ struct Heard {
 impl Node {
     /// Tells everybody that we are here.
     pub(super) fn announce(&mut self, step: &mut Step) {
-        for ip in self.addresses.ips().collect::<Vec<_>>() {
+        self.announced_at = Some(step.now);
+        for (by, ip) in self.addresses.announced_by() {
             let message = self.announcement(step, UserId { name: self.name.clone(), ip }, false);
             self.counters.broadcasts += 1;
-            step.effects.push(Effect::Broadcast { from: ip, message });
+            step.effects.push(Effect::Broadcast { by, message });
         }
         let invited: Vec<_> = self.invited.iter().copied().filter(|addr| !self.knows_somebody_at(*addr)).collect();
         for addr in invited {
@@ -99,7 +101,7 @@ impl Node {
         if !self.may_send(addr) {
             return self.drop(step, source, Cause::Unanswerable, || format!("PORT: nothing may be sent to {addr}"));
         }
-        let answered = door == Door::Own && self.answers.not_needed(addr);
+        let answered = door == Door::Own && self.answers_us(step.now, addr) && self.answers.not_needed(addr);
         let heard = Heard { source, addr, door, said };
         if heard.said.features.probe {
             if let Some(id) = self.peers.with_addr(addr) {
@@ -115,6 +117,16 @@ impl Node {
             Some(old) if old.port() != addr.port() => self.check_port(step, old, heard),
             _ => self.admit(step, &heard, answered),
         }
+    }
+
+    /// Whether who announces himself directly while our answer waits has heard our own announcement: n that
+    /// start at once need not all answer each other twice. He does not do so at the same moment as he
+    /// announces himself to everybody; who does has a reason of his own (`--peer`), and may not know us.
+    fn answers_us(&self, now: Millis, addr: SocketAddrV4) -> bool {
+        let said = |at: Option<Millis>| at.is_some_and(|at| now < at.plus_ms(ANSWERED_WITHIN_MS));
+        let told_at = self.peers.with_addr(addr).and_then(|id| self.peers.get(id)?.told_at());
+        let broadcast_at = self.answers.broadcast_at(addr);
+        broadcast_at.is_some_and(|at| now >= at.plus_ms(ANSWER_AFTER_MS)) && (said(self.announced_at) || said(told_at))
     }
 
     /// Who announces himself is listed, or found in the list, and answered if he does not know us.
@@ -164,7 +176,9 @@ impl Node {
             }
             return self.drop(step, *source, Cause::Full, || format!("{PEERS_MAX} peers are known already"));
         }
-        let started_again = id.is_some() && of_instance.is_none() && !same_run;
+        // Without an INSTANCE another PORT is all that tells of another run.
+        let moved = old_addr.is_some_and(|old| old != *addr);
+        let started_again = id.is_some() && of_instance.is_none() && (!same_run || moved);
         let newcomer = id.is_none();
         let id = id.unwrap_or_else(|| self.peers.add(step.now));
         let old_user = self.peers.get(id).and_then(|peer| peer.addresses().first()).map(|at| at.user_id.clone());
@@ -200,7 +214,9 @@ impl Node {
         }
         let broadcast = heard.door == Door::Discovery;
         let wait_ms = if broadcast { ANSWER_AFTER_MS + step.below(ANSWER_SPREAD_MS + 1) } else { 0 };
-        if !self.answers.add(step.now.plus_ms(wait_ms), heard.addr, broadcast && !heard.said.features.probe) {
+        let broadcast_at = (broadcast && !heard.said.features.probe).then_some(step.now);
+        let has_share = self.answered_to.take(step.now, self.addresses.share_of(heard.source));
+        if !has_share || !self.answers.add(step.now.plus_ms(wait_ms), heard.addr, broadcast_at) {
             self.drop(step, heard.source, Cause::Unanswerable, || "too many answers wait already".to_owned());
         }
     }
@@ -285,7 +301,7 @@ impl Node {
         }
         // It must know of us, whoever of us is to yield. To its answer none follows.
         if known.is_none() || heard.door == Door::Discovery {
-            self.answers.add(step.now, heard.addr, false);
+            self.answers.add(step.now, heard.addr, None);
         }
         let yields = heard.said.instance.as_deref().is_none_or(|theirs| *self.settings.instance < *theirs);
         let stalemate = self.settings.announce_every * STALEMATE_ANNOUNCES;
@@ -310,11 +326,7 @@ impl Node {
         };
         // There are at most so many others: one of these is free.
         let numbers = 2..=PEERS_MAX * 8 + 3;
-        let mut names = numbers.filter_map(|number| {
-            let number = number.to_string();
-            let base: String = self.settings.name.as_str().chars().take(NAME_MAX - number.len()).collect();
-            Name::new(&format!("{base}{number}")).ok()
-        });
+        let mut names = numbers.map(|number| self.settings.name.numbered(number));
         let Some(free) = names.find(|name| *name != self.name && !on_this_host(name)) else { return };
         let old = std::mem::replace(&mut self.name, free.clone());
         step.show(Shown::Renamed { old, new: free });

@@ -7,6 +7,8 @@ use crate::lan::wire::{DATAGRAM_MAX, Message, PeerList, UserId};
 
 /// Most that are asked for their peers at once.
 const ASKED_MAX: usize = 32;
+/// How long they have to tell.
+const ASKED_MS: u64 = 10_000;
 /// Most addresses of one list that are tried.
 const TRIED_MAX: usize = 100;
 /// Most addresses that a person may name.
@@ -28,6 +30,7 @@ impl Node {
             to.swap(chosen, other);
         }
         to.truncate(ASKED_MAX);
+        self.asked = to.iter().map(|addr| (*addr, step.now.plus_ms(ASKED_MS))).collect();
         let stamp = step.stamp();
         for addr in &to {
             let from = self.user_id_towards(*addr.ip());
@@ -42,7 +45,8 @@ impl Node {
             return self.drop(step, source, Cause::NotAPerson, || "this is no person's peer".to_owned());
         }
         // All would answer a broadcast, each with up to a whole datagram.
-        if door == Door::Discovery || !self.lists_told.take(step.now) {
+        let has_share = |node: &mut Node| node.lists_told_to.take(step.now, node.addresses.share_of(source));
+        if door == Door::Discovery || !has_share(self) || !self.lists_told.take(step.now) {
             return self.drop(step, source, Cause::TooManyLists, || {
                 "lists are told to who asks directly, and not too often".to_owned()
             });
@@ -72,8 +76,10 @@ impl Node {
 
     /// Whom another knows: those we do not know are told that we are here.
     pub(super) fn told_of_peers(&mut self, step: &mut Step, source: SocketAddrV4, list: &PeerList) {
-        if self.settings.kind == Kind::Probe || !self.lists_believed.take(step.now, source) {
-            return self.drop(step, source, Cause::TooManyLists, || "one list a second is believed".to_owned());
+        // Else anybody could have us send to a hundred addresses of his choice.
+        if self.asked.remove(&source).is_none_or(|until| until <= step.now) {
+            return self
+                .drop(step, source, Cause::Unasked, || "PEERS: a list is believed once from who was asked".to_owned());
         }
         let near = self.addresses.is_own(*source.ip());
         let mut tried = 0;
@@ -84,7 +90,7 @@ impl Node {
             if shared || here || !self.may_send(addr) || self.peers.with_addr(addr).is_some() {
                 continue;
             }
-            if tried == TRIED_MAX || !self.answers.add(step.now, addr, false) {
+            if tried == TRIED_MAX || !self.answers.add(step.now, addr, None) {
                 break;
             }
             tried += 1;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddrV4;
 
 use super::Known;
+use super::rates::{Rate, Tokens};
 use crate::lan::wire::{Discovery, Features, UserId};
 use crate::model::{Millis, Name};
 
@@ -20,6 +21,9 @@ const PAUSE_MIN_MS: u64 = 200;
 const PAUSE_MAX_MS: u64 = 10_000;
 /// After such a silence it begins anew.
 const PAUSE_OVER_MS: u64 = 2 * PAUSE_MAX_MS;
+
+/// What a person says to one peer: below what such a peer takes from one source, with room for what else we send.
+const TURNS: Rate = Rate { burst: 100, per_s: 80 };
 
 pub(super) type PeerId = u64;
 
@@ -53,6 +57,7 @@ pub(super) struct Peer {
     /// When we last announced ourselves to it alone.
     told_at: Option<Millis>,
     pause_ms: u64,
+    turns: Tokens,
     /// When it stands in the table's `by_expiry`.
     expires: Millis,
 }
@@ -77,6 +82,11 @@ impl Peer {
 
     pub fn is_server(&self) -> bool {
         self.served.as_ref().is_some_and(|served| !served.serves.is_empty())
+    }
+
+    /// When we last announced ourselves to it alone.
+    pub fn told_at(&self) -> Option<Millis> {
+        self.told_at
     }
 
     /// Whether it acknowledges DMs.
@@ -156,6 +166,30 @@ impl Peers {
         self.by_id.values()
     }
 
+    pub fn ids(&self) -> Vec<PeerId> {
+        self.by_id.keys().copied().collect()
+    }
+
+    /// Another message may go to each of these, and counts as gone; or, if that is too early for one of them,
+    /// to none: then when it may.
+    pub fn take_turn(&mut self, now: Millis, ids: &[PeerId]) -> Result<(), Millis> {
+        let ready = |id| self.by_id.get(id).map(|peer: &Peer| peer.turns.ready_at());
+        if let Some(at) = ids.iter().filter_map(ready).max().filter(|at| *at > now) {
+            return Err(at);
+        }
+        for id in ids {
+            self.charge(*id, now);
+        }
+        Ok(())
+    }
+
+    /// A message goes to this one, whether or not it is its turn.
+    pub fn charge(&mut self, id: PeerId, now: Millis) {
+        if let Some(peer) = self.by_id.get_mut(&id) {
+            peer.turns.take(now);
+        }
+    }
+
     pub fn get(&self, id: PeerId) -> Option<&Peer> {
         self.by_id.get(&id)
     }
@@ -202,6 +236,7 @@ impl Peers {
             since: now,
             told_at: None,
             pause_ms: PAUSE_MIN_MS,
+            turns: Tokens::full(TURNS),
             expires,
         };
         self.by_id.insert(id, peer);

@@ -49,10 +49,14 @@ impl Waiting {
         self.by_id.insert(message_id, Pending { to, user_id, message, sent: 1, due });
     }
 
+    /// Whether its ACK is waited for, from there.
+    pub fn is_awaited(&self, from: SocketAddrV4, message_id: &str) -> bool {
+        self.by_id.get(message_id).is_some_and(|pending| pending.to == from)
+    }
+
     /// It arrived: who says so must be whom it went to.
     pub fn acknowledged(&mut self, from: SocketAddrV4, message_id: &str) -> Option<Pending> {
-        self.by_id.get(message_id).filter(|pending| pending.to == from)?;
-        self.forget(message_id)
+        if self.is_awaited(from, message_id) { self.forget(message_id) } else { None }
     }
 
     /// It waits no more.

@@ -2,9 +2,11 @@
 
 use std::net::{SocketAddr, SocketAddrV4};
 
+use super::peers::PeerId;
 use super::pending::PENDING_MAX;
 use super::{Cause, CommandError, Done, Effect, Entry, Kind, Node, Shown, Step};
 use crate::lan::wire::{AVATAR_MAX, Avatar, DATAGRAM_MAX, Dm, Message, Post, Profile, Stamp, UserId};
+use crate::model::Millis;
 use crate::model::text::{check, check_length};
 
 /// Most characters of a STATUS.
@@ -95,6 +97,7 @@ impl Node {
         if !self.peers.iter().any(|peer| !peer.is_server()) {
             return Err(CommandError::Alone);
         }
+        self.take_turn(step, &self.peers.ids())?;
         let stamp = step.stamp();
         let message = |user_id| Message::Post(Post { user_id, content: content.clone(), stamp: stamp.clone() });
         let to = self.send_all(step, message);
@@ -116,12 +119,19 @@ impl Node {
         {
             return Err(bad("AVATAR-FILE", format!("expected at most {AVATAR_MAX} bytes, not {}", bytes.len())));
         }
+        self.take_turn(step, &self.peers.ids())?;
         let stamp = step.stamp();
         let to = self.send_all(step, |user_id| {
             let (display_name, status, avatar) = (display_name.clone(), status.clone(), avatar.clone());
             Message::Profile(Profile { user_id, display_name, status, avatar, stamp: stamp.clone() })
         });
         Ok(Done::ProfileSent { to, message_id: stamp.message_id.unwrap_or_default() })
+    }
+
+    /// Whoever gets more at once than he takes from one source drops the rest, and nobody tells us.
+    fn take_turn(&mut self, step: &Step, to: &[PeerId]) -> Result<(), CommandError> {
+        let later = |at: Millis| CommandError::TooFast { again_in_ms: at.0.saturating_sub(step.now.0) };
+        self.peers.take_turn(step.now, to).map_err(later)
     }
 
     /// Keeps a message of one's own and sends it to every known peer. Returns how many of them are people.
@@ -143,6 +153,7 @@ impl Node {
         if awaits_ack && self.waiting.len() >= PENDING_MAX {
             return Err(CommandError::Busy(PENDING_MAX));
         }
+        self.take_turn(step, self.peers.with_addr(addr).as_slice())?;
         let stamp = step.stamp();
         let message_id = stamp.message_id.clone().unwrap_or_default();
         let message = Message::Dm(Dm { from, to: to.clone(), content, stamp });

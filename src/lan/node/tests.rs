@@ -30,6 +30,10 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+fn addr_v4(text: &str) -> SocketAddrV4 {
+    text.parse().unwrap()
+}
+
 fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
@@ -77,7 +81,7 @@ fn settings(kind: Kind) -> Settings {
 }
 
 fn interface(own: &str, netmask: &str) -> Interface {
-    Interface { ip: ip(own), netmask: ip(netmask) }
+    Interface { ip: ip(own), netmask: ip(netmask), from: Some(ip(own)) }
 }
 
 impl Bench {
@@ -193,7 +197,7 @@ fn sends(effects: &[Effect]) -> Vec<(SocketAddr, &Message)> {
 
 fn broadcasts(effects: &[Effect]) -> Vec<(Ipv4Addr, &Discovery)> {
     let broadcasts = effects.iter().filter_map(|effect| match effect {
-        Effect::Broadcast { from, message: Message::Discovery(said) } => Some((*from, said)),
+        Effect::Broadcast { by, message: Message::Discovery(said) } => Some((*by, said)),
         _ => None,
     });
     broadcasts.collect()

@@ -49,6 +49,9 @@ pub struct Interface {
     pub ip: Ipv4Addr,
     /// Which part of it names the network.
     pub netmask: Ipv4Addr,
+    /// What is sent by it comes from this address: its own, unless the socket is bound to another one.
+    /// None where nothing is sent by it.
+    pub from: Option<Ipv4Addr>,
 }
 
 /// Which socket a datagram came to.
@@ -65,8 +68,9 @@ pub enum Door {
 pub enum Event {
     /// The sockets are bound. [`Event::Interfaces`] came before.
     Started,
-    /// The addresses of this host, at the start and whenever they change; loopback among them.
-    /// The first that is not loopback stands in USER_ID where no interface is nearer.
+    /// The addresses of this host, at the start and whenever they change; loopback among them, and those
+    /// that the node does not speak by. The first that is not loopback stands in USER_ID where no interface is
+    /// nearer.
     Interfaces(Vec<Interface>),
     /// A datagram came.
     Datagram {
@@ -143,11 +147,14 @@ pub enum CommandError {
     /// Too many DMs wait for an answer.
     #[error("busy: {0} messages wait to be acknowledged; try again in a few seconds")]
     Busy(usize),
+    /// More at once than others take from one source.
+    #[error("too many messages at once, of which others would drop some: try again in {again_in_ms} ms")]
+    TooFast { again_in_ms: u64 },
     /// A word of the command is not as it must be: names it and says what was expected.
     #[error("{0}")]
     Bad(String),
     /// Nobody is known yet.
-    #[error("nobody is known yet; announcements go out every few seconds, and --peer HOST:PORT reaches one directly")]
+    #[error("nobody is known yet; --peer HOST:PORT reaches one whom announcements do not")]
     Alone,
 }
 
@@ -178,9 +185,9 @@ pub enum Effect {
     /// To the discovery port at the broadcast address of the interface that has this own address
     /// (of 127.0.0.1: 127.255.255.255), from the own socket.
     Broadcast {
-        /// Which interface; the message bears this address.
-        from: Ipv4Addr,
-        /// The message.
+        /// Which interface: its own address.
+        by: Ipv4Addr,
+        /// The message; it bears the address that it comes from.
         message: Message,
     },
     /// To be shown, now or in verbose mode: see [`Shown::is_terse`].
@@ -227,15 +234,19 @@ pub enum Shown {
     DmUnconfirmed { to: UserId, message_id: String },
     /// There are as many peers as this node remembers: the newcomer is not listed. Once until one leaves.
     Full { peers: usize },
-    /// A datagram was dropped. Shown a few times a second at most; [`Counters`](super::Counters) counts all.
+    /// A datagram was dropped.
     Dropped { from: SocketAddr, cause: Cause, detail: String },
+    /// More were dropped within a second than are shown one by one: how many for which cause.
+    DroppedMore { counts: Vec<(Cause, u64)> },
+    /// A message came and could not be kept: it counts as not heard.
+    NotKept { from: SocketAddr, sender: UserId, kind: &'static str, message_id: Option<String>, reason: String },
 }
 
 impl Shown {
     /// Whether it is shown in terse mode too: names and text, and what a person must know. The others
     /// are for verbose mode.
     pub fn is_terse(&self) -> bool {
-        !matches!(self, Shown::Dropped { .. } | Shown::Moved { .. })
+        !matches!(self, Shown::Dropped { .. } | Shown::DroppedMore { .. } | Shown::Moved { .. })
     }
 }
 

@@ -131,7 +131,8 @@ fn what_is_nobodys_address_is_not_sent_to() {
     // It would leave this host.
     assert_eq!(kind("192.0.2.1:8000"), ErrorKind::PermissionDenied);
     assert_eq!(sockets.counters(Door::Own).sent.get(), 0);
-    assert!(sockets.interfaces().unwrap().iter().all(|interface| interface.ip.is_loopback()));
+    let used = |interface: &&Interface| sockets.source(interface).is_some();
+    assert!(sockets.interfaces().unwrap().iter().filter(used).all(|interface| interface.ip.is_loopback()));
 }
 
 type Told = Receiver<(SocketAddr, Vec<u8>)>;
@@ -157,8 +158,11 @@ fn peers_of_a_host_hear_each_other_and_themselves() {
     let ears: Vec<_> = peers.iter().map(|peer| listen(peer, Door::Discovery)).collect();
     for (nth, peer) in peers.iter().enumerate() {
         for interface in peer.interfaces().unwrap() {
-            assert_eq!(peer.source(&interface), Ipv4Addr::LOCALHOST);
-            peer.broadcast(&interface, &[nth as u8]).unwrap();
+            let is_loopback = interface.ip.is_loopback();
+            assert_eq!(peer.source(&interface), is_loopback.then_some(Ipv4Addr::LOCALHOST));
+            if is_loopback {
+                peer.broadcast(&interface, &[nth as u8]).unwrap();
+            }
         }
     }
     let all: HashSet<_> = peers.iter().zip(0..).map(|(peer, nth)| (peer.own_addr().into(), vec![nth])).collect();

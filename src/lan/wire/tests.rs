@@ -153,6 +153,31 @@ fn older_and_other_programs_are_read() {
 }
 
 #[test]
+fn a_profile_is_worth_showing_without_its_picture() {
+    let avatar = |lines: &str| {
+        let datagram = format!("TYPE:PROFILE\nUSER_ID:s@10.0.0.1\nDISPLAY_NAME:S\nSTATUS:here\n{lines}\n\n");
+        let Ok(Message::Profile(found)) = read(datagram.as_bytes()) else { panic!("{lines}") };
+        assert_eq!((&*found.display_name, &*found.status), ("S", "here"));
+        found.avatar
+    };
+    for none in [
+        "AVATAR_TYPE:image/svg\nAVATAR_DATA:R0lGODlh",
+        "AVATAR_TYPE:IMAGE/PNG\nAVATAR_ENCODING:base64\nAVATAR_DATA:R0lGODlh",
+        "AVATAR_TYPE:\nAVATAR_DATA:",
+        "AVATAR_TYPE:image/gif\nAVATAR_ENCODING:base64\nAVATAR_DATA:",
+    ] {
+        assert_eq!(avatar(none), None, "{none}");
+    }
+    // Some leave out the padding.
+    for (data, bytes) in
+        [("R0lGODlhAA==", &b"GIF89a\0"[..]), ("R0lGODlhAA", b"GIF89a\0"), ("R0lGODlhAAA", b"GIF89a\0\0")]
+    {
+        let found = avatar(&format!("AVATAR_TYPE:image/gif\nAVATAR_DATA:{data}"));
+        assert_eq!(found, Some(Avatar { kind: AvatarKind::Gif, bytes: bytes.to_vec() }), "{data}");
+    }
+}
+
+#[test]
 fn a_type_that_is_not_known_is_a_cause_of_its_own() {
     assert_eq!(read(b"TYPE:FILE\nX:1\n\n"), Err(Refused::UnknownType("FILE".to_owned())));
     assert_eq!(read(b"TYPE:\n\n"), Err(Refused::UnknownType(String::new())));
@@ -273,24 +298,16 @@ fn what_is_wrong_with_a_profile_is_named() {
         ("STATUS:\nDISPLAY_NAME:x\nAVATAR_DATA:aaaa", "AVATAR_TYPE: missing"),
         ("STATUS:\nDISPLAY_NAME:x\nAVATAR_ENCODING:base64", "AVATAR_TYPE: missing"),
         (
-            "STATUS:\nDISPLAY_NAME:x\nAVATAR_TYPE:image/svg\nAVATAR_DATA:aaaa",
-            "AVATAR_TYPE: expected image/png, image/jpeg, image/gif or image/webp, not \"image/svg\"",
-        ),
-        (
             "STATUS:\nDISPLAY_NAME:x\nAVATAR_TYPE:image/png\nAVATAR_ENCODING:hex\nAVATAR_DATA:aaaa",
             "AVATAR_ENCODING: expected base64, not \"hex\"",
-        ),
-        (
-            "STATUS:\nDISPLAY_NAME:x\nAVATAR_TYPE:image/png\nAVATAR_DATA:",
-            "AVATAR_DATA: expected a picture, found no bytes",
         ),
         (
             "STATUS:\nDISPLAY_NAME:x\nAVATAR_TYPE:image/png\nAVATAR_DATA:aa!a",
             "AVATAR_DATA: expected standard base64 (invalid symbol 33, offset 2)",
         ),
         (
-            "STATUS:\nDISPLAY_NAME:x\nAVATAR_TYPE:image/png\nAVATAR_DATA:aaa",
-            "AVATAR_DATA: expected standard base64 (invalid padding)",
+            "STATUS:\nDISPLAY_NAME:x\nAVATAR_TYPE:image/png\nAVATAR_DATA:aaaaa",
+            "AVATAR_DATA: expected standard base64 (invalid input length: 5)",
         ),
         (
             &format!("STATUS:\nDISPLAY_NAME:x\nAVATAR_TYPE:image/png\nAVATAR_DATA:{too_large}"),

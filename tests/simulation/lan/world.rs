@@ -176,7 +176,7 @@ impl World {
         for entry in &host.disk {
             node.remember(entry);
         }
-        let interface = Interface { ip: host.ip, netmask: Ipv4Addr::new(255, 0, 0, 0) };
+        let interface = Interface { ip: host.ip, netmask: Ipv4Addr::new(255, 0, 0, 0), from: Some(host.ip) };
         (host.node, host.armed) = (Some(node), None);
         self.trace(|| format!("{peer} starts"));
         self.tell(peer, Event::Interfaces(vec![interface]));

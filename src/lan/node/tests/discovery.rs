@@ -78,26 +78,64 @@ fn whoever_hears_an_unknown_peer_answers_its_port_a_little_later() {
     assert!(waits.iter().max().unwrap() - waits.iter().min().unwrap() > 150, "they spread: {waits:?}");
 }
 
+fn bob() -> Discovery {
+    announced("bob@10.0.0.2", 8002, "b")
+}
+
 #[test]
-fn an_answer_is_dropped_when_the_other_shows_that_it_knows_us() {
-    for message in [Message::Discovery(announced("bob@10.0.0.2", 8002, "b")), post("bob@10.0.0.2", "1")] {
-        let mut bench = Bench::new();
-        bench.broadcast("10.0.0.2:8002", announced("bob@10.0.0.2", 8002, "b"));
-        assert!(told(&bench.hear("10.0.0.2:8002", Door::Own, message.clone())).is_empty());
-        assert!(bench.wait(5_000).is_empty());
-        // What is broadcast shows nothing, nor does what comes from elsewhere.
-        let mut bench = Bench::new();
-        bench.broadcast("10.0.0.2:8002", announced("bob@10.0.0.2", 8002, "b"));
-        bench.hear("10.0.0.2:8002", Door::Discovery, message);
-        bench.hear("10.0.0.3:8002", Door::Own, post("carol@10.0.0.3", "1"));
-        assert_eq!(told(&bench.wait(5_000)), [addr("10.0.0.2:8002")]);
+fn an_answer_is_dropped_when_the_other_answers_us() {
+    // We have just announced ourselves, and it did so too.
+    let mut bench = Bench::of(Kind::Person);
+    bench.broadcast("10.0.0.2:8002", bob());
+    bench.now = bench.now.plus_ms(20);
+    assert!(told(&bench.direct("10.0.0.2:8002", bob())).is_empty());
+    assert!(bench.wait(5_000).is_empty());
+    // The same where we have told it alone, as somebody of whom another has told.
+    let mut bench = Bench::new();
+    bench.known("bob@10.0.0.2", 8002, "b");
+    bench.wait(20_000);
+    bench.broadcast("10.0.0.2:8002", announced("bob@10.0.0.2", 8002, "b2"));
+    bench.node.peers.told(addr_v4("10.0.0.2:8002"), bench.now);
+    bench.now = bench.now.plus_ms(20);
+    assert!(told(&bench.direct("10.0.0.2:8002", announced("bob@10.0.0.2", 8002, "b2"))).is_empty());
+    assert!(told(&bench.wait(300)).is_empty());
+}
+
+#[test]
+fn whoever_has_not_heard_of_us_is_answered_whatever_he_says() {
+    let answers_of = |mut bench: Bench, after_ms: u64, from: &str, door: Door, message: Message| {
+        bench.broadcast("10.0.0.2:8002", bob());
+        bench.now = bench.now.plus_ms(after_ms);
+        let mut answers = told(&bench.hear(from, door, message));
+        answers.extend(told(&bench.wait(1_000)));
+        answers
+    };
+    let direct = || Message::Discovery(bob());
+    // `--peer` where broadcast reaches too: at the same moment, whether or not we have just announced ourselves.
+    assert_eq!(answers_of(Bench::of(Kind::Person), 1, "10.0.0.2:8002", Door::Own, direct()), [addr("10.0.0.2:8002")]);
+    assert_eq!(answers_of(Bench::new(), 1, "10.0.0.2:8002", Door::Own, direct()), [addr("10.0.0.2:8002")]);
+    // Later, while we have not announced ourselves for long.
+    assert_eq!(answers_of(Bench::new(), 19, "10.0.0.2:8002", Door::Own, direct()), [addr("10.0.0.2:8002")]);
+    // He may know our address from somewhere else.
+    let ack = Message::Ack { message_id: "x".into() };
+    let request = Message::PeerListRequest { from: user("bob@10.0.0.2"), stamp: stamp("1") };
+    for message in [post("bob@10.0.0.2", "1"), dm("bob@10.0.0.2", "alice@10.0.0.1", "2"), request, ack] {
+        let answers = answers_of(Bench::of(Kind::Person), 20, "10.0.0.2:8002", Door::Own, message.clone());
+        assert_eq!(answers, [addr("10.0.0.2:8002")], "{message:?}");
+    }
+    // What is broadcast shows nothing, nor does what comes from elsewhere.
+    for (from, door, message) in [
+        ("10.0.0.2:8002", Door::Discovery, direct()),
+        ("10.0.0.3:8002", Door::Own, Message::Discovery(announced("carol@10.0.0.3", 8003, "c"))),
+    ] {
+        let answers = answers_of(Bench::of(Kind::Person), 20, from, door, message);
+        assert!(answers.contains(&addr("10.0.0.2:8002")), "{from}: {answers:?}");
     }
 }
 
 #[test]
 fn whoever_comes_directly_is_answered_at_once() {
     let mut bench = Bench::new();
-    let bob = || announced("bob@10.0.0.2", 8002, "b");
     assert_eq!(told(&bench.direct("10.0.0.2:8002", bob())), [addr("10.0.0.2:8002")]);
     // Known; but it was told just now.
     bench.wait(199);
@@ -328,6 +366,57 @@ fn interfaces_come_and_go() {
         [(ip("127.0.0.1"), "alice@127.0.0.1".to_owned()), (ip("192.168.1.1"), "alice@192.168.1.1".to_owned())]
     );
     assert_eq!(bench.node.user_id(), user("alice@192.168.1.1"));
+}
+
+/// As with `--bind 10.0.0.1`, beside another interface that is not spoken by.
+#[test]
+fn bound_to_one_address_it_announces_itself_by_that_and_loopback() {
+    let mut bench = Bench::asleep(settings(Kind::Person));
+    let from = |own: Interface, from: Option<&str>| Interface { from: from.map(ip), ..own };
+    let interfaces = vec![
+        from(interface("10.0.0.1", "255.255.255.0"), Some("10.0.0.1")),
+        from(interface("192.168.1.1", "255.255.255.0"), None),
+        from(interface("127.0.0.1", "255.0.0.0"), Some("10.0.0.1")),
+    ];
+    bench.event(Event::Interfaces(interfaces));
+    let effects = bench.event(Event::Started);
+    let said: Vec<_> = broadcasts(&effects).iter().map(|(by, said)| (*by, said.user_id.to_string())).collect();
+    assert_eq!(
+        said,
+        [("10.0.0.1", "alice@10.0.0.1"), ("127.0.0.1", "alice@10.0.0.1")].map(|(by, who)| (ip(by), who.to_owned()))
+    );
+    bench.wait(3_000);
+    // On loopback, too, it is who its source says; there and from there all its host's addresses are equal.
+    let effects = bench.direct("127.0.0.1:8002", announced("bob@192.168.1.1", 8002, "b"));
+    assert_eq!(came(&effects), ["bob@192.168.1.1"]);
+    let sends = sends(&effects);
+    let [(to, Message::Discovery(said))] = &sends[..] else { panic!("{effects:?}") };
+    assert_eq!((*to, said.user_id.to_string()), (addr("127.0.0.1:8002"), "alice@10.0.0.1".to_owned()));
+    for to in ["alice@10.0.0.1", "alice@192.168.1.1", "alice@127.0.0.1"] {
+        assert_eq!(bench.hear("127.0.0.1:8002", Door::Own, dm("bob@127.0.0.1", to, to)).len(), 3, "{to}");
+    }
+    // Who has our port at another address of this host is somebody else.
+    assert_eq!(came(&bench.direct("127.0.0.1:8001", announced("carol@127.0.0.1", 8001, "c"))), ["carol@127.0.0.1"]);
+    bench.direct("10.0.0.1:8001", announced("dave@10.0.0.1", 8001, "d"));
+    assert_eq!((bench.dropped(Cause::Taken), bench.dropped(Cause::WrongSource)), (1, 0));
+}
+
+#[test]
+fn one_host_does_not_take_all_answers() {
+    let mut bench = Bench::new();
+    let announces = |bench: &mut Bench, ip: &str, n: usize| {
+        // Ten ports, each with a name and a PORT of its own every time.
+        let from = format!("{ip}:{}", 9_000 + n % 10);
+        bench.broadcast(&from, announced(&format!("m{n}@{ip}"), 10_000 + n as u16, &format!("{ip}-{n}")));
+    };
+    (0..1_500).for_each(|n| announces(&mut bench, "10.0.0.66", n));
+    assert_eq!(bench.node.sizes().answers, 200);
+    assert!(bench.dropped(Cause::Unanswerable) > 1_000);
+    bench.broadcast("10.0.0.2:8002", bob());
+    assert!(told(&bench.wait(700)).contains(&addr("10.0.0.2:8002")));
+    // On this host each is somebody else.
+    (0..1_500).for_each(|n| announces(&mut bench, "127.0.0.1", n));
+    assert_eq!(bench.node.sizes().answers, 1_500);
 }
 
 #[test]

@@ -61,6 +61,12 @@ fn lists_are_told_to_who_asks_directly_and_not_too_often() {
     bench.known("bob@10.0.0.2", 8002, "b");
     assert!(sends(&bench.hear("10.0.0.3:8003", Door::Discovery, request("carol@10.0.0.3"))).is_empty());
     assert_eq!(bench.dropped(Cause::TooManyLists), 1);
+    // One host has a share of that, whatever its ports.
+    let told = (0..150).filter(|n| {
+        !sends(&bench.hear(&format!("10.0.2.1:{}", 8_000 + n), Door::Own, request("m@10.0.2.1"))).is_empty()
+    });
+    assert_eq!(told.count(), 20);
+    bench.wait(10_000);
     let told = (0..150).filter(|n| {
         !sends(&bench.hear(&format!("10.0.1.{n}:8003"), Door::Own, request(&format!("c@10.0.1.{n}")))).is_empty()
     });
@@ -89,21 +95,45 @@ fn unknown_addresses_of_a_list_are_told_that_we_are_here() {
         "somewhere",          // no address
         "10.0.0.8:8008",      // new
     ];
+    bench.command(Command::AskPeers).unwrap();
     let effects = bench.hear("10.0.0.2:8002", Door::Own, response("bob@10.0.0.2", &list));
     assert_eq!(told(&effects), [addr("10.0.0.7:8007"), addr("10.0.0.8:8008")]);
     assert!(
         sends(&effects).iter().all(|(_, message)| matches!(message, Message::Discovery(said) if !said.features.probe))
     );
     assert_eq!(bench.list().len(), 1, "they are not known by that");
-    // One list a second is believed.
-    let more = response("bob@10.0.0.2", &["10.0.0.9:8009"]);
-    assert!(told(&bench.hear("10.0.0.2:8002", Door::Own, more.clone())).is_empty());
-    assert_eq!(bench.dropped(Cause::TooManyLists), 1);
-    bench.wait(1_000);
-    assert_eq!(told(&bench.hear("10.0.0.2:8002", Door::Own, more)), [addr("10.0.0.9:8009")]);
     // From this host loopback is near.
+    bench.known("eve@127.0.0.1", 8004, "e");
+    bench.command(Command::AskPeers).unwrap();
     let near = response("eve@127.0.0.1", &["127.0.0.1:8005"]);
     assert_eq!(told(&bench.hear("127.0.0.1:8004", Door::Own, near)), [addr("127.0.0.1:8005")]);
+}
+
+/// Else anybody could have us send to whomever he likes.
+#[test]
+fn a_list_is_believed_once_from_who_was_asked() {
+    let mut bench = Bench::new();
+    bench.known("bob@10.0.0.2", 8002, "b");
+    let list = |from: &str, to: &str| response(from, &[to]);
+    let unasked = |bench: &mut Bench, from: &str, who: &str| {
+        let before = bench.dropped(Cause::Unasked);
+        let effects = bench.hear(from, Door::Own, list(who, "10.0.0.9:8009"));
+        assert!(told(&effects).is_empty() && told(&bench.wait(300)).is_empty(), "{effects:?}");
+        assert_eq!(bench.dropped(Cause::Unasked), before + 1);
+    };
+    unasked(&mut bench, "10.0.0.2:8002", "bob@10.0.0.2");
+    bench.command(Command::AskPeers).unwrap();
+    unasked(&mut bench, "10.0.0.3:8002", "carol@10.0.0.3");
+    unasked(&mut bench, "10.0.0.2:8003", "bob@10.0.0.2");
+    assert_eq!(
+        told(&bench.hear("10.0.0.2:8002", Door::Own, list("bob@10.0.0.2", "10.0.0.9:8009"))),
+        [addr("10.0.0.9:8009")]
+    );
+    unasked(&mut bench, "10.0.0.2:8002", "bob@10.0.0.2");
+    // Asked again, but he takes his time.
+    bench.command(Command::AskPeers).unwrap();
+    bench.now = bench.now.plus_ms(10_000);
+    unasked(&mut bench, "10.0.0.2:8002", "bob@10.0.0.2");
 }
 
 #[test]
@@ -111,6 +141,8 @@ fn at_most_a_hundred_of_a_list_are_told() {
     let mut bench = Bench::new();
     let list: Vec<String> = (1..=250).map(|n| format!("10.0.1.{n}:8002")).collect();
     let list: Vec<&str> = list.iter().map(String::as_str).collect();
+    bench.known("bob@10.0.0.2", 8002, "b");
+    bench.command(Command::AskPeers).unwrap();
     let at_once = told(&bench.hear("10.0.0.2:8002", Door::Own, response("bob@10.0.0.2", &list)));
     assert_eq!(at_once.len() + told(&bench.wait(5_000)).len(), 100);
 }
@@ -126,7 +158,7 @@ fn some_of_those_known_are_asked_for_theirs() {
     server.serves = vec![("trade".to_owned(), 7001)];
     bench.broadcast("10.0.0.5:8006", server);
     let (done, effects) = bench.command(Command::AskPeers).unwrap();
-    assert_eq!(done, Done::Asked { peers: 32 });
+    assert_eq!((done, bench.node.sizes().asked), (Done::Asked { peers: 32 }, 32));
     let mut to: Vec<_> = sends(&effects)
         .into_iter()
         .map(|(to, message)| {

@@ -39,6 +39,17 @@ fn a_new_port_takes_over_when_the_old_one_is_silent() {
 }
 
 #[test]
+fn without_an_instance_another_port_is_another_run() {
+    let mut bench = Bench::new();
+    bench.known("bob@10.0.0.2", 8002, "");
+    bench.broadcast("10.0.0.2:8102", announced("bob@10.0.0.2", 8102, ""));
+    let effects = bench.wait(1_300);
+    assert_eq!(moved(&effects), [(addr("10.0.0.2:8002"), addr("10.0.0.2:8102"))]);
+    assert_eq!(told(&effects), [addr("10.0.0.2:8102")], "it does not know us");
+    assert_eq!((bench.list(), bench.node.sizes().addresses), (vec!["bob@10.0.0.2 10.0.0.2:8102".to_owned()], 1));
+}
+
+#[test]
 fn a_new_port_is_refused_when_the_old_one_answers() {
     for answer in [Message::Discovery(announced("bob@10.0.0.2", 8002, "b")), post("bob@10.0.0.2", "1")] {
         let mut bench = Bench::new();
