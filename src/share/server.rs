@@ -376,7 +376,7 @@ impl Shared {
             }
             None => Conn::plain(stream),
         };
-        let lets_in = conn.is_tls() || caller.source.is_loopback() || self.floor.plain_from_afar;
+        let lets_in = lets_in(caller.source, conn.is_tls(), self.floor.plain_from_afar);
         let (incoming, writer) = conn.split();
         let share = Share::of(Arc::clone(&self.floor.budget));
         let mut reader = LineReader::new(incoming, limits).with_share(share);
@@ -586,6 +586,11 @@ impl Shared {
     }
 }
 
+/// Whether a client may speak as it does: from other hosts with TLS, unless it was allowed otherwise.
+fn lets_in(source: IpAddr, is_tls: bool, plain_from_afar: bool) -> bool {
+    is_tls || source.is_loopback() || plain_from_afar
+}
+
 /// A connection's end, as the registry sees it.
 struct Leaves<'s> {
     shared: &'s Shared,
@@ -608,4 +613,16 @@ fn linger(reader: LineReader<ConnReader>, writer: &ConnWriter) {
     let mut ignored = [0; 1024];
     // Whatever ends it, the end is what was wanted.
     while matches!(source.read_before(&mut ignored, deadline), Ok(1..)) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lets_in;
+
+    #[test]
+    fn from_other_hosts_clients_speak_tls_unless_it_was_allowed_otherwise() {
+        let (here, afar) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        assert!(lets_in(here, false, false) && lets_in(afar, true, false) && lets_in(afar, false, true));
+        assert!(!lets_in(afar, false, false));
+    }
 }

@@ -256,6 +256,34 @@ fn a_restart_keeps_everything() {
 }
 
 #[test]
+fn what_cannot_be_stored_has_not_happened() {
+    let registry = Registry::start(Wanted::default());
+    let (mut ann, mut looks) = (registry.client(), registry.client());
+    let secret = ann.register("ann", json!({}));
+    ann.publish("ann", "a", 1);
+    let write = |sql: &'static str| {
+        registry.store.write(move |tx| tx.execute(sql, &[]).map(drop)).unwrap();
+    };
+    write("CREATE TRIGGER full BEFORE INSERT ON registry_file BEGIN SELECT RAISE(ABORT, 'full'); END");
+    let refused = [
+        ("PUBLISH", json!({"hostname": "ann", "fname": "b", "size": 1, "modified": 2})),
+        ("REGISTER", registration("ann", json!({"files_metadata": {"c": file(1, true)}}))),
+    ];
+    for (action, data) in &refused {
+        let reason = ann.refused(action, data.clone());
+        assert!(reason.starts_with("UNAVAILABLE: "), "{reason}");
+        assert_eq!(looks.expect("DISCOVER", json!({"hostname": "ann"}), "OK")["files"].as_object().unwrap().len(), 1);
+        assert_eq!((looks.hosts("a").len(), looks.hosts("b").len(), looks.hosts("c").len()), (1, 0, 0));
+    }
+    // Who was connected still is, and goes on as soon as it can be stored.
+    write("DROP TRIGGER full");
+    ann.publish("ann", "b", 1);
+    assert_eq!(looks.hosts("b"), ["ann"]);
+    assert_eq!(ann.register("ann", json!({"resume": secret})), secret);
+    assert_eq!(looks.hosts("a"), ["ann"]);
+}
+
+#[test]
 fn the_view_shows_what_clients_see() {
     let registry = Registry::start(Wanted::default());
     let view = registry.server.view();

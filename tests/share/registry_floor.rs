@@ -94,7 +94,7 @@ pub struct Running {
     pub addr: SocketAddr,
     pub users: Arc<Users>,
     pub budget: Arc<Budget>,
-    store: Arc<Store>,
+    pub store: Arc<Store>,
 }
 
 impl Running {
