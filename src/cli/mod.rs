@@ -16,6 +16,7 @@ pub mod repl;
 pub mod seller;
 pub mod server;
 pub mod settings;
+pub mod share_server;
 pub mod shop;
 pub mod shopper;
 pub mod story;

@@ -5,3 +5,6 @@ mod registry_floor;
 mod registry_load;
 mod registry_process;
 mod registry_rights;
+mod server_api;
+#[path = "../support/mod.rs"]
+mod support;
