@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `wire.rs` | what peers say to each other |
 //! | `server.rs` | [`PeerServer`]: GET, META and RANGE, a thread per connection, straight from the page cache |
+//! | `sendfile.rs` | from file to socket without passing through this process |
 //! | `plan.rs` | which piece is asked of whom next: the rules, without sockets or files |
 //! | `speed.rs` | how fast it goes, and how long it will take |
 //! | `part.rs` | the unfinished file and the journal of its good pieces |
@@ -26,6 +27,7 @@ mod keeper;
 mod lane;
 mod part;
 pub mod plan;
+mod sendfile;
 mod server;
 mod speed;
 pub mod wire;

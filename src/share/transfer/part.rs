@@ -310,6 +310,11 @@ impl Part {
         is_ours
     }
 
+    /// What was right is not on disk: it is to be had again.
+    pub(super) fn undo(&self, piece: usize) {
+        *self.turns[piece].lock() = 0;
+    }
+
     #[cfg(unix)]
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, offset)
@@ -430,6 +435,10 @@ impl Journal {
     /// Notes that pieces are good; they must be synced. (The note itself need not be: without it they are
     /// fetched again.)
     pub(super) fn append(&mut self, pieces: &mut [usize]) -> io::Result<()> {
+        if !self.head.listed {
+            // A record would stand where the list belongs.
+            return Err(io::Error::other("the list of pieces is not in the journal"));
+        }
         pieces.sort_unstable();
         let mut records = Vec::new();
         for run in pieces.chunk_by(|a, b| a + 1 == *b) {
