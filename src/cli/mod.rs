@@ -17,6 +17,7 @@ pub mod seller;
 pub mod server;
 pub mod settings;
 pub mod share;
+pub mod share_server;
 pub mod shop;
 pub mod shopper;
 pub mod story;

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::announce::{AnnounceArgs, Announcer, Served};
 use super::settings;
+use super::share_server::{Ground, Share, ShareArgs};
 use super::shop::{self, Ports, TlsArgs, announce, in_use};
 use crate::model::{Clock, FeeRate};
 use crate::net::cluster;
@@ -62,7 +63,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "URL", env = "P2S2_DB")]
     db: Option<String>,
     /// Services to run
-    #[arg(long, value_delimiter = ',', env = "P2S2_SERVER_SERVICES", default_value = "trade,shop")]
+    #[arg(long, value_delimiter = ',', env = "P2S2_SERVER_SERVICES", default_value = "trade,shop,share")]
     services: Vec<Service>,
     /// Trade's port, for UDP and TCP
     #[arg(
@@ -104,7 +105,7 @@ pub struct ServerArgs {
     #[command(flatten)]
     tls: TlsArgs,
     #[command(flatten)]
-    other: OtherRooms,
+    share: ShareArgs,
 }
 
 /// A service of the server.
@@ -112,7 +113,6 @@ pub struct ServerArgs {
 enum Service {
     Trade,
     Shop,
-    /// Taken, and does nothing yet.
     Share,
 }
 
@@ -167,44 +167,6 @@ struct ShopArgs {
     cluster_key: Option<PathBuf>,
 }
 
-/// Settings of rooms that this version does not have. They are taken, so that one configuration serves
-/// every version, and the log says that they do nothing.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Settings of services that this version does not have")]
-struct OtherRooms {
-    #[arg(long, hide = true)]
-    registry_port: Option<String>,
-    #[arg(long, hide = true)]
-    api_port: Option<String>,
-    #[arg(long, hide = true)]
-    api_bind: Option<String>,
-    #[arg(long, hide = true)]
-    peer_timeout: Option<String>,
-    #[arg(long, hide = true)]
-    registry_auth: Option<String>,
-    #[arg(long, hide = true)]
-    jwt_ttl: Option<String>,
-    #[arg(long, hide = true)]
-    allow_origin: Vec<String>,
-}
-
-impl OtherRooms {
-    fn given(&self) -> Vec<&'static str> {
-        [
-            ("--registry-port", self.registry_port.is_some()),
-            ("--api-port", self.api_port.is_some()),
-            ("--api-bind", self.api_bind.is_some()),
-            ("--peer-timeout", self.peer_timeout.is_some()),
-            ("--registry-auth", self.registry_auth.is_some()),
-            ("--jwt-ttl", self.jwt_ttl.is_some()),
-            ("--allow-origin", !self.allow_origin.is_empty()),
-        ]
-        .into_iter()
-        .filter_map(|(flag, given)| given.then_some(flag))
-        .collect()
-    }
-}
-
 /// For `value_parser`: nobody is served by a server that takes no connection.
 fn parse_connections(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|connections| *connections > 0).ok_or("expected a number from 1 on".to_owned())
@@ -224,14 +186,8 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
             "--db: this version keeps everything in SQLite files in --data-dir and cannot use {kind}; leave --db (P2S2_DB) out"
         );
     }
-    let mut ignored = args.other.given();
-    if args.services.contains(&Service::Share) {
-        ignored.push("--services share");
-    }
-    if !ignored.is_empty() {
-        log::warn!("no effect, because this version has the services trade and shop: {}", ignored.join(" "));
-    }
     let bind = settings::bind_address(args.bind)?;
+    let chosen = args.share.choose(bind, &args.tls)?;
     let _lock = DataDirLock::take(&args.data_dir)?;
     let has = |service| args.services.contains(&service);
 
@@ -263,17 +219,30 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     // no other: who has confirmed it once knows all of this server.
     let settled_by = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
     let shop = if has(Service::Shop) {
-        Some(Shop::start(&args, bind, settled_by, &executor, &gate, &mut listeners)?)
+        Some(Shop::start(&args, bind, settled_by.clone(), &executor, &gate, &mut listeners)?)
     } else {
         None
     };
+    let ground =
+        Ground { data_dir: &args.data_dir, bind, tls: &args.tls, settled_by, executor: &executor, gate: &gate };
+    let share = Share::start(chosen, &ground, has(Service::Share))?;
+    if let Some(addr) = share.registry_addr() {
+        listeners.add(format!("registry: tcp {addr}"), "registry", addr);
+    }
+    let addr = share.api_addr();
+    listeners.add(format!("server-api: http {addr}"), "server_api", addr);
+    if let Some(trade) = &trade {
+        let server = Arc::downgrade(&trade.server);
+        share.metrics().add("trade", move || server.upgrade().map_or_else(Vec::new, |server| server.counters()));
+    }
     let announcer = Announcer::start(&args.announce, "server", bind, listeners.served);
     announce(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
     shutdown.wait();
     log::info!("stopping: no new work; what is in hand has {} s", GRACE.as_secs());
     announcer.stop();
     let deadline = Instant::now() + GRACE;
-    // The shop first: its links have threads of the executor, whose end trade waits for.
+    // Trade last: the others have threads of the executor, whose end it waits for.
+    share.stop(deadline);
     if let Some(shop) = shop {
         shop.stop(deadline);
     }
@@ -301,7 +270,7 @@ impl Listeners {
 
 /// The service trade, running.
 struct Trade {
-    server: TradeServer,
+    server: Arc<TradeServer>,
     data: DataDir,
 }
 
@@ -348,7 +317,7 @@ impl Trade {
         listeners.add(format!("trade: tcp {addr}{plain}"), "trade_tcp", addr);
         let cert_sha256 = (!args.plaintext).then(|| data.identity.fingerprint().to_owned());
         listeners.served.push(Served { name: "trade", port: addr.port(), cert_sha256 });
-        Ok(Trade { server, data })
+        Ok(Trade { server: Arc::new(server), data })
     }
 
     fn stop(&self, deadline: Instant) {

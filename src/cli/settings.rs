@@ -118,27 +118,52 @@ pub fn parse_fingerprint(text: &str) -> Result<String, String> {
 
 /// The address to bind: the flag (or its own variable), else `SERVER_HOST`, else loopback.
 ///
-/// A 0.0.0.0 that comes from `SERVER_HOST` alone is old habit, not a decision to be open to the world.
-///
 /// # Errors
 /// `SERVER_HOST` is no IP address.
 pub fn bind_address(flag: Option<IpAddr>) -> anyhow::Result<IpAddr> {
     if let Some(bind) = flag {
         return Ok(bind);
     }
-    let Ok(host) = std::env::var("SERVER_HOST") else {
-        return Ok(Ipv4Addr::LOCALHOST.into());
-    };
+    Ok(host_of("SERVER_HOST", "--bind")?.unwrap_or(Ipv4Addr::LOCALHOST.into()))
+}
+
+/// The address in a variable of document 004's, if it is set; for which this flag stands.
+///
+/// A 0.0.0.0 that comes from there alone is old habit, not a decision to be open to the world.
+///
+/// # Errors
+/// It is no IP address.
+pub fn host_of(variable: &str, flag: &str) -> anyhow::Result<Option<IpAddr>> {
+    let Ok(host) = std::env::var(variable) else { return Ok(None) };
     let bind = if host == "localhost" {
         Ipv4Addr::LOCALHOST.into()
     } else {
-        host.parse::<IpAddr>().with_context(|| format!("SERVER_HOST={host}: expected an IP address"))?
+        host.parse::<IpAddr>().with_context(|| format!("{variable}={host}: expected an IP address"))?
     };
     if bind.is_unspecified() {
-        log::warn!("SERVER_HOST={host} is bound as 127.0.0.1; to serve other machines say --bind {host} --tls");
-        return Ok(Ipv4Addr::LOCALHOST.into());
+        log::warn!("{variable}={host} is bound as 127.0.0.1; to serve other machines say {flag} {host} --tls");
+        return Ok(Some(Ipv4Addr::LOCALHOST.into()));
     }
-    Ok(bind)
+    Ok(Some(bind))
+}
+
+/// The flag (or its own variable), else what a variable of document 004's says, else the default.
+///
+/// # Errors
+/// The variable says something else.
+pub fn or_variable<T>(
+    flag: Option<T>,
+    variable: &str,
+    default: T,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> anyhow::Result<T> {
+    if let Some(value) = flag {
+        return Ok(value);
+    }
+    match std::env::var(variable) {
+        Ok(text) => parse(&text).map_err(|wrong| anyhow::anyhow!("{variable}={text}: {wrong}")),
+        Err(_) => Ok(default),
+    }
 }
 
 /// Most bytes of a file's or folder's name that every file system takes, less what stands around it.

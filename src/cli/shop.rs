@@ -74,6 +74,11 @@ pub struct TlsArgs {
 }
 
 impl TlsArgs {
+    /// Whether a listener beyond loopback is guarded, or meant to be open.
+    pub fn is_guarded(&self) -> bool {
+        self.tls || self.tls_cert.is_some() || self.insecure
+    }
+
     /// The certificate to present, if any; whoever listens beyond loopback has one or says `--insecure`.
     ///
     /// # Errors

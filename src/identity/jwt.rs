@@ -28,7 +28,7 @@ const KEY_BYTES: usize = 32;
 const TOKEN_MAX: usize = 2048;
 
 /// What somebody may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// What an account may.

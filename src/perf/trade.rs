@@ -111,7 +111,12 @@ impl Host {
         run.say("starting the server");
         let words = |dir: &std::path::Path| {
             let state = dir.join("state").display().to_string();
-            ["server", "--services", "trade", "--trade-port", "0", "--data-dir", &state].map(str::to_owned).into()
+            let ports = ["--trade-port", "0", "--api-port", "0"];
+            [&["server", "--services", "trade"][..], &ports, &["--data-dir", &state]]
+                .concat()
+                .into_iter()
+                .map(str::to_owned)
+                .collect()
         };
         let server = Server::start("p2s2 server", &child::sibling("p2s2")?, &run.args.out, words, run.stop)?;
         Ok(Host { addr: server.said("trade: udp ")?, server: Some(server) })

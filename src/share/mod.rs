@@ -15,6 +15,7 @@
 //! | `api_client.rs` | calls of the HTTP APIs |
 //! | `node.rs` | one user's node: publishing, fetching, the connection to the registry |
 //! | `client_api.rs` | what a user's programs and pages ask of a node |
+//! | `server_api.rs` | the server's HTTP API: accounts, the operator's view, metrics |
 
 pub mod api_client;
 pub mod client;
@@ -27,4 +28,5 @@ pub mod pieces;
 pub mod registry;
 pub mod server;
 pub mod transfer;
+pub mod server_api;
 pub mod wire;

@@ -198,6 +198,7 @@ fn few_open_files_lower_the_connections_and_not_to_one() {
     let log = fs::File::create(dir.path().join("log")).unwrap();
     let server = Command::new("sh")
         .args(["-c", "ulimit -n 1024 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_p2s2"), "server", "--trade-port", "0"])
+        .args(["--api-port", "0", "--registry-port", "0"])
         .arg("--data-dir")
         .arg(dir.path().join("state"))
         .arg("--ready-file")

@@ -329,7 +329,7 @@ fn a_missing_permission_is_one_clear_line() {
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
         command = Command::new(copy);
         command.args(["server", "--trade-port", "0", "--data-dir"]).arg(&state);
-        command.env("P2S2_SERVER_SERVICES", "trade");
+        command.env("P2S2_SERVER_SERVICES", "trade").env("P2S2_SERVER_API_PORT", "0");
         command.current_dir(dir.path()).uid(NOBODY).gid(NOBODY);
     }
     let output = command.output().unwrap();
@@ -373,7 +373,7 @@ fn as_its_owner(dir: &Path, args: &[&str]) -> Command {
     } else {
         Command::new(env!("CARGO_BIN_EXE_p2s2"))
     };
-    command.env("P2S2_SERVER_SERVICES", "trade");
+    command.env("P2S2_SERVER_SERVICES", "trade").env("P2S2_SERVER_API_PORT", "0");
     command.args(args).arg("--data-dir").arg(&state).current_dir(dir);
     command
 }

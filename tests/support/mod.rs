@@ -170,12 +170,15 @@ pub fn program(command: &str) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_p2s2"));
     program.arg(command).stdin(Stdio::null());
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("P2S2_") {
+        let text = name.to_string_lossy();
+        if ["P2S2_", "SERVER_", "ADMIN_", "JWT_SECRET_KEY", "SESSION_TIMEOUT"].iter().any(|ours| text.starts_with(ours))
+        {
             program.env_remove(name);
         }
     }
     // The others have fixed ports unless told otherwise.
     program.env("P2S2_SERVER_SERVICES", "trade");
+    program.env("P2S2_SERVER_API_PORT", "0");
     // Nobody looks for them, but for those that are told otherwise.
     for server in ["SERVER", "SELLER_SERVER", "BUYER_SERVER"] {
         program.env(format!("P2S2_{server}_NO_ANNOUNCE"), "yes");

@@ -91,10 +91,8 @@ impl Registry {
         }
         let known = self.host_named(claim.hostname.as_str());
         let is_account = matches!(claim.standing, Standing::Account(_));
-        let secret = claim.resume.and_then(|key| {
-            let heard = known.map(|(_, host)| (host.tenure, host.heard_at));
-            self.secrets.find(now, &claim.hostname, &key, heard).copied()
-        });
+        let heard = known.map(|(_, host)| (host.tenure, host.heard_at));
+        let secret = claim.resume.and_then(|key| self.secrets.find(now, &claim.hostname, &key, heard).copied());
         // Of a user's hostname, what a stranger was given before it was the user's is worth nothing.
         let secret = secret.filter(|secret| secret.by_account || !is_account);
         let stays = self.may_have(now, conn, claim, known.map(|(_, host)| host), secret.as_ref())?;
@@ -111,6 +109,7 @@ impl Registry {
 
         let known = known.map(|(slot, _)| slot);
         let mut changes = Vec::new();
+        self.secrets.end(now, &claim.hostname, heard, &mut changes);
         let mut replaced = None;
         let is_holder = self.by_conn.contains_key(&conn);
         let slot = match (known, &stays) {

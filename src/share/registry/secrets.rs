@@ -110,6 +110,19 @@ impl Secrets {
         }
     }
 
+    /// Those of a hostname whose time is up are worth nothing any more, whoever has it from now on. `heard`: as in
+    /// [`find`](Secrets::find).
+    pub(super) fn end(
+        &mut self,
+        now: Millis,
+        hostname: &Name,
+        heard: Option<(u64, Millis)>,
+        changes: &mut Vec<Change>,
+    ) {
+        let heard = |tenure: u64| heard.filter(|(of, _)| *of == tenure).map(|(_, at)| at);
+        self.drop_where(hostname.as_str(), |secret| secret.ends_at(heard(secret.tenure)) <= now, changes);
+    }
+
     /// As it was stored; in the order of `made_at`.
     pub(super) fn restore(&mut self, hostname: Name, secret: Secret) {
         self.by_name.entry(hostname).or_default().push(secret);

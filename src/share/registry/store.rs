@@ -39,6 +39,17 @@ pub struct HostRow {
     heard_at: Millis,
 }
 
+#[cfg(test)]
+impl HostRow {
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn hostname(&self) -> &Name {
+        &self.hostname
+    }
+}
+
 /// One row's change.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {

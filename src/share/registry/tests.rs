@@ -1,1 +1,430 @@
-//! Stories and properties of the core.
+//! Stories of the core, and its properties against a naive model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::Token;
+use crate::share::wire::{FileEntry, Seconds};
+use crate::storage::Store;
+
+mod model;
+
+const MINUTE: u64 = 60_000;
+const TIMEOUT: Duration = Duration::from_secs(20 * 60);
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn fname(text: &str) -> FileName {
+    FileName::new(text).unwrap()
+}
+
+fn entry(size: u64, is_published: bool) -> Arc<FileEntry> {
+    Arc::new(FileEntry {
+        size,
+        modified: Seconds::new(7.5).unwrap(),
+        created: None,
+        published_at: None,
+        is_published,
+        blake3: (size % 2 == 0).then_some(Digest([size as u8; 32])),
+        pieces_root: None,
+        features: Arc::new([]),
+    })
+}
+
+fn key(secret: &str) -> SecretKey {
+    SecretKey::of(&Token::from_text(secret))
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn claim(hostname: &str) -> Claim {
+    Claim {
+        hostname: name(hostname),
+        display_name: hostname.into(),
+        port: 6001,
+        ip: None,
+        source: ip("192.0.2.1"),
+        standing: Standing::Free,
+        resume: None,
+        fresh: key(&format!("fresh-{hostname}")),
+        keeps_files: false,
+        file_count: 0,
+    }
+}
+
+fn registry() -> Registry {
+    Registry::new(TIMEOUT, Bounds::default())
+}
+
+fn register(core: &mut Registry, now: u64, conn: ConnId, claim: &Claim) -> Result<Granted, Refusal> {
+    core.register(Millis(now), conn, claim)
+}
+
+/// The names that are shown at a time.
+fn shown(core: &mut Registry, now: u64) -> Vec<String> {
+    while core.expire(Millis(now), 1) {}
+    let (mut names, mut cursor) = (Vec::new(), Cursor::Offset(0));
+    while cursor != Cursor::End {
+        let (pieces, next) = core.list(cursor, &mut usize::MAX.clone(), 2);
+        for piece in pieces {
+            if let Piece::Host(host) = piece {
+                names.push(host.hostname.as_str().to_owned());
+            }
+        }
+        cursor = next;
+    }
+    names
+}
+
+#[test]
+fn a_free_name_is_the_first_ones_until_it_is_silent_for_long() {
+    let mut core = registry();
+    let first = register(&mut core, 0, 1, &claim("ann")).unwrap();
+    assert!(!first.resumed && first.replaced.is_none());
+    let elsewhere = Claim { source: ip("192.0.2.2"), ..claim("ann") };
+    assert_eq!(register(&mut core, 0, 2, &claim("ann")), Err(Refusal::InUse), "its connection is open");
+    assert_eq!(register(&mut core, 0, 2, &elsewhere), Err(Refusal::InUse));
+    core.publish(Millis(MINUTE), 1, &name("ann"), &fname("a"), entry(1, true)).unwrap();
+    core.closed(1);
+    assert_eq!(shown(&mut core, 20 * MINUTE), ["ann"], "it is there until the timeout, also when it is closed");
+    assert_eq!(register(&mut core, 21 * MINUTE - 1, 2, &elsewhere), Err(Refusal::InUse));
+    assert!(shown(&mut core, 21 * MINUTE).is_empty());
+    let granted = register(&mut core, 21 * MINUTE, 2, &elsewhere).unwrap();
+    assert!(!granted.files_stay);
+    assert!(matches!(granted.changes[0], Change::DropHost(_)), "without its former files");
+    assert_eq!(core.totals(), Totals { total_clients: 1, active_clients: 1, total_files: 0, total_size: 0 });
+    assert!(core.holders(Millis(21 * MINUTE), &fname("a"), None, 10).0.is_empty());
+}
+
+#[test]
+fn a_closed_name_is_free_at_once_to_its_address() {
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    core.closed(1);
+    let granted = register(&mut core, 1, 2, &Claim { fresh: key("second"), ..claim("ann") }).unwrap();
+    assert!(!granted.resumed && !granted.files_stay && granted.replaced.is_none());
+    // The one of before has a secret that still gives the name back, but not the list of who came then.
+    core.publish(Millis(2), 2, &name("ann"), &fname("a"), entry(1, true)).unwrap();
+    let back = Claim { resume: Some(key("fresh-ann")), keeps_files: true, fresh: key("another"), ..claim("ann") };
+    let granted = register(&mut core, 3, 3, &back).unwrap();
+    assert!(granted.resumed && !granted.files_stay);
+    assert_eq!(granted.replaced, Some(2));
+}
+
+#[test]
+fn a_secret_gives_the_name_back_for_thirty_days() {
+    let day = 24 * 60 * MINUTE;
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    core.publish(Millis(1), 1, &name("ann"), &fname("a"), entry(5, true)).unwrap();
+    // The cable was pulled: the old connection is still open.
+    let back = Claim {
+        resume: Some(key("fresh-ann")),
+        keeps_files: true,
+        source: ip("192.0.2.9"),
+        fresh: key("unused"),
+        ..claim("ann")
+    };
+    let granted = register(&mut core, 2, 2, &back).unwrap();
+    assert!(granted.resumed && granted.files_stay);
+    assert_eq!(granted.replaced, Some(1));
+    core.closed(1);
+    assert_eq!(core.held_by(2), Some(&name("ann")), "the end of the old connection changes nothing");
+    assert_eq!(core.unpublish(Millis(3), 1, &name("ann"), &fname("a")), Err(Refusal::NotRegistered));
+    core.closed(2);
+    // Long silent, it comes back with what it had.
+    assert!(shown(&mut core, 29 * day).is_empty());
+    let granted = register(&mut core, 29 * day, 3, &back).unwrap();
+    assert!(granted.resumed && granted.files_stay);
+    assert_eq!(core.totals().total_files, 1);
+    core.closed(3);
+    // A wrong one is as good as none, and one is good for 30 days from when it was answered last.
+    let wrong = Claim { resume: Some(key("wrong")), fresh: key("new"), ..back.clone() };
+    let granted = register(&mut core, 29 * day + 1, 4, &wrong).unwrap();
+    assert!(!granted.resumed && !granted.files_stay, "the same address");
+    core.closed(4);
+    let late = register(&mut core, 59 * day, 5, &back).unwrap();
+    assert!(!late.resumed);
+}
+
+#[test]
+fn at_most_four_secrets_are_kept_and_all_end() {
+    let mut core = registry();
+    for round in 0..10 {
+        let claim = Claim { fresh: key(&format!("{round}")), ..claim("ann") };
+        let granted = register(&mut core, round, round, &claim).unwrap();
+        let drops = granted.changes.iter().filter(|change| matches!(change, Change::DropSecret { .. })).count();
+        assert_eq!(drops, usize::from(round >= 4));
+        core.closed(round);
+    }
+    assert_eq!(core.secrets.count("ann"), 4);
+    let month = RESUME_FOR.as_millis() as u64;
+    let mut changes = Vec::new();
+    while core.expire(Millis(month), 10) {}
+    while core.tidy(Millis(month + 8), 100, &mut changes) {}
+    assert_eq!((core.secrets.count("ann"), changes.len()), (1, 3), "{changes:?}");
+    while core.tidy(Millis(month + 9), 100, &mut changes) {}
+    core.tidy(Millis(month + 9), 100, &mut changes);
+    assert_eq!(core.secrets.count("ann"), 0);
+    assert!(changes.iter().any(|change| matches!(change, Change::DropHost(_))));
+    assert_eq!(core.sizes().map(|(_, size)| size), [0; 5]);
+}
+
+#[test]
+fn a_users_name_is_the_users() {
+    let mut core = registry();
+    let proved = |proof| Claim { standing: Standing::Account(proof), ..claim("ann") };
+    assert_eq!(register(&mut core, 0, 1, &proved(Proof::None)), Err(Refusal::NeedsToken));
+    register(&mut core, 0, 1, &proved(Proof::Token)).unwrap();
+    // Who has the token replaces whatever connection holds it; so does who may come from the address.
+    for (conn, proof) in [(2, Proof::Token), (3, Proof::Address)] {
+        let elsewhere = Claim { source: ip("192.0.2.7"), ..proved(proof) };
+        assert_eq!(register(&mut core, 1, conn, &elsewhere).unwrap().replaced, Some(conn - 1));
+    }
+    // An expired token locks nobody out: there is the secret; and the same connection may say it again.
+    register(&mut core, 2, 3, &proved(Proof::None)).unwrap();
+    let resumes = Claim { resume: Some(key("fresh-ann")), ..proved(Proof::None) };
+    assert!(register(&mut core, 2, 4, &resumes).unwrap().resumed);
+    let wrong = Claim { resume: Some(key("wrong")), ..proved(Proof::None) };
+    assert_eq!(register(&mut core, 2, 5, &wrong), Err(Refusal::NeedsToken));
+    core.closed(4);
+    assert_eq!(register(&mut core, 60 * MINUTE, 6, &proved(Proof::None)), Err(Refusal::NeedsToken), "also when silent");
+}
+
+#[test]
+fn a_stranger_loses_a_name_that_becomes_a_users() {
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    core.publish(Millis(0), 1, &name("ann"), &fname("a"), entry(1, true)).unwrap();
+    let changes = core.account_created("ann");
+    assert!(matches!(changes[..], [Change::DropHost(_), Change::DropSecret { .. }]), "{changes:?}");
+    assert!(shown(&mut core, 1).is_empty());
+    let publish = core.publish(Millis(1), 1, &name("ann"), &fname("b"), entry(1, true));
+    assert_eq!(publish, Err(Refusal::NotRegistered));
+    let back = Claim { resume: Some(key("fresh-ann")), standing: Standing::Account(Proof::None), ..claim("ann") };
+    assert_eq!(register(&mut core, 1, 1, &back), Err(Refusal::NeedsToken));
+    let user = Claim { standing: Standing::Account(Proof::Token), ..claim("ann") };
+    let granted = register(&mut core, 1, 2, &user).unwrap();
+    assert!(!granted.files_stay && granted.replaced.is_none());
+    assert!(core.account_created("ann").is_empty(), "the user keeps it");
+    assert!(core.account_created("nobody").is_empty());
+}
+
+#[test]
+fn a_strangers_secret_is_worth_nothing_for_a_users_name() {
+    // The account was made, and nobody told the registry.
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    let back = |proof| Claim { resume: Some(key("fresh-ann")), standing: Standing::Account(proof), ..claim("ann") };
+    assert_eq!(register(&mut core, 1, 1, &back(Proof::None)), Err(Refusal::NeedsToken), "nor its connection");
+    let granted = register(&mut core, 1, 2, &Claim { fresh: key("users"), ..back(Proof::Token) }).unwrap();
+    assert!(!granted.resumed && granted.replaced == Some(1));
+}
+
+#[test]
+fn the_address_is_the_connections_or_a_users_word() {
+    let token = Standing::Account(Proof::Token);
+    let try_ip = |standing, source: &str, said: &str| {
+        let claim = Claim { source: ip(source), ip: Some(ip(said)), standing, ..claim("ann") };
+        register(&mut registry(), 0, 1, &claim).map(drop)
+    };
+    for (standing, source, said, is_good) in [
+        (Standing::Free, "192.0.2.1", "192.0.2.1", true),
+        (Standing::Free, "192.0.2.1", "::ffff:192.0.2.1", true),
+        (Standing::Free, "::ffff:192.0.2.1", "192.0.2.1", true),
+        (Standing::Free, "192.0.2.1", "192.0.2.2", false),
+        (Standing::Account(Proof::Address), "192.0.2.1", "192.0.2.2", false),
+        (token, "192.0.2.1", "198.51.100.7", true),
+        (token, "192.0.2.1", "2001:db8::1", true),
+        (token, "192.0.2.1", "127.0.0.1", false),
+        (token, "192.0.2.1", "::1", false),
+        (token, "127.0.0.1", "127.0.0.9", true),
+        (token, "192.0.2.1", "0.0.0.0", false),
+        (token, "192.0.2.1", "::", false),
+        (token, "127.0.0.1", "0.0.0.0", false),
+        (token, "192.0.2.1", "224.0.0.1", false),
+        (token, "192.0.2.1", "ff02::1", false),
+        (token, "192.0.2.1", "255.255.255.255", false),
+        (Standing::Free, "127.0.0.1", "127.0.0.1", true),
+        (Standing::Free, "127.0.0.1", "192.0.2.1", false),
+    ] {
+        let result = try_ip(standing, source, said);
+        assert_eq!(result.is_ok(), is_good, "{standing:?} {source} {said}: {result:?}");
+        if let Err(refusal) = result {
+            assert!(refusal.to_string().starts_with("ip: "), "{refusal}");
+        }
+    }
+    // What a token allowed once stays good with the secret when the token has expired.
+    let mut core = registry();
+    let user = Claim { ip: Some(ip("198.51.100.7")), standing: token, ..claim("ann") };
+    register(&mut core, 0, 1, &user).unwrap();
+    let later = Claim { resume: Some(key("fresh-ann")), standing: Standing::Account(Proof::None), ..user };
+    register(&mut core, 1, 2, &later).unwrap();
+    let other = Claim { ip: Some(ip("198.51.100.8")), ..later };
+    assert!(matches!(register(&mut core, 2, 3, &other), Err(Refusal::Ip(_))));
+}
+
+#[test]
+fn a_connection_has_one_name_and_changes_only_that() {
+    let mut core = registry();
+    let publish = |core: &mut Registry, conn, host: &str| {
+        core.publish(Millis(0), conn, &name(host), &fname("a"), entry(1, true)).map(drop)
+    };
+    assert_eq!(publish(&mut core, 1, "ann"), Err(Refusal::NotRegistered));
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    register(&mut core, 0, 2, &claim("bob")).unwrap();
+    assert_eq!(publish(&mut core, 1, "bob"), Err(Refusal::OneHostname(name("ann"))));
+    assert_eq!(core.unregister(Millis(0), 1, &name("bob")), Err(Refusal::OneHostname(name("ann"))));
+    assert_eq!(core.unpublish(Millis(0), 1, &name("bob"), &fname("a")), Err(Refusal::OneHostname(name("ann"))));
+    assert_eq!(register(&mut core, 0, 1, &claim("cid")), Err(Refusal::OneHostname(name("ann"))));
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    assert_eq!(core.unpublish(Millis(0), 1, &name("ann"), &fname("a")), Err(Refusal::UnknownFile));
+    core.unregister(Millis(0), 1, &name("ann")).unwrap();
+    assert_eq!(shown(&mut core, 0), ["bob"]);
+    assert_eq!(publish(&mut core, 1, "ann"), Err(Refusal::NotRegistered));
+    let elsewhere = Claim { source: ip("192.0.2.2"), resume: Some(key("fresh-ann")), ..claim("ann") };
+    assert!(!register(&mut core, 0, 3, &elsewhere).unwrap().resumed, "UNREGISTER ends its secret too");
+    register(&mut core, 0, 1, &claim("cid")).unwrap();
+}
+
+#[test]
+fn whoever_is_heard_again_is_shown_again() {
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    core.publish(Millis(0), 1, &name("ann"), &fname("a"), entry(3, true)).unwrap();
+    assert!(shown(&mut core, 20 * MINUTE).is_empty());
+    assert_eq!(core.presence(Millis(20 * MINUTE), "ann"), None);
+    assert_eq!(core.totals(), Totals::default());
+    let other = Claim { source: ip("192.0.2.2"), ..claim("ann") };
+    assert_eq!(register(&mut core, 20 * MINUTE, 2, &other), Err(Refusal::InUse), "its connection is open");
+    core.hear(Millis(20 * MINUTE), 1);
+    assert_eq!(shown(&mut core, 20 * MINUTE), ["ann"]);
+    assert!(core.presence(Millis(20 * MINUTE), "ann").is_some());
+    assert_eq!(core.totals(), Totals { total_clients: 1, active_clients: 1, total_files: 1, total_size: 3 });
+    assert_eq!(core.take_unsaved(10).len(), 1);
+    assert!(core.take_unsaved(10).is_empty());
+}
+
+#[test]
+fn a_long_list_is_replaced_in_steps_and_what_stays_is_not_stored_again() {
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    let list = |range: std::ops::Range<u64>| -> Files {
+        range.map(|n| (fname(&format!("{n:05}")), entry(n, n % 3 != 0))).collect()
+    };
+    let replace = |core: &mut Registry, new: &Files| {
+        let (mut changes, mut after, mut steps) = (Vec::new(), None, 0);
+        loop {
+            steps += 1;
+            match core.replace_files(1, new, after.as_ref(), 100, &mut changes).unwrap() {
+                Some(last) => after = Some(last),
+                None => return (changes.len(), steps),
+            }
+        }
+    };
+    assert_eq!(replace(&mut core, &list(0..1000)), (1000, 11));
+    assert_eq!(core.totals().total_files, 666);
+    assert_eq!(replace(&mut core, &list(0..1000)).0, 0);
+    assert_eq!(replace(&mut core, &list(500..1500)).0, 1000);
+    assert_eq!(core.sizes()[1].1, 1000);
+    core.unregister(Millis(0), 1, &name("ann")).unwrap();
+    // Gone at once, and out of the indices bit by bit.
+    assert!(core.holders(Millis(0), &fname("00601"), None, 10).0.is_empty());
+    assert_eq!(core.copies(Millis(0), &Digest([90; 32]), None, 10).0, []);
+    assert!(core.tidy(Millis(0), 300, &mut Vec::new()));
+    register(&mut core, 0, 2, &claim("bob")).unwrap();
+    while core.tidy(Millis(0), 300, &mut Vec::new()) {}
+    assert_eq!(core.sizes().map(|(_, size)| size), [1, 0, 0, 0, 0]);
+}
+
+#[test]
+fn bounds_hold_and_the_silent_make_room() {
+    let mut core = Registry::new(TIMEOUT, Bounds { hosts: 2, files: 3 });
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    core.publish(Millis(0), 1, &name("ann"), &fname("a"), entry(1, true)).unwrap();
+    core.publish(Millis(0), 1, &name("ann"), &fname("b"), entry(1, true)).unwrap();
+    core.closed(1);
+    register(&mut core, 1, 2, &claim("bob")).unwrap();
+    core.publish(Millis(1), 2, &name("bob"), &fname("a"), entry(1, true)).unwrap();
+    let publish = core.publish(Millis(1), 2, &name("bob"), &fname("b"), entry(1, true));
+    assert_eq!(publish, Err(Refusal::Full("these files")));
+    core.publish(Millis(1), 2, &name("bob"), &fname("a"), entry(2, true)).unwrap();
+    assert_eq!(register(&mut core, 1, 3, &claim("cid")), Err(Refusal::Full("these hosts")));
+    let mut changes = Vec::new();
+    assert!(!core.make_room(&claim("cid"), 10, &mut changes) && changes.is_empty(), "both are there");
+    core.hear(Millis(20 * MINUTE), 2);
+    while core.expire(Millis(20 * MINUTE), 10) {}
+    let more = Claim { file_count: 3, ..claim("cid") };
+    assert!(!core.make_room(&more, 10, &mut changes));
+    assert_eq!(changes.len(), 1);
+    assert_eq!(register(&mut core, 20 * MINUTE, 3, &more), Err(Refusal::Full("these files")));
+    register(&mut core, 20 * MINUTE, 3, &Claim { file_count: 2, ..claim("cid") }).unwrap();
+}
+
+#[test]
+fn what_is_stored_is_what_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join(store::FILE), store::MIGRATIONS).unwrap();
+    let mut core = registry();
+    let mut changes = Vec::new();
+    changes.extend(register(&mut core, 0, 1, &claim("ann")).unwrap().changes);
+    let user = Claim {
+        standing: Standing::Account(Proof::Token),
+        ip: Some(ip("2001:db8::1")),
+        display_name: "Bob ü".into(),
+        ..claim("bob")
+    };
+    changes.extend(register(&mut core, 10 * MINUTE, 2, &user).unwrap().changes);
+    let whole = Arc::new(FileEntry {
+        created: Some(Seconds::new(1.25).unwrap()),
+        published_at: Some(Seconds::new(2.0).unwrap()),
+        pieces_root: Some(Digest([9; 32])),
+        features: Arc::new(["range".into(), "x".into()]),
+        ..FileEntry::clone(&entry(2, true))
+    });
+    changes.extend(core.publish(Millis(0), 1, &name("ann"), &fname("ä"), Arc::clone(&whole)).unwrap());
+    changes.extend(core.publish(Millis(0), 1, &name("ann"), &fname("b"), entry(1, true)).unwrap());
+    changes.extend(core.unpublish(Millis(0), 1, &name("ann"), &fname("b")).unwrap());
+    store.write(move |tx| changes.iter().try_for_each(|change| change.write(tx))).unwrap();
+    let heard = core.take_unsaved(10);
+    store.write(move |tx| store::write_heard(tx, &heard)).unwrap();
+    let load = |now: u64| {
+        let mut core = registry();
+        store.read(|reader| core.load(Millis(now), reader)).unwrap();
+        core
+    };
+    // Hosts of before count until their timeout is over.
+    let mut loaded = load(15 * MINUTE);
+    assert_eq!(shown(&mut loaded, 15 * MINUTE), ["ann", "bob"]);
+    assert_eq!(loaded.totals(), Totals { active_clients: 0, ..core.totals() });
+    let found = loaded.holders(Millis(15 * MINUTE), &fname("ä"), None, 9).0;
+    assert_eq!(found[0].file, whole);
+    let bob = loaded.discover(Millis(0), "bob").unwrap();
+    assert_eq!((bob.ip, &*bob.display_name), (ip("2001:db8::1"), "Bob ü"));
+    assert_eq!(shown(&mut loaded, 30 * MINUTE), [""; 0]);
+    assert_eq!(shown(&mut load(29 * MINUTE), 29 * MINUTE), ["ann", "bob"], "heard at 10 minutes, both");
+    // Secrets too, and what they give back; numbers go on.
+    let back = Claim { resume: Some(key("fresh-ann")), keeps_files: true, ..claim("ann") };
+    let granted = register(&mut loaded, 31 * MINUTE, 7, &back).unwrap();
+    assert!(granted.resumed && granted.files_stay);
+    let Granted { changes, .. } = register(&mut loaded, 31 * MINUTE, 8, &claim("cid")).unwrap();
+    store.write(move |tx| changes.iter().try_for_each(|change| change.write(tx))).unwrap();
+    // A memory that is built anew knows who is connected.
+    let mut anew = load(31 * MINUTE);
+    anew.adopt(&loaded);
+    assert_eq!(anew.held_by(7), Some(&name("ann")));
+    assert_eq!(anew.totals(), loaded.totals());
+    let changes = [loaded.unregister(Millis(0), 7, &name("ann")), loaded.unregister(Millis(0), 8, &name("cid"))];
+    store.write(move |tx| changes.into_iter().flatten().flatten().try_for_each(|change| change.write(tx))).unwrap();
+    assert_eq!(load(31 * MINUTE).sizes().map(|(_, size)| size), [1, 0, 0, 0, 0]);
+    store.close();
+}

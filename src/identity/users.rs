@@ -1,0 +1,518 @@
+//! Accounts, and the admin: who there is, and who has proved to be it. SPEC.md section 6.
+//!
+//! Accounts are on disk; the names of all are in memory too, because the registry asks for them at every
+//! REGISTER. An account is there once it is on disk.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::attempts::{Attempts, GUESSERS_MAX};
+use super::jwt::{BadToken, Claims, Jwt, Role};
+use super::password::{PasswordError, Passwords};
+use crate::model::{Clock, Millis, Name, Token, text};
+use crate::storage::{OpenError, Query, Reader, Row, Store, StoreError, Tx};
+
+/// The file in a data dir.
+pub const USERS_DB: &str = "users.db";
+/// Most characters of a password.
+pub const PASSWORD_MAX: usize = 256;
+/// Most accounts.
+pub const ACCOUNTS_MAX: usize = 500_000;
+/// The admin's name where nobody gave another.
+pub const ADMIN: &str = "admin";
+/// Failed sign-ins from one source within a minute, of whatever users, after which there is a pause.
+const FAILURES_OF_SOURCE_MAX: usize = 100;
+/// Addresses remembered of an account: those from which it signed in last.
+const ADDRESSES_MAX: usize = 16;
+
+/// Every step of the file's schema, one string a version.
+pub const MIGRATIONS: &[&str] = &["
+CREATE TABLE users (
+    username     TEXT PRIMARY KEY,
+    display_name TEXT NOT NULL,
+    password     TEXT NOT NULL,
+    created_at   INTEGER NOT NULL,
+    last_login   INTEGER
+) WITHOUT ROWID;
+CREATE TABLE sign_ins (
+    username TEXT NOT NULL,
+    ip       TEXT NOT NULL,
+    at       INTEGER NOT NULL,
+    PRIMARY KEY (username, ip)
+) WITHOUT ROWID;
+CREATE INDEX sign_ins_at ON sign_ins (at);
+CREATE TABLE admin (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    username TEXT NOT NULL,
+    password TEXT NOT NULL
+);
+"];
+
+/// An account, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Its name, which is nobody else's.
+    pub username: Name,
+    /// The name for people.
+    pub display_name: Name,
+    /// When it was made.
+    pub created_at: Millis,
+    /// When it last signed in; never yet, if it only registered.
+    pub last_login: Option<Millis>,
+}
+
+/// Why it was not to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UserError {
+    /// A field is not what it must be; it is named.
+    #[error("{0}")]
+    Bad(String),
+    /// There is an account of that name.
+    #[error("username: {0} is taken")]
+    Taken(Name),
+    /// Whether it was the name or the password is not told.
+    #[error("user name or password is wrong")]
+    WrongCredentials,
+    /// The token is none.
+    #[error(transparent)]
+    Token(#[from] BadToken),
+    /// The token is good, but not for this.
+    #[error("the token is not {0}'s")]
+    NotForThis(&'static str),
+    /// Too many have failed.
+    #[error("too many failed logins: try again in {} s", .0.as_secs() + 1)]
+    Paused(Duration),
+    /// More than can be done at once.
+    #[error("{0}")]
+    Busy(String),
+    /// It could not be stored or read; nothing was changed.
+    #[error("accounts are not available at the moment: try again")]
+    Unavailable,
+}
+
+impl From<StoreError> for UserError {
+    fn from(error: StoreError) -> UserError {
+        log::error!("accounts: {error}");
+        UserError::Unavailable
+    }
+}
+
+impl From<PasswordError> for UserError {
+    fn from(error: PasswordError) -> UserError {
+        match error {
+            PasswordError::Busy => UserError::Busy(error.to_string()),
+            PasswordError::Failed(_) => {
+                log::error!("accounts: {error}");
+                UserError::Unavailable
+            }
+        }
+    }
+}
+
+/// The admin's name and password as the operator gives them.
+#[derive(Clone, Default)]
+pub struct AdminSettings {
+    /// The name; else the one of before, or [`ADMIN`].
+    pub username: Option<Name>,
+    /// The password; else the one of before, or a new one.
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for AdminSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the password.
+        f.debug_struct("AdminSettings").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// An admin that was just made: to be told once.
+#[derive(Clone)]
+pub struct NewAdmin {
+    /// The name.
+    pub username: Name,
+    /// The password; only its hash is kept.
+    pub password: Token,
+}
+
+/// Everybody who may sign in.
+pub struct Users {
+    store: Arc<Store>,
+    clock: Clock,
+    passwords: Passwords,
+    jwt: Jwt,
+    names: RwLock<HashSet<Name>>,
+    admin: RwLock<Option<Admin>>,
+    guesses: Mutex<Guesses>,
+    addresses: Mutex<HashMap<Name, Addresses>>,
+}
+
+#[derive(Clone)]
+struct Admin {
+    username: Name,
+    password: String,
+}
+
+/// From where an account signed in and when, the latest at the back.
+type Addresses = VecDeque<(IpAddr, Millis)>;
+
+struct Guesses {
+    /// Of one user from one source. (An admin is not a user of the same name.)
+    of_user: Attempts<(Role, String, IpAddr)>,
+    of_source: Attempts<IpAddr>,
+}
+
+impl Users {
+    /// The accounts of a data dir; a new file if there is none.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn open(data_dir: &Path, clock: Clock, passwords: Passwords, jwt: Jwt) -> Result<Users, OpenUsersError> {
+        let store = Arc::new(Store::open(&data_dir.join(USERS_DB), MIGRATIONS)?);
+        let since = Millis(clock.now().0.saturating_sub(u64::try_from(jwt.life().as_millis()).unwrap_or(u64::MAX)));
+        let (names, sign_ins, admin) = store.read(|reader| -> Result<_, StoreError> {
+            let names = reader.all("SELECT username FROM users", &[], |row| row.name(0))?;
+            let sql = "SELECT username, ip, at FROM sign_ins WHERE at > $1 ORDER BY at";
+            let sign_ins = reader.all(sql, &[since.into()], |row| {
+                Ok((row.name(0)?, row.text(1)?.parse::<IpAddr>().ok(), row.millis(2)?))
+            })?;
+            let admin = reader.first("SELECT username, password FROM admin", &[], |row| {
+                Ok(Admin { username: row.name(0)?, password: row.text(1)?.to_owned() })
+            })?;
+            Ok((names, sign_ins, admin))
+        })?;
+        let mut addresses: HashMap<Name, Addresses> = HashMap::new();
+        for (name, ip, at) in sign_ins {
+            if let Some(ip) = ip {
+                remember(addresses.entry(name).or_default(), ip, at);
+            }
+        }
+        Ok(Users {
+            store,
+            clock,
+            passwords,
+            jwt,
+            names: RwLock::new(names.into_iter().collect()),
+            admin: RwLock::new(admin),
+            guesses: Mutex::new(Guesses {
+                of_user: Attempts::default(),
+                of_source: Attempts::allowing(FAILURES_OF_SOURCE_MAX, GUESSERS_MAX),
+            }),
+            addresses: Mutex::new(addresses),
+        })
+    }
+
+    /// Makes the admin who the operator wants it to be. Where there is none and no password was given, one is
+    /// made up: `tell` must have told it before it is kept.
+    ///
+    /// # Errors
+    /// That of `tell`, or that it could not be stored.
+    pub fn settle_admin<E: From<UserError>>(
+        &self,
+        settings: AdminSettings,
+        tell: impl FnOnce(&NewAdmin) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let kept = self.admin.read().clone();
+        let name = |text| Name::new(text).map_err(UserError::Bad);
+        let username = match (settings.username, &kept) {
+            (Some(username), _) => username,
+            (None, Some(admin)) => admin.username.clone(),
+            (None, None) => name(ADMIN)?,
+        };
+        let password = match (settings.password, &kept) {
+            (Some(given), kept) => {
+                check_password("ADMIN_PASSWORD", &given)?;
+                let kept = kept.as_ref().map(|admin| admin.password.clone());
+                let is_the_same =
+                    kept.is_some() && self.passwords.check(&given, kept.as_deref()).map_err(UserError::from)?;
+                match kept {
+                    Some(kept) if is_the_same => kept,
+                    _ => self.passwords.hash(&given).map_err(UserError::from)?,
+                }
+            }
+            (None, Some(admin)) => admin.password.clone(),
+            (None, None) => {
+                let made = NewAdmin { username: username.clone(), password: Token::random() };
+                let hash = self.passwords.hash(made.password.reveal()).map_err(UserError::from)?;
+                tell(&made)?;
+                hash
+            }
+        };
+        if kept.is_none_or(|kept| kept.username != username || kept.password != password) {
+            let admin = Admin { username, password };
+            let row = admin.clone();
+            self.store
+                .write(move |tx| {
+                    let sql = "INSERT INTO admin (id, username, password) VALUES (1, $1, $2) \
+                               ON CONFLICT (id) DO UPDATE SET username = excluded.username, password = excluded.password";
+                    tx.execute(sql, &[(&row.username).into(), (&row.password).into()]).map(drop)
+                })
+                .map_err(|error: StoreError| UserError::from(error))?;
+            *self.admin.write() = Some(admin);
+        }
+        Ok(())
+    }
+
+    /// A new account, which has signed in with that.
+    ///
+    /// # Errors
+    /// `Bad`, `Taken`, `Busy` or `Unavailable`.
+    pub fn register(
+        &self,
+        username: &str,
+        password: &str,
+        display_name: Option<&str>,
+        source: IpAddr,
+    ) -> Result<User, UserError> {
+        let named =
+            |field: &str, text: &str| Name::new(text).map_err(|rule| UserError::Bad(format!("{field}: {rule}")));
+        let username = named("username", username)?;
+        let display_name = display_name.map_or_else(|| Ok(username.clone()), |text| named("display_name", text))?;
+        check_password("password", password)?;
+        // A name that is taken costs no hash.
+        if self.is_account(username.as_str()) {
+            return Err(UserError::Taken(username));
+        }
+        if self.names.read().len() >= ACCOUNTS_MAX {
+            return Err(UserError::Busy("there are as many accounts as there may be".to_owned()));
+        }
+        let hash = self.passwords.hash(password)?;
+        let now = self.clock.now();
+        let user = User { username: username.clone(), display_name, created_at: now, last_login: None };
+        let row = user.clone();
+        self.store.write(move |tx| {
+            // Someone may have been quicker.
+            if find(tx, &row.username)?.is_some() {
+                return Err(UserError::Taken(row.username));
+            }
+            let sql = "INSERT INTO users (username, display_name, password, created_at) VALUES ($1, $2, $3, $4)";
+            let User { username, display_name, created_at, .. } = &row;
+            tx.execute(sql, &[username.into(), display_name.into(), (&hash).into(), (*created_at).into()])?;
+            Ok(write_sign_in(tx, username, source, now)?)
+        })?;
+        self.names.write().insert(username.clone());
+        self.note_sign_in(&username, source);
+        Ok(user)
+    }
+
+    /// Whose name and password these are. From then on the account has signed in from there.
+    ///
+    /// # Errors
+    /// `WrongCredentials`, `Paused`, `Bad`, `Busy` or `Unavailable`.
+    pub fn login(&self, username: &str, password: &str, source: IpAddr) -> Result<User, UserError> {
+        check_password("password", password)?;
+        let name = Name::new(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
+        let guesser = (Role::User, username.to_owned(), source);
+        self.may_guess(&guesser)?;
+        let found = self.store.read(|reader| find(reader, &name))?;
+        let (user, kept) = found.unzip();
+        let is_right = self.passwords.check(password, kept.as_deref())?;
+        let Some(mut user) = self.outcome(guesser, is_right.then_some(user).flatten())? else {
+            return Err(UserError::WrongCredentials);
+        };
+        let now = self.clock.now();
+        self.store.write({
+            let oldest = Millis(now.0.saturating_sub(u64::try_from(self.jwt.life().as_millis()).unwrap_or(u64::MAX)));
+            move |tx| -> Result<(), StoreError> {
+                tx.execute("UPDATE users SET last_login = $1 WHERE username = $2", &[now.into(), (&name).into()])?;
+                tx.execute("DELETE FROM sign_ins WHERE at <= $1", &[oldest.into()])?;
+                write_sign_in(tx, &name, source, now)
+            }
+        })?;
+        self.note_sign_in(&user.username, source);
+        user.last_login = Some(now);
+        Ok(user)
+    }
+
+    /// The admin's name, if name and password are his.
+    ///
+    /// # Errors
+    /// `WrongCredentials`, `Paused`, `Bad`, `Busy` or `Unavailable`.
+    pub fn admin_login(&self, username: &str, password: &str, source: IpAddr) -> Result<Name, UserError> {
+        check_password("password", password)?;
+        let guesser = (Role::Admin, username.to_owned(), source);
+        self.may_guess(&guesser)?;
+        let admin = self.admin.read().clone().filter(|admin| admin.username.as_str() == username);
+        let is_right = self.passwords.check(password, admin.as_ref().map(|admin| admin.password.as_str()))?;
+        let proved = self.outcome(guesser, admin.filter(|_| is_right))?;
+        proved.map(|admin| admin.username).ok_or(UserError::WrongCredentials)
+    }
+
+    fn may_guess(&self, guesser: &(Role, String, IpAddr)) -> Result<(), UserError> {
+        let (now, guesses) = (self.clock.now(), self.guesses.lock());
+        guesses
+            .of_user
+            .check(now, guesser)
+            .and_then(|()| guesses.of_source.check(now, &guesser.2))
+            .map_err(UserError::Paused)
+    }
+
+    /// Tells what came of an attempt, unless others have failed too often meanwhile. Under one lock, so that no
+    /// more are told than may be.
+    fn outcome<T>(&self, guesser: (Role, String, IpAddr), proved: Option<T>) -> Result<Option<T>, UserError> {
+        let mut guesses = self.guesses.lock();
+        let now = self.clock.now();
+        let Guesses { of_user, of_source } = &mut *guesses;
+        of_user.check(now, &guesser).and_then(|()| of_source.check(now, &guesser.2)).map_err(UserError::Paused)?;
+        if proved.is_none() {
+            of_source.failed(now, guesser.2);
+            of_user.failed(now, guesser);
+        }
+        Ok(proved)
+    }
+
+    /// A token for somebody who has just proved who he is, and what it says.
+    pub fn issue(&self, sub: &Name, role: Role) -> (Token, Claims) {
+        self.jwt.issue(self.clock.now(), sub.as_str(), role)
+    }
+
+    /// The account whose token it is, and what the token says.
+    ///
+    /// # Errors
+    /// `Token`, `NotForThis` if it is an admin's, `Unavailable`.
+    pub fn user_of(&self, token: &str) -> Result<(User, Claims), UserError> {
+        let claims = self.jwt.verify(self.clock.now(), token)?;
+        if claims.role != Role::User {
+            return Err(UserError::NotForThis("a user"));
+        }
+        // An account that a restored backup does not know has no token.
+        let name = Name::new(&claims.sub).map_err(|_| BadToken::Invalid)?;
+        let found = self.store.read(|reader| find(reader, &name))?;
+        found.map(|(user, _)| (user, claims)).ok_or(UserError::Token(BadToken::Invalid))
+    }
+
+    /// The admin whose token it is.
+    ///
+    /// # Errors
+    /// `Token`, `NotForThis` if it is a user's.
+    pub fn admin_of(&self, token: &str) -> Result<Name, UserError> {
+        let claims = self.jwt.verify(self.clock.now(), token)?;
+        if claims.role != Role::Admin {
+            return Err(UserError::NotForThis("an admin"));
+        }
+        // One who was replaced is none any more.
+        let admin = self.admin.read();
+        let is_he = |admin: &&Admin| admin.username.as_str() == claims.sub;
+        admin.as_ref().filter(is_he).map(|admin| admin.username.clone()).ok_or(UserError::Token(BadToken::Invalid))
+    }
+
+    /// Whether there is an account of that name.
+    pub fn is_account(&self, name: &str) -> bool {
+        self.names.read().contains(name)
+    }
+
+    /// Whose account's token that is, if it is good.
+    pub fn owner_of(&self, token: &str) -> Option<String> {
+        let claims = self.jwt.verify(self.clock.now(), token).ok()?;
+        (claims.role == Role::User && self.is_account(&claims.sub)).then_some(claims.sub)
+    }
+
+    /// Whether the account has signed in from there within the life of a token.
+    pub fn signed_in_from(&self, name: &str, source: IpAddr) -> bool {
+        let (now, source) = (self.clock.now(), source.to_canonical());
+        let addresses = self.addresses.lock();
+        let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.life());
+        addresses.get(name).is_some_and(|addresses| addresses.iter().any(is_alive))
+    }
+
+    /// The account signs in from there (again).
+    pub fn note_sign_in(&self, name: &Name, source: IpAddr) {
+        let mut addresses = self.addresses.lock();
+        remember(addresses.entry(name.clone()).or_default(), source.to_canonical(), self.clock.now());
+    }
+
+    /// Those of the names that are accounts.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn accounts(&self, names: &[&str]) -> Result<HashMap<String, User>, UserError> {
+        let known: Vec<Name> = {
+            let all = self.names.read();
+            names.iter().filter_map(|name| all.get(*name).cloned()).collect()
+        };
+        let found = self.store.read(|reader| -> Result<_, StoreError> {
+            let mut found = HashMap::new();
+            for name in &known {
+                if let Some((user, _)) = find(reader, name)? {
+                    found.insert(name.as_str().to_owned(), user);
+                }
+            }
+            Ok(found)
+        })?;
+        Ok(found)
+    }
+
+    /// How many accounts there are.
+    pub fn len(&self) -> usize {
+        self.names.read().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Closes the file.
+    pub fn close(&self) {
+        self.store.close();
+    }
+}
+
+/// Why accounts could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenUsersError {
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What is in it could not be read.
+    #[error("accounts: {0}")]
+    Read(#[from] StoreError),
+}
+
+/// An account and the hash of its password.
+fn find(reader: &(impl Reader + ?Sized), name: &Name) -> Result<Option<(User, String)>, StoreError> {
+    let sql = "SELECT username, display_name, created_at, last_login, password FROM users WHERE username = $1";
+    reader.first(sql, &[name.into()], |row: &Row<'_>| {
+        let last_login = row.opt_int(3)?.map(|_| row.millis(3)).transpose()?;
+        let user = User { username: row.name(0)?, display_name: row.name(1)?, created_at: row.millis(2)?, last_login };
+        Ok((user, row.text(4)?.to_owned()))
+    })
+}
+
+fn write_sign_in(tx: &mut dyn Tx, name: &Name, source: IpAddr, at: Millis) -> Result<(), StoreError> {
+    let ip = source.to_canonical().to_string();
+    let sql = "INSERT INTO sign_ins (username, ip, at) VALUES ($1, $2, $3) \
+               ON CONFLICT (username, ip) DO UPDATE SET at = excluded.at";
+    tx.execute(sql, &[name.into(), (&ip).into(), at.into()])?;
+    // The others beyond the bound: the oldest.
+    let sql = "DELETE FROM sign_ins WHERE username = $1 AND ip NOT IN \
+               (SELECT ip FROM sign_ins WHERE username = $1 ORDER BY at DESC LIMIT $2)";
+    tx.execute(sql, &[name.into(), (ADDRESSES_MAX as i64).into()]).map(drop)
+}
+
+fn remember(addresses: &mut Addresses, ip: IpAddr, at: Millis) {
+    addresses.retain(|(known, _)| *known != ip);
+    addresses.push_back((ip, at));
+    if addresses.len() > ADDRESSES_MAX {
+        addresses.pop_front();
+    }
+}
+
+/// A password may have any characters.
+fn check_password(field: &str, password: &str) -> Result<(), UserError> {
+    text::check_length(password, 1, PASSWORD_MAX).map_err(|rule| UserError::Bad(format!("{field}: {rule}")))
+}
+
+impl fmt::Debug for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Users").field("accounts", &self.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

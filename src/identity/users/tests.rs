@@ -1,0 +1,202 @@
+use super::*;
+use crate::identity::password::Cost;
+
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+fn open(dir: &Path) -> Users {
+    open_for(dir, Duration::from_secs(3600))
+}
+
+fn open_for(dir: &Path, life: Duration) -> Users {
+    let passwords = Passwords::new(Cost { memory_kib: 8, passes: 1 }, 2).unwrap();
+    Users::open(dir, Clock::start(), passwords, Jwt::load_or_create(dir, life).unwrap()).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn no_admin_is_made(_: &NewAdmin) -> Result<(), UserError> {
+    panic!("an admin was made")
+}
+
+#[test]
+fn an_account_is_made_once_and_signs_in_with_its_password_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    assert!(!users.is_account("ann") && users.is_empty());
+    let user = users.register("ann", "secret", Some("Ann B."), HERE).unwrap();
+    assert_eq!((user.username.as_str(), user.display_name.as_str(), user.last_login), ("ann", "Ann B.", None));
+    assert!(users.is_account("ann") && !users.is_account("Ann"));
+    assert_eq!(users.register("ann", "other", None, THERE), Err(UserError::Taken(name("ann"))));
+    let signed_in = users.login("ann", "secret", HERE).unwrap();
+    assert!(signed_in.last_login >= Some(user.created_at));
+    assert_eq!(User { last_login: None, ..signed_in.clone() }, user);
+    for (username, password) in [("ann", "Secret"), ("ann", "secret "), ("Ann", "secret"), ("bob", "secret")] {
+        assert_eq!(users.login(username, password, HERE), Err(UserError::WrongCredentials), "{username} {password}");
+    }
+    users.close();
+    // The same after a restart, and the password stands nowhere.
+    let users = open(dir.path());
+    assert!(users.is_account("ann") && users.len() == 1);
+    assert_eq!(users.accounts(&["ann", "bob"]).unwrap()["ann"], signed_in);
+    assert!(users.login("ann", "secret", HERE).is_ok());
+    users.close();
+    let file = std::fs::read(dir.path().join(USERS_DB)).unwrap();
+    assert!(!file.windows(6).any(|bytes| bytes == b"secret"));
+}
+
+#[test]
+fn what_is_no_name_or_password_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    let long = "x".repeat(65);
+    for (username, password, display_name, field) in [
+        ("", "p", None, "username: "),
+        (&*long, "p", None, "username: "),
+        ("a\nb", "p", None, "username: "),
+        ("a", "", None, "password: "),
+        ("a", &"p".repeat(257), None, "password: "),
+        ("a", "p", Some(""), "display_name: "),
+        ("a", "p", Some(&*long), "display_name: "),
+    ] {
+        let error = users.register(username, password, display_name, HERE).unwrap_err();
+        assert!(matches!(&error, UserError::Bad(reason) if reason.starts_with(field)), "{error}");
+    }
+    assert!(users.is_empty());
+    assert!(users.register("a", &"ü".repeat(256), None, HERE).is_ok());
+    assert_eq!(users.accounts(&["a"]).unwrap()["a"].display_name, name("a"));
+}
+
+#[test]
+fn a_token_is_its_users_and_an_admins_is_an_admins() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    let user = users.register("admin", "p", None, HERE).unwrap();
+    let settings = AdminSettings { username: None, password: Some("root".to_owned()) };
+    users.settle_admin(settings, no_admin_is_made).unwrap();
+    let (token, claims) = users.issue(&user.username, Role::User);
+    assert_eq!(users.user_of(token.reveal()), Ok((user, claims)));
+    assert_eq!(users.owner_of(token.reveal()).as_deref(), Some("admin"));
+    // A user who is called like the admin is none.
+    assert_eq!(users.admin_of(token.reveal()), Err(UserError::NotForThis("an admin")));
+    let admin = users.admin_login("admin", "root", HERE).unwrap();
+    let (token, _) = users.issue(&admin, Role::Admin);
+    assert_eq!(users.admin_of(token.reveal()), Ok(admin));
+    assert_eq!(users.user_of(token.reveal()), Err(UserError::NotForThis("a user")));
+    assert_eq!(users.owner_of(token.reveal()), None, "the admin is no host");
+    // Of an account that is not there (any more), and of a secret that is not ours.
+    let (ghost, _) = users.issue(&name("ghost"), Role::User);
+    assert_eq!(users.user_of(ghost.reveal()), Err(UserError::Token(BadToken::Invalid)));
+    assert_eq!(users.owner_of(ghost.reveal()), None);
+    let foreign =
+        Jwt::with_secret(b"foreign", Duration::from_secs(60)).issue(Clock::start().now(), "admin", Role::Admin).0;
+    assert_eq!(users.admin_of(foreign.reveal()), Err(UserError::Token(BadToken::Invalid)));
+    assert_eq!(users.owner_of("nonsense"), None);
+}
+
+#[test]
+fn an_admin_is_made_up_once_told_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    // What could not be told is not kept.
+    let refused = users.settle_admin(AdminSettings::default(), |_| Err(UserError::Unavailable));
+    assert_eq!(refused, Err(UserError::Unavailable));
+    assert!(users.admin.read().is_none());
+    let mut told = None;
+    users
+        .settle_admin(AdminSettings::default(), |made| {
+            told = Some(made.clone());
+            Ok::<_, UserError>(())
+        })
+        .unwrap();
+    let made = told.unwrap();
+    assert_eq!(made.username.as_str(), "admin");
+    assert!(users.admin_login("admin", made.password.reveal(), HERE).is_ok());
+    assert_eq!(users.admin_login("admin", "admin123", HERE), Err(UserError::WrongCredentials));
+    assert_eq!(users.admin_login("root", made.password.reveal(), HERE), Err(UserError::WrongCredentials));
+    assert_eq!(users.login("admin", made.password.reveal(), HERE), Err(UserError::WrongCredentials));
+    users.close();
+    let users = open(dir.path());
+    users.settle_admin(AdminSettings::default(), no_admin_is_made).unwrap();
+    let (token, _) = users.issue(&users.admin_login("admin", made.password.reveal(), HERE).unwrap(), Role::Admin);
+    // The operator names another one: the former one's password and tokens are none.
+    let given = AdminSettings { username: Some(name("root")), password: Some("hunter2".to_owned()) };
+    users.settle_admin(given.clone(), no_admin_is_made).unwrap();
+    assert!(users.admin_login("root", "hunter2", HERE).is_ok());
+    assert_eq!(users.admin_login("admin", made.password.reveal(), HERE), Err(UserError::WrongCredentials));
+    assert_eq!(users.admin_of(token.reveal()), Err(UserError::Token(BadToken::Invalid)));
+    users.close();
+    let users = open(dir.path());
+    users.settle_admin(given, no_admin_is_made).unwrap();
+    users.settle_admin(AdminSettings::default(), no_admin_is_made).unwrap();
+    assert!(users.admin_login("root", "hunter2", HERE).is_ok());
+    let empty = AdminSettings { username: None, password: Some(String::new()) };
+    assert!(matches!(users.settle_admin(empty, no_admin_is_made), Err(UserError::Bad(_))));
+}
+
+#[test]
+fn who_guesses_waits_and_many_users_from_one_source_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    users.register("ann", "right", None, HERE).unwrap();
+    for n in 0..10 {
+        assert_eq!(users.login("ann", "wrong", HERE), Err(UserError::WrongCredentials), "{n}");
+    }
+    assert!(matches!(users.login("ann", "right", HERE), Err(UserError::Paused(_))), "also the right one waits");
+    assert!(users.login("ann", "right", THERE).is_ok(), "from elsewhere it does not");
+    assert_eq!(users.admin_login("ann", "wrong", HERE), Err(UserError::WrongCredentials), "the admin is another");
+    // One guess at each of many users.
+    let outcomes: Vec<_> = (0..100).map(|n| users.login(&format!("user{n}"), "wrong", HERE)).collect();
+    let told = outcomes.iter().filter(|outcome| **outcome == Err(UserError::WrongCredentials)).count();
+    assert_eq!(told, FAILURES_OF_SOURCE_MAX - 11);
+    assert!(matches!(users.admin_login("x", "y", HERE), Err(UserError::Paused(_))));
+    assert!(users.login("ann", "right", THERE).is_ok());
+}
+
+#[test]
+fn an_address_counts_for_the_life_of_a_token_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    users.register("ann", "p", None, HERE).unwrap();
+    assert!(users.signed_in_from("ann", HERE) && !users.signed_in_from("ann", THERE));
+    assert!(!users.signed_in_from("bob", HERE));
+    users.login("ann", "p", "::ffff:192.0.2.2".parse().unwrap()).unwrap();
+    assert!(users.signed_in_from("ann", THERE), "the same address however it came");
+    let _ = users.login("ann", "wrong", "192.0.2.3".parse().unwrap());
+    assert!(!users.signed_in_from("ann", "192.0.2.3".parse().unwrap()));
+    // The oldest of too many is forgotten.
+    for n in 0..ADDRESSES_MAX {
+        users.login("ann", "p", IpAddr::from([198, 51, 100, n as u8])).unwrap();
+    }
+    assert!(!users.signed_in_from("ann", HERE) && users.signed_in_from("ann", [198, 51, 100, 0].into()));
+    users.close();
+    let users = open(dir.path());
+    assert!(!users.signed_in_from("ann", HERE) && users.signed_in_from("ann", [198, 51, 100, 0].into()));
+    users.close();
+    // Where tokens live for a millisecond, that is over.
+    std::thread::sleep(Duration::from_millis(5));
+    let users = open_for(dir.path(), Duration::from_millis(1));
+    assert!(!users.signed_in_from("ann", [198, 51, 100, 0].into()));
+}
+
+#[test]
+fn of_many_who_want_a_name_at_once_one_gets_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let tries: Vec<_> = (0..8)
+            .map(|n| {
+                scope.spawn({
+                    let users = &users;
+                    move || users.register("ann", &format!("p{n}"), None, HERE)
+                })
+            })
+            .collect();
+        tries.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+    let winner = outcomes.iter().position(Result::is_ok).unwrap();
+    assert!(users.login("ann", &format!("p{winner}"), HERE).is_ok());
+}

@@ -1,0 +1,226 @@
+//! The server API: accounts, what the operator sees of the registry, and how the server is. SPEC.md section 6.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `accounts.rs` | register, login, verify, refresh; what the registry asks of accounts |
+//! | `admin.rs` | what only the admin may see |
+//! | `metrics.rs` | `/metrics`: everything that is counted, for Prometheus |
+//!
+//! The port is there whatever services run. Where there is no registry, what asks for it is told so (503).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::registry::Totals;
+use super::server::{RegistryServer, View};
+use crate::identity::{UserError, Users};
+use crate::model::{Clock, Millis, Token};
+use crate::net::http::{
+    Fields, Handler, HeaderValue, Method, Refusal, Request, Response, StatusCode, bearer, error, header,
+    method_not_allowed, not_found, segments, success,
+};
+
+mod accounts;
+mod admin;
+mod metrics;
+
+pub use metrics::Metrics;
+
+/// Most characters of a token in a body.
+const TOKEN_MAX: usize = 4096;
+
+/// What answers at the server's HTTP port.
+pub struct ServerApi {
+    users: Arc<Users>,
+    registry: Option<Arc<RegistryServer>>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+/// What a path asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Route {
+    Register,
+    Login,
+    Verify,
+    Refresh,
+    AdminLogin,
+    AdminVerify,
+    Registry,
+    Discover(String),
+    Ping(String),
+    Stats,
+    Health,
+    Metrics,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Route> {
+        let segments = segments(path)?;
+        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+        Some(match *segments {
+            ["api", "user", "register"] => Route::Register,
+            ["api", "user", "login"] => Route::Login,
+            ["api", "user", "verify"] => Route::Verify,
+            ["api", "user", "refresh"] => Route::Refresh,
+            ["api", "admin", "login"] => Route::AdminLogin,
+            ["api", "admin", "verify"] => Route::AdminVerify,
+            ["api", "admin", "registry"] => Route::Registry,
+            ["api", "admin", "discover", hostname] => Route::Discover(hostname.to_owned()),
+            ["api", "admin", "ping", hostname] => Route::Ping(hostname.to_owned()),
+            ["api", "stats"] => Route::Stats,
+            ["api", "health"] => Route::Health,
+            ["metrics"] => Route::Metrics,
+            _ => return None,
+        })
+    }
+
+    fn method(&self) -> Method {
+        match self {
+            Route::Register
+            | Route::Login
+            | Route::Verify
+            | Route::Refresh
+            | Route::AdminLogin
+            | Route::AdminVerify => Method::POST,
+            Route::Registry | Route::Discover(_) | Route::Ping(_) | Route::Stats | Route::Health | Route::Metrics => {
+                Method::GET
+            }
+        }
+    }
+
+    /// For the metrics: never a text of the client's.
+    fn name(&self) -> &'static str {
+        match self {
+            Route::Register => "user/register",
+            Route::Login => "user/login",
+            Route::Verify => "user/verify",
+            Route::Refresh => "user/refresh",
+            Route::AdminLogin => "admin/login",
+            Route::AdminVerify => "admin/verify",
+            Route::Registry => "admin/registry",
+            Route::Discover(_) => "admin/discover",
+            Route::Ping(_) => "admin/ping",
+            Route::Stats => "stats",
+            Route::Health => "health",
+            Route::Metrics => "metrics",
+        }
+    }
+}
+
+impl ServerApi {
+    /// Over these accounts, and the registry if there is one here.
+    pub fn new(
+        users: Arc<Users>,
+        registry: Option<Arc<RegistryServer>>,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> ServerApi {
+        ServerApi { users, registry, clock, metrics }
+    }
+
+    fn answer(&self, route: Route, request: &Request) -> Result<Response, Response> {
+        match route {
+            Route::Register => self.register(request),
+            Route::Login => self.login(request),
+            Route::Verify => self.verify(request),
+            Route::Refresh => self.refresh(request),
+            Route::AdminLogin => self.admin_login(request),
+            Route::AdminVerify => self.admin_verify(request),
+            Route::Registry => self.admins_registry(request),
+            Route::Discover(hostname) => self.discover(request, &hostname),
+            Route::Ping(hostname) => self.ping(request, &hostname),
+            Route::Stats => {
+                let mut stats = stats(&self.view()?.totals());
+                stats["timestamp"] = seconds(self.clock.now());
+                Ok(success(json!({ "stats": stats })))
+            }
+            Route::Health => Ok(success(json!({"status": "healthy"}))),
+            Route::Metrics if !request.source.ip().is_loopback() => {
+                Err(error(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
+            }
+            Route::Metrics => Ok(self.metrics.show()),
+        }
+    }
+
+    fn view(&self) -> Result<View, Response> {
+        let none =
+            || error(StatusCode::SERVICE_UNAVAILABLE, "there is no registry here: the service share does not run");
+        self.registry.as_ref().map(|registry| registry.view()).ok_or_else(none)
+    }
+}
+
+impl Handler for ServerApi {
+    fn handle(&self, request: Request) -> Response {
+        let begun = Instant::now();
+        let Some(route) = Route::of(&request.path) else { return not_found() };
+        let (name, method) = (route.name(), route.method());
+        if request.method != method {
+            return method_not_allowed(&[method]);
+        }
+        let answer = self.answer(route, &request).unwrap_or_else(|refused| refused);
+        self.metrics.count(name, answer.status, begun.elapsed());
+        answer
+    }
+}
+
+impl fmt::Debug for ServerApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerApi").field("users", &self.users).finish_non_exhaustive()
+    }
+}
+
+fn stats(totals: &Totals) -> Value {
+    json!({
+        "total_clients": totals.total_clients, "active_clients": totals.active_clients,
+        "total_files": totals.total_files, "total_size": totals.total_size,
+    })
+}
+
+/// Unix seconds, with the milliseconds as a fraction.
+fn seconds(at: Millis) -> Value {
+    if at.0.is_multiple_of(1000) { (at.0 / 1000).into() } else { (at.0 as f64 / 1000.0).into() }
+}
+
+fn refused(refusal: Refusal) -> Response {
+    refusal.into()
+}
+
+/// What went wrong with an account or a token, with the status that fits.
+fn not_so(wrong: UserError) -> Response {
+    let status = match &wrong {
+        UserError::Bad(_) => StatusCode::BAD_REQUEST,
+        UserError::Taken(_) => StatusCode::CONFLICT,
+        UserError::WrongCredentials | UserError::Token(_) => StatusCode::UNAUTHORIZED,
+        UserError::NotForThis(_) => StatusCode::FORBIDDEN,
+        UserError::Paused(_) => StatusCode::TOO_MANY_REQUESTS,
+        UserError::Busy(_) | UserError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let answer = error(status, &wrong.to_string());
+    match wrong {
+        UserError::Paused(wait) => answer.with(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1)),
+        UserError::Token(_) => answer.with(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+        _ => answer,
+    }
+}
+
+/// The token that a request bears: in its header, or where that may be in its body.
+fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Response> {
+    if let Some(token) = bearer(&request.headers) {
+        return Ok(token);
+    }
+    if also_in_body {
+        let fields = Fields::of_any(request).map_err(refused)?;
+        if let Some(token) = fields.optional_text("token", 1, TOKEN_MAX).map_err(refused)? {
+            return Ok(Token::from_text(token));
+        }
+    }
+    let missing = error(StatusCode::UNAUTHORIZED, "a token is missing: Authorization: Bearer TOKEN");
+    Err(missing.with(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+}
+
+#[cfg(test)]
+mod tests;

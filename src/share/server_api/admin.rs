@@ -1,0 +1,138 @@
+//! What only the admin may see: the registry with everybody in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+
+use super::{ServerApi, not_so, refused, seconds, stats, token_of};
+use crate::identity::{Role, User, Users};
+use crate::model::Name;
+use crate::net::http::{Body, Fields, Request, Response, StatusCode, error, success};
+use crate::share::server::{Client, View};
+use crate::share::wire::{FileEntry, FileName};
+
+/// Hosts looked at in one go.
+const PAGE: usize = 256;
+
+impl ServerApi {
+    pub(super) fn admin_login(&self, request: &Request) -> Result<Response, Response> {
+        let fields = Fields::of(request).map_err(refused)?;
+        let username = fields.any_text("username").map_err(refused)?;
+        let password = fields.any_text("password").map_err(refused)?;
+        let admin = self.users.admin_login(username, password, request.source.ip()).map_err(not_so)?;
+        let (token, _) = self.users.issue(&admin, Role::Admin);
+        Ok(success(json!({"token": token.reveal(), "username": admin})))
+    }
+
+    pub(super) fn admin_verify(&self, request: &Request) -> Result<Response, Response> {
+        let token = token_of(request, true)?;
+        let admin = self.users.admin_of(token.reveal()).map_err(not_so)?;
+        Ok(success(json!({ "username": admin })))
+    }
+
+    pub(super) fn admins_registry(&self, request: &Request) -> Result<Response, Response> {
+        self.only_admin(request)?;
+        let view = self.view()?;
+        let mut stats = stats(&view.totals());
+        if let Some(stats) = stats.as_object_mut() {
+            stats.remove("total_size");
+        }
+        let head = format!("{{\"success\":true,\"stats\":{stats},\"clients\":[").into_bytes();
+        let clients = Clients { view, users: Arc::clone(&self.users), after: None, page: Vec::new().into_iter() };
+        let chunks = std::iter::once(head).chain(clients).chain(std::iter::once(b"]}".to_vec()));
+        Ok(Response { body: Body::Chunks(Box::new(chunks)), ..success(Value::Null) })
+    }
+
+    pub(super) fn discover(&self, request: &Request, hostname: &str) -> Result<Response, Response> {
+        self.only_admin(request)?;
+        let (files, addr) = self.view()?.discover(hostname).ok_or_else(|| {
+            error(StatusCode::NOT_FOUND, "hostname: no such host is registered, or it was not heard for long")
+        })?;
+        Ok(success(json!({"hostname": hostname, "files": files, "addr": addr})))
+    }
+
+    pub(super) fn ping(&self, request: &Request, hostname: &str) -> Result<Response, Response> {
+        self.only_admin(request)?;
+        let status = if self.view()?.ping(hostname) { "ALIVE" } else { "DEAD" };
+        Ok(success(json!({"hostname": hostname, "status": status})))
+    }
+
+    fn only_admin(&self, request: &Request) -> Result<Name, Response> {
+        let token = token_of(request, false)?;
+        self.users.admin_of(token.reveal()).map_err(not_so)
+    }
+}
+
+/// Every host as a piece of JSON, made page by page while it is sent: nothing is held for long, neither memory
+/// nor the registry.
+struct Clients {
+    view: View,
+    users: Arc<Users>,
+    after: Option<Name>,
+    page: std::vec::IntoIter<Vec<u8>>,
+}
+
+impl Iterator for Clients {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        if let Some(piece) = self.page.next() {
+            return Some(piece);
+        }
+        let clients = self.view.page(self.after.as_ref().map(Name::as_str), PAGE);
+        let is_first = self.after.is_none();
+        self.after = Some(clients.last()?.hostname.clone());
+        let names: Vec<&str> = clients.iter().map(|client| client.hostname.as_str()).collect();
+        // The answer has begun: what cannot be known now is left out (and was logged).
+        let accounts = self.users.accounts(&names).unwrap_or_default();
+        let pieces = clients.iter().enumerate().map(|(n, client)| {
+            let comma: &[u8] = if is_first && n == 0 { b"" } else { b"," };
+            [comma, &write(client, &accounts)].concat()
+        });
+        self.page = pieces.collect::<Vec<_>>().into_iter();
+        self.page.next()
+    }
+}
+
+#[derive(Serialize)]
+struct Shown<'c> {
+    hostname: &'c Name,
+    display_name: &'c str,
+    ip: std::net::IpAddr,
+    port: u16,
+    #[serde(serialize_with = "as_map")]
+    files: &'c [(FileName, Arc<FileEntry>)],
+    file_count: u64,
+    last_seen: Value,
+    connected_at: Value,
+    status: &'static str,
+    created_at: Option<String>,
+    last_login: Option<String>,
+}
+
+fn as_map<S: Serializer>(files: &&[(FileName, Arc<FileEntry>)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(files.iter().map(|(name, entry)| (name, entry)))
+}
+
+fn write(client: &Client, accounts: &HashMap<String, User>) -> Vec<u8> {
+    let account = accounts.get(client.hostname.as_str());
+    let shown = Shown {
+        hostname: &client.hostname,
+        display_name: &client.display_name,
+        ip: client.ip,
+        port: client.port,
+        files: &client.files,
+        file_count: client.file_count,
+        last_seen: seconds(client.last_seen),
+        connected_at: seconds(client.connected_at),
+        status: if client.online { "online" } else { "offline" },
+        created_at: account.map(|user| user.created_at.to_iso()),
+        last_login: account.and_then(|user| user.last_login).map(|at| at.to_iso()),
+    };
+    serde_json::to_vec(&shown).unwrap_or_else(|failed| {
+        log::error!("a host could not be written: {failed}");
+        b"null".to_vec()
+    })
+}

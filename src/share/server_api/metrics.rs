@@ -1,0 +1,104 @@
+//! `/metrics`: everything that the server counts, as Prometheus reads it.
+
+use std::fmt;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::{Encoder, HistogramOpts, HistogramVec, IntGauge, Registry, TextEncoder};
+
+use crate::net::http::{Response, StatusCode, error};
+
+/// Where the numbers of one part of the server come from.
+type Source = Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
+
+/// What is counted here, and where the rest is counted.
+pub struct Metrics {
+    registry: Registry,
+    seconds: HistogramVec,
+    sources: Mutex<Vec<(&'static str, Source)>>,
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    ///
+    /// # Errors
+    /// A name that Prometheus does not allow: a mistake in this program.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let what = "How long requests at the HTTP port took to be answered, seconds";
+        let seconds = HistogramVec::new(HistogramOpts::new("p2s2_http_request_seconds", what), &["route", "status"])?;
+        let registry = Registry::new();
+        registry.register(Box::new(seconds.clone()))?;
+        Ok(Metrics { registry, seconds, sources: Mutex::default() })
+    }
+
+    /// The numbers of a part of the server, asked for whenever they are to be shown: each becomes
+    /// `p2s2_PART_NAME`.
+    pub fn add<N: Into<String>>(&self, part: &'static str, source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static) {
+        let named = move || source().into_iter().map(|(name, count)| (name.into(), count)).collect();
+        self.sources.lock().push((part, Box::new(named)));
+    }
+
+    /// A request was answered.
+    pub(super) fn count(&self, route: &str, status: StatusCode, took: Duration) {
+        self.seconds.with_label_values(&[route, status.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// All of it as text.
+    pub(super) fn show(&self) -> Response {
+        match self.text() {
+            Ok(text) => Response::new(StatusCode::OK, "text/plain; version=0.0.4", text),
+            Err(failed) => {
+                log::error!("metrics: {failed}");
+                error(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written")
+            }
+        }
+    }
+
+    fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let now = Registry::new();
+        for (part, source) in &*self.sources.lock() {
+            for (name, count) in source() {
+                let gauge =
+                    IntGauge::new(format!("p2s2_{part}_{name}"), format!("{part}: {}", name.replace('_', " ")))?;
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+                now.register(Box::new(gauge))?;
+            }
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&now.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_as_prometheus_reads_them() {
+        let metrics = Metrics::new().unwrap();
+        metrics.add("registry", || vec![("requests", 7), ("pings", 3)]);
+        metrics.count("health", StatusCode::OK, Duration::from_millis(2));
+        let text = String::from_utf8(metrics.text().unwrap()).unwrap();
+        for line in [
+            "# TYPE p2s2_registry_requests gauge",
+            "p2s2_registry_requests 7",
+            "p2s2_registry_pings 3",
+            "# TYPE p2s2_http_request_seconds histogram",
+            "p2s2_http_request_seconds_count{route=\"health\",status=\"200\"} 1",
+        ] {
+            assert!(text.lines().any(|said| said == line), "{line}: {text}");
+        }
+        assert_eq!(text, String::from_utf8(metrics.text().unwrap()).unwrap(), "shown as often as it is asked for");
+        // The same name twice would be no metrics: said, and nothing ends.
+        metrics.add("registry", || vec![("requests", 1)]);
+        assert_eq!(metrics.show().status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

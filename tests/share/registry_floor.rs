@@ -1,0 +1,269 @@
+//! What the registry's tests stand on: a registry in this process, and clients on bare sockets that are written from
+//! the wire format alone.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use p2s2::model::Clock;
+use p2s2::net::budget::{Budget, RECEIVED_MAX};
+use p2s2::net::gate::Gate;
+use p2s2::net::threads::Executor;
+use p2s2::net::tls::Identity;
+use p2s2::share::registry::store;
+use p2s2::share::server::{Accounts, AuthMode, Config, Floor, RegistryServer};
+use p2s2::storage::Store;
+use serde_json::{Value, json};
+
+/// Longer than anything that is not broken takes, also on a slow and shared machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `check` gives something; fails the test when it takes too long.
+#[track_caller]
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Users as a test wants them: by name, with their tokens, and where they signed in.
+#[derive(Default)]
+pub struct Users {
+    tokens: Mutex<HashMap<String, String>>,
+    addresses: Mutex<HashSet<(String, IpAddr)>>,
+}
+
+impl Users {
+    /// An account with one valid token.
+    pub fn add(&self, name: &str, token: &str) {
+        self.tokens.lock().unwrap().insert(name.to_owned(), token.to_owned());
+    }
+
+    pub fn sign_in_from(&self, name: &str, address: &str) {
+        self.addresses.lock().unwrap().insert((name.to_owned(), address.parse().unwrap()));
+    }
+}
+
+impl Accounts for Users {
+    fn is_account(&self, hostname: &str) -> bool {
+        self.tokens.lock().unwrap().contains_key(hostname)
+    }
+
+    fn owner_of(&self, token: &str) -> Option<String> {
+        let tokens = self.tokens.lock().unwrap();
+        tokens.iter().find(|(_, known)| *known == token).map(|(name, _)| name.clone())
+    }
+
+    fn signed_in_from(&self, hostname: &str, ip: IpAddr) -> bool {
+        self.addresses.lock().unwrap().contains(&(hostname.to_owned(), ip))
+    }
+}
+
+/// How a registry is to be.
+pub struct Wanted {
+    pub peer_timeout: Duration,
+    pub auth: AuthMode,
+    pub connections: usize,
+    pub received: usize,
+    pub identity: Option<Arc<Identity>>,
+}
+
+impl Default for Wanted {
+    fn default() -> Wanted {
+        Wanted {
+            peer_timeout: Duration::from_secs(1200),
+            auth: AuthMode::Strict,
+            connections: 12_000,
+            received: RECEIVED_MAX,
+            identity: None,
+        }
+    }
+}
+
+/// A registry on a data dir.
+pub struct Running {
+    pub server: RegistryServer,
+    pub addr: SocketAddr,
+    pub users: Arc<Users>,
+    pub budget: Arc<Budget>,
+    store: Arc<Store>,
+}
+
+impl Running {
+    pub fn on(dir: &Path, users: Arc<Users>, wanted: Wanted) -> Running {
+        let store = Arc::new(Store::open(&dir.join(store::FILE), store::MIGRATIONS).unwrap());
+        let budget = Budget::new(wanted.received);
+        let floor = Floor {
+            executor: Executor::new("registry", wanted.connections + 10),
+            gate: Gate::new(wanted.connections),
+            budget: Arc::clone(&budget),
+            identity: wanted.identity,
+            plain_from_afar: false,
+            clock: Clock::start(),
+            store: Arc::clone(&store),
+            accounts: Arc::clone(&users) as Arc<dyn Accounts>,
+        };
+        let addr = "127.0.0.1:0".parse().unwrap();
+        let config = Config { addr, peer_timeout: wanted.peer_timeout, auth: wanted.auth };
+        let server = RegistryServer::start(config, floor).unwrap();
+        Running { addr: server.local_addr(), server, users, budget, store }
+    }
+
+    pub fn counter(&self, name: &str) -> u64 {
+        self.server.counters().into_iter().find(|(known, _)| *known == name).unwrap().1
+    }
+
+    pub fn stop(self) {
+        self.server.stop(Duration::from_secs(5));
+        self.store.close();
+    }
+}
+
+/// A registry on a data dir of its own.
+pub struct Registry {
+    pub running: Running,
+    _dir: tempfile::TempDir,
+}
+
+impl Registry {
+    pub fn start(wanted: Wanted) -> Registry {
+        let dir = tempfile::tempdir().unwrap();
+        Registry { running: Running::on(dir.path(), Arc::default(), wanted), _dir: dir }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.running.addr)
+    }
+}
+
+impl std::ops::Deref for Registry {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.running
+    }
+}
+
+/// A client on a bare socket.
+pub struct Client {
+    pub stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(addr: SocketAddr) -> Client {
+        Client::over(TcpStream::connect(addr).unwrap())
+    }
+
+    /// From another address of this host.
+    pub fn connect_from(source: &str, addr: SocketAddr) -> Client {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into()).unwrap();
+        socket.connect(&addr.into()).unwrap();
+        Client::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Client {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Client { stream, reader }
+    }
+
+    pub fn send(&mut self, line: &str) {
+        self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// The next line; none at the end of the connection.
+    pub fn receive(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap()),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn ask(&mut self, action: &str, data: Value) -> Value {
+        self.send(&json!({"action": action, "data": data}).to_string());
+        self.receive().expect("an answer")
+    }
+
+    /// An answer of that status.
+    #[track_caller]
+    pub fn expect(&mut self, action: &str, data: Value, status: &str) -> Value {
+        let answer = self.ask(action, data);
+        assert_eq!(answer["status"], status, "{action}: {answer}");
+        answer
+    }
+
+    /// An ERROR; its reason.
+    #[track_caller]
+    pub fn refused(&mut self, action: &str, data: Value) -> String {
+        let answer = self.expect(action, data, "ERROR");
+        assert_eq!(answer.as_object().unwrap().len(), 2);
+        answer["reason"].as_str().unwrap().to_owned()
+    }
+
+    /// REGISTER; the secret that was answered.
+    #[track_caller]
+    pub fn register(&mut self, hostname: &str, more: Value) -> String {
+        let answer = self.expect("REGISTER", registration(hostname, more), "OK");
+        answer["resume"].as_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    pub fn publish(&mut self, hostname: &str, fname: &str, size: u64) {
+        let data = json!({"hostname": hostname, "fname": fname, "size": size, "modified": 1_699_267_200});
+        assert_eq!(self.expect("PUBLISH", data, "ACK"), json!({"status": "ACK"}));
+    }
+
+    pub fn hosts(&mut self, fname: &str) -> Vec<String> {
+        let answer = self.ask("REQUEST", json!({"fname": fname}));
+        let hosts = answer["hosts"].as_array().unwrap();
+        assert_eq!(answer["status"], if hosts.is_empty() { "NOTFOUND" } else { "FOUND" });
+        hosts.iter().map(|host| host["hostname"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub fn is_alive(&mut self, hostname: &str) -> bool {
+        match self.ask("PING", json!({"hostname": hostname}))["status"].as_str() {
+            Some("ALIVE") => true,
+            Some("DEAD") => false,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The names that LIST shows.
+    pub fn listed(&mut self) -> Vec<String> {
+        let answer = self.expect("LIST", json!({}), "OK");
+        answer["registry"].as_object().unwrap().keys().cloned().collect()
+    }
+
+    /// Waits for the other end to close.
+    pub fn is_closed_in_the_end(&mut self) -> bool {
+        self.receive().is_none()
+    }
+}
+
+/// The data of a REGISTER.
+pub fn registration(hostname: &str, more: Value) -> Value {
+    let mut data = json!({"hostname": hostname, "port": 6001});
+    data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    data
+}
+
+/// A file in files_metadata.
+pub fn file(size: u64, is_published: bool) -> Value {
+    json!({"size": size, "modified": 1_699_267_200, "is_published": is_published})
+}
