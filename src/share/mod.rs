@@ -27,6 +27,6 @@ pub mod node;
 pub mod pieces;
 pub mod registry;
 pub mod server;
-pub mod transfer;
 pub mod server_api;
+pub mod transfer;
 pub mod wire;

@@ -36,6 +36,9 @@ pub use server::{Limits, PeerServer};
 
 use super::wire::Digest;
 
+/// Times closer than this are the same: through JSON a number may come with another last digit.
+const SAME_TIME_S: f64 = 1e-3;
+
 /// What a peer server may send.
 pub trait Published: Send + Sync {
     /// Opens the published file of that name, whatever bytes a stranger may have sent as a name.
@@ -109,7 +112,7 @@ impl Content {
             && if is_known {
                 same_digests || (is_whole_known && (self.pieces_root.is_none() || entry.pieces_root.is_none()))
             } else {
-                self.modified == entry.modified
+                (self.modified.get() - entry.modified.get()).abs() < SAME_TIME_S
             }
     }
 

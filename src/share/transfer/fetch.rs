@@ -34,6 +34,8 @@ use crate::share::wire::HostEntry;
 const WAITING_MAX: usize = 1024;
 /// A file without pieces is synced each time that so much has come.
 const FLUSH_EVERY: u64 = 64 << 20;
+/// How long a user waits for his wish to be heard.
+const DONE_WITHIN: Duration = Duration::from_secs(1);
 /// Errors of hosts that are told at a time.
 const TOLD_HOSTS: usize = 5;
 
@@ -150,13 +152,20 @@ struct State {
 
 /// What the fetch's thread is told.
 enum Input {
-    Pause,
-    Resume,
-    Cancel,
+    /// And who waits until it is done.
+    Do(Do, Sender<()>),
     Stop,
     Found(Result<Vec<HostEntry>, String>),
     Lane(HostId, Report),
     Kept(Kept),
+}
+
+/// What a user may want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Do {
+    Pause,
+    Resume,
+    Cancel,
 }
 
 /// Is told of progress: when something happened, and several times a second while bytes come. On the fetch's
@@ -236,6 +245,7 @@ impl Fetch {
             flushed: 0,
             speed: Speed::default(),
             last_told: Duration::ZERO,
+            heard: Vec::new(),
             shared: Arc::clone(&shared),
             spec,
         };
@@ -250,17 +260,17 @@ impl Fetch {
 
     /// Lets go of all hosts; what is there stays.
     pub fn pause(&self) {
-        self.tell(Input::Pause);
+        self.want(Do::Pause);
     }
 
     /// Goes on, also after a failure.
     pub fn resume(&self) {
-        self.tell(Input::Resume);
+        self.want(Do::Resume);
     }
 
     /// Ends it and removes what is there.
     pub fn cancel(&self) {
-        self.tell(Input::Cancel);
+        self.want(Do::Cancel);
     }
 
     /// Waits until it is completed, failed or cancelled.
@@ -282,6 +292,14 @@ impl Fetch {
             self.shared.changed.wait_until(&mut state, give_up_at);
         }
         state.is_over
+    }
+
+    /// Progress shows it when this returns, but for a thread that is held up for long.
+    fn want(&self, what: Do) {
+        let (until_done, done) = bounded(0);
+        self.tell(Input::Do(what, until_done));
+        // Nothing is sent: it ends.
+        let _ = done.recv_timeout(DONE_WITHIN);
     }
 
     fn tell(&self, input: Input) {
@@ -366,6 +384,8 @@ struct Run {
     flushed: u64,
     speed: Speed,
     last_told: Duration,
+    /// Those whose wishes were heard since the last time that progress was told.
+    heard: Vec<Sender<()>>,
     shared: Arc<Shared>,
 }
 
@@ -383,12 +403,13 @@ impl Run {
     fn run(mut self) {
         let _last_word = LastWord(Arc::clone(&self.shared));
         loop {
-            let before = (self.status, self.error.clone());
             self.look();
             for step in self.plan.steps(self.now()) {
                 self.take(step);
             }
-            self.tell(before != (self.status, self.error.clone()));
+            self.tell();
+            // Whoever told us something may now see what came of it.
+            self.heard.clear();
             if self.has_ended() {
                 return;
             }
@@ -426,23 +447,34 @@ impl Run {
 
     fn handle(&mut self, input: Input) {
         match input {
-            Input::Pause if self.ending.is_none() && !self.is_finishing => {
-                self.plan.hold(true);
-                self.set_status(Status::Paused, None);
-            }
-            Input::Resume if self.ending.is_none() => self.resume(),
-            Input::Cancel if self.ending.is_none() && !self.is_finishing => {
-                self.plan.hold(true);
-                self.ending = Some(Ending::Cancel);
+            Input::Do(what, until_done) => {
+                self.heard.push(until_done);
+                self.do_now(what);
             }
             Input::Stop if self.ending.is_none() => {
                 self.plan.hold(true);
                 self.ending = Some(Ending::Stop);
             }
-            Input::Pause | Input::Resume | Input::Cancel | Input::Stop => {}
+            Input::Stop => {}
             Input::Found(found) => self.found(found),
             Input::Lane(host, report) => self.reported(host, report),
             Input::Kept(kept) => self.kept(kept),
+        }
+    }
+
+    fn do_now(&mut self, what: Do) {
+        let is_at_its_end = self.ending.is_some() || self.status.is_over() || self.is_finishing;
+        match what {
+            _ if is_at_its_end => {}
+            Do::Pause => {
+                self.plan.hold(true);
+                self.set_status(Status::Paused, None);
+            }
+            Do::Resume => self.resume(),
+            Do::Cancel => {
+                self.plan.hold(true);
+                self.ending = Some(Ending::Cancel);
+            }
         }
     }
 
@@ -740,9 +772,13 @@ impl Run {
         self.hosts.iter().take(TOLD_HOSTS).map(say).collect::<Vec<_>>().join("; ")
     }
 
-    fn tell(&mut self, has_happened: bool) {
+    fn tell(&mut self) {
         let now = self.now();
         let is_due = now.saturating_sub(self.last_told) >= self.pace.tell;
+        let has_happened = {
+            let told = &self.shared.state.lock().progress;
+            told.status != self.status || told.error != self.error
+        };
         if !has_happened && !is_due {
             return;
         }

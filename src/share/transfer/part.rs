@@ -111,10 +111,27 @@ struct Head {
     /// The name of the finished file, in the journal's own folder.
     save_as: String,
     size: u64,
+    #[serde(with = "exactly")]
     modified: Seconds,
     blake3: Option<Digest>,
     pieces_root: Option<Digest>,
     listed: bool,
+}
+
+/// A number that comes back as the one it was: from JSON's numbers it may come back with another last digit.
+mod exactly {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::share::wire::Seconds;
+
+    pub(super) fn serialize<S: Serializer>(seconds: &Seconds, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&seconds.get())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Seconds, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Seconds::new(text.parse().map_err(Error::custom)?).map_err(Error::custom)
+    }
 }
 
 impl Head {

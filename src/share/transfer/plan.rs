@@ -124,6 +124,10 @@ struct Host {
     has_lost_some: bool,
     is_asked_list: bool,
     is_asked_whole: bool,
+    /// It sends all, and no list says which of it is right.
+    is_unchecked: bool,
+    /// There was nothing to ask it for.
+    is_idle: bool,
     /// Bytes that came and belong to no finished piece.
     unfinished: u64,
     /// Bytes a second; 0 where not known.
@@ -147,6 +151,8 @@ impl Host {
             has_lost_some: false,
             is_asked_list: false,
             is_asked_whole: false,
+            is_unchecked: false,
+            is_idle: true,
             unfinished: 0,
             speed: 0.0,
             measured_at: Duration::ZERO,
@@ -172,7 +178,11 @@ impl Host {
 
     fn begin_asking(&mut self, now: Duration) {
         if self.asked.is_empty() {
-            (self.asked_at, self.measured_at, self.measured_bytes) = (now, now, 0);
+            self.asked_at = now;
+        }
+        // Time without anything to send says nothing of its speed.
+        if std::mem::take(&mut self.is_idle) {
+            (self.measured_at, self.measured_bytes) = (now, 0);
         }
     }
 }
@@ -335,7 +345,7 @@ impl Plan {
         }
         host.line = Line::Closed;
         (host.is_asked_list, host.is_asked_whole, host.has_lost_some) = (false, false, false);
-        host.unfinished = 0;
+        (host.is_unchecked, host.is_idle, host.unfinished) = (false, true, 0);
         for piece in std::mem::take(&mut host.asked) {
             self.now_missing(piece);
         }
@@ -511,7 +521,8 @@ impl Plan {
     }
 
     fn ask_pieces(&mut self, now: Duration, steps: &mut Vec<Step>) {
-        if !self.has_list {
+        // Nor while one that was asked for all may still write, wherever, what nobody has checked.
+        if !self.has_list || self.hosts.iter().any(|host| host.is_unchecked) {
             return;
         }
         let is_ready = |host: &Host| host.line == Line::Open && host.takes_range && !host.has_lost_some;
@@ -527,6 +538,7 @@ impl Plan {
                 let turn = self.turn();
                 steps.push(Step::Ask { host: id, pieces, turn });
             }
+            self.hosts[id].is_idle = self.hosts[id].asked.is_empty();
         }
     }
 
@@ -607,30 +619,24 @@ impl Plan {
 
     /// Tries a few at once; the first that is open sends, the others close.
     fn race(&mut self, now: Duration, takes_range: Option<bool>, steps: &mut Vec<Step>) {
-        let ids = 0..self.hosts.len();
-        let sending = ids.clone().find(|id| self.hosts[*id].is_asked_whole);
-        // Not while another may still be writing.
-        let first = ids.clone().find(|id| {
-            let host = &self.hosts[*id];
-            host.line == Line::Open && takes_range.is_none_or(|wanted| host.takes_range == wanted)
+        let fits = |host: &Host| takes_range.is_none_or(|wanted| host.takes_range == wanted);
+        let ids: Vec<HostId> = (0..self.hosts.len()).filter(|id| fits(&self.hosts[*id])).collect();
+        let sends = |id: &HostId| self.hosts[*id].is_asked_whole;
+        let first = ids.iter().copied().find(sends).or_else(|| {
+            let found = ids.iter().copied().find(|id| self.hosts[*id].line == Line::Open)?;
+            self.hosts[found].begin_asking(now);
+            (self.hosts[found].is_asked_whole, self.hosts[found].is_unchecked) = (true, !self.has_list);
+            let turn = self.turn();
+            steps.push(Step::AskWhole { host: found, turn });
+            Some(found)
         });
-        match (sending, first) {
-            (Some(id), _) => {
-                ids.filter(|other| *other != id).for_each(|other| self.close(other, steps));
-            }
-            (None, Some(id)) => {
-                self.hosts[id].begin_asking(now);
-                self.hosts[id].is_asked_whole = true;
-                let turn = self.turn();
-                steps.push(Step::AskWhole { host: id, turn });
-                ids.filter(|other| *other != id).for_each(|other| self.close(other, steps));
-            }
-            (None, None) => {
-                let at_work = self.hosts.iter().filter(|host| host.line != Line::Closed).count();
-                for id in self.candidates(now, takes_range).into_iter().take(RACE.saturating_sub(at_work)) {
-                    self.open(id, steps);
-                }
-            }
+        if let Some(first) = first {
+            ids.into_iter().filter(|id| *id != first).for_each(|id| self.close(id, steps));
+            return;
+        }
+        let at_work = ids.iter().filter(|id| self.hosts[**id].line != Line::Closed).count();
+        for id in self.candidates(now, takes_range).into_iter().take(RACE.saturating_sub(at_work)) {
+            self.open(id, steps);
         }
     }
 }
