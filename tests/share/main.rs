@@ -6,6 +6,16 @@ mod rng;
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(unix)]
+mod client_api;
+#[cfg(unix)]
+mod commands;
+#[cfg(unix)]
+mod node;
+#[cfg(unix)]
+mod node_faults;
+#[cfg(unix)]
+mod nodes;
 mod registry;
 mod registry_floor;
 mod registry_load;
