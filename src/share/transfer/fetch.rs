@@ -240,6 +240,7 @@ impl Fetch {
             asking: Asking::Due(Duration::ZERO),
             ask_pause: floor.pace.ask_again,
             is_finishing: false,
+            is_rested: false,
             ending: None,
             received: 0,
             flushed: 0,
@@ -379,6 +380,7 @@ struct Run {
     asking: Asking,
     ask_pause: Duration,
     is_finishing: bool,
+    is_rested: bool,
     ending: Option<Ending>,
     received: u64,
     flushed: u64,
@@ -387,6 +389,19 @@ struct Run {
     /// Those whose wishes were heard since the last time that progress was told.
     heard: Vec<Sender<()>>,
     shared: Arc<Shared>,
+}
+
+/// Brings what the registry said, also that there was a panic instead.
+struct Answer {
+    inbox: Sender<Input>,
+    found: Result<Vec<HostEntry>, String>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Who no longer listens has ended.
+        let _ = self.inbox.send(Input::Found(std::mem::replace(&mut self.found, Ok(Vec::new()))));
+    }
 }
 
 /// Says that the thread has ended, also when it panics.
@@ -437,11 +452,10 @@ impl Run {
 
     fn has_ended(&self) -> bool {
         match self.ending {
-            _ if self.status.is_over() && self.ending.is_none() => true,
-            // The keeper ends, with all that is right synced, once there are no more tasks: with this thread.
-            Some(Ending::Stop) => self.lanes.is_empty(),
-            Some(Ending::Cancel) => self.status == Status::Cancelled,
-            None => false,
+            None => self.status.is_over(),
+            Some(_) if self.status.is_over() => true,
+            Some(Ending::Stop) => self.is_rested,
+            Some(Ending::Cancel) => false,
         }
     }
 
@@ -451,11 +465,10 @@ impl Run {
                 self.heard.push(until_done);
                 self.do_now(what);
             }
-            Input::Stop if self.ending.is_none() => {
+            Input::Stop => {
                 self.plan.hold(true);
-                self.ending = Some(Ending::Stop);
+                self.ending = self.ending.or(Some(Ending::Stop));
             }
-            Input::Stop => {}
             Input::Found(found) => self.found(found),
             Input::Lane(host, report) => self.reported(host, report),
             Input::Kept(kept) => self.kept(kept),
@@ -502,14 +515,14 @@ impl Run {
     /// What is to be done beside the plan's steps.
     fn look(&mut self) {
         let now = self.now();
-        if self.ending == Some(Ending::Cancel) {
+        if let Some(ending) = self.ending {
             if !self.plan.is_at_work() && !self.is_finishing {
                 self.is_finishing = true;
-                self.keep(Task::Discard);
+                self.keep(if ending == Ending::Cancel { Task::Discard } else { Task::Rest });
             }
             return;
         }
-        if self.ending.is_some() || matches!(self.status, Status::Failed | Status::Completed) {
+        if matches!(self.status, Status::Failed | Status::Completed) {
             return;
         }
         if self.plan.is_here() {
@@ -547,8 +560,8 @@ impl Run {
     fn ask_sources(&mut self) {
         let (sources, inbox, fname) = (Arc::clone(&self.sources), self.inbox.clone(), self.spec.fname.clone());
         let asked = self.executor.execute(move || {
-            // Who no longer listens has ended.
-            let _ = inbox.send(Input::Found(sources.find(&fname)));
+            let mut answer = Answer { inbox, found: Err("asking it failed".to_owned()) };
+            answer.found = sources.find(&fname);
         });
         self.asking = Asking::Now;
         if asked.is_err() {
@@ -734,7 +747,17 @@ impl Run {
                 }
                 self.set_status(Status::Cancelled, None);
             }
-            Kept::Failed(error) => self.fail(format!("{}: {error}", self.spec.save_path.display())),
+            Kept::Rested => self.is_rested = true,
+            Kept::Failed(pieces, error) => {
+                self.plan.unkept(&pieces);
+                for piece in pieces {
+                    self.good[piece] = false;
+                    if let Some(part) = &self.part {
+                        part.undo(piece);
+                    }
+                }
+                self.fail(format!("{}: {error}", self.spec.save_path.display()));
+            }
         }
     }
 

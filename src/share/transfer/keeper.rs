@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, TryRecvError};
+use crossbeam_channel::Receiver;
 
 use super::part::{Journal, Part};
 use crate::share::pieces::Pieces;
@@ -21,6 +21,8 @@ pub(super) enum Task {
     Finish(PathBuf),
     /// Nothing is wanted any more.
     Discard,
+    /// No more for now.
+    Rest,
 }
 
 /// What became of it.
@@ -34,42 +36,59 @@ pub(super) enum Kept {
     NotFinished(std::io::Error),
     /// Nothing is left. (The last word.)
     Discarded(std::io::Result<()>),
-    /// It cannot be written or synced.
-    Failed(std::io::Error),
+    /// All tasks before are done. (The last word.)
+    Rested,
+    /// It cannot be written or synced: nobody knows what these pieces are on disk.
+    Failed(Vec<usize>, std::io::Error),
 }
 
 /// Does all tasks until there are no more, or the last word was said.
 pub(super) fn keep(mut journal: Journal, part: Option<Arc<Part>>, tasks: &Receiver<Task>, told: &dyn Fn(Kept)) {
+    let mut list: Option<Arc<Pieces>> = None;
     while let Ok(first) = tasks.recv() {
         let mut pieces = Vec::new();
-        let mut next = Some(first);
         let mut must_flush = false;
-        while let Some(task) = next.take() {
+        let mut last = None;
+        for task in std::iter::once(first).chain(tasks.try_iter()) {
             match task {
-                Task::List(list) => {
-                    if let Err(error) = journal.set_list(list.digests()) {
-                        told(Kept::Failed(error));
-                    }
-                }
+                Task::List(its) => list = Some(its),
                 Task::Pieces(more) => pieces.extend(more),
                 Task::Flush => must_flush = true,
-                Task::Finish(save_path) => match journal.finish(part.as_deref(), &save_path) {
-                    Ok(()) => return told(Kept::Finished),
-                    Err(error) => told(Kept::NotFinished(error)),
-                },
-                Task::Discard => return told(Kept::Discarded(journal.discard(part.as_deref()))),
+                Task::Finish(_) | Task::Discard | Task::Rest => {
+                    last = Some(task);
+                    break;
+                }
             }
-            next = match tasks.try_recv() {
-                Ok(task) => Some(task),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            };
         }
-        let Some(part) = part.as_deref().filter(|_| must_flush || !pieces.is_empty()) else { continue };
-        let synced = part.sync().and_then(|()| if pieces.is_empty() { Ok(()) } else { journal.append(&mut pieces) });
-        match synced {
-            Ok(()) if pieces.is_empty() => {}
-            Ok(()) => told(Kept::Synced(pieces)),
-            Err(error) => told(Kept::Failed(error)),
+        if let Some(part) = part.as_deref().filter(|_| must_flush || !pieces.is_empty()) {
+            match sync(&mut journal, part, list.as_deref(), &mut pieces) {
+                Ok(()) if pieces.is_empty() => {}
+                Ok(()) => told(Kept::Synced(pieces)),
+                Err(error) => told(Kept::Failed(pieces, error)),
+            }
+        }
+        match last {
+            Some(Task::Finish(save_path)) => match journal.finish(part.as_deref(), &save_path) {
+                Ok(()) => return told(Kept::Finished),
+                Err(error) => told(Kept::NotFinished(error)),
+            },
+            Some(Task::Discard) => return told(Kept::Discarded(journal.discard(part.as_deref()))),
+            Some(_rest) => return told(Kept::Rested),
+            None => {}
         }
     }
+}
+
+/// Syncs, and notes what is good by that.
+fn sync(journal: &mut Journal, part: &Part, list: Option<&Pieces>, pieces: &mut [usize]) -> std::io::Result<()> {
+    part.sync()?;
+    // Of one piece there is nothing to be noted: the file is whole with it.
+    if pieces.is_empty() || list.is_some_and(|list| list.digests().len() == 1) {
+        return Ok(());
+    }
+    if let Some(list) = list {
+        // Once; nothing is done if it stands there already.
+        journal.set_list(list.digests())?;
+    }
+    journal.append(pieces)
 }

@@ -310,6 +310,11 @@ impl Part {
         is_ours
     }
 
+    /// What was right is not on disk: it is to be had again.
+    pub(super) fn undo(&self, piece: usize) {
+        *self.turns[piece].lock() = 0;
+    }
+
     #[cfg(unix)]
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, offset)
@@ -402,7 +407,8 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
 }
 
 impl Journal {
-    /// Writes a journal under another name, syncs it and puts it in the place of the one before, if there is one.
+    /// Writes a journal under another name and puts it in the place of the one before, if there is one. It is synced
+    /// once it has a list: before that there is nothing that a power cut could take.
     fn create(head: Head, dir: &Path, path: PathBuf, list: &[Digest]) -> io::Result<Journal> {
         let line = head.line()?;
         let key = record_key(&line);
@@ -412,9 +418,13 @@ impl Journal {
         remove(&unfinished)?;
         let mut file = OpenOptions::new().write(true).create_new(true).open(&unfinished)?;
         file.write_all(&bytes)?;
-        file.sync_data()?;
+        if head.listed {
+            file.sync_data()?;
+        }
         fs::rename(&unfinished, &path)?;
-        sync_dir(dir)?;
+        if head.listed {
+            sync_dir(dir)?;
+        }
         Ok(Journal { head, dir: dir.to_owned(), path, file, key })
     }
 
@@ -430,6 +440,10 @@ impl Journal {
     /// Notes that pieces are good; they must be synced. (The note itself need not be: without it they are
     /// fetched again.)
     pub(super) fn append(&mut self, pieces: &mut [usize]) -> io::Result<()> {
+        if !self.head.listed {
+            // A record would stand where the list belongs.
+            return Err(io::Error::other("the list of pieces is not in the journal"));
+        }
         pieces.sort_unstable();
         let mut records = Vec::new();
         for run in pieces.chunk_by(|a, b| a + 1 == *b) {

@@ -333,13 +333,26 @@ impl Plan {
         }
     }
 
+    /// Pieces that were right could not be kept: they are to come again.
+    pub fn unkept(&mut self, pieces: &[usize]) {
+        for piece in pieces {
+            if self.pieces[*piece] == Piece::Right {
+                self.now_missing(*piece);
+                self.not_right += 1;
+            }
+        }
+    }
+
     /// A connection has ended, or could not be had. Whether that is held against the host: not if it was to end.
     pub fn over(&mut self, id: HostId, fault: Fault, now: Duration) -> bool {
         let host = &mut self.hosts[id];
         let was_to_end = host.line == Line::Closing;
         if !was_to_end {
             host.failures_in_row = host.failures_in_row.saturating_add(1);
-            host.wrong_in_row += u32::from(fault == Fault::Wrong);
+            if fault == Fault::Wrong {
+                // Once more, for it may have been the wire: a whole file costs much.
+                host.wrong_in_row += if host.is_asked_whole { WRONG_MAX.div_ceil(2) } else { 1 };
+            }
             let pause = PAUSE_MIN.saturating_mul(1 << (host.failures_in_row - 1).min(16));
             host.not_before = now + pause.min(PAUSE_MAX);
         }

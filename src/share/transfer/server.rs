@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::{debug, warn};
 
+use super::sendfile::send_some;
 use super::wire::{self, Failure, REQUEST_MAX, Request};
 use super::{NotServed, Offer, Published};
 use crate::net::counters::{Counter, Seldom};
@@ -318,7 +319,7 @@ impl Shared {
         let head = format!("LENGTH {length}\n");
         if length > SMALL {
             stream.write_all(head.as_bytes())?;
-            self.send(stream, offer, length)?;
+            self.send(stream, offer, offset, length)?;
             return Ok(Ok(()));
         }
         let mut message = head.into_bytes();
@@ -342,24 +343,17 @@ impl Shared {
         Failure::ReadError
     }
 
-    /// Sends the next so many bytes of the file. The last one goes only after a last look at the file, so that
-    /// whoever has all of them has those of one file.
-    fn send(&self, mut stream: &TcpStream, offer: &Offer, length: u64) -> Result<(), Cut> {
-        let mut left = length;
+    /// Sends so many bytes of the file. The last one goes only after a last look at the file, so that whoever has
+    /// all of them has those of one file.
+    fn send(&self, stream: &TcpStream, offer: &Offer, offset: u64, length: u64) -> Result<(), Cut> {
+        let mut sent = 0;
         let mut chunk = CHUNK_FIRST;
-        while left > 0 {
-            let wanted = chunk.min(left - 1).max(1);
-            let begun = Instant::now();
-            // On Linux std does this by sendfile: the bytes never come here. Elsewhere through a small buffer.
-            let sent = io::copy(&mut (&offer.file).take(wanted), &mut stream)?;
-            let took = begun.elapsed();
-            self.counters.bytes_sent.add(sent);
-            left -= sent;
-            if sent < wanted || !is_as_published(offer) {
+        while sent < length {
+            let wanted = chunk.min(length - sent - 1).max(1);
+            let took = self.send_chunk(stream, offer, offset + sent, wanted)?;
+            sent += wanted;
+            if !is_as_published(offer) {
                 return Err(Cut::Changed);
-            }
-            if took > self.limits.stall + Duration::from_secs(sent / SLOWEST_BYTES_PER_S) {
-                return Err(Cut::TooSlow);
             }
             if took < CHUNK_FAST {
                 chunk = (chunk * 2).min(CHUNK_MAX);
@@ -368,6 +362,25 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// How long it took.
+    fn send_chunk(&self, stream: &TcpStream, offer: &Offer, offset: u64, length: u64) -> Result<Duration, Cut> {
+        let begun = Instant::now();
+        let allowed = self.limits.stall + Duration::from_secs(length / SLOWEST_BYTES_PER_S);
+        let mut sent = 0;
+        while sent < length {
+            let some = send_some(&offer.file, offset + sent, length - sent, stream)?;
+            if some == 0 {
+                return Err(Cut::Changed);
+            }
+            self.counters.bytes_sent.add(some);
+            sent += some;
+            if begun.elapsed() > allowed {
+                return Err(Cut::TooSlow);
+            }
+        }
+        Ok(begun.elapsed())
     }
 }
 

@@ -49,7 +49,7 @@ impl BarePeer {
     pub fn with(content: Vec<u8>) -> BarePeer {
         BarePeer::start(move |line, stream| {
             let _ = if line == format!("GET {NAME}") {
-                write!(stream, "LENGTH {}\n", content.len()).and_then(|()| stream.write_all(&content))
+                writeln!(stream, "LENGTH {}", content.len()).and_then(|()| stream.write_all(&content))
             } else {
                 stream.write_all(b"ERROR notfound\n")
             };
@@ -139,7 +139,7 @@ fn a_get_only_peer_that_is_cut_starts_over() {
     let sent = content.clone();
     let peer = BarePeer::start(move |_line, stream| {
         let until = if times.fetch_add(1, SeqCst) < 2 { sent.len() / 2 } else { sent.len() };
-        let _ = write!(stream, "LENGTH {}\n", sent.len()).and_then(|()| stream.write_all(&sent[..until]));
+        let _ = writeln!(stream, "LENGTH {}", sent.len()).and_then(|()| stream.write_all(&sent[..until]));
     });
     let mut shown = get_only(&entry("ann", peer.addr, &source, Some(&pieces_of(&source))), true);
     shown.port = peer.addr.port();

@@ -178,7 +178,7 @@ fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
     let path = dir.path().join("on disk");
     fs::write(&path, bytes(60 * MIB, 1)).unwrap();
     let limits = Limits { stall: Duration::from_millis(500), idle: Duration::from_millis(500), ..Limits::default() };
-    let host = Host::start_at("ann", "127.0.0.1:0".parse().unwrap(), limits, 20);
+    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 20);
     host.shelf.publish(NAME, &path, true);
     let stopped: Vec<TcpStream> = (0..10)
         .map(|_| {
@@ -200,7 +200,7 @@ fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
 #[test]
 fn connections_are_bounded_and_a_half_request_ends() {
     let limits = Limits { request: Duration::from_millis(200), ..Limits::default() };
-    let host = Host::start_at("ann", "127.0.0.1:0".parse().unwrap(), limits, 2);
+    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 2);
     let mut half = TcpStream::connect(host.addr()).unwrap();
     half.write_all(b"GET ").unwrap();
     let _other = TcpStream::connect(host.addr()).unwrap();

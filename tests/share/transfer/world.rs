@@ -97,11 +97,11 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn start(name: &str) -> Host {
-        Host::start_at(name, "127.0.0.1:0".parse().unwrap(), Limits::default(), 100)
+    pub fn start() -> Host {
+        Host::start_at("127.0.0.1:0".parse().unwrap(), Limits::default(), 100)
     }
 
-    pub fn start_at(name: &str, at: SocketAddr, limits: Limits, max_connections: usize) -> Host {
+    pub fn start_at(at: SocketAddr, limits: Limits, max_connections: usize) -> Host {
         let (executor, gate) = (Executor::new("host", 200), Gate::new(max_connections));
         let shelf = Arc::new(Shelf::default());
         let published: Arc<dyn Published> = Arc::clone(&shelf) as _;
@@ -120,7 +120,7 @@ impl Host {
 
     /// A host that offers a file, and what the registry shows of it.
     pub fn with_file(name: &str, path: &Path) -> (Host, HostEntry) {
-        let host = Host::start(name);
+        let host = Host::start();
         let pieces = host.shelf.publish(NAME, path, true);
         let entry = entry(name, host.addr(), path, pieces.as_deref());
         (host, entry)

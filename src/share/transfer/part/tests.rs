@@ -36,7 +36,7 @@ fn what_is_noted_is_known_after_a_crash() {
     let spec = spec(dir.path(), 4 * MIB + 1, &list);
     let mut begun = begin(&spec).unwrap();
     assert_eq!((begun.list, begun.good), (None, vec![false; 5]));
-    assert_eq!(interrupted(dir.path()).unwrap(), [spec.clone()]);
+    assert_eq!(interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
     begun.journal.set_list(&list).unwrap();
     begun.journal.append(&mut [3, 1, 0]).unwrap();
     begun.journal.set_list(&list).unwrap();
@@ -44,7 +44,7 @@ fn what_is_noted_is_known_after_a_crash() {
 
     let mut again = begin(&spec).unwrap();
     assert_eq!((again.list.as_ref(), &again.good[..]), (Some(&list), &[true, true, false, true, false][..]));
-    assert_eq!(interrupted(dir.path()).unwrap(), [spec.clone()]);
+    assert_eq!(interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
     again.journal.append(&mut [2]).unwrap();
     drop((again.journal, again.part));
 

@@ -422,3 +422,36 @@ proptest! {
         prop_assert_eq!(plan.steps(now).iter().filter(|step| !matches!(step, Step::Close(_))).count(), 0);
     }
 }
+
+#[test]
+fn what_could_not_be_kept_comes_again() {
+    let mut plan = pieces(2);
+    plan.offer(&[(0, true)]);
+    steps_with_all_open(&mut plan, ms(0));
+    plan.piece(0, 0, true);
+    plan.piece(0, 1, true);
+    plan.synced(&[0]);
+    assert!(plan.is_here() && !plan.is_good());
+    plan.unkept(&[0, 1]);
+    assert!(!plan.is_here(), "the first was kept before");
+    assert_eq!(asked_of(&steps_with_all_open(&mut plan, ms(1)), 0), [1]);
+    plan.piece(0, 1, true);
+    plan.synced(&[1]);
+    assert!(plan.is_good());
+}
+
+#[test]
+fn a_whole_file_that_is_wrong_is_had_once_more_and_then_no_longer() {
+    let mut plan = Plan::new(Layout::of(MIB), Way::Whole, false, |_| false);
+    plan.offer(&[(0, false)]);
+    let mut now = ms(0);
+    for _ in 0..2 {
+        assert_eq!(plan.steps(now), [Step::Open(0)]);
+        plan.opened(0, now);
+        plan.steps(now);
+        assert!(!plan.is_hopeless());
+        plan.over(0, Fault::Wrong, now);
+        now += ms(10_000);
+    }
+    assert!(plan.is_hopeless() && plan.steps(now).is_empty());
+}
