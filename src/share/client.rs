@@ -256,3 +256,87 @@ impl fmt::Debug for RegistryClient {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    /// Who answers each line with the next of these, and then closes.
+    fn answering(answers: &'static [&'static str]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(&stream).lines();
+            for answer in answers {
+                if lines.next().is_none() {
+                    return;
+                }
+                (&stream).write_all(answer.as_bytes()).unwrap();
+            }
+            let _ = lines.next();
+        });
+        addr
+    }
+
+    fn connect(answers: &'static [&'static str], timeout_ms: u64) -> RegistryClient {
+        RegistryClient::connect(answering(answers), None, Duration::from_millis(timeout_ms)).unwrap()
+    }
+
+    #[test]
+    fn an_older_registry_is_understood() {
+        let name = Name::new("ann").unwrap();
+        let client = connect(
+            &[
+                "{\"status\":\"OK\"}\n",
+                "{\"status\":\"OK\",\"registry\":{\"ann\":{\"addr\":[\"192.0.2.1\",6001],\"files\":{\"a\":{\"size\":1,\"modified\":2}}}}}\n",
+                "{\"status\":\"FOUND\",\"hosts\":[{\"hostname\":\"ann\",\"ip\":\"192.0.2.1\",\"port\":6001,\"size\":1,\"modified\":2}]}\n",
+            ],
+            20_000,
+        );
+        let (ip, display_name, files, token, resume) = (None, None, None, None, None);
+        let register = Register { hostname: name.clone(), port: 6001, ip, display_name, files, token, resume };
+        assert_eq!(client.register(&register).unwrap(), "");
+        let listing = client.list(None, None).unwrap();
+        assert_eq!((listing.total, listing.registry[&name].files.len()), (1, 1));
+        let hosts = client.request(&FileName::new("a").unwrap()).unwrap();
+        assert_eq!((&*hosts[0].display_name, hosts[0].file.is_published), ("ann", true));
+    }
+
+    #[test]
+    fn what_is_no_answer_ends_it() {
+        let name = Name::new("ann").unwrap();
+        for wrong in [
+            &["HELLO\n"][..],
+            &["{\"status\":\"ACK\"}\n"],
+            &["{\"reason\":\"x\"}\n"],
+            &["{\"status\":\"OK\",\"addr\":[\"x\",1],\"files\":{}}\n"],
+            &["{\"status\":\"OK\",\"addr\":[\"192.0.2.1\",6001]}\n"],
+        ] {
+            let client = connect(wrong, 20_000);
+            let error = client.discover(&name).unwrap_err();
+            assert!(matches!(error, RegistryError::Unexpected(_)), "{wrong:?}: {error}");
+            assert!(client.is_over());
+            assert!(matches!(client.discover(&name), Err(RegistryError::Gone(_))));
+        }
+    }
+
+    #[test]
+    fn silence_and_an_end_are_told() {
+        let name = Name::new("ann").unwrap();
+        let closes = connect(&[], 20_000);
+        assert!(matches!(closes.ping(&name, None), Err(RegistryError::Gone(_))));
+        assert!(closes.is_over());
+        let silent = connect(&["", "{\"status\":\"ALIVE\"}\n"], 100);
+        assert!(matches!(silent.ping(&name, None), Err(RegistryError::Gone(_))));
+        assert!(silent.is_over(), "an answer that comes later is not taken for another's");
+        let refuses = connect(&["{\"status\":\"ERROR\",\"reason\":\"no\"}\n", "{\"status\":\"DEAD\"}\n"], 20_000);
+        assert_eq!(refuses.unregister(&name).unwrap_err().to_string(), "no");
+        assert!(!refuses.ping(&name, None).unwrap());
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(matches!(RegistryClient::connect(nobody, None, Duration::from_secs(5)), Err(RegistryError::Gone(_))));
+        assert!(Pin::new("ab").is_err() && Pin::new(&"AB".repeat(32)).is_ok());
+    }
+}

@@ -30,7 +30,7 @@ use crate::net::counters::Counter;
 use crate::net::deadline::ReadBefore;
 use crate::net::gate::Gate;
 use crate::net::lines::{LineError, LineLimits, LineReader};
-use crate::net::porch::Porch;
+use crate::net::porch::{Newcomer, Porch};
 use crate::net::tcp::{self, TcpServer};
 use crate::net::threads::{self, Executor};
 use crate::net::tls::Identity;
@@ -283,6 +283,8 @@ struct Caller {
     stream: Weak<TcpStream>,
     /// What its REGISTER got: the hostname and the secret.
     held: Option<(Name, Token)>,
+    /// Its place on the porch, while it holds none.
+    newcomer: Option<Newcomer>,
 }
 
 /// Why a request gets an ERROR.
@@ -353,8 +355,8 @@ impl From<io::Error> for Ended {
 impl Shared {
     fn receive(&self, stream: Arc<TcpStream>, source: IpAddr) {
         let conn = self.next_conn.fetch_add(1, Ordering::Relaxed);
-        let stream_of = Arc::downgrade(&stream);
-        let mut caller = Caller { conn, source, stream: stream_of, held: None };
+        let newcomer = Some(self.porch.enter(&stream, source));
+        let mut caller = Caller { conn, source, stream: Arc::downgrade(&stream), held: None, newcomer };
         // Also when the thread panics.
         let _leaves = Leaves { shared: self, conn };
         match self.serve(stream, &mut caller) {
@@ -369,14 +371,13 @@ impl Shared {
 
     fn serve(&self, stream: Arc<TcpStream>, caller: &mut Caller) -> Result<(), Ended> {
         let limits = LineLimits::new(REQUEST_MAX);
-        let mut newcomer = Some(self.porch.enter(&stream, caller.source));
         let conn = match &self.floor.identity {
             Some(identity) => {
                 Conn::accept_any(stream, identity, Instant::now() + limits.idle_timeout, HANDSHAKE_TIMEOUT)?
             }
             None => Conn::plain(stream),
         };
-        let lets_in = conn.is_tls() || caller.source.is_loopback() || self.floor.plain_from_afar;
+        let lets_in = lets_in(caller.source, conn.is_tls(), self.floor.plain_from_afar);
         let (incoming, writer) = conn.split();
         let share = Share::of(Arc::clone(&self.floor.budget));
         let mut reader = LineReader::new(incoming, limits).with_share(share);
@@ -392,10 +393,8 @@ impl Shared {
                     let request = requests::parse(&line);
                     drop(line);
                     self.answer(caller, request, &mut Output::new(&writer))?;
-                    if caller.held.is_some() {
-                        newcomer = None;
-                    } else if newcomer.is_none() {
-                        newcomer = Some(self.porch.enter(writer.stream(), caller.source));
+                    if caller.held.is_none() && caller.newcomer.is_none() {
+                        caller.newcomer = Some(self.porch.enter(writer.stream(), caller.source));
                     }
                 }
                 Ok(None) => {
@@ -531,6 +530,8 @@ impl Shared {
         self.holders.lock().insert(caller.conn, caller.stream.clone());
         let secret = if granted.resumed { shown.cloned().unwrap_or(fresh) } else { fresh };
         caller.held = Some((claim.hostname.clone(), secret.clone()));
+        // Before it is answered: who is told that it is in is not closed any more.
+        caller.newcomer = None;
         // The account may have been made while this was under way.
         if claim.standing == Standing::Free && self.floor.accounts.is_account(claim.hostname.as_str()) {
             self.keeper.account_created(claim.hostname.as_str())?;
@@ -586,6 +587,11 @@ impl Shared {
     }
 }
 
+/// Whether a client may speak as it does: from other hosts with TLS, unless it was allowed otherwise.
+fn lets_in(source: IpAddr, is_tls: bool, plain_from_afar: bool) -> bool {
+    is_tls || source.is_loopback() || plain_from_afar
+}
+
 /// A connection's end, as the registry sees it.
 struct Leaves<'s> {
     shared: &'s Shared,
@@ -608,4 +614,16 @@ fn linger(reader: LineReader<ConnReader>, writer: &ConnWriter) {
     let mut ignored = [0; 1024];
     // Whatever ends it, the end is what was wanted.
     while matches!(source.read_before(&mut ignored, deadline), Ok(1..)) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lets_in;
+
+    #[test]
+    fn from_other_hosts_clients_speak_tls_unless_it_was_allowed_otherwise() {
+        let (here, afar) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        assert!(lets_in(here, false, false) && lets_in(afar, true, false) && lets_in(afar, false, true));
+        assert!(!lets_in(afar, false, false));
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use p2s2::share::wire::Digest;
 use serde_json::{Value, json};
 
 use crate::registry_floor::*;
@@ -107,7 +108,7 @@ fn bad_lines_are_refused_and_the_connection_goes_on() {
         assert!(answer["reason"].as_str().unwrap().contains("expected"), "{line}: {answer}");
     }
     use std::io::Write;
-    client.stream.write_all(b"\xff\xfe\n\r\n\n").unwrap();
+    client.stream().write_all(b"\xff\xfe\n\r\n\n").unwrap();
     assert_eq!(client.receive().unwrap(), json!({"status": "ERROR", "reason": "the message is not UTF-8"}));
     // Answers come in the order of the requests, however those come.
     client.send("{\"action\":\"LIST\"}\r\n{\"action\":\"PING\",\"data\":{\"hostname\":\"x\"}}\n{\"action\":\"x\"}\n{\"action\":\"LIST\"}");
@@ -119,7 +120,7 @@ fn bad_lines_are_refused_and_the_connection_goes_on() {
 fn too_long_a_line_is_refused_and_closed() {
     let registry = Registry::start(Wanted::default());
     let mut client = registry.client();
-    let writer = client.stream.try_clone().unwrap();
+    let writer = client.stream().try_clone().unwrap();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             use std::io::Write;
@@ -256,6 +257,34 @@ fn a_restart_keeps_everything() {
 }
 
 #[test]
+fn what_cannot_be_stored_has_not_happened() {
+    let registry = Registry::start(Wanted::default());
+    let (mut ann, mut looks) = (registry.client(), registry.client());
+    let secret = ann.register("ann", json!({}));
+    ann.publish("ann", "a", 1);
+    let write = |sql: &'static str| {
+        registry.store.write(move |tx| tx.execute(sql, &[]).map(drop)).unwrap();
+    };
+    write("CREATE TRIGGER full BEFORE INSERT ON registry_file BEGIN SELECT RAISE(ABORT, 'full'); END");
+    let refused = [
+        ("PUBLISH", json!({"hostname": "ann", "fname": "b", "size": 1, "modified": 2})),
+        ("REGISTER", registration("ann", json!({"files_metadata": {"c": file(1, true)}}))),
+    ];
+    for (action, data) in &refused {
+        let reason = ann.refused(action, data.clone());
+        assert!(reason.starts_with("UNAVAILABLE: "), "{reason}");
+        assert_eq!(looks.expect("DISCOVER", json!({"hostname": "ann"}), "OK")["files"].as_object().unwrap().len(), 1);
+        assert_eq!((looks.hosts("a").len(), looks.hosts("b").len(), looks.hosts("c").len()), (1, 0, 0));
+    }
+    // Who was connected still is, and goes on as soon as it can be stored.
+    write("DROP TRIGGER full");
+    ann.publish("ann", "b", 1);
+    assert_eq!(looks.hosts("b"), ["ann"]);
+    assert_eq!(ann.register("ann", json!({"resume": secret})), secret);
+    assert_eq!(looks.hosts("a"), ["ann"]);
+}
+
+#[test]
 fn the_view_shows_what_clients_see() {
     let registry = Registry::start(Wanted::default());
     let view = registry.server.view();
@@ -280,6 +309,16 @@ fn the_view_shows_what_clients_see() {
     assert_eq!((files.len(), addr), (1, ("127.0.0.1".parse().unwrap(), 6001)));
     assert!(view.discover("nobody").is_none());
     assert!(view.ping("ann") && !view.ping("nobody"));
+    // The same content under two names.
+    let content = Digest([0xab; 32]);
+    for fname in ["x", "y"] {
+        let data = json!({"hostname": "ann", "fname": fname, "size": 1, "modified": 2, "blake3": content});
+        ann.expect("PUBLISH", data, "ACK");
+    }
+    let copies = view.copies(&content, 10);
+    let names: Vec<&str> = copies.iter().map(|(fname, _)| fname.as_str()).collect();
+    assert_eq!((names, copies[0].1.hostname.as_str()), (vec!["x", "y"], "ann"));
+    assert_eq!(view.copies(&content, 1).len(), 1);
     assert!(registry.counter("requests") >= 3);
     assert_eq!(registry.counter("registered"), 2);
     assert_eq!(registry.counter("hosts_known"), 2);

@@ -94,7 +94,7 @@ pub struct Running {
     pub addr: SocketAddr,
     pub users: Arc<Users>,
     pub budget: Arc<Budget>,
-    store: Arc<Store>,
+    pub store: Arc<Store>,
 }
 
 impl Running {
@@ -154,7 +154,6 @@ impl std::ops::Deref for Registry {
 
 /// A client on a bare socket.
 pub struct Client {
-    pub stream: TcpStream,
     reader: BufReader<TcpStream>,
 }
 
@@ -175,12 +174,15 @@ impl Client {
     fn over(stream: TcpStream) -> Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        let reader = BufReader::new(stream.try_clone().unwrap());
-        Client { stream, reader }
+        Client { reader: BufReader::with_capacity(1024, stream) }
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
     }
 
     pub fn send(&mut self, line: &str) {
-        self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        self.stream().write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
     /// The next line; none at the end of the connection.

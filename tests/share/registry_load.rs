@@ -42,7 +42,7 @@ fn a_reader_that_stops_holds_nothing() {
         })
         .collect();
     let mut begun = [0; 1];
-    stopped.iter().for_each(|client| assert_eq!(client.stream.peek(&mut begun).unwrap(), 1));
+    stopped.iter().for_each(|client| assert_eq!(client.stream().peek(&mut begun).unwrap(), 1));
     // Meanwhile all goes on: what reads, what changes, and the changes of many.
     for number in 0..100 {
         assert!(ann.is_alive("host-00000"));
@@ -61,10 +61,10 @@ fn a_reader_that_stops_holds_nothing() {
 fn what_is_received_and_not_handled_is_bounded() {
     let registry = Registry::start(Wanted { received: 1 << 20, ..Wanted::default() });
     let mut slow = registry.client();
-    slow.stream.write_all(&vec![b' '; 700 << 10]).unwrap();
+    slow.stream().write_all(&vec![b' '; 700 << 10]).unwrap();
     eventually("it to be received", || (registry.budget.taken() >= 600 << 10).then_some(()));
     let mut other = registry.client();
-    other.stream.write_all(&vec![b' '; 500 << 10]).unwrap();
+    other.stream().write_all(&vec![b' '; 500 << 10]).unwrap();
     let answer = other.receive().unwrap();
     assert_eq!(answer["status"], "ERROR");
     assert!(answer["reason"].as_str().unwrap().starts_with("BUSY: "), "{answer}");
@@ -220,7 +220,7 @@ fn a_long_list_that_is_read_does_not_hold_pings_up() {
                 // As it comes, without a look at it: the reader's own work is not what is measured.
                 while last != *b"\n" {
                     let mut part = [0; 65536];
-                    let len = reader.stream.read(&mut part).unwrap();
+                    let len = reader.stream().read(&mut part).unwrap();
                     last = [part[len - 1]];
                 }
                 pages.fetch_add(1, Ordering::Relaxed);

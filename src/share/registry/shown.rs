@@ -40,6 +40,9 @@ pub enum Piece {
     Files(Vec<(FileName, Arc<FileEntry>)>),
 }
 
+/// Files with one content under their names, and from where to go on, if there may be more.
+pub type Copies = (Vec<(FileName, HostEntry)>, Option<(u32, FileName)>);
+
 /// Where a list of hosts goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cursor {
@@ -132,13 +135,7 @@ impl Registry {
 
     /// Who has published this content, whatever its name there: of `at_most` holders behind `after`, those that are
     /// live, with that name.
-    pub fn copies(
-        &mut self,
-        now: Millis,
-        content: &Digest,
-        after: Option<&(u32, FileName)>,
-        at_most: usize,
-    ) -> (Vec<(FileName, HostEntry)>, Option<(u32, FileName)>) {
+    pub fn copies(&mut self, now: Millis, content: &Digest, after: Option<&(u32, FileName)>, at_most: usize) -> Copies {
         let now = self.at(now);
         let found = self.by_content.page(content, after, at_most);
         let next = if found.len() < at_most { None } else { found.last().cloned() };

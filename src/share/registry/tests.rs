@@ -32,7 +32,7 @@ fn entry(size: u64, is_published: bool) -> Arc<FileEntry> {
         created: None,
         published_at: None,
         is_published,
-        blake3: (size % 2 == 0).then_some(Digest([size as u8; 32])),
+        blake3: size.is_multiple_of(2).then_some(Digest([size as u8; 32])),
         pieces_root: None,
         features: Arc::new([]),
     })

@@ -113,12 +113,13 @@ impl Shared {
             }
             after = next;
         }
-        Ok(if any {
+        if any {
             out.push(b"]}")?;
             out.end()?;
         } else {
             out.line(wire::NOT_FOUND)?;
-        })
+        }
+        Ok(())
     }
 
     /// The answer of DISCOVER.

@@ -119,8 +119,10 @@ impl Keeper {
         while !is_done {
             let mut state = self.state.lock();
             if state.chain != handed.chain {
-                // Memory was built anew: of the claim itself it is not known whether it is there.
-                break;
+                drop(state);
+                let superseded =
+                    StoreError::Unavailable("memory was built anew in the middle of a REGISTER".to_owned());
+                return Err(superseded.into());
             }
             let mut changes = Vec::new();
             let next = state.core.replace_files(conn, files, after.as_ref(), STEP, &mut changes);

@@ -82,6 +82,17 @@ struct Model {
     tenures: u64,
 }
 
+/// A REGISTER.
+struct Said<'a> {
+    conn: u64,
+    host: usize,
+    source: u8,
+    proof: Proof,
+    resume: Option<&'a str>,
+    files: Option<BTreeMap<String, (u64, bool)>>,
+    fresh: &'a str,
+}
+
 impl Model {
     fn holder(&self, conn: u64) -> Option<usize> {
         self.hosts.iter().find(|(_, host)| host.conn == Some(conn)).map(|(host, _)| *host)
@@ -108,17 +119,9 @@ impl Model {
         self.now < secret.at.max(heard.map_or(0, |host| host.heard_at)) + MONTH
     }
 
-    /// Whether it is granted; whether the list stays; whether the secret does.
-    fn register(
-        &mut self,
-        conn: u64,
-        host: usize,
-        source: u8,
-        proof: Proof,
-        resume: Option<&str>,
-        files: Option<BTreeMap<String, (u64, bool)>>,
-        fresh: &str,
-    ) -> Option<(bool, bool)> {
+    /// None if it is refused; else whether the list stays, and whether the secret does.
+    fn register(&mut self, said: &Said<'_>) -> Option<(bool, bool)> {
+        let Said { conn, host, source, proof, resume, .. } = *said;
         if self.holder(conn).is_some_and(|held| held != host) {
             return None;
         }
@@ -152,11 +155,11 @@ impl Model {
             (_, Some(secret)) => secret.tenure,
             _ => self.tenures,
         };
-        let stay = files.is_none() && is_same && secret.is_some() && resume.is_some();
-        let list = if stay { known.unwrap().files } else { files.unwrap_or_default() };
+        let stay = said.files.is_none() && is_same && secret.is_some() && resume.is_some();
+        let list = if stay { known.unwrap().files } else { said.files.clone().unwrap_or_default() };
         let is_users = is_user;
         self.hosts.insert(host, Known { conn: Some(conn), source, is_users, tenure, heard_at: self.now, files: list });
-        let answered = secret.as_ref().map_or(fresh.to_owned(), |secret| secret.secret.clone());
+        let answered = secret.as_ref().map_or(said.fresh.to_owned(), |secret| secret.secret.clone());
         self.secrets.retain(|known| known.host != host || known.secret != answered);
         self.secrets.push(Answered { host, secret: answered, tenure, to_user: is_user, at: self.now });
         if self.secrets.iter().filter(|known| known.host == host).count() > 4 {
@@ -335,19 +338,20 @@ fn run(steps: Vec<Step>) {
                     ..claim(NAMES[host])
                 };
                 let granted = core.register(now, conn, &claim);
-                let expected = model.register(conn, host, source, proof, resume.as_deref(), list, &format!("{fresh}"));
+                let (resumes, fresh) = (resume.as_deref(), &format!("{fresh}"));
+                let said = Said { conn, host, source, proof, resume: resumes, files: list, fresh };
+                let expected = model.register(&said);
                 let outcome = granted.as_ref().ok().map(|granted| (granted.files_stay, granted.resumed));
                 assert_eq!(outcome, expected, "{granted:?}");
                 if let Ok(granted) = granted {
-                    answered.push(if granted.resumed { resume.unwrap() } else { format!("{fresh}") });
+                    answered.push(if granted.resumed { resume.unwrap() } else { fresh.clone() });
                     disk.apply(granted.changes);
                     let (mut after, mut changes) = (None, Vec::new());
                     let new = new.unwrap_or_default();
-                    while !granted.files_stay {
+                    let mut is_done = granted.files_stay;
+                    while !is_done {
                         after = core.replace_files(conn, &new, after.as_ref(), 2, &mut changes).unwrap();
-                        if after.is_none() {
-                            break;
-                        }
+                        is_done = after.is_none();
                     }
                     disk.apply(changes);
                 }
