@@ -16,6 +16,7 @@ pub mod repl;
 pub mod seller;
 pub mod server;
 pub mod settings;
+pub mod share;
 pub mod share_server;
 pub mod shop;
 pub mod shopper;
@@ -34,6 +35,7 @@ Examples:
   p2s2 server                                  a server on this machine, everything in data/state
   p2s2 peer --name alice                       a trading peer that talks to it
   p2s2 lan --name alice                        talk to whoever is on this network, with no server
+  p2s2 share --name alice                      a node that publishes and fetches files
   p2s2 buyer search --category 1 phone         what the shop has, one command at a time
   p2s2 admin ledger                            who paid whom, and whether it adds up
 
@@ -60,6 +62,7 @@ enum Command {
     Buyer(buyer::BuyerArgs),
     Peer(peer::PeerArgs),
     Lan(lan::LanArgs),
+    Share(Box<share::ShareArgs>),
     Admin(admin::AdminArgs),
     Story(story::StoryArgs),
 }
@@ -105,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Buyer(args) => buyer::run(args),
         Command::Peer(args) => peer::run(args),
         Command::Lan(args) => lan::run(args),
+        Command::Share(args) => share::run(*args),
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),
     };

@@ -25,7 +25,7 @@ use crate::shop::client::{Client, ClientError, Config, Trust};
 use crate::shop::ops::Code;
 
 pub(super) mod ask;
-mod keep;
+pub(super) mod keep;
 pub(super) mod show;
 
 /// Item ids that completion remembers.

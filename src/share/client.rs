@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -99,6 +100,21 @@ impl RegistryClient {
     /// Whether it is of no use any more.
     pub fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Whether the other end has closed it, as far as that has come here. Nothing is asked for that; while a call
+    /// is under way the answer is no: that finds out by itself.
+    pub fn has_ended(&self) -> bool {
+        let Some(_nobody_else) = self.open.try_lock() else { return self.is_over() };
+        let stream = self.writer.stream();
+        let looked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+        let is_usable = stream.set_nonblocking(false).is_ok();
+        // Nothing is due but answers, and nobody waits for one: what came, were it only a farewell, ends it.
+        let is_quiet = looked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        if !(is_quiet && is_usable) {
+            self.close();
+        }
+        self.is_over()
     }
 
     /// Ends it; a call that waits in another thread gets an error.

@@ -1,10 +1,25 @@
-//! Share as its users see it: bare sockets, nothing but the wire.
+//! Share as its users see it: nodes, registry and peers over real sockets, and clients on bare ones.
 
+#[path = "../crash/rng.rs"]
+#[allow(dead_code, reason = "each test target uses its part")]
+mod rng;
+#[path = "../support/mod.rs"]
+mod support;
+
+#[cfg(unix)]
+mod client_api;
+#[cfg(unix)]
+mod commands;
+#[cfg(unix)]
+mod node;
+#[cfg(unix)]
+mod node_faults;
+#[cfg(unix)]
+mod nodes;
 mod registry;
 mod registry_floor;
 mod registry_load;
 mod registry_process;
 mod registry_rights;
 mod server_api;
-#[path = "../support/mod.rs"]
-mod support;
+mod transfer;

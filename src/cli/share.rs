@@ -1,0 +1,488 @@
+//! `p2s2 share`: a file-sharing node, and the commands that talk to one that runs.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Map, Value};
+
+use super::shop::{TlsArgs, announce, in_use};
+use super::{auto, name, settings};
+use crate::identity::KnownServers;
+use crate::lan::DISCOVERY_PORT;
+use crate::model::{Clock, Name};
+use crate::net::gate::Gate;
+use crate::net::http::{self, HttpServer, Rules, parse_host_name, parse_origin};
+use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::shutdown::Shutdown;
+use crate::net::tcp;
+use crate::net::threads::Executor;
+use crate::share::api_client::ApiClient;
+use crate::share::client::Pin;
+use crate::share::client_api::ClientApi;
+use crate::share::client_api::sign_in::SignIn;
+use crate::share::heartbeat::ACTIVE_EVERY;
+use crate::share::node::keep::Keep;
+use crate::share::node::nodes::{Nodes, StartError};
+use crate::share::node::{Floor, Settings};
+use crate::storage::create_private_dir;
+use crate::storage::lock::DataDirLock;
+
+mod commands;
+mod show;
+
+use commands::ShareCommand;
+
+/// Ports that were asked for by nobody.
+const REGISTRY_PORT: u16 = 9000;
+const SERVER_API_PORT: u16 = 5500;
+const API_PORT: u16 = 5501;
+const PORT_MIN: u16 = 6000;
+const PORT_MAX: u16 = 7000;
+/// Ports for the client API that are tried where none was asked for.
+const API_PORTS_TRIED: u16 = 100;
+/// How long work in hand may take to finish at the end, of which the API has the first part.
+const GRACE: Duration = Duration::from_millis(4_500);
+const API_GRACE: Duration = Duration::from_secs(1);
+/// Connections of peers and of the API's users together.
+const CONNECTIONS_MAX: usize = 4_000;
+/// Threads that are no connections: of nodes, of fetches, the store's.
+const OTHER_THREADS: usize = 1_024;
+/// How long the server may take to check a token or a password.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Most time between heartbeats: the registry forgets who is silent for 20 min.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
+
+/// Share files: run a node, or tell the one that runs what to do
+#[derive(Debug, Args)]
+#[command(
+    subcommand_value_name = "COMMAND",
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  p2s2 share --name alice                                  a node of the server on this machine
+  p2s2 share --name alice --server 192.0.2.7 --server-cert HEX --folder ~/Public
+  p2s2 share register alice                                an account at the server, and signed in
+  p2s2 share login alice
+  p2s2 share publish ~/Documents/report.pdf                others can find and fetch it now
+  p2s2 share search report
+  p2s2 share fetch report.pdf --to ~/Downloads
+
+The commands talk to a running node, by default the one at 127.0.0.1:5501 (--api-port). The token that `login`
+gets is kept in ~/.config/p2s2 (or $XDG_CONFIG_HOME/p2s2), readable by you alone; the password is asked for, or
+read from P2S2_PASSWORD."
+)]
+pub struct ShareArgs {
+    #[command(subcommand)]
+    command: Option<ShareCommand>,
+    /// Who you are; asked for when a node is to be run and it is not given
+    #[arg(long, value_name = "NAME", value_parser = Name::new, global = true)]
+    name: Option<Name>,
+    /// Address of the client API; anything but loopback opens it to other machines
+    #[arg(long, value_name = "IP", global = true)]
+    api_bind: Option<IpAddr>,
+    /// Port of the client API; without it 5501, or the next one that is free
+    #[arg(long, value_name = "PORT", global = true, allow_negative_numbers = true)]
+    api_port: Option<u16>,
+    /// Commands: the certificate that the node shows (SHA-256, 64 hex digits), where its API speaks TLS
+    #[arg(long, value_name = "HEX", global = true, value_parser = settings::parse_fingerprint)]
+    node_cert: Option<String>,
+    /// Print one JSON object a line
+    #[arg(long, global = true, value_parser = settings::parse_switch())]
+    json: bool,
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+/// What a node is run with.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The node")]
+struct NodeArgs {
+    /// Where the server is, 127.0.0.1 without it; auto: look for servers that announce themselves, and ask which
+    #[arg(long, value_name = "HOST")]
+    server: Option<String>,
+    /// The certificate that the server shows (SHA-256, 64 hex digits): TLS with that one alone
+    #[arg(long, value_name = "HEX", value_parser = settings::parse_fingerprint)]
+    server_cert: Option<String>,
+    /// The registry's port there, 9000 without it
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
+    registry_port: Option<u16>,
+    /// The server API's port there, 5500 without it
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
+    server_api_port: Option<u16>,
+    /// Address for other peers; without it 127.0.0.1 where the server is on this machine, else every one
+    #[arg(long, value_name = "IP")]
+    bind: Option<IpAddr>,
+    /// Address that others are told, where it is not the one that the server sees
+    #[arg(long, value_name = "IP")]
+    advertise_ip: Option<IpAddr>,
+    /// Port for other peers; without it the last one, or a free one of --port-min to --port-max; 0 for any
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
+    port: Option<u16>,
+    /// Lowest port that is tried, 6000 without it
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1024..))]
+    port_min: Option<u16>,
+    /// Highest port that is tried, 7000 without it
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1024..))]
+    port_max: Option<u16>,
+    /// What may be shared and written to lies below these; may be given again. Without it your home folder and
+    /// the one for temporary files
+    #[arg(long = "folder", value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// Where fetched files go; `repo` in the data dir without it
+    #[arg(long, value_name = "DIR")]
+    repo: Option<PathBuf>,
+    /// A name under which the client API is reached, beside addresses and localhost; may be given again
+    #[arg(long = "http-host", value_name = "NAME", value_delimiter = ',', value_parser = parse_host_name)]
+    http_hosts: Vec<String>,
+    /// A web page's origin that may use the client API; may be given again
+    #[arg(long = "allow-origin", value_name = "URL", value_delimiter = ',', value_parser = parse_origin)]
+    allow_origins: Vec<String>,
+    /// How often the registry hears from a node that is used, 60s without it
+    #[arg(long, value_name = "TIME", value_parser = parse_heartbeat)]
+    heartbeat_active: Option<Duration>,
+    /// Where everything is kept; data/state/share-NAME without it
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Write the real addresses there, as JSON, when all is bound
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Where servers hear who looks for them, with --server auto
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, default_value_t = DISCOVERY_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    discovery_port: u16,
+}
+
+/// For `value_parser`: a node that is silent for too long is forgotten.
+fn parse_heartbeat(text: &str) -> Result<Duration, String> {
+    let every = settings::parse_window(text)?;
+    if every > HEARTBEAT_MAX {
+        return Err("expected at most 10min: the registry forgets who is silent for longer than 20".to_owned());
+    }
+    Ok(every)
+}
+
+/// Runs the node until a signal ends it, or one command.
+///
+/// # Errors
+/// What kept it from starting, in one line.
+pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Some(command) => {
+            settings::init_log("error");
+            let ip = commands_ip(api_ip(args.api_bind, false)?);
+            let port = or_variable(args.api_port, "CLIENT_API_PORT")?.unwrap_or(API_PORT);
+            let at = SocketAddr::new(ip, port);
+            Ok(commands::run(command, at, args.node_cert.as_deref(), args.name.as_ref(), args.json))
+        }
+        None => {
+            settings::init_log("info");
+            serve(args)
+        }
+    }
+}
+
+fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
+    let Some(name) = args.name.clone().map_or_else(name::ask, |name| Ok(Some(name)))? else {
+        eprintln!("error: a node needs a name: --name NAME (or P2S2_SHARE_NAME), or the first line of the input");
+        return Ok(ExitCode::from(2));
+    };
+    let shutdown = Shutdown::install().context("cannot listen for signals")?;
+    if let Err(error) = limits::raise_open_files() {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
+    let node = &args.node;
+    let server = find_server(node, args.tls.insecure)?;
+    let data_dir = node.data_dir.clone().unwrap_or_else(|| default_data_dir(&name));
+    let _lock = DataDirLock::take(&data_dir)?;
+    let api_ip = api_ip(args.api_bind, true)?;
+    let identity = match args.tls.identity(api_ip, &data_dir) {
+        Err(_) if !args.tls.tls && args.tls.tls_cert.is_none() => {
+            bail!(
+                "--api-bind {api_ip} is open to other hosts: say --tls (with the data dir's own certificate) or --insecure"
+            )
+        }
+        identity => identity?,
+    };
+    let settings = Settings {
+        server_host: server.host.clone(),
+        registry_port: server.registry_port,
+        pin: server.cert.as_deref().map(Pin::new).transpose().map_err(anyhow::Error::msg)?,
+        bind: peer_ip(node.bind, server.is_near),
+        ports: ports(node)?,
+        advertise_ip: node.advertise_ip,
+        heartbeat_active: heartbeat(node)?,
+        data_dir: data_dir.clone(),
+    };
+    if let Some(ip) = node.advertise_ip.filter(|ip| ip.is_unspecified() || ip.is_multicast()) {
+        bail!("--advertise-ip {ip}: expected the address of one host");
+    }
+    let repo = node.repo.clone().unwrap_or_else(|| data_dir.join("repo"));
+    create_private_dir(&repo).with_context(|| format!("--repo: cannot create {}", repo.display()))?;
+    let folders = if node.folders.is_empty() { default_folders() } else { node.folders.clone() };
+
+    let wanted = Wanted { connections: CONNECTIONS_MAX, other_threads: OTHER_THREADS, other_files: OTHER_THREADS };
+    let Bounds { connections, threads, why } = limits::machine_bounds(wanted);
+    if let Some(why) = why {
+        log::warn!("connections at once lowered from {CONNECTIONS_MAX} to {connections}: {why}");
+    }
+    let (executor, gate) = (Executor::new("share", threads), Gate::new(connections));
+    // Bound first: who cannot have it has changed nothing.
+    let listener = api_listener(api_ip, &args)?;
+    let keep = Keep::open(&data_dir)?;
+    let floor =
+        Floor { executor: Arc::clone(&executor), gate: Arc::clone(&gate), clock: Clock::start(), keep: keep.clone() };
+    let nodes = Nodes::start(settings, floor, &folders, &repo, &name, node.port).map_err(|error| match error {
+        StartError::PortInUse { addr } => in_use(addr, "--port"),
+        error => error.into(),
+    })?;
+    let nodes = Arc::new(nodes);
+    let api = ApiClient::new(&server.host, server.api_port, server.cert.as_deref(), SERVER_TIMEOUT);
+    let handler = ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone()));
+    let is_tls = identity.is_some();
+    let rules = Rules { http_hosts: node.http_hosts.clone(), allow_origins: node.allow_origins.clone() };
+    let http_floor = http::Floor {
+        executor,
+        gate,
+        identity,
+        plain_from_afar: args.tls.insecure,
+        rules,
+        limits: http::Limits::default(),
+    };
+    let http = HttpServer::start(listener, http_floor, Arc::new(handler)).context("cannot serve the client API")?;
+    let peer = nodes.peer_addr(&name).context("the node has ended")?;
+    let api_addr = http.local_addr();
+    let mut entries = Map::new();
+    entries.insert("peer".to_owned(), Value::from(peer.to_string()));
+    entries.insert("client_api".to_owned(), Value::from(api_addr.to_string()));
+    let scheme = if is_tls { "https" } else { "http" };
+    let lines = [format!("peer: tcp {peer}"), format!("client api: {scheme}://{api_addr}/api/client")];
+    announce(node.ready_file.as_deref(), &lines, &entries)?;
+    shutdown.wait();
+    log::info!("stopping: what is in hand has {} s", GRACE.as_secs());
+    let deadline = Instant::now() + GRACE;
+    http.stop(API_GRACE);
+    nodes.stop(deadline.saturating_duration_since(Instant::now()));
+    keep.store().close();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The server, and how it is spoken to.
+struct Server {
+    host: String,
+    registry_port: u16,
+    api_port: u16,
+    /// The certificate that it must show; none: without TLS.
+    cert: Option<String>,
+    /// It is this machine.
+    is_near: bool,
+}
+
+/// Who asks the server tells it passwords: beyond this machine it is one whose certificate is known, or the user
+/// says that it need not be.
+fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<Server> {
+    let registry_port = or_variable(args.registry_port, "SERVER_PORT")?.unwrap_or(REGISTRY_PORT);
+    let api_port = or_variable(args.server_api_port, "ADMIN_API_PORT")?.unwrap_or(SERVER_API_PORT);
+    let host = match (&args.server, std::env::var("SERVER_HOST")) {
+        (Some(host), _) => host.clone(),
+        // What the server binds; here it is asked.
+        (None, Ok(host)) if host == "0.0.0.0" || host == "::" => Ipv4Addr::LOCALHOST.to_string(),
+        (None, Ok(host)) => host,
+        (None, Err(_)) => Ipv4Addr::LOCALHOST.to_string(),
+    };
+    if host == auto::AUTO {
+        let wanted = auto::Wanted {
+            service: "registry",
+            bind: auto::bind(args.bind.unwrap_or(Ipv4Addr::UNSPECIFIED.into()))?,
+            discovery_port: args.discovery_port,
+            server_cert: args.server_cert.as_deref(),
+        };
+        let chosen = auto::find(&wanted)?;
+        let (ip, is_near) = (chosen.addr.ip(), chosen.addr.ip().is_loopback());
+        if chosen.cert_sha256.is_none() && !is_near && !insecure {
+            bail!("--server auto: {ip} has no certificate: say --insecure if passwords may go there as they are");
+        }
+        let (host, registry_port) = (ip.to_string(), chosen.addr.port());
+        return Ok(Server { host, registry_port, api_port, cert: chosen.cert_sha256, is_near });
+    }
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host).to_owned();
+    let is_address = host.parse::<IpAddr>().is_ok();
+    if host.is_empty() || (!is_address && host.contains([':', '/', ' '])) {
+        bail!(
+            "--server {host}: expected a host's name or address; its ports are --registry-port and --server-api-port"
+        );
+    }
+    let is_near = is_loopback(&host);
+    let cert = match &args.server_cert {
+        Some(cert) => Some(cert.clone()),
+        None if is_near => None,
+        None => known_certificate(&host)?,
+    };
+    if cert.is_none() && !is_near && !insecure {
+        bail!(
+            "--server {host} is another machine: say --server-cert HEX (the server's log names it), or --insecure if \
+             passwords and tokens may go there as they are"
+        );
+    }
+    Ok(Server { host, registry_port, api_port, cert, is_near })
+}
+
+/// The certificate of the one server that the user has confirmed at this address.
+fn known_certificate(host: &str) -> anyhow::Result<Option<String>> {
+    let known = KnownServers::in_folder(settings::config_folder()?).all()?;
+    let is_there = |address: &str| {
+        let host_of = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        address == host || host_of.trim_matches(['[', ']']) == host
+    };
+    Ok(known.into_iter().rev().filter(|server| is_there(&server.address)).find_map(|server| server.cert_sha256))
+}
+
+fn is_loopback(host: &str) -> bool {
+    match host.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => (host, 0).to_socket_addrs().is_ok_and(|mut addrs| {
+            let is_any = addrs.len() > 0;
+            is_any && addrs.all(|addr| addr.ip().to_canonical().is_loopback())
+        }),
+    }
+}
+
+/// A flag, else a variable of document 004.
+fn or_variable<T: std::str::FromStr>(flag: Option<T>, variable: &str) -> anyhow::Result<Option<T>> {
+    match (flag, std::env::var(variable)) {
+        (Some(value), _) => Ok(Some(value)),
+        (None, Ok(text)) => match text.parse() {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => bail!("{variable}={text}: expected a port"),
+        },
+        (None, Err(_)) => Ok(None),
+    }
+}
+
+fn heartbeat(args: &NodeArgs) -> anyhow::Result<Duration> {
+    match (args.heartbeat_active, std::env::var("CLIENT_HEARTBEAT_INTERVAL")) {
+        (Some(every), _) => Ok(every),
+        (None, Ok(text)) => {
+            parse_heartbeat(&text).map_err(|wrong| anyhow::anyhow!("CLIENT_HEARTBEAT_INTERVAL={text}: {wrong}"))
+        }
+        (None, Err(_)) => Ok(ACTIVE_EVERY),
+    }
+}
+
+fn ports(args: &NodeArgs) -> anyhow::Result<std::ops::RangeInclusive<u16>> {
+    let min = or_variable(args.port_min, "CLIENT_PORT_MIN")?.unwrap_or(PORT_MIN);
+    let max = or_variable(args.port_max, "CLIENT_PORT_MAX")?;
+    // Whoever moves one end beyond the other's default means a range all the same.
+    let max = max.unwrap_or(PORT_MAX.max(min.saturating_add(PORT_MAX - PORT_MIN)));
+    if min < 1024 {
+        bail!("--port-min {min}: expected 1024 to 65535");
+    }
+    if min > max {
+        bail!("--port-min {min} is above --port-max {max}");
+    }
+    Ok(min..=max)
+}
+
+/// Others are to reach the peer port wherever they reach the server.
+fn peer_ip(flag: Option<IpAddr>, is_server_near: bool) -> IpAddr {
+    match flag {
+        Some(ip) => ip,
+        None if is_server_near => Ipv4Addr::LOCALHOST.into(),
+        None => Ipv4Addr::UNSPECIFIED.into(),
+    }
+}
+
+/// The flag, else `CLIENT_API_HOST`, else loopback. A 0.0.0.0 of that variable alone is old habit, not a decision.
+fn api_ip(flag: Option<IpAddr>, warns: bool) -> anyhow::Result<IpAddr> {
+    if let Some(ip) = flag {
+        return Ok(ip);
+    }
+    let Ok(host) = std::env::var("CLIENT_API_HOST") else { return Ok(Ipv4Addr::LOCALHOST.into()) };
+    let ip = match host.as_str() {
+        "localhost" => Ipv4Addr::LOCALHOST.into(),
+        host => host.parse::<IpAddr>().with_context(|| format!("CLIENT_API_HOST={host}: expected an IP address"))?,
+    };
+    if ip.is_unspecified() {
+        if warns {
+            log::warn!(
+                "CLIENT_API_HOST={host} is bound as 127.0.0.1; to serve other machines say --api-bind {host} --tls"
+            );
+        }
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    Ok(ip)
+}
+
+/// How an API that is bound there is reached from this machine.
+fn commands_ip(bound: IpAddr) -> IpAddr {
+    match bound {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
+/// The port that was asked for, else the first of some that is free.
+fn api_listener(ip: IpAddr, args: &ShareArgs) -> anyhow::Result<TcpListener> {
+    if let Some(port) = or_variable(args.api_port, "CLIENT_API_PORT")? {
+        let addr = SocketAddr::new(ip, port);
+        return tcp::listen(addr).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => in_use(addr, "--api-port"),
+            _ => anyhow::Error::from(error).context(format!("cannot listen at {addr} (--api-bind, --api-port)")),
+        });
+    }
+    for port in API_PORT..API_PORT + API_PORTS_TRIED {
+        let addr = SocketAddr::new(ip, port);
+        match tcp::listen(addr) {
+            Ok(listener) => return Ok(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot listen at {addr} (--api-bind)")),
+        }
+    }
+    bail!("no port of {API_PORT} to {} is free: choose one with --api-port", API_PORT + API_PORTS_TRIED - 1)
+}
+
+/// Home and the place for temporary files, as far as they are there.
+fn default_folders() -> Vec<PathBuf> {
+    let home = ["HOME", "USERPROFILE"].into_iter().find_map(std::env::var_os).map(PathBuf::from);
+    home.into_iter().chain([std::env::temp_dir()]).filter(|folder| folder.is_dir()).collect()
+}
+
+/// `data/state/share-NAME`, with what may not be in a folder's name written as `%XX`.
+fn default_data_dir(name: &Name) -> PathBuf {
+    Path::new("data/state").join(settings::file_name("share-", name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_is_often_enough_for_the_registry() {
+        assert_eq!(parse_heartbeat("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(parse_heartbeat("90"), Ok(Duration::from_secs(90)));
+        assert!(parse_heartbeat("11min").is_err() && parse_heartbeat("0").is_err());
+    }
+
+    #[test]
+    fn commands_reach_an_api_that_is_bound_everywhere_over_loopback() {
+        for (bound, reached) in [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("192.0.2.1", "192.0.2.1")] {
+            assert_eq!(commands_ip(bound.parse().unwrap()), reached.parse::<IpAddr>().unwrap());
+        }
+    }
+
+    #[test]
+    fn this_machine_is_told_from_others() {
+        for (host, is_near) in
+            [("127.0.0.1", true), ("127.8.8.8", true), ("::1", true), ("localhost", true), ("192.0.2.1", false)]
+        {
+            assert_eq!(is_loopback(host), is_near, "{host}");
+        }
+    }
+}

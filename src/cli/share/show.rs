@@ -1,0 +1,190 @@
+//! A node's answers as people read them.
+
+use indicatif::HumanBytes;
+use serde_json::Value;
+
+use crate::cli::shopper::show::{counted, plain};
+use crate::cli::table::{Align, table};
+use crate::model::Millis;
+
+fn size(bytes: &Value) -> String {
+    bytes.as_u64().map(|bytes| HumanBytes(bytes).to_string()).unwrap_or_default()
+}
+
+fn time(seconds: &Value) -> String {
+    let seconds = seconds.as_f64().filter(|seconds| *seconds >= 0.0);
+    seconds.map(|seconds| Millis::from_unix_s(seconds as u64).to_iso()).unwrap_or_default()
+}
+
+fn rows(list: &Value, row: impl Fn(&Value) -> Vec<String>) -> Vec<Vec<String>> {
+    list.as_array().into_iter().flatten().map(row).collect()
+}
+
+/// Tracked files.
+pub(super) fn own_files(list: &Value) -> String {
+    let rows = rows(list, |file| {
+        let is_published = file["is_published"] == true;
+        let shown = if is_published { "yes" } else { "no" };
+        vec![plain(&file["name"]), size(&file["size"]), shown.to_owned(), time(&file["modified"]), plain(&file["path"])]
+    });
+    if rows.is_empty() {
+        return "no files yet: `p2s2 share add FILE`, or `publish FILE`".to_owned();
+    }
+    let columns = [
+        ("name", Align::Left),
+        ("size", Align::Right),
+        ("published", Align::Left),
+        ("modified", Align::Left),
+        ("path", Align::Left),
+    ];
+    table(&columns, &rows)
+}
+
+/// Files of everybody, and how many there are.
+pub(super) fn network_files(answer: &Value) -> String {
+    let rows = rows(&answer["files"], |file| {
+        let owner = match (plain(&file["owner_name"]), plain(&file["owner_hostname"])) {
+            (name, hostname) if name == hostname || name.is_empty() => hostname,
+            (name, hostname) => format!("{name} ({hostname})"),
+        };
+        vec![plain(&file["name"]), size(&file["size"]), time(&file["modified"]), owner]
+    });
+    let columns = [("name", Align::Left), ("size", Align::Right), ("modified", Align::Left), ("owner", Align::Left)];
+    part_of(&table(&columns, &rows), rows.len(), &answer["total"], "file")
+}
+
+/// Hosts, and how many there are.
+pub(super) fn peers(answer: &Value) -> String {
+    let rows = rows(&answer["peers"], |host| {
+        vec![
+            plain(&host["hostname"]),
+            plain(&host["display_name"]),
+            format!("{}:{}", plain(&host["ip"]), plain(&host["port"])),
+            plain(&host["file_count"]),
+            time(&host["last_seen"]),
+        ]
+    });
+    let columns = [
+        ("hostname", Align::Left),
+        ("name", Align::Left),
+        ("address", Align::Left),
+        ("files", Align::Right),
+        ("last seen", Align::Left),
+    ];
+    part_of(&table(&columns, &rows), rows.len(), &answer["total"], "peer")
+}
+
+fn part_of(table: &str, shown: usize, total: &Value, what: &str) -> String {
+    let total = total.as_u64().unwrap_or_default();
+    let all = counted(total, what);
+    if shown == 0 {
+        return all;
+    }
+    if shown as u64 == total { format!("{table}\n{all}") } else { format!("{table}\n{shown} of {all}") }
+}
+
+/// What was published, and what looks like it.
+pub(super) fn published(name: &str, duplicates: &Value) -> String {
+    let mut said = format!("{name} is published");
+    for (field, how) in [("exact_matches", "has the same size and time"), ("partial_matches", "has the same size")] {
+        for other in duplicates[field].as_array().into_iter().flatten() {
+            said.push_str(&format!("\nnote: {} of {} {how}", plain(&other["name"]), plain(&other["owner_hostname"])));
+        }
+    }
+    said
+}
+
+/// A fetch that has come to its end.
+pub(super) fn fetched(answer: &Value) -> String {
+    let checked = if answer["verified"] == true { "verified" } else { "not verified: nobody published its digest" };
+    format!(
+        "{} is here: {} ({}, {checked})",
+        plain(&answer["file_name"]),
+        plain(&answer["save_path"]),
+        size(&answer["downloaded_size"])
+    )
+}
+
+/// How far a fetch is.
+pub(super) fn fetch(progress: &Value) -> String {
+    let mut said = format!("{}: {}", plain(&progress["file_name"]), plain(&progress["status"]));
+    if let Some(error) = progress["error"].as_str() {
+        said.push_str(&format!(" ({error})"));
+    }
+    said
+}
+
+/// All of them.
+pub(super) fn fetches(all: &Value) -> String {
+    let rows: Vec<Vec<String>> = all
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(id, it)| {
+            let percent = it["progress_percent"].as_f64().unwrap_or_default();
+            vec![
+                id.clone(),
+                plain(&it["file_name"]),
+                format!("{percent:.0} %"),
+                plain(&it["status"]),
+                plain(&it["save_path"]),
+                plain(&it["error"]),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return "no fetches yet".to_owned();
+    }
+    let columns = [
+        ("id", Align::Left),
+        ("name", Align::Left),
+        ("done", Align::Right),
+        ("status", Align::Left),
+        ("to", Align::Left),
+        ("note", Align::Left),
+    ];
+    table(&columns, &rows)
+}
+
+/// The node.
+pub(super) fn status(client: &Value) -> String {
+    let mut said = format!(
+        "{} ({}) is {}\npeer port {}\nfetched files go to {}\na heartbeat every {} s",
+        plain(&client["hostname"]),
+        plain(&client["display_name"]),
+        plain(&client["state"]),
+        plain(&client["port"]),
+        plain(&client["repo"]),
+        plain(&client["heartbeat_interval"]),
+    );
+    if let Some(error) = client["error"].as_str() {
+        said.push_str(&format!("\n{error}"));
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn lists_say_how_much_there_is_beyond_them() {
+        let file = json!({"name": "a.txt", "size": 2048, "modified": 1_795_253_400, "owner_hostname": "ann",
+            "owner_name": "Ann"});
+        let shown = network_files(&json!({"files": [file], "total": 3}));
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines.len(), 3, "{shown}");
+        assert!(lines[1].starts_with("a.txt  2.00 KiB  2026-11-21T09:30:00Z  Ann (ann)"), "{shown}");
+        assert_eq!(lines[2], "1 of 3 files");
+        assert_eq!(network_files(&json!({"files": [], "total": 0})), "0 files");
+        assert_eq!(peers(&json!({"peers": [], "total": 1})), "1 peer");
+    }
+
+    #[test]
+    fn a_published_file_comes_with_what_looks_like_it() {
+        let others = json!({"exact_matches": [{"name": "b", "owner_hostname": "bob"}], "partial_matches": []});
+        assert_eq!(published("a", &others), "a is published\nnote: b of bob has the same size and time");
+        assert_eq!(published("a", &json!({})), "a is published");
+    }
+}

@@ -1,0 +1,545 @@
+//! The files that a node tracks: where they lie, never copied. SPEC.md section 6, Files.
+//!
+//! The store is all there is: every change is one transaction, and what was answered is on disk. A file is
+//! known by its owner and its name; what is on disk under its path may change at any time, so that size and
+//! modification time are those of when it was looked at last.
+
+use std::fs::Metadata;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::wire::{Digest, FileEntry, FileName, RANGE_FEATURE, Seconds};
+use crate::model::{Millis, Name};
+use crate::storage::{Query, Reader, Row, Store, StoreError, Tx};
+
+/// Most files of one user: as many as the registry takes of a host.
+pub const FILES_MAX: u64 = 100_000;
+/// Modification times that are no further apart are one, seconds: file systems round.
+pub const SAME_MODIFIED_S: f64 = 2.0;
+
+/// The table, for the migrations of the node's store. `pieces` is the pieces' digests one behind the other.
+pub const SCHEMA: &str = "
+    CREATE TABLE share_file (owner TEXT NOT NULL, name TEXT NOT NULL, path TEXT NOT NULL, size BIGINT NOT NULL,
+        modified_ns BIGINT NOT NULL, created_ns BIGINT, added_at BIGINT NOT NULL, is_published BIGINT NOT NULL,
+        published_at BIGINT, blake3 BYTEA, pieces_root BYTEA, pieces BYTEA, PRIMARY KEY (owner, name));
+    CREATE INDEX share_file_path ON share_file (owner, path);
+";
+const COLUMNS: &str =
+    "name, path, size, modified_ns, created_ns, added_at, is_published, published_at, blake3, pieces_root";
+
+/// Why a file is not tracked, or not as was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FilesError {
+    /// The name stands for another path.
+    #[error("{name} is tracked already, as {path}: choose another name")]
+    NameTaken {
+        /// The name.
+        name: FileName,
+        /// Where that one lies.
+        path: String,
+    },
+    /// Nothing of that name is tracked.
+    #[error("{0} is not tracked: add it first, or give its path")]
+    Unknown(FileName),
+    /// There is no room for one more.
+    #[error("{FILES_MAX} files are tracked already")]
+    Full,
+    /// The path cannot be kept.
+    #[error("{0}: expected a path in UTF-8")]
+    NotText(String),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What a file looks like from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Where it really lies.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// When its content last changed, nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// When it was made, where the file system tells.
+    pub created_ns: Option<i64>,
+}
+
+impl Facts {
+    /// Of an opened file.
+    pub fn of(path: &Path, metadata: &Metadata) -> Facts {
+        Facts {
+            path: path.to_owned(),
+            size: metadata.len(),
+            modified_ns: metadata.modified().map_or(0, unix_ns),
+            created_ns: metadata.created().ok().map(unix_ns),
+        }
+    }
+}
+
+/// Nanoseconds since 1970, within the years 1677 to 2262.
+pub fn unix_ns(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |ns| -ns),
+    }
+}
+
+/// The same as Unix seconds, as exactly as a number of JSON holds them.
+pub fn seconds(ns: i64) -> Seconds {
+    const SECOND: i64 = 1_000_000_000;
+    // Apart, for the sum is rounded once; as nanoseconds they would be rounded before.
+    let exact = ns.div_euclid(SECOND) as f64 + ns.rem_euclid(SECOND) as f64 / SECOND as f64;
+    Seconds::new(exact).expect("292 years around 1970 are within 2^53 seconds")
+}
+
+fn seconds_of(at: Millis) -> Seconds {
+    seconds(i64::try_from(at.0).unwrap_or(i64::MAX).saturating_mul(1_000_000))
+}
+
+/// A file that is tracked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracked {
+    /// Under which it is published.
+    pub name: FileName,
+    /// What it looked like last.
+    pub facts: Facts,
+    /// When it was first tracked.
+    pub added_at: Millis,
+    /// Whether others are shown it.
+    pub is_published: bool,
+    /// Since when, or when it last was.
+    pub published_at: Option<Millis>,
+    /// Of the whole content, once it was read.
+    pub blake3: Option<Digest>,
+    /// Of its pieces, once it was read.
+    pub pieces_root: Option<Digest>,
+}
+
+impl Tracked {
+    /// What the registry is told.
+    pub fn entry(&self) -> FileEntry {
+        let has_pieces = self.pieces_root.is_some();
+        FileEntry {
+            size: self.facts.size,
+            modified: seconds(self.facts.modified_ns),
+            created: self.facts.created_ns.map(seconds),
+            published_at: self.published_at.map(seconds_of),
+            is_published: self.is_published,
+            blake3: self.blake3,
+            pieces_root: self.pieces_root,
+            features: if has_pieces { Arc::new([RANGE_FEATURE.into()]) } else { Arc::new([]) },
+        }
+    }
+
+    /// What its owner is shown.
+    pub fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "size": self.facts.size,
+            "modified": seconds(self.facts.modified_ns),
+            "created": self.facts.created_ns.map(seconds),
+            "path": self.facts.path.to_string_lossy(),
+            "is_published": self.is_published,
+            "added_at": seconds_of(self.added_at),
+            "published_at": self.published_at.map(seconds_of),
+            "blake3": self.blake3,
+            "pieces_root": self.pieces_root,
+        })
+    }
+}
+
+/// How much two files look like one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Likeness {
+    /// Same size, and modified within two seconds.
+    Exact,
+    /// Same size.
+    Likely,
+}
+
+/// Compares two files by size and modification time (seconds); a time that is not known is like no other.
+pub fn likeness(size: u64, modified: Option<f64>, other_size: u64, other_modified: f64) -> Option<Likeness> {
+    if size != other_size {
+        return None;
+    }
+    let is_near = modified.is_some_and(|modified| (modified - other_modified).abs() <= SAME_MODIFIED_S);
+    Some(if is_near { Likeness::Exact } else { Likeness::Likely })
+}
+
+/// One user's tracked files.
+#[derive(Debug, Clone)]
+pub struct Files {
+    store: Arc<Store>,
+    owner: Name,
+}
+
+impl Files {
+    /// Those of this user.
+    pub fn of(store: Arc<Store>, owner: Name) -> Files {
+        Files { store, owner }
+    }
+
+    /// Tracks a file under a name, or looks at it again: what was known of another content is forgotten.
+    ///
+    /// # Errors
+    /// [`FilesError`].
+    pub fn track(&self, name: &FileName, facts: Facts, now: Millis) -> Result<Tracked, FilesError> {
+        self.change(name, Some(facts), now, |_| {})
+    }
+
+    /// The same for a file that is published from now on; without facts, one that is tracked.
+    ///
+    /// # Errors
+    /// [`FilesError`].
+    pub fn publish(&self, name: &FileName, facts: Option<Facts>, now: Millis) -> Result<Tracked, FilesError> {
+        self.change(name, facts, now, move |tracked| {
+            if !tracked.is_published {
+                (tracked.is_published, tracked.published_at) = (true, Some(now));
+            }
+        })
+    }
+
+    /// Hides a file, which stays tracked.
+    ///
+    /// # Errors
+    /// [`FilesError`].
+    pub fn unpublish(&self, name: &FileName) -> Result<Tracked, FilesError> {
+        self.change(name, None, Millis::default(), |tracked| tracked.is_published = false)
+    }
+
+    /// A name that stands for nothing yet, or for this path: the one given, else one with a number.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn free_name(&self, wanted: &FileName, path: &Path) -> Result<FileName, StoreError> {
+        let (stem, ending) = match wanted.as_str().rsplit_once('.') {
+            Some((stem, ending)) if !stem.is_empty() => (stem, format!(".{ending}")),
+            _ => (wanted.as_str(), String::new()),
+        };
+        let mut name = wanted.clone();
+        for number in 2..10_000_u32 {
+            match self.get(&name)? {
+                Some(tracked) if tracked.facts.path != path => {}
+                _ => return Ok(name),
+            }
+            // One that would be too long is cut at a character.
+            let behind = format!(" ({number}){ending}");
+            let room = super::wire::FILE_NAME_MAX.saturating_sub(behind.len());
+            let cut = stem.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= room).last();
+            let Ok(next) = FileName::new(&format!("{}{behind}", &stem[..cut.unwrap_or(0)])) else { break };
+            name = next;
+        }
+        Ok(name)
+    }
+
+    /// Keeps what reading the whole file has shown, if it is still the file that was read: else false.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn hashed(
+        &self,
+        name: &FileName,
+        read: &Facts,
+        blake3: Digest,
+        pieces_root: Digest,
+        pieces: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        let (owner, name, read) = (self.owner.clone(), name.clone(), read.clone());
+        self.store.write(move |tx| {
+            let path = read.path.to_string_lossy().into_owned();
+            let rows = tx.execute(
+                "UPDATE share_file SET blake3 = $1, pieces_root = $2, pieces = $3
+                 WHERE owner = $4 AND name = $5 AND path = $6 AND size = $7 AND modified_ns = $8",
+                &[
+                    (&blake3.0).into(),
+                    (&pieces_root.0).into(),
+                    (&pieces).into(),
+                    (&owner).into(),
+                    name.as_str().into(),
+                    (&path).into(),
+                    as_int(read.size)?.into(),
+                    read.modified_ns.into(),
+                ],
+            )?;
+            Ok(rows > 0)
+        })
+    }
+
+    /// The file of that name.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn get(&self, name: &FileName) -> Result<Option<Tracked>, StoreError> {
+        self.store.read(|reader| get(reader, &self.owner, name))
+    }
+
+    /// The pieces' digests of a file, one behind the other.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn pieces(&self, name: &FileName) -> Result<Option<Vec<u8>>, StoreError> {
+        let sql = "SELECT pieces FROM share_file WHERE owner = $1 AND name = $2";
+        self.store.read(|reader| {
+            let row = reader.first(sql, &[(&self.owner).into(), name.as_str().into()], |row| {
+                Ok::<_, StoreError>(row.opt_blob(0)?.map(<[u8]>::to_vec))
+            })?;
+            Ok(row.flatten())
+        })
+    }
+
+    /// All, by name; or those that are published.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn list(&self, published_alone: bool) -> Result<Vec<Tracked>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND is_published >= $2 ORDER BY name");
+        self.store.read(|reader| reader.all(&sql, &[(&self.owner).into(), published_alone.into()], tracked))
+    }
+
+    /// Those that are published and were not read yet, by name.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn not_hashed(&self) -> Result<Vec<FileName>, StoreError> {
+        let sql =
+            "SELECT name FROM share_file WHERE owner = $1 AND is_published = 1 AND pieces_root IS NULL ORDER BY name";
+        self.store.read(|reader| reader.all(sql, &[(&self.owner).into()], |row| file_name(row, 0)))
+    }
+
+    fn change(
+        &self,
+        name: &FileName,
+        facts: Option<Facts>,
+        now: Millis,
+        then: impl FnOnce(&mut Tracked) + Send + 'static,
+    ) -> Result<Tracked, FilesError> {
+        if let Some(facts) = &facts
+            && facts.path.to_str().is_none()
+        {
+            return Err(FilesError::NotText(facts.path.to_string_lossy().into_owned()));
+        }
+        let (owner, name) = (self.owner.clone(), name.clone());
+        self.store.write(move |tx| {
+            let known = get(tx, &owner, &name)?;
+            let is_new = known.is_none();
+            let mut changed = match (known.clone(), facts) {
+                (None, None) => return Err(FilesError::Unknown(name)),
+                (Some(known), Some(facts)) if known.facts.path != facts.path => {
+                    let path = known.facts.path.to_string_lossy().into_owned();
+                    return Err(FilesError::NameTaken { name, path });
+                }
+                (Some(known), Some(facts)) if content(&known.facts) != content(&facts) => {
+                    Tracked { facts, blake3: None, pieces_root: None, ..known }
+                }
+                (Some(known), _) => known,
+                (None, Some(facts)) => Tracked {
+                    name,
+                    facts,
+                    added_at: now,
+                    is_published: false,
+                    published_at: None,
+                    blake3: None,
+                    pieces_root: None,
+                },
+            };
+            then(&mut changed);
+            if is_new && count(tx, &owner)? >= FILES_MAX {
+                return Err(FilesError::Full);
+            }
+            if known.as_ref() != Some(&changed) {
+                put(tx, &owner, &changed)?;
+            }
+            Ok(changed)
+        })
+    }
+}
+
+/// What tells one content from another without reading it.
+fn content(facts: &Facts) -> (u64, i64) {
+    (facts.size, facts.modified_ns)
+}
+
+fn get(reader: &(impl Reader + ?Sized), owner: &Name, name: &FileName) -> Result<Option<Tracked>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name = $2");
+    reader.first(&sql, &[owner.into(), name.as_str().into()], tracked)
+}
+
+fn count(reader: &(impl Reader + ?Sized), owner: &Name) -> Result<u64, StoreError> {
+    let sql = "SELECT COUNT(*) FROM share_file WHERE owner = $1";
+    Ok(reader.first(sql, &[owner.into()], |row| row.uint(0))?.unwrap_or_default())
+}
+
+/// Writes a row; digests that are not known any more take the pieces with them.
+fn put(tx: &mut (impl Tx + ?Sized), owner: &Name, it: &Tracked) -> Result<(), StoreError> {
+    let path = it.facts.path.to_string_lossy();
+    let sql = "INSERT INTO share_file (owner, name, path, size, modified_ns, created_ns, added_at, is_published,
+            published_at, blake3, pieces_root)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+        ON CONFLICT (owner, name) DO UPDATE SET path = excluded.path, size = excluded.size,
+            modified_ns = excluded.modified_ns, created_ns = excluded.created_ns, is_published = excluded.is_published,
+            published_at = excluded.published_at, blake3 = excluded.blake3, pieces_root = excluded.pieces_root,
+            pieces = CASE WHEN excluded.pieces_root IS NULL THEN NULL ELSE share_file.pieces END";
+    tx.execute(
+        sql,
+        &[
+            owner.into(),
+            it.name.as_str().into(),
+            path.as_ref().into(),
+            as_int(it.facts.size)?.into(),
+            it.facts.modified_ns.into(),
+            it.facts.created_ns.into(),
+            it.added_at.into(),
+            it.is_published.into(),
+            it.published_at.into(),
+            it.blake3.as_ref().map(|digest| &digest.0).into(),
+            it.pieces_root.as_ref().map(|digest| &digest.0).into(),
+        ],
+    )?;
+    Ok(())
+}
+
+fn as_int(size: u64) -> Result<i64, StoreError> {
+    i64::try_from(size).map_err(|_| StoreError::Invalid(format!("a file of {size} bytes")))
+}
+
+fn file_name(row: &Row<'_>, column: usize) -> Result<FileName, StoreError> {
+    FileName::new(row.text(column)?)
+        .map_err(|wrong| StoreError::Invalid(format!("a file's name in the store: {wrong}")))
+}
+
+fn digest(row: &Row<'_>, column: usize) -> Result<Option<Digest>, StoreError> {
+    let wrong = |_| StoreError::Invalid("a digest in the store: expected 32 bytes".to_owned());
+    row.opt_blob(column)?.map(|bytes| bytes.try_into().map(Digest).map_err(wrong)).transpose()
+}
+
+fn tracked(row: &Row<'_>) -> Result<Tracked, StoreError> {
+    let millis =
+        |at: i64| u64::try_from(at).map(Millis).map_err(|_| StoreError::Invalid("a time before 1970".to_owned()));
+    Ok(Tracked {
+        name: file_name(row, 0)?,
+        facts: Facts {
+            path: row.text(1)?.into(),
+            size: row.uint(2)?,
+            modified_ns: row.int(3)?,
+            created_ns: row.opt_int(4)?,
+        },
+        added_at: row.millis(5)?,
+        is_published: row.bool(6)?,
+        published_at: row.opt_int(7)?.map(millis).transpose()?,
+        blake3: digest(row, 8)?,
+        pieces_root: digest(row, 9)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Store;
+
+    fn store(dir: &Path) -> Arc<Store> {
+        Arc::new(Store::open(&dir.join("share.db"), &[SCHEMA]).unwrap())
+    }
+
+    fn files(dir: &Path, owner: &str) -> Files {
+        Files::of(store(dir), Name::new(owner).unwrap())
+    }
+
+    fn name(text: &str) -> FileName {
+        FileName::new(text).unwrap()
+    }
+
+    fn facts(path: &str, size: u64, modified_s: i64) -> Facts {
+        Facts { path: path.into(), size, modified_ns: modified_s * 1_000_000_000 + 5, created_ns: Some(7) }
+    }
+
+    #[test]
+    fn tracking_twice_is_tracking_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), "ann");
+        let first = files.track(&name("a"), facts("/x/a", 5, 1), Millis(1000)).unwrap();
+        assert_eq!(files.track(&name("a"), facts("/x/a", 5, 1), Millis(2000)).unwrap(), first);
+        assert_eq!(files.list(false).unwrap(), std::slice::from_ref(&first));
+        assert_eq!((first.added_at, first.is_published), (Millis(1000), false));
+        let taken = files.track(&name("a"), facts("/x/b", 5, 1), Millis(3000)).unwrap_err();
+        assert!(matches!(&taken, FilesError::NameTaken { path, .. } if path == "/x/a"), "{taken:?}");
+        // Under two names it may be.
+        files.track(&name("b"), facts("/x/a", 5, 1), Millis(3000)).unwrap();
+    }
+
+    #[test]
+    fn published_and_hidden_again_and_another_content_forgets_its_digests() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), "ann");
+        assert_eq!(files.publish(&name("a"), None, Millis(1)).unwrap_err(), FilesError::Unknown(name("a")));
+        assert_eq!(files.unpublish(&name("a")).unwrap_err(), FilesError::Unknown(name("a")));
+        let was = facts("/x/a", 5, 1);
+        let out = files.publish(&name("a"), Some(was.clone()), Millis(1000)).unwrap();
+        assert_eq!((out.is_published, out.published_at), (true, Some(Millis(1000))));
+        assert_eq!(files.publish(&name("a"), None, Millis(2000)).unwrap(), out);
+        assert_eq!(files.not_hashed().unwrap(), [name("a")]);
+        let (whole, root) = (Digest([1; 32]), Digest([2; 32]));
+        assert!(files.hashed(&name("a"), &was, whole, root, vec![3; 32]).unwrap());
+        assert_eq!(files.not_hashed().unwrap(), []);
+        let known = files.get(&name("a")).unwrap().unwrap();
+        assert_eq!((known.blake3, known.pieces_root), (Some(whole), Some(root)));
+        assert!(known.entry().has_range() && !out.entry().has_range());
+        assert_eq!(files.pieces(&name("a")).unwrap(), Some(vec![3; 32]));
+        assert_eq!(files.unpublish(&name("a")).unwrap().blake3, Some(whole));
+        assert_eq!(files.list(true).unwrap(), []);
+        // What was read of another content counts for nothing.
+        let is = facts("/x/a", 6, 1);
+        let changed = files.publish(&name("a"), Some(is), Millis(3000)).unwrap();
+        assert_eq!((changed.blake3, changed.pieces_root, changed.published_at), (None, None, Some(Millis(3000))));
+        assert_eq!(files.pieces(&name("a")).unwrap(), None);
+        assert!(!files.hashed(&name("a"), &was, whole, root, vec![]).unwrap());
+    }
+
+    #[test]
+    fn each_user_has_files_of_his_own_and_they_outlive_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = store(dir.path());
+        let of = |owner: &str| Files::of(Arc::clone(&shared), Name::new(owner).unwrap());
+        let anns = of("ann").publish(&name("a"), Some(facts("/x/a", 5, 1)), Millis(1)).unwrap();
+        of("bob").track(&name("a"), facts("/y/a", 9, 1), Millis(1)).unwrap();
+        shared.close();
+        let again = files(dir.path(), "ann");
+        assert_eq!(again.list(false).unwrap(), [anns]);
+        assert_eq!(again.get(&name("b")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_taken_name_gets_a_number() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), "ann");
+        files.track(&name("a.tar.gz"), facts("/x/a.tar.gz", 5, 1), Millis(1)).unwrap();
+        let free = |wanted: &str, path: &str| files.free_name(&name(wanted), Path::new(path)).unwrap().to_string();
+        assert_eq!(free("b", "/x/b"), "b");
+        assert_eq!(free("a.tar.gz", "/x/a.tar.gz"), "a.tar.gz");
+        assert_eq!(free("a.tar.gz", "/y/a.tar.gz"), "a.tar (2).gz");
+        files.track(&name("a.tar (2).gz"), facts("/z", 5, 1), Millis(1)).unwrap();
+        assert_eq!(free("a.tar.gz", "/y/a.tar.gz"), "a.tar (3).gz");
+        let long = "é".repeat(127);
+        files.track(&name(&long), facts("/x/long", 5, 1), Millis(1)).unwrap();
+        assert_eq!(free(&long, "/y"), format!("{} (2)", "é".repeat(125)));
+    }
+
+    #[test]
+    fn likeness_is_by_size_and_then_by_time() {
+        assert_eq!(likeness(5, Some(100.0), 5, 102.0), Some(Likeness::Exact));
+        assert_eq!(likeness(5, Some(100.0), 5, 102.1), Some(Likeness::Likely));
+        assert_eq!(likeness(5, None, 5, 100.0), Some(Likeness::Likely));
+        assert_eq!(likeness(5, Some(100.0), 6, 100.0), None);
+    }
+
+    #[test]
+    fn times_of_files_are_seconds() {
+        assert_eq!(seconds(1_699_267_200_000_000_000).get(), 1_699_267_200.0);
+        assert_eq!(seconds(1_699_267_200_250_000_000).get(), 1_699_267_200.25);
+        assert_eq!(unix_ns(UNIX_EPOCH + std::time::Duration::from_nanos(5)), 5);
+        assert_eq!(unix_ns(UNIX_EPOCH - std::time::Duration::from_nanos(5)), -5);
+    }
+}

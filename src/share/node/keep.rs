@@ -1,0 +1,391 @@
+//! What a node keeps beside its files, in the same store: its users, their fetches, tokens that were logged out.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::model::{Millis, Name, Token};
+use crate::share::files;
+use crate::share::wire::FileName;
+use crate::storage::{OpenError, Query, Row, Store, StoreError};
+
+/// The file in the data dir.
+pub const STORE_FILE: &str = "share.db";
+/// Most fetches of a user that are kept; those that ended first go first.
+pub const FETCHES_MAX: usize = 1_000;
+
+/// `is_on`: it signed in, began, and did not log out. A fetch's `status` is what it is to be, or how it ended.
+const SCHEMA: &str = "
+    CREATE TABLE share_user (name TEXT PRIMARY KEY, number BIGINT NOT NULL, display_name TEXT NOT NULL,
+        is_on BIGINT NOT NULL, port BIGINT, advertise_ip TEXT, resume TEXT);
+    CREATE TABLE share_fetch (id TEXT PRIMARY KEY, owner TEXT NOT NULL, file_name TEXT NOT NULL,
+        save_path TEXT NOT NULL, total_size BIGINT NOT NULL, downloaded_size BIGINT NOT NULL, status TEXT NOT NULL,
+        error TEXT, verified BIGINT NOT NULL, peer_hostname TEXT NOT NULL, peer_ip TEXT NOT NULL,
+        began_at BIGINT NOT NULL);
+    CREATE INDEX share_fetch_owner ON share_fetch (owner, began_at);
+    CREATE TABLE share_refused (token_sha256 BYTEA PRIMARY KEY, until BIGINT NOT NULL);
+";
+
+/// From an empty file to this version.
+const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA];
+
+/// A user of this node.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// The account, and the hostname.
+    pub name: Name,
+    /// 1 for the first that signed in, who may name paths outside the repo.
+    pub number: u64,
+    /// The name for people.
+    pub display_name: String,
+    /// Whether the node is to take part for it, also after a restart.
+    pub is_on: bool,
+    /// Its peer port of last time.
+    pub port: Option<u16>,
+    /// The address that it told the registry, where that is not the one it connects from.
+    pub advertise_ip: Option<String>,
+    /// What gives its hostname back.
+    pub resume: Option<Token>,
+}
+
+/// What a fetch is to do, or how it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It has not begun.
+    Pending,
+    /// Under way, or waiting for a host to come back.
+    Downloading,
+    /// Until somebody wants it again.
+    Paused,
+    /// The file is there, whole.
+    Completed,
+    /// It will not go on by itself.
+    Failed,
+    /// Somebody did not want it any more.
+    Cancelled,
+}
+
+impl Status {
+    const ALL: [Status; 6] =
+        [Status::Pending, Status::Downloading, Status::Paused, Status::Completed, Status::Failed, Status::Cancelled];
+
+    /// As the client API names it.
+    pub fn as_text(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Downloading => "downloading",
+            Status::Paused => "paused",
+            Status::Completed => "completed",
+            Status::Failed => "failed",
+            Status::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether it has ended for good.
+    pub fn is_over(self) -> bool {
+        matches!(self, Status::Completed | Status::Failed | Status::Cancelled)
+    }
+}
+
+/// A fetch as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchRow {
+    /// Unique.
+    pub id: String,
+    /// Under which name the network knows the file.
+    pub file_name: FileName,
+    /// Where the file is to be, when it is whole.
+    pub save_path: String,
+    /// Bytes.
+    pub total_size: u64,
+    /// Bytes that were good when this was written.
+    pub downloaded_size: u64,
+    /// What it is doing.
+    pub status: Status,
+    /// Why it failed or waits.
+    pub error: Option<String>,
+    /// Whether the whole was checked by a digest.
+    pub is_verified: bool,
+    /// Of the host that was asked first.
+    pub peer_hostname: String,
+    /// Its address.
+    pub peer_ip: String,
+    /// When it was asked for.
+    pub began_at: Millis,
+}
+
+/// A node's store.
+#[derive(Debug, Clone)]
+pub struct Keep {
+    store: Arc<Store>,
+}
+
+impl Keep {
+    /// Opens the store in the data dir, or makes it.
+    ///
+    /// # Errors
+    /// One line that says what to do.
+    pub fn open(data_dir: &Path) -> Result<Keep, OpenError> {
+        Ok(Keep { store: Arc::new(Store::open(&data_dir.join(STORE_FILE), MIGRATIONS)?) })
+    }
+
+    /// For the tables of files.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// All users, in the order in which they came.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn users(&self) -> Result<Vec<User>, StoreError> {
+        let sql =
+            "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user ORDER BY number";
+        self.store.read(|reader| reader.all(sql, &[], user))
+    }
+
+    /// The user of that name, who is made if there is none.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn signed_in(&self, name: &Name, display_name: &str) -> Result<User, StoreError> {
+        let (name, display_name) = (name.clone(), display_name.to_owned());
+        self.store.write(move |tx| {
+            tx.execute(
+                "INSERT INTO share_user (name, number, display_name, is_on)
+                 VALUES ($1, (SELECT COUNT(*) + 1 FROM share_user), $2, 0)
+                 ON CONFLICT (name) DO UPDATE SET display_name = excluded.display_name",
+                &[(&name).into(), (&display_name).into()],
+            )?;
+            let sql =
+                "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user WHERE name = $1";
+            tx.first(sql, &[(&name).into()], user)?
+                .ok_or_else(|| StoreError::Invalid("a user that was just written is missing".to_owned()))
+        })
+    }
+
+    /// Whether the node is to take part for a user from now on, and how.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn set_on(&self, name: &Name, is_on: bool, advertise_ip: Option<&str>) -> Result<(), StoreError> {
+        let (name, advertise_ip) = (name.clone(), advertise_ip.map(str::to_owned));
+        self.store.write(move |tx| {
+            let sql = "UPDATE share_user SET is_on = $1, advertise_ip = $2 WHERE name = $3";
+            let address = advertise_ip.as_deref();
+            tx.execute(sql, &[is_on.into(), address.into(), (&name).into()]).map(|_rows| ())
+        })
+    }
+
+    /// The peer port that a user got.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn set_port(&self, name: &Name, port: u16) -> Result<(), StoreError> {
+        let name = name.clone();
+        self.store.write(move |tx| {
+            let sql = "UPDATE share_user SET port = $1 WHERE name = $2";
+            tx.execute(sql, &[port.into(), (&name).into()]).map(|_rows| ())
+        })
+    }
+
+    /// The secret that the registry gave.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn set_resume(&self, name: &Name, resume: Option<&str>) -> Result<(), StoreError> {
+        let (name, resume) = (name.clone(), resume.map(str::to_owned));
+        self.store.write(move |tx| {
+            let sql = "UPDATE share_user SET resume = $1 WHERE name = $2";
+            tx.execute(sql, &[resume.as_deref().into(), (&name).into()]).map(|_rows| ())
+        })
+    }
+
+    /// What gives the hostname back, as it was kept last.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn resume(&self, name: &Name) -> Result<Option<String>, StoreError> {
+        let sql = "SELECT resume FROM share_user WHERE name = $1";
+        let read = |row: &Row<'_>| Ok(row.opt_text(0)?.map(str::to_owned));
+        self.store.read(|reader| reader.first(sql, &[name.into()], read)).map(Option::flatten)
+    }
+
+    /// Refuses a token from now on, until it ends anyway; those that have ended are forgotten.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn refuse_token(&self, token_sha256: [u8; 32], until: Millis, now: Millis) -> Result<(), StoreError> {
+        self.store.write(move |tx| {
+            tx.execute("DELETE FROM share_refused WHERE until < $1", &[now.into()])?;
+            let sql =
+                "INSERT INTO share_refused (token_sha256, until) VALUES ($1, $2) ON CONFLICT (token_sha256) DO NOTHING";
+            tx.execute(sql, &[(&token_sha256).into(), until.into()]).map(|_rows| ())
+        })
+    }
+
+    /// Whether a token was logged out.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn is_refused(&self, token_sha256: &[u8; 32]) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM share_refused WHERE token_sha256 = $1";
+        Ok(self.store.read(|reader| reader.first(sql, &[token_sha256.into()], |row| row.int(0)))?.is_some())
+    }
+
+    /// Keeps a fetch as it is now; the oldest that have ended make room.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn put_fetch(&self, owner: &Name, fetch: &FetchRow) -> Result<(), StoreError> {
+        let (owner, it) = (owner.clone(), fetch.clone());
+        self.store.write(move |tx| {
+            let sizes = [it.total_size, it.downloaded_size].map(|size| i64::try_from(size).unwrap_or(i64::MAX));
+            tx.execute(
+                "INSERT INTO share_fetch (id, owner, file_name, save_path, total_size, downloaded_size, status, error,
+                     verified, peer_hostname, peer_ip, began_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                 ON CONFLICT (id) DO UPDATE SET total_size = excluded.total_size,
+                     downloaded_size = excluded.downloaded_size, status = excluded.status, error = excluded.error,
+                     verified = excluded.verified, peer_hostname = excluded.peer_hostname, peer_ip = excluded.peer_ip",
+                &[
+                    (&it.id).into(),
+                    (&owner).into(),
+                    it.file_name.as_str().into(),
+                    (&it.save_path).into(),
+                    sizes[0].into(),
+                    sizes[1].into(),
+                    it.status.as_text().into(),
+                    it.error.as_deref().into(),
+                    it.is_verified.into(),
+                    (&it.peer_hostname).into(),
+                    (&it.peer_ip).into(),
+                    it.began_at.into(),
+                ],
+            )?;
+            tx.execute(
+                "DELETE FROM share_fetch WHERE owner = $1 AND status IN ('completed', 'failed', 'cancelled')
+                     AND began_at < (SELECT began_at FROM share_fetch WHERE owner = $1
+                         ORDER BY began_at DESC LIMIT 1 OFFSET $2)",
+                &[(&owner).into(), i64::try_from(FETCHES_MAX - 1).unwrap_or(i64::MAX).into()],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// A user's fetches, the oldest first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn fetches(&self, owner: &Name) -> Result<Vec<FetchRow>, StoreError> {
+        let sql =
+            "SELECT id, file_name, save_path, total_size, downloaded_size, status, error, verified, peer_hostname,
+                peer_ip, began_at FROM share_fetch WHERE owner = $1 ORDER BY began_at, id";
+        self.store.read(|reader| reader.all(sql, &[owner.into()], fetch))
+    }
+}
+
+fn user(row: &Row<'_>) -> Result<User, StoreError> {
+    let port = |port: i64| u16::try_from(port).map_err(|_| StoreError::Invalid(format!("a port in the store: {port}")));
+    Ok(User {
+        name: row.name(0)?,
+        number: row.uint(1)?,
+        display_name: row.text(2)?.to_owned(),
+        is_on: row.bool(3)?,
+        port: row.opt_int(4)?.map(port).transpose()?,
+        advertise_ip: row.opt_text(5)?.map(str::to_owned),
+        resume: row.opt_text(6)?.map(Token::from_text),
+    })
+}
+
+fn fetch(row: &Row<'_>) -> Result<FetchRow, StoreError> {
+    let status = row.text(5)?;
+    let known = Status::ALL.into_iter().find(|known| known.as_text() == status);
+    Ok(FetchRow {
+        id: row.text(0)?.to_owned(),
+        file_name: FileName::new(row.text(1)?)
+            .map_err(|wrong| StoreError::Invalid(format!("a file's name: {wrong}")))?,
+        save_path: row.text(2)?.to_owned(),
+        total_size: row.uint(3)?,
+        downloaded_size: row.uint(4)?,
+        status: known.ok_or_else(|| StoreError::Invalid(format!("a fetch's status: {status}")))?,
+        error: row.opt_text(6)?.map(str::to_owned),
+        is_verified: row.bool(7)?,
+        peer_hostname: row.text(8)?.to_owned(),
+        peer_ip: row.text(9)?.to_owned(),
+        began_at: row.millis(10)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    #[test]
+    fn users_are_numbered_as_they_come_and_stay_what_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        assert_eq!(keep.signed_in(&name("ann"), "Ann").unwrap().number, 1);
+        assert_eq!(keep.signed_in(&name("bob"), "Bob").unwrap().number, 2);
+        assert_eq!(keep.signed_in(&name("ann"), "Ann B").unwrap().number, 1);
+        keep.set_on(&name("ann"), true, Some("192.0.2.1")).unwrap();
+        keep.set_port(&name("ann"), 6001).unwrap();
+        keep.set_resume(&name("ann"), Some("secret")).unwrap();
+        drop(keep);
+        let keep = Keep::open(dir.path()).unwrap();
+        let users = keep.users().unwrap();
+        let ann = &users[0];
+        assert_eq!((&*ann.display_name, ann.is_on, ann.port), ("Ann B", true, Some(6001)));
+        assert_eq!(ann.advertise_ip.as_deref(), Some("192.0.2.1"));
+        assert_eq!(keep.resume(&name("ann")).unwrap().as_deref(), Some("secret"));
+        assert_eq!((users[1].is_on, users[1].port, users.len()), (false, None, 2));
+    }
+
+    #[test]
+    fn a_token_that_was_logged_out_stays_refused_until_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        keep.refuse_token([1; 32], Millis(1000), Millis(0)).unwrap();
+        keep.refuse_token([1; 32], Millis(1000), Millis(0)).unwrap();
+        assert!(keep.is_refused(&[1; 32]).unwrap() && !keep.is_refused(&[2; 32]).unwrap());
+        keep.refuse_token([2; 32], Millis(3000), Millis(2000)).unwrap();
+        assert!(!keep.is_refused(&[1; 32]).unwrap() && keep.is_refused(&[2; 32]).unwrap());
+    }
+
+    #[test]
+    fn fetches_are_kept_and_the_oldest_that_ended_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        let ann = name("ann");
+        let fetch = |number: usize, status| FetchRow {
+            id: format!("f{number:04}"),
+            file_name: FileName::new("a").unwrap(),
+            save_path: "/x/a".to_owned(),
+            total_size: 10,
+            downloaded_size: 5,
+            status,
+            error: None,
+            is_verified: false,
+            peer_hostname: "bob".to_owned(),
+            peer_ip: "192.0.2.1".to_owned(),
+            began_at: Millis(number as u64),
+        };
+        keep.put_fetch(&ann, &fetch(0, Status::Downloading)).unwrap();
+        for number in 1..FETCHES_MAX + 5 {
+            keep.put_fetch(&ann, &fetch(number, Status::Completed)).unwrap();
+        }
+        let kept = keep.fetches(&ann).unwrap();
+        // The one under way stays, however old it is.
+        assert_eq!(kept.len(), FETCHES_MAX + 1);
+        assert_eq!((&*kept[0].id, kept[0].status), ("f0000", Status::Downloading));
+        assert_eq!(kept[1].began_at, Millis(5));
+        let mut ended = fetch(0, Status::Failed);
+        ended.error = Some("no host".to_owned());
+        keep.put_fetch(&ann, &ended).unwrap();
+        assert!(!keep.fetches(&ann).unwrap().iter().any(|kept| kept.id == "f0000"));
+        assert_eq!(keep.fetches(&name("bob")).unwrap(), []);
+    }
+}

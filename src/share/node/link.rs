@@ -1,0 +1,343 @@
+//! The thread that owns a node's connection to the registry.
+//!
+//! All that changes what the registry knows of this node goes through it, one after the other, and each time it
+//! is the store that tells what is true: so a connection that broke in the middle of something is made whole by
+//! registering again, with everything that is published.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use serde_json::json;
+
+use super::{Inner, NodeError};
+use crate::model::{Name, Token};
+use crate::share::client::{RegistryClient, RegistryError};
+use crate::share::heartbeat::Event;
+use crate::share::wire::{FileName, Files, Register};
+
+/// How often it looks whether something is due.
+const TICK: Duration = Duration::from_millis(250);
+/// For a connection, and for each answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Waits between attempts: each twice the one before.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// Somebody who asks for something may hurry an attempt, but no more often than this.
+const HURRIED: Duration = Duration::from_secs(1);
+/// Files that go with REGISTER, whose line has a limit; the others follow one by one.
+const REGISTERED_AT_ONCE: usize = 20_000;
+/// How often those who watch are told of other hosts, at most.
+const LOOK_AROUND_EVERY: Duration = Duration::from_secs(2);
+
+/// What the thread is asked to do.
+pub(super) enum Order {
+    /// Take part, and say how the first attempt went.
+    Begin(Sender<Result<(), NodeError>>),
+    /// Make the registry know of this file what the store says.
+    Sync { name: FileName, reply: Option<Sender<Result<(), NodeError>>> },
+    /// Take part no more.
+    End(Sender<()>),
+    /// The process ends.
+    Stop,
+}
+
+/// When the next attempt is due.
+struct Retry {
+    tried_at: Option<Instant>,
+    wait: Duration,
+}
+
+pub(super) struct Link {
+    inner: Arc<Inner>,
+    retry: Retry,
+    /// Transfers that the heartbeat knows of.
+    transfers: usize,
+    looked_around_at: Option<Instant>,
+    /// What was seen then.
+    seen: Vec<(Name, usize)>,
+}
+
+impl Link {
+    pub(super) fn new(inner: Arc<Inner>) -> Link {
+        let retry = Retry { tried_at: None, wait: FIRST_WAIT };
+        Link { inner, retry, transfers: 0, looked_around_at: None, seen: Vec::new() }
+    }
+
+    pub(super) fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            match orders.recv_timeout(TICK) {
+                // Whoever asked may have gone.
+                Ok(Order::Begin(reply)) => drop(reply.send(self.begin())),
+                Ok(Order::Sync { name, reply }) => {
+                    let done = self.sync(&name);
+                    if let Some(reply) = reply {
+                        let _ = reply.send(done);
+                    }
+                }
+                Ok(Order::End(reply)) => {
+                    self.end();
+                    let _ = reply.send(());
+                }
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return self.leave(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.tick();
+        }
+    }
+
+    /// A connection that is there serves; with another token or address it is made anew.
+    fn begin(&mut self) -> Result<(), NodeError> {
+        if let Some(former) = self.inner.state.lock().registry.take() {
+            drop(former);
+        }
+        self.connect()
+    }
+
+    fn end(&mut self) {
+        let registry = self.inner.state.lock().registry.take();
+        if let Some(registry) = registry {
+            // It would find out by itself, once nothing is heard.
+            if let Err(error) = registry.unregister(&self.inner.user) {
+                log::debug!("{}: unregistering: {error}", self.inner.user);
+            }
+            // With the host its secret has ended.
+            if let Err(error) = self.inner.floor.keep.set_resume(&self.inner.user, None) {
+                log::warn!("{}: {error}", self.inner.user);
+            }
+        }
+        self.tell(Event::Disconnected);
+    }
+
+    /// The process ends: nobody is to be sent here in vain, but the hostname stays ours, and with it the secret
+    /// by which the next start has it again (UNREGISTER would end both).
+    fn leave(&mut self) {
+        let registry = self.inner.state.lock().registry.take();
+        if let Some(registry) = registry.filter(|registry| !registry.has_ended()) {
+            let left = self.registration(Files::new()).and_then(|nothing| Ok(registry.register(&nothing)?));
+            if let Err(error) = left {
+                log::debug!("{}: leaving: {error}", self.inner.user);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        if !self.inner.is_on() {
+            return;
+        }
+        let registry = self.inner.state.lock().registry.clone();
+        match registry {
+            Some(registry) if registry.has_ended() => self.lost("the registry has closed the connection"),
+            Some(registry) => {
+                self.count_transfers();
+                self.beat(&registry);
+                self.look_around(&registry);
+                return;
+            }
+            None => {}
+        }
+        if self.retry.tried_at.is_none_or(|at| at.elapsed() >= self.retry.wait) {
+            // Kept in the state, for whoever asks; and tried again.
+            let _ = self.connect();
+        }
+    }
+
+    fn sync(&mut self, name: &FileName) -> Result<(), NodeError> {
+        self.inner.network.forget();
+        if !self.inner.is_on() {
+            return Err(NodeError::NotBegun);
+        }
+        let registry = self.inner.state.lock().registry.clone();
+        let Some(registry) = registry.filter(|registry| !registry.is_over()) else {
+            if self.retry.tried_at.is_some_and(|at| at.elapsed() < HURRIED) {
+                return Err(self.inner.away());
+            }
+            // With everything that is published, so with this.
+            return self.connect();
+        };
+        let tracked = self.inner.files.get(name)?;
+        let done = match tracked.filter(|tracked| tracked.is_published) {
+            Some(tracked) => registry.publish(&self.inner.user, name, &tracked.entry()),
+            None => match registry.unpublish(&self.inner.user, name) {
+                // It never knew of it.
+                Err(RegistryError::Refused(reason)) => {
+                    log::debug!("{}: unpublishing {name}: {reason}", self.inner.user);
+                    Ok(())
+                }
+                done => done,
+            },
+        };
+        match done {
+            Ok(()) => Ok(()),
+            Err(RegistryError::Refused(reason)) if !registry.is_over() => Err(NodeError::Refused(reason)),
+            Err(error) => {
+                self.lost(&error.to_string());
+                self.connect()
+            }
+        }
+    }
+
+    fn connect(&mut self) -> Result<(), NodeError> {
+        self.retry.tried_at = Some(Instant::now());
+        self.tell(Event::Connecting);
+        match self.try_connect() {
+            Ok((registry, addr)) => {
+                self.retry.wait = FIRST_WAIT;
+                {
+                    let mut state = self.inner.state.lock();
+                    (state.registry, state.registry_addr, state.why_not) = (Some(Arc::new(registry)), Some(addr), None);
+                }
+                self.inner.network.forget();
+                self.tell(Event::Connected);
+                log::info!("{}: registered at {addr}, peer port {}", self.inner.user, self.inner.port);
+                Ok(())
+            }
+            Err(error) => {
+                let wait = self.retry.wait;
+                self.retry.wait = (wait * 2).min(LONGEST_WAIT);
+                let why = error.to_string();
+                let is_news = {
+                    let mut state = self.inner.state.lock();
+                    state.why_not.replace(why.clone()) != Some(why.clone())
+                };
+                if is_news {
+                    log::warn!("{}: {why}; trying again", self.inner.user);
+                }
+                self.tell(Event::Disconnected);
+                Err(error)
+            }
+        }
+    }
+
+    fn try_connect(&self) -> Result<(RegistryClient, SocketAddr), NodeError> {
+        let inner = &*self.inner;
+        let settings = &inner.settings;
+        let at = format!("{}:{}", settings.server_host, settings.registry_port);
+        let away =
+            |why: &dyn std::fmt::Display| NodeError::Away(format!("the registry at {at} cannot be reached: {why}"));
+        let addrs = (settings.server_host.as_str(), settings.registry_port).to_socket_addrs();
+        let mut why = "it has no address".to_owned();
+        let mut connected = None;
+        for addr in addrs.map_err(|error| away(&error))? {
+            match RegistryClient::connect(addr, settings.pin.clone(), TIMEOUT) {
+                Ok(registry) => {
+                    connected = Some((registry, addr));
+                    break;
+                }
+                Err(error) => why = error.to_string(),
+            }
+        }
+        let (registry, addr) = connected.ok_or_else(|| away(&why))?;
+        let published = inner.files.list(true)?;
+        let (first, others) = published.split_at(published.len().min(REGISTERED_AT_ONCE));
+        let files: Files = first.iter().map(|file| (file.name.clone(), Arc::new(file.entry()))).collect();
+        let register = self.registration(files)?;
+        let resume = register_with_what_is_there(&registry, register).map_err(|error| match error {
+            // One that is too busy is as good as away.
+            RegistryError::Refused(reason) if !registry.is_over() => NodeError::Refused(reason),
+            error => away(&error),
+        })?;
+        if !resume.is_empty() {
+            inner.floor.keep.set_resume(&inner.user, Some(&resume))?;
+        }
+        for file in others {
+            registry.publish(&inner.user, &file.name, &file.entry()).map_err(|error| away(&error))?;
+        }
+        Ok((registry, addr))
+    }
+
+    fn registration(&self, files: Files) -> Result<Register, NodeError> {
+        let inner = &*self.inner;
+        let resume = inner.floor.keep.resume(&inner.user)?.map(Token::from_text);
+        let state = inner.state.lock();
+        Ok(Register {
+            hostname: inner.user.clone(),
+            port: inner.port,
+            ip: state.advertise_ip,
+            display_name: Name::new(&state.display_name).ok(),
+            files: Some(files),
+            token: state.token.clone(),
+            resume,
+        })
+    }
+
+    fn lost(&mut self, why: &str) {
+        log::info!("{}: {why}", self.inner.user);
+        {
+            let mut state = self.inner.state.lock();
+            state.registry = None;
+            state.why_not = Some(why.to_owned());
+        }
+        self.retry = Retry { tried_at: None, wait: FIRST_WAIT };
+        self.inner.network.forget();
+        self.tell(Event::Disconnected);
+    }
+
+    fn beat(&mut self, registry: &RegistryClient) {
+        let now = self.inner.floor.clock.now();
+        let (due, state) = {
+            let heartbeat = &self.inner.state.lock().heartbeat;
+            (heartbeat.next_at(), heartbeat.state(now))
+        };
+        if due.is_none_or(|due| now < due) {
+            return;
+        }
+        match registry.ping(&self.inner.user, Some(state.as_text())) {
+            Ok(true) => self.tell(Event::Sent),
+            // It has forgotten us: everything again.
+            Ok(false) => self.lost("the registry does not know this host any more"),
+            Err(error) => self.lost(&error.to_string()),
+        }
+    }
+
+    /// What is sent and fetched makes the heart beat faster.
+    fn count_transfers(&mut self) {
+        let now = self.inner.transfers();
+        for _ in self.transfers..now {
+            self.tell(Event::TransferBegan);
+        }
+        for _ in now..self.transfers {
+            self.tell(Event::TransferEnded);
+        }
+        self.transfers = now;
+    }
+
+    /// Tells those who watch when other hosts come, go or show something else.
+    fn look_around(&mut self, registry: &RegistryClient) {
+        if !self.inner.watchers.any() || self.looked_around_at.is_some_and(|at| at.elapsed() < LOOK_AROUND_EVERY) {
+            return;
+        }
+        self.looked_around_at = Some(Instant::now());
+        // The first page stands for all: an exact answer would be the whole list every time.
+        let Ok(page) = registry.list(Some(0), Some(64)) else { return };
+        let seen: Vec<(Name, usize)> =
+            page.registry.iter().map(|(hostname, listed)| (hostname.clone(), listed.files.len())).collect();
+        if seen != self.seen {
+            self.seen = seen;
+            self.inner.network.forget();
+            self.inner.watchers.tell("peers", &json!({ "total": page.total }));
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        self.inner.beat(event);
+    }
+}
+
+/// With token and secret; where one of them has ended, with the other.
+fn register_with_what_is_there(registry: &RegistryClient, register: Register) -> Result<String, RegistryError> {
+    let refused = match registry.register(&register) {
+        Err(RegistryError::Refused(reason)) if register.token.is_some() && register.resume.is_some() => reason,
+        done => return done,
+    };
+    let without_token = Register { token: None, ..register.clone() };
+    let without_resume = Register { resume: None, ..register };
+    for part in [without_resume, without_token] {
+        match registry.register(&part) {
+            Err(RegistryError::Refused(_)) => {}
+            done => return done,
+        }
+    }
+    Err(RegistryError::Refused(refused))
+}

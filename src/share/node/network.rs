@@ -1,0 +1,290 @@
+//! What the network has: the registry's list, read in pages and kept for a moment.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::model::Name;
+use crate::share::client::{RegistryClient, RegistryError};
+use crate::share::files::{Likeness, likeness};
+use crate::share::wire::{FileEntry, FileName, Listing, Seconds};
+
+/// Hosts that are asked for at a time: as many as the registry looks at in one go.
+const PAGE: u64 = 256;
+/// Most files that are held; a network with more is not shown as a list.
+const FILES_MAX: usize = 1_000_000;
+/// For whoever looks at a list, and for whoever compares a file with all others.
+pub(super) const FRESH: Duration = Duration::from_secs(1);
+pub(super) const FRESH_TO_COMPARE: Duration = Duration::from_secs(30);
+
+/// A host as the registry lists it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Host {
+    /// Its name, which is nobody else's.
+    pub hostname: Name,
+    /// The name for people.
+    pub display_name: Name,
+    /// Where its peer port is.
+    pub ip: IpAddr,
+    /// Its peer port.
+    pub port: u16,
+    /// How many files it shows.
+    pub file_count: usize,
+    /// When it was heard last.
+    pub last_seen: Option<Seconds>,
+}
+
+impl Host {
+    /// As the client API shows it.
+    pub fn json(&self) -> Value {
+        json!({
+            "hostname": self.hostname, "display_name": self.display_name, "ip": self.ip, "port": self.port,
+            "file_count": self.file_count, "last_seen": self.last_seen,
+        })
+    }
+}
+
+/// A file that some host has published.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkFile {
+    /// Its name.
+    pub name: FileName,
+    /// What is known of it.
+    pub entry: FileEntry,
+    /// Who has it.
+    pub owner: Arc<Host>,
+}
+
+impl NetworkFile {
+    /// As the client API shows it.
+    pub fn json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "size": self.entry.size,
+            "modified": self.entry.modified,
+            "created": self.entry.created,
+            "published_at": self.entry.published_at,
+            "blake3": self.entry.blake3,
+            "owner_hostname": self.owner.hostname,
+            "owner_name": self.owner.display_name,
+            "owner_ip": self.owner.ip,
+            "owner_port": self.owner.port,
+        })
+    }
+}
+
+/// The network at one time. Files by name and owner, hosts by name.
+#[derive(Debug)]
+pub struct Snapshot {
+    taken_at: Instant,
+    /// All files.
+    pub files: Vec<NetworkFile>,
+    /// All hosts.
+    pub hosts: Vec<Arc<Host>>,
+}
+
+/// Files that look like one that is about to be published.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Duplicates {
+    /// Same size, and modified within two seconds.
+    pub exact: Vec<NetworkFile>,
+    /// Same size.
+    pub likely: Vec<NetworkFile>,
+}
+
+/// Most of either kind that are told.
+const DUPLICATES_MAX: usize = 100;
+
+impl Duplicates {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.likely.is_empty()
+    }
+
+    /// As the client API shows them.
+    pub fn json(&self) -> Value {
+        let list = |files: &[NetworkFile]| files.iter().map(NetworkFile::json).collect::<Vec<_>>();
+        json!({
+            "has_exact_duplicate": !self.exact.is_empty(),
+            "has_partial_duplicate": !self.likely.is_empty(),
+            "exact_matches": list(&self.exact),
+            "partial_matches": list(&self.likely),
+        })
+    }
+}
+
+impl Snapshot {
+    /// A snapshot of what was listed.
+    pub fn new(pages: impl IntoIterator<Item = Listing>) -> Snapshot {
+        let mut snapshot = Snapshot { taken_at: Instant::now(), files: Vec::new(), hosts: Vec::new() };
+        let mut seen = BTreeSet::new();
+        for page in pages {
+            snapshot.add(page, &mut seen);
+        }
+        snapshot.sort();
+        snapshot
+    }
+
+    /// A host that moved to another page meanwhile counts once.
+    fn add(&mut self, page: Listing, seen: &mut BTreeSet<Name>) {
+        for (hostname, listed) in page.registry {
+            if !seen.insert(hostname.clone()) {
+                continue;
+            }
+            let (ip, port) = listed.addr;
+            let display_name = listed.display_name.unwrap_or_else(|| hostname.clone());
+            let (file_count, last_seen) = (listed.files.len(), listed.last_seen);
+            let owner = Arc::new(Host { hostname, display_name, ip, port, file_count, last_seen });
+            self.hosts.push(Arc::clone(&owner));
+            let files = listed.files.into_iter();
+            self.files.extend(files.map(|(name, entry)| NetworkFile { name, entry, owner: Arc::clone(&owner) }));
+        }
+    }
+
+    fn sort(&mut self) {
+        self.files.sort_by(|a, b| (&a.name, &a.owner.hostname).cmp(&(&b.name, &b.owner.hostname)));
+    }
+
+    /// The files whose name has this in it, in any case: how many, and those from `offset` on.
+    pub fn search(&self, q: &str, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
+        let wanted = q.to_lowercase();
+        let is_wanted = |file: &&NetworkFile| wanted.is_empty() || file.name.as_str().to_lowercase().contains(&wanted);
+        let total = self.files.iter().filter(is_wanted).count();
+        (total, self.files.iter().filter(is_wanted).skip(offset).take(limit).collect())
+    }
+
+    /// Files of others that look like this one.
+    pub fn duplicates(&self, own: &Name, size: u64, modified: Option<f64>) -> Duplicates {
+        let mut found = Duplicates::default();
+        for file in self.files.iter().filter(|file| file.owner.hostname != *own) {
+            let list = match likeness(size, modified, file.entry.size, file.entry.modified.get()) {
+                Some(Likeness::Exact) => &mut found.exact,
+                Some(Likeness::Likely) => &mut found.likely,
+                None => continue,
+            };
+            if list.len() < DUPLICATES_MAX {
+                list.push(file.clone());
+            }
+        }
+        found
+    }
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// There is too much of it.
+    #[error("the network has more than {FILES_MAX} files: ask for one by its name")]
+    TooLarge,
+}
+
+/// The newest snapshot, while it is fresh.
+#[derive(Debug, Default)]
+pub(super) struct Network {
+    newest: Mutex<Option<Arc<Snapshot>>>,
+}
+
+impl Network {
+    /// A snapshot that is no older than that, or one that is read now.
+    pub(super) fn snapshot(&self, fresh: Duration, registry: &RegistryClient) -> Result<Arc<Snapshot>, NetworkError> {
+        let known = self.newest.lock().clone().filter(|snapshot| snapshot.taken_at.elapsed() <= fresh);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let mut snapshot = Snapshot::new([]);
+        let mut seen = BTreeSet::new();
+        let mut offset = 0;
+        loop {
+            let page = registry.list(Some(offset), Some(PAGE))?;
+            let (total, listed) = (page.total, page.registry.len() as u64);
+            snapshot.add(page, &mut seen);
+            if snapshot.files.len() > FILES_MAX {
+                return Err(NetworkError::TooLarge);
+            }
+            offset += PAGE;
+            if listed == 0 || offset >= total {
+                break;
+            }
+        }
+        snapshot.sort();
+        let snapshot = Arc::new(snapshot);
+        *self.newest.lock() = Some(Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+
+    /// What was read is not what is there any more.
+    pub(super) fn forget(&self) {
+        *self.newest.lock() = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::from_value;
+
+    /// Name, size, modified.
+    type Shown<'a> = (&'a str, u64, f64);
+
+    /// Each host with its files.
+    fn listing(hosts: &[(&str, &[Shown<'_>])]) -> Listing {
+        let registry = hosts
+            .iter()
+            .map(|(host, files)| {
+                let files: serde_json::Map<String, Value> = files
+                    .iter()
+                    .map(|(name, size, modified)| {
+                        ((*name).to_owned(), json!({"size": size, "modified": modified, "is_published": true}))
+                    })
+                    .collect();
+                let listed = json!({"addr": ["127.0.0.1", 6001], "files": files});
+                (Name::new(host).unwrap(), from_value(listed).unwrap())
+            })
+            .collect();
+        Listing { total: hosts.len() as u64, registry }
+    }
+
+    fn names(files: &[&NetworkFile]) -> Vec<String> {
+        files.iter().map(|file| format!("{}@{}", file.name, file.owner.hostname)).collect()
+    }
+
+    #[test]
+    fn files_are_found_by_a_part_of_their_name_and_paged() {
+        let snapshot = Snapshot::new([
+            listing(&[("bob", &[("Report.pdf", 5, 1.0), ("song.ogg", 6, 1.0)])]),
+            listing(&[("ann", &[("report.txt", 5, 1.0)]), ("bob", &[("Report.pdf", 5, 1.0)])]),
+        ]);
+        assert_eq!(snapshot.hosts.len(), 2);
+        let (total, found) = snapshot.search("", 0, 10);
+        assert_eq!(
+            (total, names(&found)),
+            (3, vec!["Report.pdf@bob".into(), "report.txt@ann".into(), "song.ogg@bob".into()])
+        );
+        let (total, found) = snapshot.search("REPORT", 1, 1);
+        assert_eq!((total, names(&found)), (2, vec!["report.txt@ann".to_owned()]));
+        assert_eq!(snapshot.search("nothing", 0, 10), (0, vec![]));
+        assert_eq!(snapshot.search("", 9, 10), (3, vec![]));
+    }
+
+    #[test]
+    fn duplicates_are_others_files_of_the_same_size() {
+        let snapshot = Snapshot::new([listing(&[
+            ("ann", &[("a", 5, 100.0)]),
+            ("bob", &[("b", 5, 101.5), ("c", 5, 200.0), ("d", 6, 100.0)]),
+        ])]);
+        let ann = Name::new("ann").unwrap();
+        let found = snapshot.duplicates(&ann, 5, Some(100.0));
+        assert_eq!(names(&found.exact.iter().collect::<Vec<_>>()), ["b@bob"]);
+        assert_eq!(names(&found.likely.iter().collect::<Vec<_>>()), ["c@bob"]);
+        assert_eq!(found.json()["has_exact_duplicate"], true);
+        assert_eq!(snapshot.duplicates(&ann, 5, None).likely.len(), 2);
+        assert!(snapshot.duplicates(&ann, 7, Some(100.0)).is_empty());
+    }
+}

@@ -1,0 +1,253 @@
+//! The nodes of a process: one a user, each with a registry connection and a peer port of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::keep::User;
+use super::{Beginning, Floor, Node, NodeError, Settings};
+use crate::model::{Name, Token};
+use crate::net::tcp;
+use crate::share::folders::Folders;
+
+/// Most users of one process: each has threads and a port.
+pub const USERS_MAX: usize = 64;
+
+/// Why the nodes cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The port that was asked for.
+    #[error("{addr} is in use")]
+    PortInUse {
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// None of the range is free.
+    #[error("no port of {min} to {max} is free: choose others with --port-min and --port-max")]
+    NoPortFree {
+        /// The lowest.
+        min: u16,
+        /// The highest.
+        max: u16,
+    },
+    /// Another reason not to listen.
+    #[error("cannot listen at {addr}: {error}")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// The system's.
+        error: io::Error,
+    },
+    /// A folder.
+    #[error("--folder or --repo: {0}")]
+    Folder(io::Error),
+    /// The node itself.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] crate::storage::StoreError),
+}
+
+/// What a process's nodes share, and which of them there are.
+pub struct Nodes {
+    settings: Arc<Settings>,
+    floor: Floor,
+    /// Of the first account; others have the repo alone.
+    folders: Folders,
+    running: Mutex<BTreeMap<Name, Arc<Node>>>,
+}
+
+impl Nodes {
+    /// Binds the peer port of the user whom the process is named after, and goes on with whoever took part when
+    /// it last ended.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(
+        settings: Settings,
+        floor: Floor,
+        folders: &[PathBuf],
+        repo: &std::path::Path,
+        named: &Name,
+        port: Option<u16>,
+    ) -> Result<Nodes, StartError> {
+        let folders = Folders::new(folders, repo, &settings.data_dir).map_err(StartError::Folder)?;
+        let nodes = Nodes { settings: Arc::new(settings), floor, folders, running: Mutex::default() };
+        let users = nodes.floor.keep.users()?;
+        let kept = users.iter().find(|user| user.name == *named).and_then(|user| user.port);
+        let listener = match port {
+            Some(port) => nodes.listen(port).map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => StartError::PortInUse { addr: SocketAddr::new(nodes.settings.bind, port) },
+                _ => StartError::Listen { addr: SocketAddr::new(nodes.settings.bind, port), error },
+            })?,
+            None => nodes.free_port(kept)?,
+        };
+        nodes.add(named, listener)?;
+        for user in users.iter().filter(|user| user.is_on) {
+            let node = nodes.of(user)?;
+            node.begin(nodes.beginning(
+                user,
+                None,
+                user.advertise_ip.as_deref().and_then(|ip| ip.parse().ok()),
+                false,
+            ))?;
+        }
+        Ok(nodes)
+    }
+
+    /// How they are run.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What outlives the process.
+    pub fn keep(&self) -> &super::keep::Keep {
+        &self.floor.keep
+    }
+
+    /// Where the process's own user is reached by peers.
+    pub fn peer_addr(&self, named: &Name) -> Option<SocketAddr> {
+        self.running.lock().get(named).map(|node| node.peer_addr())
+    }
+
+    /// The node of a user who takes part.
+    pub fn get(&self, user: &Name) -> Option<Arc<Node>> {
+        self.running.lock().get(user).filter(|node| node.is_on()).cloned()
+    }
+
+    /// Somebody has signed in: the first one ever is the one who may name any path that is shared.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn signed_in(&self, user: &Name, display_name: &str, token: &Token) -> Result<(), NodeError> {
+        self.floor.keep.signed_in(user, display_name)?;
+        if let Some(node) = self.get(user) {
+            node.set_token(token);
+        }
+        Ok(())
+    }
+
+    /// Takes part for a user from now on; again, with another token or address.
+    ///
+    /// # Errors
+    /// [`NodeError`], as of [`Node::begin`].
+    pub fn begin(&self, user: &Name, token: &Token, advertise_ip: Option<IpAddr>) -> Result<Arc<Node>, NodeError> {
+        let known = self.floor.keep.users()?.into_iter().find(|known| known.name == *user);
+        let Some(user) = known else {
+            // A token of the server that was got elsewhere.
+            self.floor.keep.signed_in(user, user.as_str())?;
+            return self.begin(user, token, advertise_ip);
+        };
+        let node = self.of(&user)?;
+        let advertised = advertise_ip.map(|ip| ip.to_string());
+        self.floor.keep.set_on(&user.name, true, advertised.as_deref())?;
+        self.floor.keep.set_port(&user.name, node.peer_addr().port())?;
+        match node.begin(self.beginning(&user, Some(token.clone()), advertise_ip, true)) {
+            Ok(()) => Ok(node),
+            Err(error) => {
+                if !node.is_on() {
+                    self.floor.keep.set_on(&user.name, false, advertised.as_deref())?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes part for a user no more.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn end(&self, user: &Name) -> Result<(), NodeError> {
+        self.floor.keep.set_on(user, false, None)?;
+        if let Some(node) = self.get(user) {
+            node.end();
+        }
+        Ok(())
+    }
+
+    /// Ends all of them with the process.
+    pub fn stop(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        let running = std::mem::take(&mut *self.running.lock());
+        std::thread::scope(|scope| {
+            for node in running.values() {
+                scope.spawn(move || node.stop(deadline.saturating_duration_since(Instant::now())));
+            }
+        });
+    }
+
+    fn beginning(&self, user: &User, token: Option<Token>, advertise_ip: Option<IpAddr>, waits: bool) -> Beginning {
+        let folders = if user.number == 1 { self.folders.clone() } else { self.folders.repo_alone() };
+        Beginning {
+            display_name: user.display_name.clone(),
+            token,
+            advertise_ip: advertise_ip.or(self.settings.advertise_ip),
+            folders,
+            waits,
+        }
+    }
+
+    /// The user's node, which is made if there is none.
+    fn of(&self, user: &User) -> Result<Arc<Node>, NodeError> {
+        if let Some(node) = self.running.lock().get(&user.name) {
+            return Ok(Arc::clone(node));
+        }
+        let listener = self.free_port(user.port).map_err(|error| match error {
+            StartError::Node(error) => error,
+            other => NodeError::Busy(other.to_string()),
+        })?;
+        self.add(&user.name, listener)
+    }
+
+    fn add(&self, user: &Name, listener: TcpListener) -> Result<Arc<Node>, NodeError> {
+        let port = listener.local_addr()?.port();
+        let full = || NodeError::Busy(format!("{USERS_MAX} users have a node here already"));
+        if self.running.lock().len() >= USERS_MAX {
+            return Err(full());
+        }
+        let folders = self.folders.repo_alone();
+        let node = Node::start(user.clone(), listener, folders, Arc::clone(&self.settings), self.floor.clone())?;
+        self.floor.keep.set_port(user, port)?;
+        let node = Arc::new(node);
+        let former = {
+            let mut running = self.running.lock();
+            match running.get(user) {
+                // Another request was faster.
+                Some(former) => Some(Arc::clone(former)),
+                None if running.len() >= USERS_MAX => None,
+                None => {
+                    running.insert(user.clone(), Arc::clone(&node));
+                    return Ok(node);
+                }
+            }
+        };
+        node.stop(Duration::ZERO);
+        former.ok_or_else(full)
+    }
+
+    fn listen(&self, port: u16) -> io::Result<TcpListener> {
+        tcp::listen(SocketAddr::new(self.settings.bind, port))
+    }
+
+    /// The port of last time if it is free, else the first that is.
+    fn free_port(&self, kept: Option<u16>) -> Result<TcpListener, StartError> {
+        let range = self.settings.ports.clone();
+        let (min, max) = (*range.start(), *range.end());
+        for port in kept.filter(|kept| range.contains(kept)).into_iter().chain(range) {
+            match self.listen(port) {
+                Ok(listener) => return Ok(listener),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => {
+                    return Err(StartError::Listen { addr: SocketAddr::new(self.settings.bind, port), error });
+                }
+            }
+        }
+        Err(StartError::NoPortFree { min, max })
+    }
+}

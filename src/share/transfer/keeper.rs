@@ -1,0 +1,94 @@
+//! Syncing on a thread of its own: pieces are synced together, as many as were checked since the last time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+
+use super::part::{Journal, Part};
+use crate::share::pieces::Pieces;
+
+/// What is to be kept.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// The list of pieces; comes before any of them.
+    List(Arc<Pieces>),
+    /// Pieces that are written and right.
+    Pieces(Vec<usize>),
+    /// A file without pieces has grown: so that not all of it is to be synced at the end.
+    Flush,
+    /// All is here: to its place.
+    Finish(PathBuf),
+    /// Nothing is wanted any more.
+    Discard,
+    /// No more for now.
+    Rest,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) enum Kept {
+    /// These pieces are good.
+    Synced(Vec<usize>),
+    /// The file is in its place. (The last word.)
+    Finished,
+    /// It is not.
+    NotFinished(std::io::Error),
+    /// Nothing is left. (The last word.)
+    Discarded(std::io::Result<()>),
+    /// All tasks before are done. (The last word.)
+    Rested,
+    /// It cannot be written or synced: nobody knows what these pieces are on disk.
+    Failed(Vec<usize>, std::io::Error),
+}
+
+/// Does all tasks until there are no more, or the last word was said.
+pub(super) fn keep(mut journal: Journal, part: Option<Arc<Part>>, tasks: &Receiver<Task>, told: &dyn Fn(Kept)) {
+    let mut list: Option<Arc<Pieces>> = None;
+    while let Ok(first) = tasks.recv() {
+        let mut pieces = Vec::new();
+        let mut must_flush = false;
+        let mut last = None;
+        for task in std::iter::once(first).chain(tasks.try_iter()) {
+            match task {
+                Task::List(its) => list = Some(its),
+                Task::Pieces(more) => pieces.extend(more),
+                Task::Flush => must_flush = true,
+                Task::Finish(_) | Task::Discard | Task::Rest => {
+                    last = Some(task);
+                    break;
+                }
+            }
+        }
+        if let Some(part) = part.as_deref().filter(|_| must_flush || !pieces.is_empty()) {
+            match sync(&mut journal, part, list.as_deref(), &mut pieces) {
+                Ok(()) if pieces.is_empty() => {}
+                Ok(()) => told(Kept::Synced(pieces)),
+                Err(error) => told(Kept::Failed(pieces, error)),
+            }
+        }
+        match last {
+            Some(Task::Finish(save_path)) => match journal.finish(part.as_deref(), &save_path) {
+                Ok(()) => return told(Kept::Finished),
+                Err(error) => told(Kept::NotFinished(error)),
+            },
+            Some(Task::Discard) => return told(Kept::Discarded(journal.discard(part.as_deref()))),
+            Some(_rest) => return told(Kept::Rested),
+            None => {}
+        }
+    }
+}
+
+/// Syncs, and notes what is good by that.
+fn sync(journal: &mut Journal, part: &Part, list: Option<&Pieces>, pieces: &mut [usize]) -> std::io::Result<()> {
+    part.sync()?;
+    // Of one piece there is nothing to be noted: the file is whole with it.
+    if pieces.is_empty() || list.is_some_and(|list| list.digests().len() == 1) {
+        return Ok(());
+    }
+    if let Some(list) = list {
+        // Once; nothing is done if it stands there already.
+        journal.set_list(list.digests())?;
+    }
+    journal.append(pieces)
+}

@@ -1,0 +1,199 @@
+//! Interruptions at random points: the sender killed, the receiver killed, the connection cut, a byte changed on
+//! the way. Sender and receiver are processes of their own, ended by SIGKILL.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use p2s2::share::transfer::{Fetch, Status, interrupted};
+
+use super::proxy::Proxy;
+use super::world::{Host, MIB, NAME, Registry, entry, fetch, floor, pieces_of, spec, write_large};
+use crate::rng::{Rng, Seed};
+use crate::support::{eventually, scaled};
+
+const ROLE: &str = "P2S2_TEST_TRANSFER_ROLE";
+const SOURCE: &str = "P2S2_TEST_TRANSFER_SOURCE";
+const AT: &str = "P2S2_TEST_TRANSFER_AT";
+const TO: &str = "P2S2_TEST_TRANSFER_TO";
+
+/// This same program as another process, with a role to play; killed when dropped.
+pub struct Actor(Child);
+
+impl Actor {
+    pub fn start(role: &str, source: &Path, at: &str, to: &Path) -> Actor {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["transfer::faults::in_a_role", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env(SOURCE, source)
+            .env(AT, at)
+            .env(TO, to)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Actor(child)
+    }
+
+    /// A sender, and where it listens.
+    pub fn sender(source: &Path, dir: &Path) -> (Actor, SocketAddr) {
+        let ready = dir.join("ready");
+        let _ = fs::remove_file(&ready);
+        let actor = Actor::start("sender", source, "", &ready);
+        let at = eventually("the sender to be ready", || fs::read_to_string(&ready).ok()?.parse().ok());
+        (actor, at)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Whether it has ended, and then it must have ended well.
+    pub fn has_ended(&mut self) -> bool {
+        let ended = self.0.try_wait().unwrap();
+        assert!(ended.is_none_or(|status| status.success()), "{ended:?}");
+        ended.is_some()
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // Has it ended already? Then there is nothing to kill.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "started by other tests, as a process of its own"]
+fn in_a_role() {
+    let path = |name| std::path::PathBuf::from(std::env::var_os(name).unwrap());
+    let (source, to) = (path(SOURCE), path(TO));
+    let at = std::env::var(AT).unwrap();
+    match std::env::var(ROLE).unwrap().as_str() {
+        "sender" => {
+            let host = Host::start();
+            host.shelf.publish(NAME, &source, true);
+            let unfinished = to.with_extension("new");
+            fs::write(&unfinished, host.addr().to_string()).unwrap();
+            fs::rename(unfinished, to).unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
+        "receiver" => {
+            // What it knows of the file comes from the registry, not from the file.
+            let dir = to.parent().unwrap();
+            let shown = entry("ann", at.parse().unwrap(), &source, Some(&pieces_of(&source)));
+            let registry = Registry::of(&[&shown]);
+            let left = interrupted(dir).unwrap();
+            assert!(left.len() <= 1);
+            let fetch = match left.into_iter().next() {
+                Some(spec) => Fetch::start(spec, registry, Arc::new(|_| {}), floor()).unwrap(),
+                None if to.exists() => return,
+                None => fetch(&to, &shown, &registry),
+            };
+            let progress = fetch.wait();
+            assert_eq!((progress.status, progress.verified), (Status::Completed, true), "{progress:?}");
+            assert!(fetch.stop(Duration::from_secs(10)));
+        }
+        role => panic!("{role}"),
+    }
+}
+
+#[test]
+fn interruptions_at_random_points_cost_little_and_spoil_nothing() {
+    const SIZE: u64 = 192 * MIB;
+    const A_FETCH: usize = 5;
+    let seed = Seed::of_this_run();
+    let mut rng = Rng::new(seed.0);
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    write_large(&source, SIZE);
+    let content = pieces_of(&source).blake3();
+    let (mut passed, mut fetches) = (0, 0);
+    for _ in 0..scaled(50).div_ceil(A_FETCH) {
+        let dir = tempfile::tempdir_in(dir.path()).unwrap();
+        let to = dir.path().join("here");
+        let (mut sender, at) = Actor::sender(&source, dir.path());
+        let proxy = Proxy::before(at);
+        proxy.set_bytes_per_s(100 * MIB);
+        let proxy_at = proxy.addr().to_string();
+        let mut receiver = Actor::start("receiver", &source, &proxy_at, &to);
+        let mut points: Vec<u64> = (0..A_FETCH).map(|_| rng.below(SIZE)).collect();
+        points.sort_unstable();
+        let mut what = Vec::new();
+        for point in points {
+            let is_whole = eventually("bytes to come", || {
+                if receiver.has_ended() {
+                    return Some(true);
+                }
+                (proxy.passed() >= point).then_some(false)
+            });
+            if is_whole {
+                break;
+            }
+            match rng.below(4) {
+                0 => {
+                    what.push("sender killed");
+                    proxy.set_target(None);
+                    drop(sender);
+                    let (again, at) = Actor::sender(&source, dir.path());
+                    sender = again;
+                    proxy.set_target(Some(at));
+                }
+                1 => {
+                    what.push("receiver killed");
+                    drop(receiver);
+                    receiver = Actor::start("receiver", &source, &proxy_at, &to);
+                }
+                2 => {
+                    what.push("cut");
+                    proxy.cut();
+                }
+                _ => {
+                    what.push("a byte changed");
+                    proxy.flip_a_byte();
+                }
+            }
+        }
+        eventually("the fetch to end", || receiver.has_ended().then_some(()));
+        assert_eq!(pieces_of(&to).blake3(), content, "{what:?}");
+        assert!(interrupted(dir.path()).unwrap().is_empty());
+        let extra = proxy.passed() as f64 / SIZE as f64;
+        eprintln!("{extra:.3} of the size after {what:?}");
+        passed += proxy.passed();
+        fetches += 1;
+        drop(sender);
+    }
+    assert!(passed as f64 <= 1.1 * (SIZE * fetches) as f64, "{passed} bytes for {fetches} times {SIZE}");
+}
+
+#[test]
+fn what_was_good_before_a_kill_is_not_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    write_large(&source, 24 * MIB);
+    let (host, mut shown) = Host::with_file("ann", &source);
+    let proxy = Proxy::before(host.addr());
+    proxy.set_bytes_per_s(20 * MIB);
+    shown.port = proxy.addr().port();
+    let to = dir.path().join("here");
+    let receiver = Actor::start("receiver", &source, &proxy.addr().to_string(), &to);
+    eventually("half of it", || (proxy.passed() > 12 * MIB).then_some(()));
+    drop(receiver);
+    let before = proxy.passed();
+    // Whatever lies in the pieces that are known to be good is not even looked at.
+    let registry = Registry::of(&[&shown]);
+    let [left] = &interrupted(dir.path()).unwrap()[..] else { panic!("one fetch was interrupted") };
+    assert_eq!(*left, spec("f1", &to, &shown));
+    let fetch = Fetch::start(left.clone(), registry, Arc::new(|_| {}), floor()).unwrap();
+    let had = fetch.progress().downloaded_size;
+    assert!(had >= 8 * MIB, "{had} of {before} were good");
+    let progress = super::world::completed(&fetch);
+    assert!(progress.received <= 24 * MIB - had + MIB / 2, "{progress:?}, {had} before");
+    assert_eq!(pieces_of(&to), pieces_of(&source));
+}

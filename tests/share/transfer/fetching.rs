@@ -1,0 +1,373 @@
+//! Fetches from one host: ours, and peers that are written from SPEC.md alone and know only GET.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use p2s2::share::pieces::digest;
+use p2s2::share::transfer::{Fetch, FetchSpec, StartError, Status, interrupted};
+
+use super::proxy::Proxy;
+use super::world::{
+    Host, MIB, NAME, Registry, bytes, completed, entry, fetch, floor, get_only, names, pieces_of, spec, until,
+};
+
+/// A peer on bare sockets that answers each request line as it is told to, and then closes.
+pub struct BarePeer {
+    pub addr: SocketAddr,
+    pub asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl BarePeer {
+    pub fn start(answer: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> BarePeer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (answer, its_asked) = (Arc::new(answer), Arc::clone(&asked));
+        // It ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let (answer, asked) = (Arc::clone(&answer), Arc::clone(&its_asked));
+                thread::spawn(move || {
+                    let mut line = String::new();
+                    // Whoever asks nothing gets nothing.
+                    if BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).is_ok() && !line.is_empty() {
+                        asked.lock().unwrap().push(line.trim_end().to_owned());
+                        answer(line.trim_end(), &mut stream);
+                    }
+                });
+            }
+        });
+        BarePeer { addr, asked }
+    }
+
+    /// One that knows nothing but GET.
+    pub fn with(content: Vec<u8>) -> BarePeer {
+        BarePeer::start(move |line, stream| {
+            let _ = if line == format!("GET {NAME}") {
+                writeln!(stream, "LENGTH {}", content.len()).and_then(|()| stream.write_all(&content))
+            } else {
+                stream.write_all(b"ERROR notfound\n")
+            };
+        })
+    }
+}
+
+#[test]
+fn a_file_comes_whole_verified_and_under_its_name() {
+    for size in [0, 1, 10_000, 300_000, MIB, 5 * MIB + 123] {
+        let dir = tempfile::tempdir().unwrap();
+        let content = bytes(size, 3);
+        fs::write(dir.path().join("source"), &content).unwrap();
+        let (host, entry) = Host::with_file("ann", &dir.path().join("source"));
+        let to = tempfile::tempdir().unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let its_told = Arc::clone(&told);
+        let fetch = Fetch::start(
+            spec("f1", &to.path().join("here"), &entry),
+            Registry::of(&[&entry]),
+            Arc::new(move |progress| its_told.lock().unwrap().push(progress.clone())),
+            floor(),
+        )
+        .unwrap();
+        let progress = fetch.wait();
+        assert_eq!((progress.status, progress.verified), (Status::Completed, true), "{progress:?}");
+        assert!(fs::read(to.path().join("here")).unwrap() == content, "{size}");
+        assert_eq!(names(to.path()), ["here"]);
+        assert!(progress.received >= size && progress.received <= size + 1000, "{progress:?}");
+        assert_eq!(host.counter("gets"), 0);
+        assert!(fetch.stop(crate::support::PATIENCE));
+        let told = told.lock().unwrap();
+        assert_eq!(told.last(), Some(&progress));
+        assert!(told.iter().filter(|told| told.status == Status::Completed).count() == 1);
+    }
+}
+
+#[test]
+fn progress_is_json_as_the_page_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("source"), bytes(3 * MIB, 3)).unwrap();
+    let (host, direct) = Host::with_file("ann", &dir.path().join("source"));
+    let proxy = Proxy::before(host.addr());
+    proxy.set_bytes_per_s(2 * MIB);
+    let entry = entry("ann", proxy.addr(), &dir.path().join("source"), Some(&pieces_of(&dir.path().join("source"))));
+    assert_eq!(entry.file, direct.file);
+    let fetch = fetch(&dir.path().join("here"), &entry, &Registry::of(&[&entry]));
+    let going = until(&fetch, "half of it", |progress| progress.downloaded_size > MIB + MIB / 2);
+    assert_eq!((going.status, going.total_size), (Status::Downloading, 3 * MIB));
+    assert!((1.0 * MIB as f64..4.0 * MIB as f64).contains(&going.speed_bps), "{going:?}");
+    assert!(going.eta_seconds.is_some_and(|s| s <= 3), "{going:?}");
+    assert!((50.0..100.0).contains(&going.progress_percent), "{going:?}");
+    assert_eq!(going.sources, ["ann"]);
+    let json = serde_json::to_value(&going).unwrap();
+    for field in ["downloaded_size", "total_size", "progress_percent", "speed_bps", "eta_seconds"] {
+        assert!(json[field].is_number(), "{json}");
+    }
+    assert_eq!((&json["status"], &json["verified"]), (&"downloading".into(), &false.into()));
+    completed(&fetch);
+}
+
+#[test]
+fn peers_that_know_only_get_are_fetched_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let content = bytes(3 * MIB + 5, 3);
+    fs::write(&source, &content).unwrap();
+    let full = entry("ann", "127.0.0.1:1".parse().unwrap(), &source, Some(&pieces_of(&source)));
+    for (is_known, name) in [(true, "verified"), (false, "unverified")] {
+        let peer = BarePeer::with(content.clone());
+        let mut shown = get_only(&full, is_known);
+        shown.port = peer.addr.port();
+        let fetch = fetch(&dir.path().join(name), &shown, &Registry::of(&[&shown]));
+        assert_eq!(completed(&fetch).verified, is_known);
+        assert!(fs::read(dir.path().join(name)).unwrap() == content);
+        assert_eq!(*peer.asked.lock().unwrap(), [format!("GET {NAME}")]);
+    }
+}
+
+#[test]
+fn a_get_only_peer_that_is_cut_starts_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let content = bytes(2 * MIB, 3);
+    fs::write(&source, &content).unwrap();
+    let times = AtomicUsize::new(0);
+    let sent = content.clone();
+    let peer = BarePeer::start(move |_line, stream| {
+        let until = if times.fetch_add(1, SeqCst) < 2 { sent.len() / 2 } else { sent.len() };
+        let _ = writeln!(stream, "LENGTH {}", sent.len()).and_then(|()| stream.write_all(&sent[..until]));
+    });
+    let mut shown = get_only(&entry("ann", peer.addr, &source, Some(&pieces_of(&source))), true);
+    shown.port = peer.addr.port();
+    let fetch = fetch(&dir.path().join("here"), &shown, &Registry::of(&[&shown]));
+    let progress = completed(&fetch);
+    assert!(progress.verified && progress.received == 4 * MIB, "{progress:?}");
+    assert!(fs::read(dir.path().join("here")).unwrap() == content);
+}
+
+#[test]
+fn peers_that_do_not_do_as_they_should_are_named_and_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let content = bytes(2 * MIB, 3);
+    fs::write(&source, &content).unwrap();
+    let pieces = pieces_of(&source);
+    let full = entry("mal", "127.0.0.1:1".parse().unwrap(), &source, Some(&pieces));
+    let (good, good_entry) = Host::with_file("ann", &source);
+    let meta = {
+        let list: Vec<String> = pieces.digests().iter().map(|digest| format!("\"{digest}\"")).collect();
+        format!(
+            "{{\"size\":{},\"modified\":1,\"blake3\":\"{}\",\"piece_size\":1048576,\"pieces\":[{}]}}\n",
+            content.len(),
+            pieces.blake3(),
+            list.join(",")
+        )
+    };
+    type Answer = Box<dyn Fn(&str, &mut TcpStream) + Send + Sync>;
+    let say = |text: &str| -> Answer {
+        let text = text.to_owned();
+        Box::new(move |_, stream| {
+            let _ = stream.write_all(text.as_bytes());
+        })
+    };
+    let meta_and = |text: String| -> Answer {
+        let meta = meta.clone();
+        Box::new(move |_, stream| {
+            // The rest of the connection is answered with one thing, whatever is asked.
+            let _ = stream.write_all(meta.as_bytes());
+            for _ in 0..4 {
+                let _ = stream.write_all(text.as_bytes());
+            }
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest);
+        })
+    };
+    let endless: Answer = Box::new(|_, stream| while stream.write_all(&[b'x'; 4096]).is_ok() {});
+    let wrong = "x".repeat(MIB as usize);
+    let cases: Vec<(&str, Answer)> = vec![
+        ("an endless list", endless),
+        ("a list of another file", say(&meta.replace(&pieces.digests()[0].to_string(), &digest(b"x").to_string()))),
+        ("another size", say(&meta.replace("2097152", "2097153"))),
+        ("no list", say("hello there\n")),
+        ("no such file", say("ERROR notfound\n")),
+        ("another length", meta_and("LENGTH 5\nabcde".to_owned())),
+        ("a length of no number", meta_and("LENGTH -1\n".to_owned())),
+        ("silence", Box::new(|_, stream| drop(stream.read_to_end(&mut Vec::new())))),
+        ("wrong pieces", meta_and(format!("LENGTH {MIB}\n{wrong}"))),
+    ];
+    for (i, (what, answer)) in cases.into_iter().enumerate() {
+        let peer = BarePeer::start(answer);
+        let mut shown = full.clone();
+        shown.port = peer.addr.port();
+        let registry = Registry::of(&[&shown]);
+        let to = dir.path().join(format!("here {i}"));
+        let fetch = fetch(&to, &shown, &registry);
+        let progress = until(&fetch, what, |progress| progress.error.is_some());
+        assert!(progress.error.as_ref().unwrap().contains("mal "), "{what}: {progress:?}");
+        assert!(matches!(progress.status, Status::Paused | Status::Failed), "{what}: {progress:?}");
+        assert!(progress.received < 12 * MIB, "{what}: {progress:?}");
+        // Another host has it.
+        registry.set(&[&shown, &good_entry]);
+        if progress.status == Status::Failed {
+            fetch.resume();
+        }
+        assert!(completed(&fetch).verified);
+        assert!(fs::read(&to).unwrap() == content, "{what}");
+    }
+    drop(good);
+}
+
+#[test]
+fn a_whole_file_that_is_not_what_its_digest_says_never_appears() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, bytes(MIB, 3)).unwrap();
+    let peer = BarePeer::with(bytes(MIB, 4));
+    let mut shown = get_only(&entry("mal", peer.addr, &source, Some(&pieces_of(&source))), true);
+    shown.port = peer.addr.port();
+    let fetch = fetch(&dir.path().join("here"), &shown, &Registry::of(&[&shown]));
+    let progress = until(&fetch, "the error", |progress| progress.status == Status::Failed);
+    assert!(progress.error.unwrap().contains("mal sent the wrong thing: its content is not what its BLAKE3 says"));
+    assert!(!dir.path().join("here").exists());
+    fetch.cancel();
+    assert_eq!(until(&fetch, "the end", |progress| progress.status.is_over()).status, Status::Cancelled);
+    assert_eq!(names(dir.path()), ["source"]);
+}
+
+#[test]
+fn pause_resume_and_cancel() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let content = bytes(8 * MIB, 3);
+    fs::write(&source, &content).unwrap();
+    let (host, mut shown) = Host::with_file("ann", &source);
+    let proxy = Proxy::before(host.addr());
+    proxy.set_bytes_per_s(20 * MIB);
+    shown.port = proxy.addr().port();
+    let to = tempfile::tempdir().unwrap();
+    let registry = Registry::of(&[&shown]);
+    let paused = FetchSpec { is_paused: true, ..spec("f1", &to.path().join("here"), &shown) };
+    let fetch = Fetch::start(paused, Arc::clone(&registry) as _, Arc::new(|_| {}), floor()).unwrap();
+    assert_eq!((fetch.progress().status, proxy.passed()), (Status::Paused, 0));
+    fetch.resume();
+    until(&fetch, "something", |progress| progress.downloaded_size > 2 * MIB);
+    fetch.pause();
+    let progress =
+        until(&fetch, "the pause", |progress| progress.status == Status::Paused && progress.sources.is_empty());
+    assert_eq!((progress.error, progress.speed_bps), (None, 0.0));
+    let had = proxy.passed();
+    assert!(!to.path().join("here").exists());
+    // Nothing is under way; and it goes on where it was.
+    assert_eq!(interrupted(to.path()).unwrap(), [spec("f1", &to.path().join("here"), &shown)]);
+    fetch.resume();
+    completed(&fetch);
+    assert!(fs::read(to.path().join("here")).unwrap() == content);
+    assert!(proxy.passed() < 10 * MIB && had < proxy.passed(), "{} of them before", had);
+
+    let again = fetch_as("f2", &to.path().join("there"), &shown, &registry);
+    until(&again, "something", |progress| progress.downloaded_size > MIB);
+    again.cancel();
+    let progress = until(&again, "its end", |progress| progress.status.is_over());
+    assert_eq!((progress.status, names(to.path())), (Status::Cancelled, vec!["here".to_owned()]));
+    assert_eq!(again.wait().status, Status::Cancelled);
+}
+
+fn fetch_as(id: &str, to: &std::path::Path, shown: &p2s2::share::wire::HostEntry, registry: &Arc<Registry>) -> Fetch {
+    Fetch::start(spec(id, to, shown), Arc::clone(registry) as _, Arc::new(|_| {}), floor()).unwrap()
+}
+
+#[test]
+fn an_existing_file_is_never_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, bytes(4 * MIB, 3)).unwrap();
+    let (host, mut shown) = Host::with_file("ann", &source);
+    let proxy = Proxy::before(host.addr());
+    proxy.set_bytes_per_s(8 * MIB);
+    shown.port = proxy.addr().port();
+    let registry = Registry::of(&[&shown]);
+    let to = dir.path().join("here");
+    fs::write(&to, "mine").unwrap();
+    let refused = Fetch::start(spec("f1", &to, &shown), Arc::clone(&registry) as _, Arc::new(|_| {}), floor());
+    assert!(matches!(refused, Err(StartError::Exists(_))));
+    fs::remove_file(&to).unwrap();
+    let fetch = fetch(&to, &shown, &registry);
+    until(&fetch, "something", |progress| progress.downloaded_size > MIB);
+    fs::write(&to, "mine").unwrap();
+    let progress = fetch.wait();
+    assert_eq!(progress.status, Status::Failed);
+    assert!(progress.error.unwrap().contains("exists already"));
+    assert_eq!(fs::read(&to).unwrap(), b"mine");
+    fs::rename(&to, dir.path().join("mine")).unwrap();
+    let passed = proxy.passed();
+    fetch.resume();
+    completed(&fetch);
+    assert_eq!(proxy.passed(), passed, "all of it was here");
+}
+
+#[test]
+fn a_host_that_is_offline_is_named_and_the_fetch_goes_on_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let content = bytes(6 * MIB, 3);
+    fs::write(&source, &content).unwrap();
+    let (host, shown) = Host::with_file("ann", &source);
+    let proxy = Proxy::before(host.addr());
+    proxy.set_bytes_per_s(12 * MIB);
+    let mut behind = shown.clone();
+    behind.port = proxy.addr().port();
+    let registry = Registry::of(&[&behind]);
+    let fetch = fetch(&dir.path().join("here"), &behind, &registry);
+    until(&fetch, "something", |progress| progress.downloaded_size > 2 * MIB);
+    proxy.set_target(None);
+    proxy.cut();
+    let progress = until(&fetch, "the error", |progress| progress.error.is_some());
+    let error = progress.error.clone().unwrap();
+    assert!(
+        error.starts_with("ann ") && error.contains("offline") && error.contains("goes on when it is back"),
+        "{error}"
+    );
+    assert_eq!(progress.status, Status::Paused);
+    // It is back, at another address.
+    registry.set(&[&shown]);
+    completed(&fetch);
+    assert!(fs::read(dir.path().join("here")).unwrap() == content);
+
+    // Nobody has it, nobody knows who has it, somebody has another.
+    let nowhere = Registry::of(&[]);
+    let waiting = fetch_as("f2", &dir.path().join("there"), &shown, &nowhere);
+    let says = |what: &str| {
+        until(&waiting, what, |progress| progress.error.as_ref().is_some_and(|error| error.contains(what)));
+    };
+    says("ann is offline; the fetch goes on when it is back");
+    *nowhere.0.lock().unwrap() = Err("it is away".to_owned());
+    says("the registry cannot be asked who has the file: it is away");
+    let mut changed = (*shown.file).clone();
+    changed.size += 1;
+    let changed = p2s2::share::wire::HostEntry { file: Arc::new(changed), ..shown.clone() };
+    nowhere.set(&[&changed]);
+    says("another under the same name");
+    nowhere.set(&[&shown]);
+    completed(&waiting);
+}
+
+#[test]
+fn a_file_that_changes_at_its_only_host_is_said_to_have_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, bytes(16 * MIB, 3)).unwrap();
+    let (host, mut shown) = Host::with_file("ann", &source);
+    let proxy = Proxy::before(host.addr());
+    proxy.set_bytes_per_s(10 * MIB);
+    shown.port = proxy.addr().port();
+    let fetch = fetch(&dir.path().join("here"), &shown, &Registry::of(&[&shown]));
+    until(&fetch, "something", |progress| progress.downloaded_size > 2 * MIB);
+    fs::write(&source, bytes(16 * MIB, 4)).unwrap();
+    let changed = |error: &String| error.contains("ann says that its file has been moved, deleted or changed");
+    until(&fetch, "the error", |progress| progress.error.as_ref().is_some_and(changed));
+    drop(fetch);
+}

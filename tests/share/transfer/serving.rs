@@ -1,0 +1,215 @@
+//! The serving side, seen by peers on bare sockets.
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use p2s2::share::pieces::digest;
+use p2s2::share::transfer::Limits;
+use serde_json::Value;
+
+use super::world::{Host, MIB, NAME, ask, bytes};
+use crate::support::{PATIENCE, eventually};
+
+fn host_with(content: &[u8]) -> (Host, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("on disk");
+    fs::write(&path, content).unwrap();
+    (Host::with_file("ann", &path).0, dir)
+}
+
+#[test]
+fn get_sends_the_file_and_closes() {
+    for size in [0, 1, 5000, 16 * 1024, 16 * 1024 + 1, 70_000, 3 * MIB + 17] {
+        let content = bytes(size, size);
+        let (host, _dir) = host_with(&content);
+        let answer = ask(host.addr(), format!("GET {NAME}\n").as_bytes());
+        let head = format!("LENGTH {size}\n");
+        assert_eq!(&answer[..head.len()], head.as_bytes());
+        assert!(answer[head.len()..] == content, "{size}");
+        // As telnet sends it, too.
+        assert_eq!(ask(host.addr(), format!("GET {NAME}\r\n").as_bytes()).len(), answer.len());
+        assert_eq!(host.counter("bytes_sent"), 2 * size);
+        eventually("no transfer to run", || (host.server.busy() == 0).then_some(()));
+    }
+}
+
+#[test]
+fn meta_and_range_on_a_connection_that_stays_open() {
+    let content = bytes(2 * MIB + 1000, 7);
+    let (host, _dir) = host_with(&content);
+    let mut stream = TcpStream::connect(host.addr()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+
+    stream.write_all(format!("META {NAME}\n").as_bytes()).unwrap();
+    reader.read_line(&mut line).unwrap();
+    let meta: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((meta["size"].as_u64(), meta["piece_size"].as_u64()), (Some(content.len() as u64), Some(MIB)));
+    assert_eq!(meta["blake3"], digest(&content).to_string());
+    let expected: Vec<String> = content.chunks(MIB as usize).map(|piece| digest(piece).to_string()).collect();
+    assert_eq!(meta["pieces"], serde_json::json!(expected));
+    assert!(meta["modified"].as_f64().unwrap() > 1.6e9);
+
+    let size = content.len() as u64;
+    for (offset, length) in [(0, size), (5, 10), (MIB - 1, MIB + 2), (size - 1, 1), (size, 0), (0, 0), (1, 20_000)] {
+        stream.write_all(format!("RANGE {offset} {length} {NAME}\n").as_bytes()).unwrap();
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("LENGTH {length}\n"));
+        let mut got = vec![0; length as usize];
+        reader.read_exact(&mut got).unwrap();
+        assert!(got == content[offset as usize..(offset + length) as usize], "{offset} {length}");
+    }
+    // Several at once, errors among them: answered in their order, and the connection stays.
+    let far = "99999999999999999999999";
+    let requests = format!(
+        "RANGE {size} 1 {NAME}\nRANGE 0 {} {NAME}\nRANGE {far} 1 {NAME}\nRANGE 1 {far} {NAME}\nMETA none\n\
+         RANGE 0 1 none\nRANGE 0 3 {NAME}\n",
+        size + 1
+    );
+    stream.write_all(requests.as_bytes()).unwrap();
+    for expected in ["readerror", "readerror", "readerror", "readerror", "notfound", "notfound"] {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("ERROR {expected}\n"));
+    }
+    line.clear();
+    reader.read_line(&mut line).unwrap();
+    assert_eq!(line, "LENGTH 3\n");
+    // GET is the last thing on a connection.
+    stream.write_all(format!("GET {NAME}\nGET {NAME}\n").as_bytes()).unwrap();
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len(), 3 + "LENGTH 2098152\n".len() + content.len());
+}
+
+#[test]
+fn nothing_but_what_is_published_can_be_asked_for() {
+    let (host, dir) = host_with(b"published");
+    fs::write(dir.path().join("secret"), "secret").unwrap();
+    let absolute = dir.path().join("secret").display().to_string();
+    let long = "x".repeat(4096);
+    let longer = "x".repeat(4097);
+    let far_longer = "x".repeat(5_000_000);
+    for name in ["secret", "../secret", "./on disk", "on disk", &absolute, "/etc/passwd", "C:\\x", "a\0b", "", &long] {
+        for request in [format!("GET {name}\n"), format!("META {name}\n"), format!("RANGE 0 1 {name}\n")] {
+            let mut stream = TcpStream::connect(host.addr()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = String::new();
+            BufReader::new(&stream).read_line(&mut answer).unwrap();
+            assert_eq!(answer, "ERROR notfound\n", "{:?}", &request[..request.len().min(100)]);
+        }
+    }
+    for request in [
+        format!("GET {longer}\n").into_bytes(),
+        format!("RANGE 0 1 {longer}\n").into_bytes(),
+        format!("GET {}\n", "x".repeat(100_000)).into_bytes(),
+        b"\n".to_vec(),
+        b"PUT x\n".to_vec(),
+        format!("get {NAME}\n").into_bytes(),
+        format!("GET{NAME}\n").into_bytes(),
+        format!("RANGE 0 {NAME}\n").into_bytes(),
+        format!("RANGE -1 1 {NAME}\n").into_bytes(),
+        b"GET \xff\xfe\n".to_vec(),
+    ] {
+        assert_eq!(String::from_utf8(ask(host.addr(), &request)).unwrap(), "ERROR notfound\n", "{request:?}");
+    }
+    // Without any end; whether he reads the answer is his affair.
+    let mut stream = TcpStream::connect(host.addr()).unwrap();
+    let _ = stream.write_all(far_longer.as_bytes());
+    drop(stream);
+    assert_eq!(ask(host.addr(), format!("GET {NAME}\n").as_bytes()), b"LENGTH 9\npublished");
+    // And no longer when it is no longer published.
+    host.shelf.unpublish(NAME);
+    assert_eq!(ask(host.addr(), format!("GET {NAME}\n").as_bytes()), b"ERROR notfound\n");
+}
+
+#[test]
+fn a_file_that_is_not_what_was_published_is_not_sent() {
+    let content = bytes(100_000, 1);
+    let (host, dir) = host_with(&content);
+    let path = dir.path().join("on disk");
+    let get = || ask(host.addr(), format!("GET {NAME}\n").as_bytes());
+    let not_found = b"ERROR filenotfound\n";
+    fs::write(&path, &content[1..]).unwrap();
+    assert_eq!(get(), not_found, "another size");
+    fs::write(&path, &content).unwrap();
+    assert_eq!(get(), not_found, "another time");
+    host.shelf.publish(NAME, &path, true);
+    assert_eq!(get().len(), content.len() + "LENGTH 100000\n".len());
+    fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+    assert_eq!(get(), not_found, "moved");
+    assert_eq!(host.counter("file_not_found"), 3);
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_sent_cuts_the_connection() {
+    let content = bytes(60 * MIB, 1);
+    let (host, dir) = host_with(&content);
+    let path = dir.path().join("on disk");
+    let mut stream = TcpStream::connect(host.addr()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("GET {NAME}\n").as_bytes()).unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    stream.read_exact(&mut buffer[..1000]).unwrap();
+    // Buffers on the way are full by then, and most of the file has not been sent.
+    eventually("a transfer to run", || (host.server.busy() == 1).then_some(()));
+    fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(b"another beginning").unwrap();
+    let mut came = 1000;
+    let ended = loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => break None,
+            Ok(len) => came += len,
+            Err(error) => break Some(error.kind()),
+        }
+    };
+    assert!(came < content.len(), "all of it came");
+    assert!(matches!(ended, None | Some(ErrorKind::ConnectionReset)), "{ended:?}");
+    eventually("it to be counted", || (host.counter("changed_while_sent") == 1).then_some(()));
+}
+
+#[test]
+fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("on disk");
+    fs::write(&path, bytes(60 * MIB, 1)).unwrap();
+    let limits = Limits { stall: Duration::from_millis(500), idle: Duration::from_millis(500), ..Limits::default() };
+    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 20);
+    host.shelf.publish(NAME, &path, true);
+    let stopped: Vec<TcpStream> = (0..10)
+        .map(|_| {
+            let mut stream = TcpStream::connect(host.addr()).unwrap();
+            stream.write_all(format!("GET {NAME}\n").as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    eventually("all to be sent to", || (host.server.busy() == 10).then_some(()));
+    // Meanwhile others get theirs, and files are published and taken back.
+    host.shelf.publish("small", &dir.path().join("on disk"), false);
+    let answer = ask(host.addr(), b"META none\n");
+    assert_eq!(answer, b"ERROR notfound\n", "and the idle connection ends by itself");
+    eventually("them to be cut off", || (host.counter("cut_off") == 10 && host.server.open() == 0).then_some(()));
+    assert_eq!((host.server.busy(), host.gate.open()), (0, 0));
+    drop(stopped);
+}
+
+#[test]
+fn connections_are_bounded_and_a_half_request_ends() {
+    let limits = Limits { request: Duration::from_millis(200), ..Limits::default() };
+    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 2);
+    let mut half = TcpStream::connect(host.addr()).unwrap();
+    half.write_all(b"GET ").unwrap();
+    let _other = TcpStream::connect(host.addr()).unwrap();
+    eventually("both to be open", || (host.server.open() == 2).then_some(()));
+    assert_eq!(ask(host.addr(), b""), b"BUSY\n");
+    let mut rest = Vec::new();
+    half.set_read_timeout(Some(PATIENCE)).unwrap();
+    half.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    eventually("room again", || (host.server.open() < 2).then_some(()));
+    drop(host);
+}
