@@ -20,6 +20,7 @@ use super::table::{
     table,
 };
 use crate::bank::ledger;
+use crate::identity::users::{self, USERS_DB};
 use crate::model::{Cents, Clock, Millis, Total, duration};
 use crate::shop::customer;
 use crate::storage::{self, Reader, StoreError, View, backup};
@@ -53,7 +54,7 @@ enum AdminCommand {
     /// Balances and entries of every account; exit code 1 when they do not sum to zero
     #[command(after_help = "Example:\n  p2s2 admin ledger --data-dir /var/lib/p2s2")]
     Ledger,
-    /// The shop's accounts
+    /// The accounts of the shop and of those who share files
     #[command(after_help = "Example:\n  p2s2 admin users --json")]
     Users,
     /// The trading peers that are registered
@@ -117,7 +118,7 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(io::stdout().lock());
     let code = match &args.command {
         AdminCommand::Ledger => show_ledger(&open_ledgers(&args.data_dir)?, args.json, &mut out)?,
-        AdminCommand::Users => show_users(&open_room(&args.data_dir, CUSTOMER)?, args.json, &mut out)?,
+        AdminCommand::Users => show_users(&args.data_dir, args.json, &mut out)?,
         AdminCommand::Peers => show_peers(&open_room(&args.data_dir, TRADE)?, args.json, &mut out)?,
         AdminCommand::Deals => show_deals(&open_room(&args.data_dir, TRADE)?, args.json, &mut out)?,
         AdminCommand::Log { peer, since } => {
@@ -155,6 +156,7 @@ type Room = (&'static str, &'static [&'static str]);
 
 const TRADE: Room = (TRADE_DB, trade_store::MIGRATIONS);
 const CUSTOMER: Room = (CUSTOMER_DB, customer::MIGRATIONS);
+const SHARE: Room = (USERS_DB, users::MIGRATIONS);
 
 fn open_room(data_dir: &Path, room: Room) -> anyhow::Result<View> {
     match open_rooms(data_dir, &[room])?.pop() {
@@ -316,19 +318,37 @@ fn show_entries(
     }
 }
 
-fn show_users(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let mut users = Vec::new();
-    store.read(|reader| customer::store::users(reader, &mut |role, account, at| users.push((role, account, at))))?;
+fn show_users(data_dir: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let [shop, share] = [CUSTOMER, SHARE].map(|room| open_rooms(data_dir, &[room]));
+    let (shop, share) = (shop?.pop(), share?.pop());
+    if shop.is_none() && share.is_none() {
+        bail!("{} has no {CUSTOMER_DB} and no {USERS_DB}: name the server's own --data-dir", data_dir.display());
+    }
+    // Role, number in the shop, name, name for people, since when.
+    let mut all: Vec<(String, Option<u64>, String, String, Millis)> = Vec::new();
+    if let Some(shop) = shop {
+        let mut users = Vec::new();
+        shop.read(|reader| customer::store::users(reader, &mut |role, account, at| users.push((role, account, at))))?;
+        for (role, account, at) in users {
+            let role = serde_json::to_value(role)?.as_str().unwrap_or_default().to_owned();
+            all.push((role, Some(account.user_id), account.username, account.name, at));
+        }
+    }
+    if let Some(share) = share {
+        for user in share.read(users::all)? {
+            let (name, display_name) = (user.username.to_string(), user.display_name.to_string());
+            all.push(("user".to_owned(), None, name, display_name, user.created_at));
+        }
+    }
     let mut rows = Vec::new();
-    for (role, account, at) in users {
-        let role = serde_json::to_value(role)?;
+    for (role, id, username, name, at) in all {
         if json {
-            let line = json!({"role": role, "user_id": account.user_id, "username": account.username,
-                "name": account.name, "created_at": at.to_iso()});
+            let line =
+                json!({"role": role, "user_id": id, "username": username, "name": name, "created_at": at.to_iso()});
             writeln!(out, "{}", clean_json(&line.to_string()))?;
         } else {
-            let role = role.as_str().unwrap_or_default().to_owned();
-            rows.push(vec![role, account.user_id.to_string(), account.username, account.name, at.to_iso()]);
+            let id = id.map(|id| id.to_string()).unwrap_or_default();
+            rows.push(vec![role, id, username, name, at.to_iso()]);
         }
     }
     if !json {

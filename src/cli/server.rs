@@ -229,6 +229,7 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     if let Some(addr) = share.registry_addr() {
         listeners.add(format!("registry: tcp {addr}"), "registry", addr);
     }
+    listeners.served.extend(share.served());
     let addr = share.api_addr();
     listeners.add(format!("server-api: http {addr}"), "server_api", addr);
     if let Some(trade) = &trade {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::announce::Served;
 use super::settings;
 use super::shop::{RECEIVED_MAX, TlsArgs, in_use};
 use crate::identity::jwt::Jwt;
@@ -90,6 +91,8 @@ pub struct Share {
     registry: Option<(Arc<RegistryServer>, Arc<Store>)>,
     http: Arc<HttpServer>,
     metrics: Arc<Metrics>,
+    /// Of the certificate that is shown, if there is one.
+    cert_sha256: Option<String>,
 }
 
 /// What was chosen, from wherever: looked at before anything is made.
@@ -148,6 +151,7 @@ impl Share {
         let (dir, tls, api_addr) = (ground.data_dir, ground.tls, chosen.api_addr);
         let own = tls.identity(if with_registry { ground.bind } else { api_addr.ip() }, dir)?;
         let identity = own.or_else(|| ground.settled_by.clone());
+        let cert_sha256 = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
 
         let clock = Clock::start();
         let jwt = match &chosen.secret {
@@ -208,7 +212,7 @@ impl Share {
         };
         let http = Arc::new(HttpServer::start(listener, floor, Arc::new(api)).context("cannot serve HTTP")?);
 
-        let share = Share { users, registry, http, metrics };
+        let share = Share { users, registry, http, metrics, cert_sha256 };
         share.count(ground);
         Ok(share)
     }
@@ -216,6 +220,12 @@ impl Share {
     /// Where the registry is, if it is there.
     pub fn registry_addr(&self) -> Option<SocketAddr> {
         self.registry.as_ref().map(|(server, _)| server.local_addr())
+    }
+
+    /// What nodes that look for a server are told of: the registry.
+    pub fn served(&self) -> Option<Served> {
+        let cert_sha256 = self.cert_sha256.clone();
+        self.registry_addr().map(|addr| Served { name: "registry", port: addr.port(), cert_sha256 })
     }
 
     /// Where HTTP is.

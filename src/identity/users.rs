@@ -86,7 +86,7 @@ pub enum UserError {
     #[error("the token is not {0}'s")]
     NotForThis(&'static str),
     /// Too many have failed.
-    #[error("too many failed logins: try again in {} s", .0.as_secs() + 1)]
+    #[error("too many failed logins: try again in {} s", UserError::seconds(*.0))]
     Paused(Duration),
     /// More than can be done at once.
     #[error("{0}")]
@@ -94,6 +94,13 @@ pub enum UserError {
     /// It could not be stored or read; nothing was changed.
     #[error("accounts are not available at the moment: try again")]
     Unavailable,
+}
+
+impl UserError {
+    /// A time to wait in whole seconds, not a moment too short.
+    pub fn seconds(wait: Duration) -> u64 {
+        wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+    }
 }
 
 impl From<StoreError> for UserError {
@@ -474,14 +481,25 @@ pub enum OpenUsersError {
     Read(#[from] StoreError),
 }
 
+/// Every account of a file, by name.
+///
+/// # Errors
+/// The store's.
+pub fn all(reader: &dyn Reader) -> Result<Vec<User>, StoreError> {
+    reader.all(&format!("{SELECT} ORDER BY username"), &[], user)
+}
+
+const SELECT: &str = "SELECT username, display_name, created_at, last_login, password FROM users";
+
+fn user(row: &Row<'_>) -> Result<User, StoreError> {
+    let last_login = row.opt_int(3)?.map(|_| row.millis(3)).transpose()?;
+    Ok(User { username: row.name(0)?, display_name: row.name(1)?, created_at: row.millis(2)?, last_login })
+}
+
 /// An account and the hash of its password.
 fn find(reader: &(impl Reader + ?Sized), name: &Name) -> Result<Option<(User, String)>, StoreError> {
-    let sql = "SELECT username, display_name, created_at, last_login, password FROM users WHERE username = $1";
-    reader.first(sql, &[name.into()], |row: &Row<'_>| {
-        let last_login = row.opt_int(3)?.map(|_| row.millis(3)).transpose()?;
-        let user = User { username: row.name(0)?, display_name: row.name(1)?, created_at: row.millis(2)?, last_login };
-        Ok((user, row.text(4)?.to_owned()))
-    })
+    let sql = format!("{SELECT} WHERE username = $1");
+    reader.first(&sql, &[name.into()], |row| Ok((user(row)?, row.text(4)?.to_owned())))
 }
 
 fn write_sign_in(tx: &mut dyn Tx, name: &Name, source: IpAddr, at: Millis) -> Result<(), StoreError> {

@@ -19,8 +19,8 @@ use super::server::{RegistryServer, View};
 use crate::identity::{UserError, Users};
 use crate::model::{Clock, Millis, Token};
 use crate::net::http::{
-    Fields, Handler, HeaderValue, Method, Refusal, Request, Response, StatusCode, bearer, error, header,
-    method_not_allowed, not_found, segments, success,
+    Fields, Handler, Method, Refusal, Request, Response, StatusCode, bearer, method_not_allowed, not_found, segments,
+    success,
 };
 
 mod accounts;
@@ -122,7 +122,7 @@ impl ServerApi {
         ServerApi { users, registry, clock, metrics }
     }
 
-    fn answer(&self, route: Route, request: &Request) -> Result<Response, Response> {
+    fn answer(&self, route: Route, request: &Request) -> Result<Response, Refusal> {
         match route {
             Route::Register => self.register(request),
             Route::Login => self.login(request),
@@ -140,15 +140,15 @@ impl ServerApi {
             }
             Route::Health => Ok(success(json!({"status": "healthy"}))),
             Route::Metrics if !request.source.ip().is_loopback() => {
-                Err(error(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
+                Err(Refusal::new(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
             }
             Route::Metrics => Ok(self.metrics.show()),
         }
     }
 
-    fn view(&self) -> Result<View, Response> {
-        let none =
-            || error(StatusCode::SERVICE_UNAVAILABLE, "there is no registry here: the service share does not run");
+    fn view(&self) -> Result<View, Refusal> {
+        let reason = "there is no registry here: the service share does not run";
+        let none = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason);
         self.registry.as_ref().map(|registry| registry.view()).ok_or_else(none)
     }
 }
@@ -161,7 +161,7 @@ impl Handler for ServerApi {
         if request.method != method {
             return method_not_allowed(&[method]);
         }
-        let answer = self.answer(route, &request).unwrap_or_else(|refused| refused);
+        let answer = self.answer(route, &request).unwrap_or_else(Response::from);
         self.metrics.count(name, answer.status, begun.elapsed());
         answer
     }
@@ -185,12 +185,8 @@ fn seconds(at: Millis) -> Value {
     if at.0.is_multiple_of(1000) { (at.0 / 1000).into() } else { (at.0 as f64 / 1000.0).into() }
 }
 
-fn refused(refusal: Refusal) -> Response {
-    refusal.into()
-}
-
 /// What went wrong with an account or a token, with the status that fits.
-fn not_so(wrong: UserError) -> Response {
+fn not_so(wrong: UserError) -> Refusal {
     let status = match &wrong {
         UserError::Bad(_) => StatusCode::BAD_REQUEST,
         UserError::Taken(_) => StatusCode::CONFLICT,
@@ -199,27 +195,19 @@ fn not_so(wrong: UserError) -> Response {
         UserError::Paused(_) => StatusCode::TOO_MANY_REQUESTS,
         UserError::Busy(_) | UserError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let answer = error(status, &wrong.to_string());
-    match wrong {
-        UserError::Paused(wait) => answer.with(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1)),
-        UserError::Token(_) => answer.with(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
-        _ => answer,
-    }
+    let refusal = Refusal::new(status, wrong.to_string());
+    if let UserError::Paused(wait) = wrong { refusal.retry_after(UserError::seconds(wait)) } else { refusal }
 }
 
 /// The token that a request bears: in its header, or where that may be in its body.
-fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Response> {
+fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Refusal> {
     if let Some(token) = bearer(&request.headers) {
         return Ok(token);
     }
-    if also_in_body {
-        let fields = Fields::of_any(request).map_err(refused)?;
-        if let Some(token) = fields.optional_text("token", 1, TOKEN_MAX).map_err(refused)? {
-            return Ok(Token::from_text(token));
-        }
+    if also_in_body && let Some(token) = Fields::of_any(request)?.optional_text("token", 1, TOKEN_MAX)? {
+        return Ok(Token::from_text(token));
     }
-    let missing = error(StatusCode::UNAUTHORIZED, "a token is missing: Authorization: Bearer TOKEN");
-    Err(missing.with(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+    Err(Refusal::new(StatusCode::UNAUTHORIZED, "a token is missing: Authorization: Bearer TOKEN"))
 }
 
 #[cfg(test)]

@@ -107,7 +107,9 @@ impl Content {
     /// Whether a host has this content, as far as can be known: the same digests, where there are none the same
     /// size and time.
     pub fn is_at(&self, entry: &FileEntry) -> bool {
-        let same_digests = self.blake3 == entry.blake3 && self.pieces_root == entry.pieces_root;
+        // A whole that no digest says anything about could not be checked.
+        let can_be_checked = self.blake3.is_some() || entry.has_range();
+        let same_digests = can_be_checked && self.blake3 == entry.blake3 && self.pieces_root == entry.pieces_root;
         let is_known = self.blake3.is_some() || self.pieces_root.is_some();
         let is_whole_known = self.blake3.is_some() && self.blake3 == entry.blake3;
         self.size == entry.size
@@ -158,6 +160,9 @@ mod tests {
         ] {
             assert!(!of.is_at(&other), "{other:?}");
         }
+        let no_whole = entry(5, 1.0, None, Some(b"r"));
+        let get_only = FileEntry { features: Arc::new([]), ..no_whole.clone() };
+        assert!(Content::of(&no_whole).is_at(&no_whole) && !Content::of(&no_whole).is_at(&get_only));
         let bare = Content::of(&entry(5, 1.0, None, None));
         assert!(bare.is_at(&entry(5, 1.0, None, None)) && bare.is_at(&full));
         assert!(!bare.is_at(&entry(5, 1.5, None, None)) && !bare.is_at(&entry(6, 1.0, None, None)));

@@ -1,5 +1,15 @@
 //! Share as its users see it: nodes, registry and peers over real sockets, and clients on bare ones.
 
+#[cfg(unix)]
+mod client_api;
+#[cfg(unix)]
+mod commands;
+#[cfg(unix)]
+mod node;
+#[cfg(unix)]
+mod node_faults;
+#[cfg(unix)]
+mod nodes;
 mod registry;
 mod registry_floor;
 mod registry_load;

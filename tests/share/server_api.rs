@@ -421,6 +421,10 @@ fn a_backup_holds_accounts_hosts_and_the_secret() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     admin(&["backup"], &dir.path().join("state"));
+    let users =
+        program("admin").args(["users", "--json", "--data-dir"]).arg(dir.path().join("state")).output().unwrap();
+    let line: Value = serde_json::from_slice(&users.stdout).unwrap();
+    assert_eq!((&line["role"], &line["username"], &line["user_id"]), (&json!("user"), &json!("ann"), &Value::Null));
     drop(node);
     let other = tempfile::tempdir().unwrap();
     admin(&["restore"], &other.path().join("state"));

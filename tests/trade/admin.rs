@@ -333,7 +333,8 @@ fn a_variable_without_a_value_is_none_and_switches_may_be_numbers() {
 #[test]
 fn an_address_that_is_not_ours_is_said_once() {
     let dir = tempfile::tempdir().unwrap();
-    let output = server_command(dir.path(), &["--bind", "192.0.2.1", "--trade-port", "0"]).output().unwrap();
+    let args = ["--bind", "192.0.2.1", "--api-bind", "127.0.0.1", "--trade-port", "0"];
+    let output = server_command(dir.path(), &args).output().unwrap();
     failed(&output, 1, &["cannot bind trade port 192.0.2.1:0"]);
     assert_eq!(text(&output.stderr).matches("os error").count(), 1, "{}", text(&output.stderr));
 }

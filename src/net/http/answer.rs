@@ -15,12 +15,20 @@ pub struct Refusal {
     pub status: StatusCode,
     /// For who reads it; it names the field.
     pub reason: String,
+    /// When it is worth to try again, seconds.
+    pub retry_after_s: Option<u64>,
 }
 
 impl Refusal {
     /// With that status and reason.
     pub fn new(status: StatusCode, reason: impl Into<String>) -> Refusal {
-        Refusal { status, reason: reason.into() }
+        Refusal { status, reason: reason.into(), retry_after_s: None }
+    }
+
+    /// The same, which may be tried again after so many seconds.
+    #[must_use]
+    pub fn retry_after(self, seconds: u64) -> Refusal {
+        Refusal { retry_after_s: Some(seconds), ..self }
     }
 
     /// Status 400.
@@ -31,7 +39,14 @@ impl Refusal {
 
 impl From<Refusal> for Response {
     fn from(refusal: Refusal) -> Response {
-        error(refusal.status, &refusal.reason)
+        let mut answer = error(refusal.status, &refusal.reason);
+        if refusal.status == StatusCode::UNAUTHORIZED {
+            answer = answer.with(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        match refusal.retry_after_s {
+            Some(seconds) => answer.with(header::RETRY_AFTER, HeaderValue::from(seconds)),
+            None => answer,
+        }
     }
 }
 
@@ -313,6 +328,9 @@ mod tests {
         let refused = Response::from(Refusal::bad("a: missing"));
         assert_eq!(refused.status, StatusCode::BAD_REQUEST);
         assert_eq!(text(refused), r#"{"error":"a: missing","success":false}"#);
+        let refused = Response::from(Refusal::new(StatusCode::UNAUTHORIZED, "").retry_after(5));
+        assert_eq!(refused.headers[header::WWW_AUTHENTICATE], "Bearer");
+        assert_eq!(refused.headers[header::RETRY_AFTER], "5");
         let answer = method_not_allowed(&[Method::GET, Method::POST]);
         assert_eq!(answer.headers[header::ALLOW], "GET, POST, HEAD");
         let raw = String::from_utf8(raw(StatusCode::REQUEST_TIMEOUT, "late")).unwrap();

@@ -102,6 +102,10 @@ impl Link {
             if let Err(error) = registry.unregister(&self.inner.user) {
                 log::debug!("{}: unregistering: {error}", self.inner.user);
             }
+            // With the host its secret has ended.
+            if let Err(error) = self.inner.floor.keep.set_resume(&self.inner.user, None) {
+                log::warn!("{}: {error}", self.inner.user);
+            }
         }
         self.tell(Event::Disconnected);
     }

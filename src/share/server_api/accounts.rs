@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::{ServerApi, not_so, refused, token_of};
+use super::{ServerApi, not_so, token_of};
 use crate::identity::{Claims, Role, User, Users};
-use crate::net::http::{Fields, Request, Response, success};
+use crate::net::http::{Fields, Refusal, Request, Response, success};
 use crate::share::server::Accounts;
 
 impl Accounts for Users {
@@ -24,12 +24,12 @@ impl Accounts for Users {
 }
 
 impl ServerApi {
-    pub(super) fn register(&self, request: &Request) -> Result<Response, Response> {
-        let fields = Fields::of(request).map_err(refused)?;
-        let text = |field: &str| fields.any_text(field).map_err(refused);
-        let display_name = fields.get("display_name").map(|_| text("display_name")).transpose()?;
+    pub(super) fn register(&self, request: &Request) -> Result<Response, Refusal> {
+        let fields = Fields::of(request)?;
+        let display_name = fields.get("display_name").map(|_| fields.any_text("display_name")).transpose()?;
         let source = request.source.ip();
-        let made = self.users.register(text("username")?, text("password")?, display_name, source);
+        let made =
+            self.users.register(fields.any_text("username")?, fields.any_text("password")?, display_name, source);
         let user = made.map_err(not_so)?;
         // A stranger may have had the hostname so far.
         if let Some(registry) = &self.registry {
@@ -38,27 +38,27 @@ impl ServerApi {
         Ok(self.signed_in(&user))
     }
 
-    pub(super) fn login(&self, request: &Request) -> Result<Response, Response> {
-        let fields = Fields::of(request).map_err(refused)?;
-        let username = fields.any_text("username").map_err(refused)?;
-        let password = fields.any_text("password").map_err(refused)?;
+    pub(super) fn login(&self, request: &Request) -> Result<Response, Refusal> {
+        let fields = Fields::of(request)?;
+        let username = fields.any_text("username")?;
+        let password = fields.any_text("password")?;
         let user = self.users.login(username, password, request.source.ip()).map_err(not_so)?;
         Ok(self.signed_in(&user))
     }
 
-    pub(super) fn verify(&self, request: &Request) -> Result<Response, Response> {
+    pub(super) fn verify(&self, request: &Request) -> Result<Response, Refusal> {
         let (user, claims) = self.bearer_of(request)?;
         // Until when this holds, for those who remember it.
         Ok(success(json!({"user": shown(&user), "exp": claims.exp})))
     }
 
-    pub(super) fn refresh(&self, request: &Request) -> Result<Response, Response> {
+    pub(super) fn refresh(&self, request: &Request) -> Result<Response, Refusal> {
         let (user, _) = self.bearer_of(request)?;
         self.users.note_sign_in(&user.username, request.source.ip());
         Ok(self.signed_in(&user))
     }
 
-    fn bearer_of(&self, request: &Request) -> Result<(User, Claims), Response> {
+    fn bearer_of(&self, request: &Request) -> Result<(User, Claims), Refusal> {
         let token = token_of(request, true)?;
         self.users.user_of(token.reveal()).map_err(not_so)
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::{ServerApi, not_so, refused, seconds, stats, token_of};
+use super::{ServerApi, not_so, seconds, stats, token_of};
 use crate::identity::{Role, User, Users};
 use crate::model::Name;
-use crate::net::http::{Body, Fields, Request, Response, StatusCode, error, success};
+use crate::net::http::{Body, Fields, Refusal, Request, Response, StatusCode, success};
 use crate::share::server::{Client, View};
 use crate::share::wire::{FileEntry, FileName};
 
@@ -17,22 +17,22 @@ use crate::share::wire::{FileEntry, FileName};
 const PAGE: usize = 256;
 
 impl ServerApi {
-    pub(super) fn admin_login(&self, request: &Request) -> Result<Response, Response> {
-        let fields = Fields::of(request).map_err(refused)?;
-        let username = fields.any_text("username").map_err(refused)?;
-        let password = fields.any_text("password").map_err(refused)?;
+    pub(super) fn admin_login(&self, request: &Request) -> Result<Response, Refusal> {
+        let fields = Fields::of(request)?;
+        let username = fields.any_text("username")?;
+        let password = fields.any_text("password")?;
         let admin = self.users.admin_login(username, password, request.source.ip()).map_err(not_so)?;
         let (token, _) = self.users.issue(&admin, Role::Admin);
         Ok(success(json!({"token": token.reveal(), "username": admin})))
     }
 
-    pub(super) fn admin_verify(&self, request: &Request) -> Result<Response, Response> {
+    pub(super) fn admin_verify(&self, request: &Request) -> Result<Response, Refusal> {
         let token = token_of(request, true)?;
         let admin = self.users.admin_of(token.reveal()).map_err(not_so)?;
         Ok(success(json!({ "username": admin })))
     }
 
-    pub(super) fn admins_registry(&self, request: &Request) -> Result<Response, Response> {
+    pub(super) fn admins_registry(&self, request: &Request) -> Result<Response, Refusal> {
         self.only_admin(request)?;
         let view = self.view()?;
         let mut stats = stats(&view.totals());
@@ -45,21 +45,21 @@ impl ServerApi {
         Ok(Response { body: Body::Chunks(Box::new(chunks)), ..success(Value::Null) })
     }
 
-    pub(super) fn discover(&self, request: &Request, hostname: &str) -> Result<Response, Response> {
+    pub(super) fn discover(&self, request: &Request, hostname: &str) -> Result<Response, Refusal> {
         self.only_admin(request)?;
         let (files, addr) = self.view()?.discover(hostname).ok_or_else(|| {
-            error(StatusCode::NOT_FOUND, "hostname: no such host is registered, or it was not heard for long")
+            Refusal::new(StatusCode::NOT_FOUND, "hostname: no such host is registered, or it was not heard for long")
         })?;
         Ok(success(json!({"hostname": hostname, "files": files, "addr": addr})))
     }
 
-    pub(super) fn ping(&self, request: &Request, hostname: &str) -> Result<Response, Response> {
+    pub(super) fn ping(&self, request: &Request, hostname: &str) -> Result<Response, Refusal> {
         self.only_admin(request)?;
         let status = if self.view()?.ping(hostname) { "ALIVE" } else { "DEAD" };
         Ok(success(json!({"hostname": hostname, "status": status})))
     }
 
-    fn only_admin(&self, request: &Request) -> Result<Name, Response> {
+    fn only_admin(&self, request: &Request) -> Result<Name, Refusal> {
         let token = token_of(request, false)?;
         self.users.admin_of(token.reveal()).map_err(not_so)
     }

@@ -10,7 +10,7 @@ use crate::identity::{Cost, Passwords, Role};
 use crate::model::Name;
 use crate::net::budget::Budget;
 use crate::net::gate::Gate;
-use crate::net::http::{Body, HeaderMap};
+use crate::net::http::{Body, HeaderMap, header};
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, Config, Floor};
@@ -210,6 +210,7 @@ fn who_guesses_is_told_to_wait() {
     }
     let (status, answer) = world.post("/api/user/login", json!({"username": "ann", "password": "wrong"}));
     assert_eq!(status, 429, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("try again in "), "{answer}");
     let elsewhere = json!({"username": "ann", "password": "wrong"});
     assert_eq!(world.ask_from("192.0.2.1:1", Method::POST, "/api/user/login", None, elsewhere).0, 401);
 }

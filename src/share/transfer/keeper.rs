@@ -82,7 +82,8 @@ pub(super) fn keep(mut journal: Journal, part: Option<Arc<Part>>, tasks: &Receiv
 /// Syncs, and notes what is good by that.
 fn sync(journal: &mut Journal, part: &Part, list: Option<&Pieces>, pieces: &mut [usize]) -> std::io::Result<()> {
     part.sync()?;
-    if pieces.is_empty() {
+    // Of one piece there is nothing to be noted: the file is whole with it.
+    if pieces.is_empty() || list.is_some_and(|list| list.digests().len() == 1) {
         return Ok(());
     }
     if let Some(list) = list {

@@ -407,7 +407,8 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
 }
 
 impl Journal {
-    /// Writes a journal under another name, syncs it and puts it in the place of the one before, if there is one.
+    /// Writes a journal under another name and puts it in the place of the one before, if there is one. It is synced
+    /// once it has a list: before that there is nothing that a power cut could take.
     fn create(head: Head, dir: &Path, path: PathBuf, list: &[Digest]) -> io::Result<Journal> {
         let line = head.line()?;
         let key = record_key(&line);
@@ -417,9 +418,13 @@ impl Journal {
         remove(&unfinished)?;
         let mut file = OpenOptions::new().write(true).create_new(true).open(&unfinished)?;
         file.write_all(&bytes)?;
-        file.sync_data()?;
+        if head.listed {
+            file.sync_data()?;
+        }
         fs::rename(&unfinished, &path)?;
-        sync_dir(dir)?;
+        if head.listed {
+            sync_dir(dir)?;
+        }
         Ok(Journal { head, dir: dir.to_owned(), path, file, key })
     }
 

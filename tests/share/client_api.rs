@@ -1,0 +1,311 @@
+//! The client API: every rule of who may ask, tried to be broken.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+
+use crate::nodes::{Node, Place, Server, http, raw_http};
+use crate::support::{PATIENCE, eventually};
+
+const GETS: [&str; 10] = [
+    "status",
+    "local-files",
+    "published-files",
+    "network-files",
+    "peers",
+    "fetches",
+    "events",
+    "fetch-progress/x",
+    "discover/ann",
+    "ping/ann",
+];
+const POSTS: [&str; 11] = [
+    "init",
+    "add-file",
+    "check-duplicate",
+    "check-local-duplicate",
+    "publish",
+    "unpublish",
+    "fetch",
+    "fetches/x/pause",
+    "fetches/x/resume",
+    "fetches/x/cancel",
+    "logout",
+];
+
+/// Asks every route with this token; the statuses.
+fn every_route(node: &Node, token: Option<&str>) -> Vec<(String, u16)> {
+    let ask = |method: &str, route: &str, body: Option<Value>| {
+        let (status, answer) = http(node.api(), method, &format!("/api/client/{route}"), token, body.as_ref());
+        assert_eq!(answer["success"], status == 200, "{route}: {answer}");
+        (route.to_owned(), status)
+    };
+    let gets = GETS.iter().map(|route| ask("GET", route, None));
+    gets.chain(POSTS.iter().map(|route| ask("POST", route, Some(json!({}))))).collect()
+}
+
+#[test]
+fn without_a_good_token_nothing_is_told() {
+    let place = Place::new();
+    let server = Server::start(&place, &["--jwt-ttl", "2s"]);
+    let node = Node::begun(&place, &server, "ann", &[]);
+    let good = node.token.clone().unwrap();
+    let parts: Vec<&str> = good.split('.').collect();
+    let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let mut later = claims.clone();
+    later["exp"] = json!(claims["exp"].as_u64().unwrap() + 3600);
+    let forged = [
+        format!("{}.{}.{}", parts[0], encode(&later), parts[2]),
+        format!("{}.{}.", encode(&json!({"alg": "none", "typ": "JWT"})), parts[1]),
+        format!("{}.{}", parts[0], parts[1]),
+        "x".to_owned(),
+        format!("{}.{}.{}", parts[0], parts[1], URL_SAFE_NO_PAD.encode([0; 32])),
+        // Of another server.
+        {
+            let elsewhere = Place::new();
+            let other = Server::start(&elsewhere, &[]);
+            Node::begun(&elsewhere, &other, "ann", &[]).token.unwrap()
+        },
+    ];
+    let tokens = forged.iter().map(|token| Some(token.as_str())).chain([None, Some("")]);
+    for token in tokens {
+        for (route, status) in every_route(&node, token) {
+            assert_eq!(status, 401, "{route} with {token:?}");
+        }
+    }
+    // It ends, though the server has vouched for it a moment ago.
+    eventually("the token to end", || (node.get("status").0 == 401).then_some(()));
+    for (route, status) in every_route(&node, Some(&good)) {
+        assert_eq!(status, 401, "{route}");
+    }
+}
+
+#[test]
+fn nothing_is_done_before_init_and_a_logged_out_token_is_refused() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut node = Node::start(&place, &server, "ann", &[]);
+    let (status, answer) = node.post("register", json!({"username": "ann", "password": "correct horse"}));
+    assert_eq!((status, &answer["user"]["username"]), (200, &json!("ann")), "{answer}");
+    assert!(answer["user"]["created_at"].is_string(), "{answer}");
+    node.token = answer["token"].as_str().map(str::to_owned);
+    for (route, status) in every_route(&node, node.token.as_deref()).iter().filter(|(route, _)| route != "logout") {
+        assert_eq!(*status, if route == "init" { 400 } else { 409 }, "{route}");
+    }
+    // That logged out as well.
+    assert_eq!(node.get("status").0, 401);
+
+    assert_eq!(node.post("login", json!({"username": "ann", "password": "wrong horse"})).0, 401);
+    assert_eq!(node.post("login", json!({"username": "ann"})).0, 400);
+    assert_eq!(node.post("register", json!({"username": "ann", "password": "correct horse"})).0, 409);
+    let (status, answer) = node.post("login", json!({"username": "ann", "password": "correct horse"}));
+    assert_eq!(status, 200, "{answer}");
+    node.token = answer["token"].as_str().map(str::to_owned);
+    node.refuses("init", json!({"username": "bob"}), 403);
+    node.refuses("init", json!({"username": "ann", "server_ip": "127.0.0.2"}), 403);
+    node.refuses("init", json!({"username": "ann", "server_port": 1}), 403);
+    node.refuses("init", json!({"username": "ann", "server_port": "x"}), 400);
+    for ip in ["x", "0.0.0.0", "224.0.0.1", "::"] {
+        node.refuses("init", json!({"username": "ann", "advertise_ip": ip}), 400);
+    }
+    let client = node.does(
+        "init",
+        json!({"username": "ann", "server_ip": "127.0.0.1", "advertise_ip": "127.0.0.1",
+        "server_port": server.registry().port()}),
+    )["client"]
+        .clone();
+    assert_eq!((&client["username"], &client["hostname"]), (&json!("ann"), &json!("ann")));
+    assert_eq!((&client["port"], &client["server_host"]), (&json!(node.peer().port()), &json!("127.0.0.1")));
+    assert_eq!(client["server_port"], server.registry().port());
+    assert_eq!(node.shows("status")["client"]["state"], "active");
+    assert_eq!(node.shows("status")["client"]["heartbeat_interval"], 60.0);
+    // Init again is no harm.
+    node.does("init", json!({"username": "ann"}));
+    node.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
+    node.does("logout", json!({}));
+    assert_eq!(server.hosts_of("a"), [""; 0]);
+    assert_eq!(node.get("status").0, 401);
+    // Also after a restart.
+    let node = node.kill()();
+    assert_eq!(node.get("status").0, 401);
+}
+
+#[test]
+fn one_user_does_nothing_for_another() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    let bob = Node::begun(&place, &server, "bob", &[]);
+    ann.publishes(&server, &place.file("a", 10));
+    bob.refuses("unpublish", json!({"fname": "a"}), 404);
+    // With ann's token at bob's node, it is still ann; who has not begun there.
+    let (status, _) = http(bob.api(), "GET", "/api/client/local-files", ann.token.as_deref(), None);
+    assert_eq!(status, 409);
+    // Nor does anybody at the registry.
+    for (action, data) in [
+        ("REGISTER", json!({"hostname": "ann", "port": 6001})),
+        ("PUBLISH", json!({"hostname": "ann", "fname": "x", "size": 1, "modified": 1})),
+        ("UNPUBLISH", json!({"hostname": "ann", "fname": "a"})),
+        ("UNREGISTER", json!({"hostname": "ann"})),
+    ] {
+        assert_eq!(server.ask(action, data)["status"], "ERROR", "{action}");
+    }
+    let taken = server.ask("REGISTER", json!({"hostname": "ann", "port": 6001, "token": bob.token}));
+    assert_eq!(taken["status"], "ERROR", "{taken}");
+    assert_eq!(server.hosts_of("a"), ["ann"]);
+}
+
+#[test]
+fn while_the_server_is_away_who_is_known_goes_on() {
+    let place = Place::new();
+    let mut server = Server::start(&place, &[]);
+    let node = Node::begun(&place, &server, "ann", &[]);
+    let (status, answer) = http(
+        server.api(),
+        "POST",
+        "/api/user/login",
+        None,
+        Some(&json!({"username": "ann", "password": "correct horse"})),
+    );
+    assert_eq!(status, 200, "{answer}");
+    let unknown = answer["token"].as_str().unwrap().to_owned();
+    let restart = server.kill();
+    node.does("add-file", json!({ "filepath": place.file("a", 10) }));
+    let (status, answer) = http(node.api(), "GET", "/api/client/status", Some(&unknown), None);
+    assert_eq!((status, &answer["success"]), (503, &json!(false)), "{answer}");
+    assert_eq!(node.post("login", json!({"username": "ann", "password": "x"})).0, 503);
+    let server = restart();
+    let (status, _) = http(node.api(), "GET", "/api/client/status", Some(&unknown), None);
+    assert_eq!(status, 200);
+    drop(server);
+}
+
+#[test]
+fn a_page_elsewhere_cannot_drive_a_node() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let args = ["--http-host", "share.example", "--allow-origin", "http://page.example"];
+    let node = Node::begun(&place, &server, "ann", &args);
+    let (api, token) = (node.api(), node.token.clone().unwrap());
+    let own = format!("Host: {api}");
+    let bearer = format!("Authorization: Bearer {token}");
+    let status =
+        |headers: &[&str]| raw_http(api, "GET", "/api/client/status", &[&[bearer.as_str()], headers].concat(), None).0;
+    assert_eq!(status(&[&own]), 200);
+    for host in ["localhost", "127.0.0.1", "[::1]", "share.example", "SHARE.example:80"] {
+        assert_eq!(status(&[&format!("Host: {host}")]), 200, "{host}");
+    }
+    for host in ["evil.example", "share.example.evil", "localhost.evil", ""] {
+        let status = status(&[&format!("Host: {host}")]);
+        assert!((400..500).contains(&status), "{host}: {status}");
+    }
+    for (origin, is_good) in [
+        (format!("http://{api}"), true),
+        ("http://page.example".to_owned(), true),
+        ("http://evil.example".to_owned(), false),
+        ("https://page.example".to_owned(), false),
+        ("null".to_owned(), false),
+        (format!("http://{}:1", api.ip()), false),
+    ] {
+        let status = status(&[&own, &format!("Origin: {origin}")]);
+        assert_eq!(status == 200, is_good, "{origin}: {status}");
+    }
+    let post = |headers: &[&str], body: &str| {
+        raw_http(api, "POST", "/api/client/add-file", &[&[own.as_str(), bearer.as_str()], headers].concat(), Some(body))
+            .0
+    };
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"] {
+        assert_eq!(post(&[&format!("Content-Type: {kind}")], "{}"), 415, "{kind}");
+    }
+    assert_eq!(post(&[], "{}"), 415);
+    assert_eq!(post(&["Content-Type: application/json"], "{"), 400);
+    assert_eq!(post(&["Content-Type: application/json"], "[]"), 400);
+    assert_eq!(post(&["Content-Type: application/json"], &format!("\"{}\"", "x".repeat(1 << 20))), 413);
+    // A token in a URL is none.
+    assert_eq!(raw_http(api, "GET", &format!("/api/client/status?token={token}"), &[&own], None).0, 401);
+    for (method, path, expected) in
+        [("GET", "init", 405), ("POST", "status", 405), ("GET", "nothing", 404), ("DELETE", "fetches", 405)]
+    {
+        let path = format!("/api/client/{path}");
+        let kind = "Content-Type: application/json";
+        let body = (method == "POST").then_some("{}");
+        let (status, body) = raw_http(api, method, &path, &[&own, &bearer, kind], body);
+        assert_eq!(status, expected, "{method} {path}: {body}");
+        assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["success"], false);
+    }
+    assert_eq!(raw_http(api, "GET", "/api/other", &[&own], None).0, 404);
+}
+
+#[test]
+fn whoever_watches_is_told() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    let mut bob = Node::begun(&place, &server, "bob", &[]);
+    let mut stream = TcpStream::connect(bob.api()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let token = bob.token.clone().unwrap();
+    let head =
+        format!("GET /api/client/events HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\r\n", bob.api());
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().contains(" 200 "));
+    let mut event = |name: &str, part: &str| {
+        let mut last = String::new();
+        for line in lines.by_ref() {
+            if let Some(event) = line.strip_prefix("event: ") {
+                event.clone_into(&mut last);
+            }
+            let Some(data) = line.strip_prefix("data: ").filter(|_| last == name) else { continue };
+            if data.contains(part) {
+                return serde_json::from_str::<Value>(data).unwrap();
+            }
+        }
+        panic!("no event {name} with {part}");
+    };
+    ann.publishes(&server, &place.file("a", 2_000_000));
+    event("peers", "total");
+    bob.does("add-file", json!({ "filepath": place.file("b", 10) }));
+    assert_eq!(event("files", "\"b\"")["change"], "added");
+    std::fs::create_dir(place.path("shared/got")).unwrap();
+    let id = bob.fetches("a", &place.path("shared/got"));
+    let done = event("fetches", "completed");
+    assert_eq!(done[&id]["downloaded_size"], 2_000_000);
+    bob.does("logout", json!({}));
+    assert_eq!(event("node", "disconnected")["state"], "disconnected");
+    bob.token = None;
+}
+
+#[test]
+fn what_a_host_has_and_whether_it_is_there() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    let bob = Node::begun(&place, &server, "bob b&", &[]);
+    ann.publishes(&server, &place.file("a", 10));
+    for index in 0..5 {
+        bob.does("publish", json!({"fname": format!("b{index}"), "local_path": place.file(&format!("b{index}"), 20)}));
+    }
+    let found = bob.shows("discover/ann");
+    assert_eq!((&found["files"]["a"]["size"], &found["addr"][1]), (&json!(10), &json!(ann.peer().port())));
+    assert_eq!(ann.shows("discover/bob%20b%26")["files"].as_object().unwrap().len(), 5);
+    assert_eq!(ann.get("discover/nobody").0, 404);
+    assert_eq!(ann.shows("ping/bob%20b%26")["status"], "ALIVE");
+    assert_eq!(ann.shows("ping/nobody")["status"], "DEAD");
+    let names = |answer: &Value| -> Vec<String> {
+        let files = answer["files"].as_array().unwrap().iter();
+        files.map(|file| file["name"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("all to be seen", || (ann.shows("network-files")["total"] == 6).then_some(()));
+    let page = ann.shows("network-files?offset=1&limit=2");
+    assert_eq!((names(&page), &page["total"]), (vec!["b0".to_owned(), "b1".to_owned()], &json!(6)));
+    let page = ann.shows("network-files?q=B&offset=4");
+    assert_eq!((names(&page), &page["total"]), (vec!["b4".to_owned()], &json!(5)));
+    let peers = ann.shows("peers");
+    assert_eq!((&peers["total"], &peers["peers"][0]["hostname"]), (&json!(2), &json!("ann")));
+    assert_eq!(ann.get("network-files?limit=x").0, 400);
+}

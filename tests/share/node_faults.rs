@@ -1,0 +1,175 @@
+//! Pulled cables: peers, nodes and the registry killed at the worst moments. Whatever happens, a fetch ends with
+//! the right content, and what is published is there again without anybody doing anything.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::nodes::{Node, Place, Server, content};
+use crate::support::{PATIENCE, eventually, scaled};
+
+/// Enough to be caught in the middle.
+const LARGE: usize = 96 << 20;
+
+struct Transfer {
+    place: Place,
+    server: Server,
+    sender: Node,
+    receiver: Node,
+    target: PathBuf,
+}
+
+impl Transfer {
+    fn ready() -> Transfer {
+        let place = Place::new();
+        let server = Server::start(&place, &[]);
+        let sender = Node::begun(&place, &server, "ann", &[]);
+        let receiver = Node::begun(&place, &server, "bob", &[]);
+        sender.publishes(&server, &place.file("large", LARGE));
+        fs::create_dir(place.path("shared/got")).unwrap();
+        let target = place.path("shared/got/large");
+        Transfer { place, server, sender, receiver, target }
+    }
+
+    /// Begins, and waits until some of it is here.
+    fn begin(&self) -> String {
+        let id = self.receiver.fetches("large", &self.target);
+        self.some_more(&id, 0);
+        id
+    }
+
+    /// Waits until there is more than this, which is not all; how much.
+    fn some_more(&self, id: &str, than: u64) -> u64 {
+        let give_up_at = Instant::now() + PATIENCE;
+        loop {
+            let here = self.receiver.progress(id)["downloaded_size"].as_u64().unwrap();
+            if here > than {
+                assert!(here < LARGE as u64, "too fast for this test");
+                return here;
+            }
+            assert!(Instant::now() < give_up_at, "nothing comes");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn ends_well(&self, id: &str) {
+        let done = self.receiver.waits_for(id, "completed");
+        assert_eq!((&done["verified"], &done["downloaded_size"]), (&json!(true), &json!(LARGE)));
+        assert_eq!(fs::read(&self.target).unwrap(), content("large", LARGE));
+        let left: Vec<_> = fs::read_dir(self.place.path("shared/got")).unwrap().map(|it| it.unwrap().path()).collect();
+        assert_eq!(left, [self.target.clone()]);
+        let files = self.receiver.shows("local-files")["files"].clone();
+        assert_eq!(files[0]["path"], self.target.to_str().unwrap());
+    }
+}
+
+#[test]
+fn a_sender_that_is_killed_comes_back_and_the_fetch_goes_on() {
+    let mut transfer = Transfer::ready();
+    let id = transfer.begin();
+    for _ in 0..scaled(10) {
+        let restart = transfer.sender.kill();
+        let waiting = eventually("the fetch to wait for the sender", || {
+            let progress = transfer.receiver.progress(&id);
+            (progress["error"].is_string() || progress["status"] == "completed").then_some(progress)
+        });
+        if waiting["status"] != "completed" {
+            assert!(waiting["error"].as_str().unwrap().contains("ann"), "it names who is offline: {waiting}");
+        }
+        transfer.sender = restart();
+    }
+    transfer.ends_well(&id);
+}
+
+#[test]
+fn a_receiver_that_is_killed_goes_on_by_itself_at_its_next_start() {
+    let mut transfer = Transfer::ready();
+    let id = transfer.begin();
+    let before = transfer.receiver.progress(&id)["downloaded_size"].as_u64().unwrap();
+    for _ in 0..scaled(10) {
+        transfer.receiver = transfer.receiver.kill()();
+        assert!(!transfer.target.exists() || transfer.receiver.progress(&id)["status"] == "completed");
+    }
+    assert!(before > 0);
+    transfer.ends_well(&id);
+}
+
+#[test]
+fn a_paused_fetch_stays_paused_over_a_kill() {
+    let mut transfer = Transfer::ready();
+    let id = transfer.begin();
+    let paused = transfer.receiver.does(&format!("fetches/{id}/pause"), json!({}))["progress"].clone();
+    assert_eq!(paused["status"], "paused", "{paused}");
+    transfer.receiver = transfer.receiver.kill()();
+    let still = transfer.receiver.progress(&id);
+    assert_eq!(still["status"], "paused", "{still}");
+    assert!(still["downloaded_size"].as_u64().unwrap() > 0, "{still}");
+    transfer.receiver.does(&format!("fetches/{id}/resume"), json!({}));
+    transfer.ends_well(&id);
+}
+
+#[test]
+fn a_registry_that_is_killed_while_files_are_fetched_harms_no_fetch() {
+    let mut transfer = Transfer::ready();
+    let id = transfer.begin();
+    let restart = transfer.server.kill();
+    transfer.ends_well(&id);
+    transfer.server = restart();
+    eventually("all to be published again", || (transfer.server.hosts_of("large") == ["ann"]).then_some(()));
+}
+
+#[test]
+fn a_registry_that_lost_everything_is_told_everything_again() {
+    let place = Place::new();
+    let mut server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    for name in ["a", "b", "c"] {
+        ann.publishes(&server, &place.file(name, 10));
+    }
+    ann.does("unpublish", json!({"fname": "b"}));
+    let restart = server.kill();
+    // While it is away: what needs it says so, the rest works.
+    let reason = ann.refuses("publish", json!({"fname": "b"}), 503);
+    assert!(reason.contains("registry"), "{reason}");
+    assert_eq!(ann.get("network-files").0, 503);
+    assert_eq!(ann.shows("local-files")["files"].as_array().unwrap().len(), 3);
+    eventually("it to be seen", || (ann.shows("status")["client"]["state"] == "disconnected").then_some(()));
+    for ending in ["", "-wal", "-shm"] {
+        match fs::remove_file(place.path(&format!("server/registry.db{ending}"))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+    }
+    server = restart();
+    eventually("all to be published again", || {
+        let has = |name: &str| server.hosts_of(name) == ["ann"];
+        (has("a") && has("c")).then_some(())
+    });
+    assert_eq!(server.hosts_of("b"), [""; 0], "what was not to be published is not");
+    eventually("it to be seen", || (ann.shows("status")["client"]["state"] == "active").then_some(()));
+    // With their digests.
+    ann.is_hashed(&server, "a");
+}
+
+#[test]
+fn a_node_that_is_killed_has_all_that_it_answered() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut ann = Node::begun(&place, &server, "ann", &[]);
+    for round in 0..scaled(20) {
+        let name = format!("file-{round}");
+        ann.does("publish", json!({"fname": name, "local_path": place.file(&name, 100 + round)}));
+        if round % 2 == 1 {
+            ann.does("unpublish", json!({"fname": name}));
+        }
+        ann = ann.kill()();
+        let files = ann.shows("local-files")["files"].clone();
+        let files = files.as_array().unwrap();
+        assert_eq!(files.len(), round + 1);
+        let published = files.iter().filter(|file| file["is_published"] == true).count();
+        assert_eq!(published, round / 2 + 1);
+    }
+    eventually("the newest to be known", || (server.hosts_of("file-0") == ["ann"]).then_some(()));
+}

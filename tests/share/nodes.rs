@@ -1,0 +1,379 @@
+//! What tests of nodes share: a server and nodes as processes, and an HTTP client on a bare socket.
+
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{PATIENCE, eventually, program, signal};
+
+/// A folder of its own, with what is shared in `shared` and everything else beside it.
+#[derive(Clone)]
+pub struct Place {
+    dir: Arc<tempfile::TempDir>,
+}
+
+impl Place {
+    pub fn new() -> Place {
+        let dir = tempfile::Builder::new().prefix("share").tempdir().unwrap();
+        fs::create_dir(dir.path().join("shared")).unwrap();
+        Place { dir: Arc::new(dir) }
+    }
+
+    /// The real path, as nodes show it.
+    pub fn path(&self, below: &str) -> PathBuf {
+        fs::canonicalize(self.dir.path()).unwrap().join(below)
+    }
+
+    pub fn text(&self, below: &str) -> String {
+        self.path(below).to_str().unwrap().to_owned()
+    }
+
+    /// A file in `shared`, of so many bytes that are like no other file's.
+    pub fn file(&self, name: &str, bytes: usize) -> PathBuf {
+        let path = self.path("shared").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content(name, bytes)).unwrap();
+        path
+    }
+}
+
+/// Bytes that depend on the name alone.
+pub fn content(name: &str, bytes: usize) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(name.as_bytes());
+    let mut content = vec![0; bytes];
+    hasher.finalize_xof().fill(&mut content);
+    content
+}
+
+/// A process that writes a ready file. Ended by SIGKILL when dropped.
+struct Process {
+    child: Child,
+    ready: Value,
+    log: PathBuf,
+}
+
+impl Process {
+    fn spawn(mut command: Command, dir: &Path, name: &str) -> Process {
+        let ready = dir.join(format!("{name}.ready"));
+        let _ = fs::remove_file(&ready);
+        let log_path = dir.join(format!("{name}.log"));
+        let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).unwrap();
+        let mut child = command
+            .arg("--ready-file")
+            .arg(&ready)
+            .env("HOME", dir)
+            .env_remove("XDG_CONFIG_HOME")
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let ready = eventually("the process to be ready", || {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("{name} ended with {status}: {}", fs::read_to_string(&log_path).unwrap());
+            }
+            Some(serde_json::from_str(&fs::read_to_string(&ready).ok()?).unwrap())
+        });
+        Process { child, ready, log: log_path }
+    }
+
+    fn addr(&self, name: &str) -> SocketAddr {
+        self.ready[name].as_str().unwrap().parse().unwrap()
+    }
+
+    fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM; the exit code.
+    fn stop(&mut self) -> i32 {
+        signal(self.child.id(), libc::SIGTERM);
+        eventually("the process to end", || self.child.try_wait().unwrap()).code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- {}:\n{}", self.log.display(), fs::read_to_string(&self.log).unwrap_or_default());
+        }
+    }
+}
+
+/// `p2s2 server --services share`.
+pub struct Server {
+    process: Process,
+    place: Place,
+    args: Vec<String>,
+}
+
+impl Server {
+    pub fn start(place: &Place, args: &[&str]) -> Server {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Server::start_at(place, args, 0, 0)
+    }
+
+    fn start_at(place: &Place, args: Vec<String>, registry: u16, api: u16) -> Server {
+        let mut command = program("server");
+        command
+            .env("P2S2_SERVER_SERVICES", "share")
+            .args(["--registry-port", &registry.to_string(), "--api-port", &api.to_string()])
+            .arg("--data-dir")
+            .arg(place.path("server"))
+            .args(&args);
+        Server { process: Process::spawn(command, &place.path(""), "server"), place: place.clone(), args }
+    }
+
+    /// SIGKILL; what is given starts it again on the same data and ports.
+    pub fn kill(&mut self) -> impl FnOnce() -> Server + use<> {
+        let (registry, api) = (self.registry().port(), self.api().port());
+        self.process.kill();
+        let (place, args) = (self.place.clone(), self.args.clone());
+        move || Server::start_at(&place, args, registry, api)
+    }
+
+    pub fn registry(&self) -> SocketAddr {
+        self.process.addr("registry")
+    }
+
+    pub fn api(&self) -> SocketAddr {
+        self.process.addr("server_api")
+    }
+
+    /// One registry request on a connection of its own.
+    pub fn ask(&self, action: &str, data: Value) -> Value {
+        ask_registry(self.registry(), action, data)
+    }
+
+    /// Who has a file, by hostname.
+    pub fn hosts_of(&self, file: &str) -> Vec<String> {
+        let answer = self.ask("REQUEST", json!({ "fname": file }));
+        let hosts = answer["hosts"].as_array().unwrap().iter();
+        hosts.map(|host| host["hostname"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// One registry request on a connection of its own.
+pub fn ask_registry(registry: SocketAddr, action: &str, data: Value) -> Value {
+    let mut stream = TcpStream::connect(registry).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("{}\n", json!({"action": action, "data": data})).as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+/// `p2s2 share`, and who uses it.
+pub struct Node {
+    process: Process,
+    place: Place,
+    pub name: String,
+    registry: u16,
+    server_api: u16,
+    args: Vec<String>,
+    pub token: Option<String>,
+}
+
+impl Node {
+    /// A node that nobody has signed in at.
+    pub fn start(place: &Place, server: &Server, name: &str, args: &[&str]) -> Node {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Node::start_at(place, (server.registry().port(), server.api().port()), name, args)
+    }
+
+    fn start_at(place: &Place, (registry, server_api): (u16, u16), name: &str, args: Vec<String>) -> Node {
+        let process = Process::spawn(Node::command(place, registry, server_api, name, &args), &place.path(""), name);
+        Node { process, place: place.clone(), name: name.to_owned(), registry, server_api, args, token: None }
+    }
+
+    pub fn command(place: &Place, registry: u16, server_api: u16, name: &str, args: &[String]) -> Command {
+        let mut command = program("share");
+        let given = |flag: &str| args.iter().any(|arg| arg == flag);
+        command.args(["--name", name, "--registry-port", &registry.to_string()]);
+        command.args(["--server-api-port", &server_api.to_string()]);
+        if !given("--api-port") {
+            command.args(["--api-port", "0"]);
+        }
+        if !given("--folder") {
+            command.arg("--folder").arg(place.path("shared"));
+        }
+        command.arg("--data-dir").arg(place.path(&format!("state-{name}"))).args(args);
+        command
+    }
+
+    /// A node with an account and signed in, that takes part.
+    pub fn begun(place: &Place, server: &Server, name: &str, args: &[&str]) -> Node {
+        let mut node = Node::start(place, server, name, args);
+        node.register();
+        node
+    }
+
+    /// An account of the node's name, and init.
+    pub fn register(&mut self) {
+        let body =
+            json!({"username": self.name, "password": "correct horse", "display_name": format!("{} Doe", self.name)});
+        let answer = self.post("register", body);
+        assert_eq!(answer.0, 200, "{answer:?}");
+        self.token = Some(answer.1["token"].as_str().unwrap().to_owned());
+        let answer = self.post("init", json!({ "username": self.name }));
+        assert_eq!(answer.0, 200, "{answer:?}");
+    }
+
+    /// SIGKILL; what is given starts it again on the same data.
+    pub fn kill(mut self) -> impl FnOnce() -> Node {
+        self.process.kill();
+        let (place, ports, name) = (self.place.clone(), (self.registry, self.server_api), self.name.clone());
+        let (args, token) = (self.args.clone(), self.token.take());
+        move || {
+            let mut node = Node::start_at(&place, ports, &name, args);
+            node.token = token;
+            node
+        }
+    }
+
+    /// SIGTERM; the exit code.
+    pub fn stop(mut self) -> i32 {
+        self.process.stop()
+    }
+
+    pub fn api(&self) -> SocketAddr {
+        self.process.addr("client_api")
+    }
+
+    pub fn peer(&self) -> SocketAddr {
+        self.process.addr("peer")
+    }
+
+    pub fn get(&self, path: &str) -> (u16, Value) {
+        http(self.api(), "GET", &format!("/api/client/{path}"), self.token.as_deref(), None)
+    }
+
+    pub fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        http(self.api(), "POST", &format!("/api/client/{path}"), self.token.as_deref(), Some(&body))
+    }
+
+    /// A POST that must succeed.
+    #[track_caller]
+    pub fn does(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.post(path, body);
+        assert_eq!((status, &answer["success"]), (200, &json!(true)), "{path}: {answer}");
+        answer
+    }
+
+    /// A GET that must succeed.
+    #[track_caller]
+    pub fn shows(&self, path: &str) -> Value {
+        let (status, answer) = self.get(path);
+        assert_eq!((status, &answer["success"]), (200, &json!(true)), "{path}: {answer}");
+        answer
+    }
+
+    /// A POST that must be refused with this status; the reason.
+    #[track_caller]
+    pub fn refuses(&self, path: &str, body: Value, status: u16) -> String {
+        let (got, answer) = self.post(path, body.clone());
+        assert_eq!((got, &answer["success"]), (status, &json!(false)), "{path} {body}: {answer}");
+        answer["error"].as_str().unwrap().to_owned()
+    }
+
+    /// Publishes a file of `shared` under its name, and waits until its digests are known to the registry.
+    pub fn publishes(&self, server: &Server, path: &Path) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        self.does("publish", json!({"fname": name, "local_path": path}));
+        self.is_hashed(server, name);
+    }
+
+    pub fn is_hashed(&self, server: &Server, name: &str) {
+        eventually("the registry to know the digests", || {
+            let answer = server.ask("REQUEST", json!({ "fname": name }));
+            let mut hosts = answer["hosts"].as_array().unwrap().iter();
+            hosts.any(|host| host["hostname"] == self.name && host["pieces_root"].is_string()).then_some(())
+        });
+    }
+
+    /// Begins a fetch to `save_path`; its id.
+    #[track_caller]
+    pub fn fetches(&self, name: &str, save_path: &Path) -> String {
+        let begun = self.does("fetch", json!({"fname": name, "save_path": save_path}));
+        begun["fetch_id"].as_str().unwrap().to_owned()
+    }
+
+    pub fn progress(&self, id: &str) -> Value {
+        self.shows(&format!("fetch-progress/{id}"))["progress"].clone()
+    }
+
+    /// Waits until a fetch has this status.
+    pub fn waits_for(&self, id: &str, status: &str) -> Value {
+        let give_up_at = Instant::now() + PATIENCE;
+        loop {
+            let progress = self.progress(id);
+            if progress["status"] == status {
+                return progress;
+            }
+            let is_over = ["completed", "failed", "cancelled"].iter().any(|over| progress["status"] == *over);
+            assert!(!is_over && Instant::now() < give_up_at, "not {status}, but {progress}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// One HTTP request on a connection of its own; status and body.
+pub fn http(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> (u16, Value) {
+    let mut head = vec![format!("Host: {at}")];
+    if let Some(token) = token {
+        head.push(format!("Authorization: Bearer {token}"));
+    }
+    if body.is_some() {
+        head.push("Content-Type: application/json".to_owned());
+    }
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    let (status, text) = raw_http(at, method, path, &head, body.map(Value::to_string).as_deref());
+    (status, serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}")))
+}
+
+/// The same with these headers and no others; the body as it is.
+pub fn raw_http(at: SocketAddr, method: &str, path: &str, headers: &[&str], body: Option<&str>) -> (u16, String) {
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut request = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
+    headers.iter().for_each(|header| request.push_str(&format!("{header}\r\n")));
+    if let Some(body) = body {
+        request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    request.push_str("\r\n");
+    request.push_str(body.unwrap_or_default());
+    match stream.write_all(request.as_bytes()) {
+        // It may have answered by the head alone.
+        Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => panic!("{error}"),
+        _ => {}
+    }
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+        _ => {}
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let is_chunked = head.to_lowercase().contains("transfer-encoding: chunked");
+    (status, if is_chunked { unchunked(body) } else { body.to_owned() })
+}
+
+fn unchunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((length, rest)) = body.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16).unwrap();
+        whole.push_str(&rest[..length]);
+        body = rest[length..].trim_start_matches("\r\n");
+    }
+    whole
+}
