@@ -23,6 +23,11 @@ const RACE: usize = 3;
 const ASKED_FOR: f64 = 0.25;
 /// Most bytes asked for at a time, but for a piece that is larger.
 const ASKED_MAX: u64 = 8 << 20;
+/// At most this part of the file is under way or not yet synced: what a kill of this process would cost. Not less
+/// than is needed to keep everybody at work, nor more than is of any use.
+const UNSAFE_PART: u64 = 32;
+const UNSAFE_MIN: u64 = 8 << 20;
+const UNSAFE_MAX: u64 = 128 << 20;
 /// Over how long a host's speed is averaged, and what is too short to measure it by.
 const SPEED_OVER: Duration = Duration::from_millis(500);
 const SPEED_MEASURED: Duration = Duration::from_millis(20);
@@ -541,8 +546,13 @@ impl Plan {
         let is_ready = |host: &Host| host.line == Line::Open && host.takes_range && !host.has_lost_some;
         let mut ready: Vec<HostId> = (0..self.hosts.len()).filter(|id| is_ready(&self.hosts[*id])).collect();
         ready.sort_by(|a, b| self.hosts[*b].speed.total_cmp(&self.hosts[*a].speed));
+        let at_most = (self.layout.size() / UNSAFE_PART).clamp(UNSAFE_MIN, UNSAFE_MAX);
+        let not_synced = (self.not_good - self.not_right) as u64 * self.layout.piece_size();
+        let mut is_unsafe = not_synced + (0..self.hosts.len()).map(|id| self.to_come(id)).sum::<u64>();
         for id in ready {
-            while let Some(pieces) = self.next_of(id, now) {
+            while is_unsafe < at_most {
+                let Some(pieces) = self.next_of(id, now) else { break };
+                is_unsafe += self.layout.bytes(&pieces);
                 self.hosts[id].begin_asking(now);
                 for piece in pieces.clone() {
                     self.pieces[piece] = Piece::Asked(id);

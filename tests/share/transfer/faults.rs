@@ -106,7 +106,7 @@ fn in_a_role() {
 
 #[test]
 fn interruptions_at_random_points_cost_little_and_spoil_nothing() {
-    const SIZE: u64 = 192 * MIB;
+    const SIZE: u64 = 320 * MIB;
     const A_FETCH: usize = 5;
     let seed = Seed::of_this_run();
     let mut rng = Rng::new(seed.0);
