@@ -21,6 +21,10 @@ run-clients: build ## play one whole story against the running server (or one of
 perf: build ## measure: how fast, and how far from what the machine could do; pages in data/perf
 	$(RELEASE)/p2s2-perf trade
 	$(RELEASE)/p2s2-perf shop
+	$(RELEASE)/p2s2-perf registry --quick
+	$(RELEASE)/p2s2-perf transfer --quick
+	$(RELEASE)/p2s2-perf heartbeat
+	$(RELEASE)/p2s2-perf duplicates --quick
 
 test: need-tools need-browser need-ip ## every test; kills, simulations and floods at a tenth
 	$(CARGO) test --locked

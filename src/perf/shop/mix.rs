@@ -31,6 +31,7 @@ const RUNS: usize = 10;
 const CALLS: u64 = 1000;
 /// Of everything, purchases with it, which cost ten commits each: fewer, unless there is time.
 const CALLS_OF_ALL: u64 = 100;
+const RUNS_OF_ALL: usize = 5;
 /// A quick run has time for hardly more than a look.
 const QUICK_RUNS: usize = 5;
 const QUICK_CALLS: u64 = 12;
@@ -69,7 +70,7 @@ impl Mix {
         let args = run.args;
         let (runs, calls) = match (args.quick, args.full, self) {
             (true, ..) => (QUICK_RUNS, QUICK_CALLS),
-            (false, false, Mix::Everything) => (RUNS, CALLS_OF_ALL),
+            (false, false, Mix::Everything) => (RUNS_OF_ALL, CALLS_OF_ALL),
             _ => (RUNS, CALLS),
         };
         let runs = args.runs.map_or(runs, usize::from);
