@@ -85,7 +85,7 @@ pub enum Refusal {
     #[error("hostname in use")]
     InUse,
     /// There are as many as there may be.
-    #[error("the registry is full: {0} are as many as it takes")]
+    #[error("the registry is full: it takes no more {0}")]
     Full(&'static str),
     /// The host has as many as it may have.
     #[error("fname: a host may have {0} files")]

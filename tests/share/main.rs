@@ -15,6 +15,7 @@ mod registry_floor;
 mod registry_load;
 mod registry_process;
 mod registry_rights;
+mod registry_server;
 #[path = "../crash/rng.rs"]
 #[allow(dead_code, reason = "each test target uses its part")]
 mod rng;

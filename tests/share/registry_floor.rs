@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use p2s2::model::Clock;
 use p2s2::net::budget::{Budget, RECEIVED_MAX};
@@ -18,21 +18,7 @@ use p2s2::share::server::{Accounts, AuthMode, Config, Floor, RegistryServer};
 use p2s2::storage::Store;
 use serde_json::{Value, json};
 
-/// Longer than anything that is not broken takes, also on a slow and shared machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Waits until `check` gives something; fails the test when it takes too long.
-#[track_caller]
-pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = check() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+pub use crate::support::{PATIENCE, eventually, scaled};
 
 /// Users as a test wants them: by name, with their tokens, and where they signed in.
 #[derive(Default)]

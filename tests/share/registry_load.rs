@@ -12,11 +12,6 @@ use serde_json::{Map, Value, json};
 use crate::registry_floor::*;
 use crate::registry_process::Process;
 
-/// How often the long tests run: in full with `P2S2_TEST_SCALE=full`, else a tenth.
-fn scaled(full: usize) -> usize {
-    if std::env::var("P2S2_TEST_SCALE").is_ok_and(|scale| scale == "full") { full } else { full / 10 }
-}
-
 /// Hosts with files, so many in all, on connections that are closed again.
 fn fill(addr: std::net::SocketAddr, files: usize) {
     const EACH: usize = 1000;

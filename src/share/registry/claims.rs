@@ -100,11 +100,8 @@ impl Registry {
         let former_ip = known.filter(|(_, host)| stays_all && host.by_account).map(|(_, host)| host.ip);
         let ip = allowed_ip(claim, source, former_ip)?;
         if self.is_too_full_for(claim) {
-            return Err(Refusal::Full(if self.by_name.len() >= self.bounds.hosts {
-                "these hosts"
-            } else {
-                "these files"
-            }));
+            let no_more_hosts = known.is_none() && self.by_name.len() >= self.bounds.hosts;
+            return Err(Refusal::Full(if no_more_hosts { "hosts" } else { "files" }));
         }
 
         let known = known.map(|(slot, _)| slot);

@@ -33,7 +33,7 @@ impl Registry {
             return Err(Refusal::TooManyFiles(FILES_MAX));
         }
         if is_new && self.known_files >= self.bounds.files {
-            return Err(Refusal::Full("these files"));
+            return Err(Refusal::Full("files"));
         }
         self.set_file(slot, fname, Some(Arc::clone(&entry)));
         Ok(vec![Change::File { host: id, fname: fname.clone(), entry }])

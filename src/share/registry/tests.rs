@@ -356,9 +356,9 @@ fn bounds_hold_and_the_silent_make_room() {
     register(&mut core, 1, 2, &claim("bob")).unwrap();
     core.publish(Millis(1), 2, &name("bob"), &fname("a"), entry(1, true)).unwrap();
     let publish = core.publish(Millis(1), 2, &name("bob"), &fname("b"), entry(1, true));
-    assert_eq!(publish, Err(Refusal::Full("these files")));
+    assert_eq!(publish, Err(Refusal::Full("files")));
     core.publish(Millis(1), 2, &name("bob"), &fname("a"), entry(2, true)).unwrap();
-    assert_eq!(register(&mut core, 1, 3, &claim("cid")), Err(Refusal::Full("these hosts")));
+    assert_eq!(register(&mut core, 1, 3, &claim("cid")), Err(Refusal::Full("hosts")));
     let mut changes = Vec::new();
     assert!(!core.make_room(&claim("cid"), 10, &mut changes) && changes.is_empty(), "both are there");
     core.hear(Millis(20 * MINUTE), 2);
@@ -366,7 +366,7 @@ fn bounds_hold_and_the_silent_make_room() {
     let more = Claim { file_count: 3, ..claim("cid") };
     assert!(!core.make_room(&more, 10, &mut changes));
     assert_eq!(changes.len(), 1);
-    assert_eq!(register(&mut core, 20 * MINUTE, 3, &more), Err(Refusal::Full("these files")));
+    assert_eq!(register(&mut core, 20 * MINUTE, 3, &more), Err(Refusal::Full("files")));
     register(&mut core, 20 * MINUTE, 3, &Claim { file_count: 2, ..claim("cid") }).unwrap();
 }
 
