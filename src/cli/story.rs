@@ -245,7 +245,17 @@ impl Stage {
         command.args(["--bind", "127.0.0.1", "--services", "trade,shop", "--trade-port", "0", "--product-port", "0"]);
         // Nobody else is to find it.
         command.arg("--no-announce");
-        command.args(["--customer-port", "0", "--seller-port", "0", "--buyer-port", "0", "--api-port", "0", "--data-dir"]);
+        command.args([
+            "--customer-port",
+            "0",
+            "--seller-port",
+            "0",
+            "--buyer-port",
+            "0",
+            "--api-port",
+            "0",
+            "--data-dir",
+        ]);
         command.arg(self.dir.join(name)).arg("--ready-file").arg(&ready);
         let mut server = Actor::start(name, command)?;
         server.is_server = true;
