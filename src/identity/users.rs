@@ -342,6 +342,8 @@ impl Users {
     /// `WrongCredentials`, `Paused`, `Bad`, `Busy` or `Unavailable`.
     pub fn admin_login(&self, username: &str, password: &str, source: IpAddr) -> Result<Name, UserError> {
         check_password("password", password)?;
+        // Guessers are remembered by it: nothing longer.
+        Name::new(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
         let guesser = (Role::Admin, username.to_owned(), source);
         self.may_guess(&guesser)?;
         let admin = self.admin.read().clone().filter(|admin| admin.username.as_str() == username);

@@ -174,6 +174,7 @@ fn wrong_fields_wrong_passwords_and_wrong_tokens_have_their_statuses() {
         ("/api/user/login", Value::Null, "body"),
         ("/api/user/verify", json!({"token": 5}), "token"),
         ("/api/admin/login", json!({"password": "p"}), "username"),
+        ("/api/admin/login", json!({"username": "x".repeat(65), "password": "p"}), "username"),
     ] {
         let (status, answer) = world.post(path, body.clone());
         assert_eq!(status, 400, "{path} {body}: {answer}");
