@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -142,6 +142,8 @@ pub struct Fetch {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Nobody wants it any more.
+    must_stop: AtomicBool,
 }
 
 struct State {
@@ -211,7 +213,7 @@ impl Fetch {
             received: 0,
         };
         let state = Mutex::new(State { progress: progress.clone(), is_over: false });
-        let shared = Arc::new(Shared { state, changed: Condvar::new() });
+        let shared = Arc::new(Shared { state, changed: Condvar::new(), must_stop: AtomicBool::new(false) });
         // The digests came out of a journal that begins with their root.
         let list = list.and_then(|list| {
             let blake3 = spec.content.blake3.unwrap_or(super::Digest([0; 32]));
@@ -311,8 +313,9 @@ impl Fetch {
 
 impl Drop for Fetch {
     fn drop(&mut self) {
-        // A full queue: the thread holds no sender of its own that would keep it from ending, but it must hear.
-        self.tell(Input::Stop);
+        // Perhaps on the fetch's own thread, by whoever is told of progress: so nothing may wait here.
+        self.shared.must_stop.store(true, SeqCst);
+        let _ = self.inbox.try_send(Input::Stop);
     }
 }
 
@@ -436,6 +439,9 @@ impl Run {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             self.measure();
+            if self.shared.must_stop.load(SeqCst) {
+                self.handle(Input::Stop);
+            }
             if let Some(input) = input {
                 self.handle(input);
             }
