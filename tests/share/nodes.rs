@@ -6,6 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -245,6 +247,22 @@ impl Node {
         self.process.stop()
     }
 
+    /// Runs at a fraction of its speed until that is dropped; to be dropped before the node is.
+    pub fn slowed(&self) -> Slowed {
+        let pid = self.process.child.id();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&is_over);
+        let thread = std::thread::spawn(move || {
+            while !ends.load(Relaxed) {
+                signal(pid, libc::SIGSTOP);
+                std::thread::sleep(Duration::from_millis(40));
+                signal(pid, libc::SIGCONT);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Slowed { is_over, thread: Some(thread) }
+    }
+
     pub fn api(&self) -> SocketAddr {
         self.process.addr("client_api")
     }
@@ -323,6 +341,19 @@ impl Node {
             assert!(!is_over && Instant::now() < give_up_at, "not {status}, but {progress}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+/// A node that hardly runs.
+pub struct Slowed {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Slowed {
+    fn drop(&mut self) {
+        self.is_over.store(true, Relaxed);
+        self.thread.take().unwrap().join().unwrap();
     }
 }
 
