@@ -177,9 +177,15 @@ fn ten_thousand_hosts_at_once() {
     assert_eq!(listed["total"], count, "every one of them is registered");
     assert_eq!(clients[0].1.hosts("f").len(), count);
     let rss_mb = process.rss_mb();
-    let few = percentile(ping_paced(&mut clients[..count / 100 + 4], 2000, 4000), 99);
-    let many = percentile(ping_paced(&mut clients, 2000, 4000), 99);
-    println!("{count} hosts: {rss_mb} MB, PING p99 over few connections {few:?}, over all {many:?}");
+    // A machine that is busy with something else may spoil one measurement, not three.
+    let is_even = (0..3).any(|_| {
+        let few = percentile(ping_paced(&mut clients[..count.min(100)], 2000, 4000), 99);
+        let many = percentile(ping_paced(&mut clients, 2000, 4000), 99);
+        println!("{count} hosts: {rss_mb} MB, PING p99 over 100 connections {few:?}, over all {many:?}");
+        many <= few * 5
+    });
+    // What is promised is the release build's.
+    assert!(is_even || cfg!(debug_assertions));
     // Without optimisation stacks and frames are several times as large.
     let allowed_mb = if cfg!(debug_assertions) { 100 + count as u64 * 60 / 1000 } else { 300 };
     assert!(rss_mb < allowed_mb, "{rss_mb} MB");
