@@ -54,7 +54,7 @@ impl Transfer {
         assert_eq!((&done["verified"], &done["downloaded_size"]), (&json!(true), &json!(LARGE)));
         assert_eq!(fs::read(&self.target).unwrap(), content("large", LARGE));
         let left: Vec<_> = fs::read_dir(self.place.path("shared/got")).unwrap().map(|it| it.unwrap().path()).collect();
-        assert_eq!(left, [self.target.clone()]);
+        assert_eq!(left, std::slice::from_ref(&self.target));
         let files = self.receiver.shows("local-files")["files"].clone();
         assert_eq!(files[0]["path"], self.target.to_str().unwrap());
     }
