@@ -194,6 +194,9 @@ mod tests {
         assert_eq!(written(1_699_267_200.0), "1699267200");
         assert_eq!(written(1_699_267_200.25), "1699267200.25");
         assert_eq!(written(-1.0), "-1");
+        // And read as they were written, to the last digit.
+        let read: Seconds = serde_json::from_str("1795289039.7055743").unwrap();
+        assert_eq!(written(read.get()), "1795289039.7055743");
         assert!(Seconds::new(f64::NAN).is_err() && Seconds::new(1e300).is_err());
         assert!(serde_json::from_value::<Seconds>(json!("1")).is_err());
     }

@@ -134,6 +134,10 @@ pub struct Ping {
 /// The reason: which field is missing or wrong, and what was expected.
 pub fn parse(line: &[u8]) -> Result<Request, String> {
     let line = std::str::from_utf8(line).map_err(|_| "the message is not UTF-8".to_owned())?;
+    // A list would do for serde.
+    if !line.trim_start().starts_with('{') {
+        return Err("expected an object {\"action\":…,\"data\":{…}}".to_owned());
+    }
     let Envelope { action, data } = serde_json::from_str(line)
         .map_err(|error| format!("expected {{\"action\":…,\"data\":{{…}}}}: {}", plain(&error)))?;
     let action: String = required("action", action)?;
@@ -554,6 +558,19 @@ mod tests {
         assert!(reason.starts_with("modified: ") && reason.len() < 1000, "{}", reason.len());
         let deep = format!("{{\"action\":{}", "[".repeat(1 << 20));
         assert!(parse(deep.as_bytes()).unwrap_err().starts_with("expected {"));
+    }
+
+    #[test]
+    fn only_objects_are_requests() {
+        for other in [r#"["UNREGISTER",{"hostname":"ann"}]"#, "[]", "7", r#""PING""#, "null"] {
+            assert_eq!(
+                parse(other.as_bytes()).unwrap_err(),
+                r#"expected an object {"action":…,"data":{…}}"#,
+                "{other}"
+            );
+        }
+        assert!(parse(br#"  {"action":"UNREGISTER","data":{"hostname":"ann"}} "#).is_ok());
+        assert_eq!(parse(br#"{"action":"UNREGISTER","data":["ann"]}"#).unwrap_err(), "data: expected an object");
     }
 
     #[test]
