@@ -506,6 +506,11 @@ fn find(reader: &(impl Reader + ?Sized), name: &Name) -> Result<Option<(User, St
 
 fn write_sign_in(tx: &mut dyn Tx, name: &Name, source: IpAddr, at: Millis) -> Result<(), StoreError> {
     let ip = source.to_canonical().to_string();
+    // Each later than the one before, also within a millisecond: else the oldest would be any of them.
+    let newest = tx.first("SELECT max(at) FROM sign_ins WHERE username = $1", &[name.into()], |row| {
+        row.opt_int(0)?.map(|_| row.millis(0)).transpose()
+    })?;
+    let at = newest.flatten().map_or(at, |newest| at.max(newest.plus_ms(1)));
     let sql = "INSERT INTO sign_ins (username, ip, at) VALUES ($1, $2, $3) \
                ON CONFLICT (username, ip) DO UPDATE SET at = excluded.at";
     tx.execute(sql, &[name.into(), (&ip).into(), at.into()])?;
