@@ -183,7 +183,9 @@ fn story(seed: u64, fault: Option<Fault>, trace: bool) -> Result<Tally, Broken> 
             world.start(peer, peer % 2 == 0);
         }
     }
-    world.run(2 * ANNOUNCE_MS + 2 * ROUND_MS + 2_000)?;
+    // Of two who share a name: they hear of each other (a round), neither yields for two announcements, the one that
+    // must then hears the other again (a round), and whoever refused that one meanwhile hears it again (a round).
+    world.run(2 * ANNOUNCE_MS + 3 * ROUND_MS + 2_000)?;
     require("everyone learns of everyone", strangers(&world))?;
     require("names on one host differ", same_names(&world))?;
     every_dm_is_told_of(&world)?;
