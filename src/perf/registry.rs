@@ -120,14 +120,9 @@ fn measure_size(run: &mut Run<'_>, connections: usize, with_arrivals: bool) -> a
         measure_arrivals(run, &registry, &brand)?;
     }
     run.say("connecting everybody");
-    let mut crews = crews(connections, |nth| Member::connect(registry.addr, name(&brand, "held", nth)))?;
-    let _guests = Guests::of(&registry, &crews);
     let everybody = Everybody { brand, connections };
-    // Registered and with a file each, so that there is something to be asked for.
-    for operation in ["REGISTER", "PUBLISH"] {
-        let sample = load::run_all(&mut crews, |crew| crew.each_once(operation, &everybody, run.stop))?;
-        ensure!(sample.failed == 0 || run.stop.is_asked(), "{} {operation}s were refused", sample.failed);
-    }
+    let mut crews = crews(connections, |nth| everybody.admit(registry.addr, "held", nth))?;
+    let _guests = Guests::of(&registry, &crews);
     for operation in ["PING", "REQUEST", "DISCOVER", "LIST", "REGISTER", "PUBLISH"] {
         if run.wants(operation) && !run.stop.is_asked() {
             measure_closed_loop(run, &registry, &everybody, &mut crews, operation)?;
@@ -181,12 +176,9 @@ fn measure_paced(
     if wanted.is_empty() || run.stop.is_asked() {
         return Ok(());
     }
-    let few = self::crews(FEW.min(everybody.connections), |nth| {
-        Member::connect(registry.addr, name(&everybody.brand, "few", nth))
-    })?;
+    let few = self::crews(FEW.min(everybody.connections), |nth| everybody.admit(registry.addr, "few", nth))?;
     let _guests = Guests::of(registry, &few);
     let (crews, few) = (std::cell::RefCell::new(crews), std::cell::RefCell::new(few));
-    load::run_all(&mut few.borrow_mut(), |crew| crew.each_once("REGISTER", everybody, run.stop))?;
     let paced = |crews: &std::cell::RefCell<Vec<Crew>>, length, stop: &Stop| {
         let mut crews = crews.borrow_mut();
         let interval = Duration::from_secs_f64(crews.len() as f64 / PACED_PER_S);
@@ -255,9 +247,9 @@ fn measure_arrivals(run: &mut Run<'_>, registry: &Registry, brand: &str) -> anyh
                 break;
             }
             let size = TURN.min(count - from);
-            let mut crews = crews(size, |nth| Member::connect(registry.addr, name(brand, kind, from + nth)))?;
             let everybody = Everybody { brand: brand.to_owned(), connections: size };
-            for operation in ["REGISTER", "PUBLISH", "REQUEST", "DISCOVER", "LIST", "PING"] {
+            let mut crews = crews(size, |nth| everybody.admit(registry.addr, kind, from + nth))?;
+            for operation in ["PUBLISH", "REQUEST", "DISCOVER", "LIST", "PING"] {
                 let sample = load::run_all(&mut crews, |crew| crew.each_once(operation, &everybody, stop))?;
                 total.absorb(&sample);
             }
@@ -340,6 +332,17 @@ struct Everybody {
 }
 
 impl Everybody {
+    /// A host that is connected and registered: who is connected and says nothing gives way to others.
+    fn admit(&self, at: SocketAddr, kind: &str, nth: usize) -> anyhow::Result<Member> {
+        let mut member = Member::connect(at, name(&self.brand, kind, nth))?;
+        let (mut request, mut answer) = (Vec::new(), Vec::new());
+        self.write("REGISTER", &member, 0, &mut request);
+        member.call(&request, &mut answer).context("a host's connection failed")?;
+        let is_in = answer.windows(expected("REGISTER").len()).any(|window| window == expected("REGISTER"));
+        ensure!(is_in, "a host is not registered: {}", String::from_utf8_lossy(&answer).trim_end());
+        Ok(member)
+    }
+
     /// Writes the line that asks for it.
     fn write(&self, operation: &str, member: &Member, nth: u64, out: &mut Vec<u8>) {
         let own = &member.name;
