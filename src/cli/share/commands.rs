@@ -49,6 +49,7 @@ pub enum ShareCommand {
     /// Track files where they lie; nothing is shown to others yet
     #[command(after_help = "Example:\n  p2s2 share add ~/Documents/report.pdf")]
     Add {
+        /// Where each of them lies
         #[arg(value_name = "FILE", required = true)]
         files: Vec<String>,
     },
@@ -57,6 +58,7 @@ pub enum ShareCommand {
         after_help = "Examples:\n  p2s2 share publish ~/Documents/report.pdf\n  p2s2 share publish ~/notes.txt --as notes-of-may.txt\n  p2s2 share publish report.pdf --unless-duplicate"
     )]
     Publish {
+        /// Where it lies, or the name of one that is tracked
         #[arg(value_name = "FILE")]
         file: String,
         /// Under another name
@@ -68,6 +70,7 @@ pub enum ShareCommand {
     },
     /// Hide a file from others again; it stays tracked
     Unpublish {
+        /// As `list` shows it
         #[arg(value_name = "NAME")]
         file: String,
     },
@@ -85,6 +88,7 @@ pub enum ShareCommand {
     /// Show what everybody has published with this in its name
     #[command(after_help = "Example:\n  p2s2 share search report")]
     Search {
+        /// Any part of the name
         #[arg(value_name = "TEXT")]
         text: String,
         #[command(flatten)]
@@ -95,6 +99,7 @@ pub enum ShareCommand {
         after_help = "Examples:\n  p2s2 share fetch report.pdf\n  p2s2 share fetch report.pdf --to ~/Downloads\n  p2s2 share fetch big.iso --background\n\nIt goes on in the node when this command is ended, and after a restart of the node."
     )]
     Fetch {
+        /// As `search` shows it
         #[arg(value_name = "NAME")]
         file: String,
         /// A folder, or the path of the file that is to be; without it, the node's repo
@@ -107,8 +112,10 @@ pub enum ShareCommand {
     /// Show the fetches, or let one pause, go on or end
     #[command(after_help = "Examples:\n  p2s2 share fetches\n  p2s2 share fetches pause 0123456789abcdef")]
     Fetches {
+        /// What one of them is to do
         #[arg(value_name = "pause|resume|cancel", value_parser = ["pause", "resume", "cancel"], requires = "id", hide_possible_values = true)]
         wish: Option<String>,
+        /// Which one, as `fetches` shows it
         #[arg(value_name = "ID")]
         id: Option<String>,
     },

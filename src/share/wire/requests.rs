@@ -409,10 +409,11 @@ fn missing(field: &str) -> String {
     format!("{field}: expected, but missing")
 }
 
-/// What serde says, without its place: that counts from where the field begins.
+/// What serde says, without its place: that counts from where the field begins. Types by their names in JSON.
 fn plain(error: &serde_json::Error) -> String {
     let said = error.to_string();
-    short(said.rsplit_once(" at line ").map_or(&*said, |(what, _place)| what)).to_owned()
+    let said = short(said.rsplit_once(" at line ").map_or(&*said, |(what, _place)| what));
+    said.replace("expected f64", "expected a number").replace("expected a sequence", "expected a list")
 }
 
 /// Its beginning, where it may be as long as a message.
@@ -558,6 +559,17 @@ mod tests {
         assert!(reason.starts_with("modified: ") && reason.len() < 1000, "{}", reason.len());
         let deep = format!("{{\"action\":{}", "[".repeat(1 << 20));
         assert!(parse(deep.as_bytes()).unwrap_err().starts_with("expected {"));
+    }
+
+    #[test]
+    fn types_are_called_as_in_json() {
+        let publish = |field: &str, value| {
+            let mut data = json!({"hostname": "ann", "fname": "a", "size": 1, "modified": 2});
+            data[field] = value;
+            refused("PUBLISH", data)
+        };
+        assert_eq!(publish("modified", json!("x")), r#"modified: invalid type: string "x", expected a number"#);
+        assert_eq!(publish("features", json!("range")), r#"features: invalid type: string "range", expected a list"#);
     }
 
     #[test]
