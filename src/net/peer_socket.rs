@@ -36,8 +36,12 @@ const READ_TIMEOUT: Duration = Duration::from_millis(500);
 /// The pause after a read that failed, so that a lasting failure does not take a whole core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
-/// How often a datagram is tried again because of errors that were not about it.
+/// How often a datagram is tried again because of errors that may not have been about it.
 const SEND_TRIES: usize = 8;
+
+/// How often because of refusals, which never are about what is being sent. Linux raises the next one each
+/// time the reader takes one from the queue, so that a sender may meet as many as the queue holds.
+const SEND_TRIES_REFUSED: usize = 1000;
 
 /// What a reader hears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,7 +211,7 @@ impl PeerSocket {
                     self.counters.sent.add(1);
                     return Ok(());
                 }
-                Err(error) if tries < SEND_TRIES => {
+                Err(error) if tries < tries_for(&error) => {
                     debug!("{}: sending, try {tries}: {error}", self.addr);
                     tries += 1;
                 }
@@ -279,6 +283,10 @@ impl PeerSocket {
     fn is_stopping(&self) -> bool {
         self.is_stopping.load(SeqCst)
     }
+}
+
+fn tries_for(error: &io::Error) -> usize {
+    if error.kind() == ErrorKind::ConnectionRefused { SEND_TRIES_REFUSED } else { SEND_TRIES }
 }
 
 #[cfg(test)]

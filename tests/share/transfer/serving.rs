@@ -9,7 +9,7 @@ use p2s2::share::pieces::digest;
 use p2s2::share::transfer::Limits;
 use serde_json::Value;
 
-use super::world::{Host, MIB, NAME, ask, bytes};
+use super::world::{Host, MIB, NAME, ask, bytes, write_large};
 use crate::support::{PATIENCE, eventually};
 
 fn host_with(content: &[u8]) -> (Host, tempfile::TempDir) {
@@ -148,9 +148,12 @@ fn a_file_that_is_not_what_was_published_is_not_sent() {
 
 #[test]
 fn a_file_that_changes_while_it_is_sent_cuts_the_connection() {
-    let content = bytes(60 * MIB, 1);
-    let (host, dir) = host_with(&content);
+    const SIZE: u64 = 60 * MIB;
+    let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("on disk");
+    write_large(&path, SIZE);
+    let host = Host::start();
+    host.shelf.publish(NAME, &path, true);
     let mut stream = TcpStream::connect(host.addr()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(format!("GET {NAME}\n").as_bytes()).unwrap();
@@ -167,7 +170,7 @@ fn a_file_that_changes_while_it_is_sent_cuts_the_connection() {
             Err(error) => break Some(error.kind()),
         }
     };
-    assert!(came < content.len(), "all of it came");
+    assert!(came < SIZE as usize, "all of it came");
     assert!(matches!(ended, None | Some(ErrorKind::ConnectionReset)), "{ended:?}");
     eventually("it to be counted", || (host.counter("changed_while_sent") == 1).then_some(()));
 }
@@ -176,7 +179,7 @@ fn a_file_that_changes_while_it_is_sent_cuts_the_connection() {
 fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("on disk");
-    fs::write(&path, bytes(60 * MIB, 1)).unwrap();
+    write_large(&path, 60 * MIB);
     let limits = Limits { stall: Duration::from_millis(500), idle: Duration::from_millis(500), ..Limits::default() };
     let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 20);
     host.shelf.publish(NAME, &path, true);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -36,16 +36,15 @@ pub fn bytes(size: u64, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writes a file bit by bit: its content is never in memory as a whole.
+/// Writes a file of which no two pieces are the same, and which takes next to no room: each MiB begins with a
+/// block of its own, and the rest are holes.
 pub fn write_large(path: &Path, size: u64) {
     let mut file = File::create(path).unwrap();
-    let mut left = size;
-    let mut seed = size;
-    while left > 0 {
-        let part = bytes(left.min(MIB), seed);
-        file.write_all(&part).unwrap();
-        (left, seed) = (left - part.len() as u64, seed + 1);
+    for at in (0..size).step_by(MIB as usize) {
+        file.seek(SeekFrom::Start(at)).unwrap();
+        file.write_all(&bytes((size - at).min(4096), size + at)).unwrap();
     }
+    file.set_len(size).unwrap();
 }
 
 pub fn pieces_of(path: &Path) -> Pieces {
