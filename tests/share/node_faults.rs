@@ -10,7 +10,7 @@ use crate::nodes::{Node, Place, Server, Slowed, content};
 use crate::support::{eventually, scaled};
 
 /// Enough to be caught in the middle.
-const LARGE: usize = 96 << 20;
+const LARGE: usize = 40 << 20;
 
 struct Transfer {
     place: Place,
