@@ -236,6 +236,8 @@ pub struct ConnReader {
 }
 
 impl ConnReader {
+    // Its buffer is not to lie on the stacks of thousands who wait without TLS.
+    #[inline(never)]
     fn read_tls_before(&mut self, tls: &Mutex<Connection>, buffer: &mut [u8], deadline: Instant) -> io::Result<usize> {
         let mut bytes = [0; READ_BYTES];
         loop {

@@ -14,8 +14,8 @@
 //! | `PACED-LIST` | the same over all, while somebody reads pages of 100 hosts fifty times a second |
 //! | `ARRIVAL` | with the preset `100k`: the hosts that arrive |
 //!
-//! `bare` is a read/write loop per connection of the standard library, in a process of its own, with as many
-//! connections and bytes.
+//! `bare` is a read/write loop per connection of the standard library, in a process of its own, with as many bytes
+//! and connections, or as many as the system lets this program have beside those to the registry.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -90,7 +90,7 @@ pub enum Preset {
 /// # Errors
 /// A server that does not start or answer; the system's.
 pub fn measure(run: &mut Run<'_>, args: &RegistryArgs) -> anyhow::Result<()> {
-    raise_open_files().context("the limit of open files stays as it is")?;
+    let open_files = raise_open_files().context("the limit of open files stays as it is")?;
     let asked = run.args.asked_clients();
     let sizes: Vec<(usize, bool)> = if asked.is_empty() {
         let size = |preset: &Preset| match preset {
@@ -108,12 +108,26 @@ pub fn measure(run: &mut Run<'_>, args: &RegistryArgs) -> anyhow::Result<()> {
         if run.stop.is_asked() {
             return Ok(());
         }
-        measure_size(run, connections, with_arrivals)?;
+        let echoes = echoes(connections, open_files)?;
+        measure_size(run, connections, echoes, with_arrivals)?;
     }
     Ok(())
 }
 
-fn measure_size(run: &mut Run<'_>, connections: usize, with_arrivals: bool) -> anyhow::Result<()> {
+/// Connections to the limit's process. Some 64 calls are under way at a time, over as many connections as there
+/// are: with fewer of them it is no slower.
+fn echoes(connections: usize, open_files: u64) -> anyhow::Result<usize> {
+    let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
+    let left = open_files.saturating_sub(connections + SPARE);
+    ensure!(
+        left >= AT_ONCE,
+        "{connections} connections want {} open files, and this system allows {open_files}: raise it (ulimit -Hn)",
+        connections + SPARE + AT_ONCE
+    );
+    Ok(connections.min(left))
+}
+
+fn measure_size(run: &mut Run<'_>, connections: usize, echoes: usize, with_arrivals: bool) -> anyhow::Result<()> {
     let registry = Registry::start(run, connections)?;
     let brand = format!("perf-{:07}", std::process::id() % 10_000_000);
     if with_arrivals && (run.wants("ARRIVAL") || run.wants("PACED-LIST")) {
@@ -125,18 +139,19 @@ fn measure_size(run: &mut Run<'_>, connections: usize, with_arrivals: bool) -> a
     let _guests = Guests::of(&registry, &crews);
     for operation in ["PING", "REQUEST", "DISCOVER", "LIST", "REGISTER", "PUBLISH"] {
         if run.wants(operation) && !run.stop.is_asked() {
-            measure_closed_loop(run, &registry, &everybody, &mut crews, operation)?;
+            measure_closed_loop(run, &registry, &everybody, &mut crews, echoes, operation)?;
         }
     }
     measure_paced(run, &registry, &everybody, crews)
 }
 
-/// One operation beside an echo over as many connections.
+/// One operation beside an echo.
 fn measure_closed_loop(
     run: &mut Run<'_>,
     registry: &Registry,
     everybody: &Everybody,
     crews: &mut [Crew],
+    echoes: usize,
     operation: &'static str,
 ) -> anyhow::Result<()> {
     let (request_bytes, answer_bytes) = crews[0].learn(operation, everybody)?;
@@ -145,7 +160,7 @@ fn measure_closed_loop(
     let words = |_dir: &std::path::Path| Kind::RelayFront.relay_words(&[]);
     let echo = Server::start("bare", &own, &run.args.out, words, run.stop)?;
     let at = echo.said("tcp ")?;
-    let mut echoing = self::crews(everybody.connections, |_nth| Member::connect(at, String::new()))?;
+    let mut echoing = self::crews(echoes, |_nth| Member::connect(at, String::new()))?;
     let mut message = Trip { request_bytes, answer_bytes, steps: Vec::new() }.message()?;
     message.push(b'\n');
     let benches = vec![
@@ -551,6 +566,15 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_limit_has_as_many_connections_as_are_left() {
+        assert_eq!(echoes(1_000, 20_000).unwrap(), 1_000);
+        assert_eq!(echoes(10_000, 20_000).unwrap(), 20_000 - 10_000 - SPARE);
+        assert_eq!(echoes(10_000, u64::MAX).unwrap(), 10_000);
+        let error = echoes(10_000, 10_000).unwrap_err().to_string();
+        assert!(error.contains("10564 open files") && error.contains("ulimit"), "{error}");
+    }
 
     #[test]
     fn calls_are_lines_of_json_about_those_who_are_there() {
