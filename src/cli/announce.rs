@@ -52,16 +52,21 @@ impl Announcer {
     /// Begins. To be found is a convenience: where that cannot be, a line in the log says why.
     pub fn start(args: &AnnounceArgs, command: &str, bind: IpAddr, served: Vec<Served>) -> Announcer {
         let mut announcer = Announcer::default();
-        if args.no_announce {
-            return announcer;
-        }
-        let IpAddr::V4(bind) = bind.to_canonical() else {
-            log::warn!("not announced, because the LAN speaks IPv4 and --bind is {bind}: --server auto finds no such");
-            return announcer;
-        };
         let name = name(command, &host_name());
         for (cert_sha256, serves) in by_certificate(served) {
+            // Whoever is not found may still be asked for by name, with this fingerprint.
             let about = about(&serves, cert_sha256.as_deref());
+            if args.no_announce {
+                log::info!("not announced: {about}");
+                continue;
+            }
+            let IpAddr::V4(bind) = bind.to_canonical() else {
+                log::warn!(
+                    "not announced, because the LAN speaks IPv4 and --bind is {bind}, so that --server auto does not \
+                     find {about}"
+                );
+                continue;
+            };
             let started = LanPeer::start(Config {
                 name: name.clone(),
                 kind: Kind::Server { serves, cert_sha256 },

@@ -19,6 +19,8 @@ use crate::model::Clock;
 
 /// In the place of HOST:PORT.
 pub(super) const AUTO: &str = "auto";
+/// What the server API is called among what a server serves.
+pub(super) const SERVER_API: &str = "server_api";
 /// How long answers are waited for; and once more so long where nobody answered: a network may lose a
 /// question.
 const WAITS: [Duration; 2] = [Duration::from_secs(1); 2];
@@ -28,7 +30,7 @@ const SHORT: usize = 16;
 /// What is looked for.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted<'a> {
-    /// What the server must serve: `trade`, `seller`, `buyer`.
+    /// What the server must serve: `trade`, `seller`, `buyer`, `registry`.
     pub service: &'static str,
     /// Where is asked from: with 127.0.0.1 nothing leaves this machine.
     pub bind: Ipv4Addr,
@@ -45,6 +47,8 @@ pub(super) struct Chosen {
     pub addr: SocketAddr,
     /// The one certificate that it may show, as the user has confirmed; none: it has none.
     pub cert_sha256: Option<String>,
+    /// What else there is, and at which port.
+    pub serves: Vec<(String, u16)>,
 }
 
 /// A server that answered.
@@ -99,7 +103,7 @@ pub(super) fn find(wanted: &Wanted) -> anyhow::Result<Chosen> {
         let address = chosen.addr.to_string();
         known_servers.confirm(KnownServer { cert_sha256, address, serves, at: Clock::start().now() })?;
     }
-    Ok(Chosen { addr: chosen.addr, cert_sha256: chosen.cert_sha256.clone() })
+    Ok(Chosen { addr: chosen.addr, cert_sha256: chosen.cert_sha256.clone(), serves: chosen.serves.clone() })
 }
 
 impl Chosen {
@@ -203,9 +207,10 @@ fn without_asking<'a>(candidates: &'a [Candidate], wanted: &Wanted) -> Taken<'a>
             let with = wanted.server_cert.map_or_else(String::new, |cert| format!(" and the certificate {cert}"));
             let only = if wanted.bind.is_loopback() { ", on this machine alone (--bind)" } else { "" };
             Taken::None(format!(
-                "no server with the service {}{with} answers at discovery port {}{only}: start one, or give --server \
-                 HOST:PORT",
-                wanted.service, wanted.discovery_port
+                "no server with the service {}{with} answers at discovery port {}{only}: start one, or give {}",
+                wanted.service,
+                wanted.discovery_port,
+                any_by_flags(wanted)
             ))
         }
         [only] if only.standing == Standing::Confirmed => Taken::This(only),
@@ -218,9 +223,10 @@ fn not_in_a_pipe(candidates: &[Candidate], wanted: &Wanted) -> String {
     let [only] = candidates else {
         let list: Vec<String> = candidates.iter().map(described).collect();
         return format!(
-            "{} servers answer ({}): choose one at a terminal, or give --server HOST:PORT",
+            "{} servers answer ({}): choose one at a terminal, or give {}",
             candidates.len(),
-            list.join(", ")
+            list.join(", "),
+            any_by_flags(wanted)
         );
     };
     let why = match &only.standing {
@@ -230,13 +236,32 @@ fn not_in_a_pipe(candidates: &[Candidate], wanted: &Wanted) -> String {
         ),
         _ => "was never confirmed".to_owned(),
     };
-    let (addr, cert) = (only.addr, only.cert_sha256.as_ref().map_or("", |_| " --server-cert HEX"));
-    let as_told = if cert.is_empty() { "" } else { " (as its operator tells it)" };
-    let plain = if wanted.service == "trade" && cert.is_empty() { " --plaintext" } else { "" };
+    let cert = only.cert_sha256.as_ref().map_or("", |_| " --server-cert HEX (as its operator tells it)");
+    let plain = match wanted.service {
+        "trade" if cert.is_empty() => " --plaintext",
+        "registry" if cert.is_empty() && !only.addr.ip().is_loopback() => " --insecure",
+        _ => "",
+    };
     format!(
-        "{} {why}: run this once at a terminal to confirm it, or give --server {addr}{cert}{plain}{as_told}",
-        described(only)
+        "{} {why}: run this once at a terminal to confirm it, or give {}{plain}{cert}",
+        described(only),
+        by_flags(only, wanted)
     )
+}
+
+/// How a server is named without looking for it; a node of share has a flag for each of two ports.
+fn any_by_flags(wanted: &Wanted) -> &'static str {
+    if wanted.service == "registry" { "--server HOST" } else { "--server HOST:PORT" }
+}
+
+fn by_flags(candidate: &Candidate, wanted: &Wanted) -> String {
+    let addr = candidate.addr;
+    if wanted.service != "registry" {
+        return format!("--server {addr}");
+    }
+    let api = candidate.serves.iter().find(|(name, _)| name == SERVER_API);
+    let api = api.map_or_else(String::new, |(_, port)| format!(" --server-api-port {port}"));
+    format!("--server {} --registry-port {}{api}", addr.ip(), addr.port())
 }
 
 /// Asks which, and whether its certificate is the right one.
@@ -462,7 +487,7 @@ mod tests {
 
     #[test]
     fn without_a_certificate_nothing_is_paid_beyond_this_machine() {
-        let chosen = |addr: &str, cert_sha256| Chosen { addr: addr.parse().unwrap(), cert_sha256 };
+        let chosen = |addr: &str, cert_sha256| Chosen { addr: addr.parse().unwrap(), cert_sha256, serves: Vec::new() };
         assert!(chosen("127.0.0.1:8002", None).check_payment("").is_ok());
         assert!(chosen("10.0.0.1:8002", Some(cert(0))).check_payment("").is_ok());
         let why = chosen("10.0.0.1:7001", None).check_payment(" --plaintext").unwrap_err().to_string();

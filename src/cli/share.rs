@@ -73,9 +73,9 @@ Examples:
   p2s2 share search report
   p2s2 share fetch report.pdf --to ~/Downloads
 
-The commands talk to a running node, by default the one at 127.0.0.1:5501 (--api-port). The token that `login`
-gets is kept in ~/.config/p2s2 (or $XDG_CONFIG_HOME/p2s2), readable by you alone; the password is asked for, or
-read from P2S2_PASSWORD."
+The commands talk to a running node, by default the one at 127.0.0.1:5501 (--api-port). \
+The token that `login` gets is kept in ~/.config/p2s2 (or $XDG_CONFIG_HOME/p2s2), readable by you alone; \
+the password is asked for, or read from P2S2_PASSWORD."
 )]
 pub struct ShareArgs {
     #[command(subcommand)]
@@ -288,7 +288,7 @@ struct Server {
 /// says that it need not be.
 fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<Server> {
     let registry_port = or_variable(args.registry_port, "SERVER_PORT")?.unwrap_or(REGISTRY_PORT);
-    let api_port = or_variable(args.server_api_port, "ADMIN_API_PORT")?.unwrap_or(SERVER_API_PORT);
+    let api_port = or_variable(args.server_api_port, "ADMIN_API_PORT")?;
     let host = match (&args.server, std::env::var("SERVER_HOST")) {
         (Some(host), _) => host.clone(),
         // What the server binds; here it is asked.
@@ -309,6 +309,8 @@ fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<Server> {
             bail!("--server auto: {ip} has no certificate: say --insecure if passwords may go there as they are");
         }
         let (host, registry_port) = (ip.to_string(), chosen.addr.port());
+        let announced = || chosen.serves.iter().find(|(name, _)| name == auto::SERVER_API).map(|(_, port)| *port);
+        let api_port = api_port.or_else(announced).unwrap_or(SERVER_API_PORT);
         return Ok(Server { host, registry_port, api_port, cert: chosen.cert_sha256, is_near });
     }
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host).to_owned();
@@ -330,6 +332,7 @@ fn find_server(args: &NodeArgs, insecure: bool) -> anyhow::Result<Server> {
              passwords and tokens may go there as they are"
         );
     }
+    let api_port = api_port.unwrap_or(SERVER_API_PORT);
     Ok(Server { host, registry_port, api_port, cert, is_near })
 }
 

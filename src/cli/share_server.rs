@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::announce::Served;
+use super::auto::SERVER_API;
 use super::settings;
 use super::shop::{RECEIVED_MAX, TlsArgs, in_use};
 use crate::identity::jwt::Jwt;
@@ -222,10 +223,16 @@ impl Share {
         self.registry.as_ref().map(|(server, _)| server.local_addr())
     }
 
-    /// What nodes that look for a server are told of: the registry.
-    pub fn served(&self) -> Option<Served> {
-        let cert_sha256 = self.cert_sha256.clone();
-        self.registry_addr().map(|addr| Served { name: "registry", port: addr.port(), cert_sha256 })
+    /// What nodes that look for a server are told of: the registry, and the API where it is at the same address.
+    pub fn served(&self) -> Vec<Served> {
+        let Some(registry) = self.registry_addr() else { return Vec::new() };
+        let api = self.api_addr();
+        let served = |name, addr: SocketAddr| Served { name, port: addr.port(), cert_sha256: self.cert_sha256.clone() };
+        let mut all = vec![served("registry", registry)];
+        if api.ip().is_unspecified() || api.ip() == registry.ip() {
+            all.push(served(SERVER_API, api));
+        }
+        all
     }
 
     /// Where HTTP is.

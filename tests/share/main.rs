@@ -9,6 +9,8 @@ mod node;
 #[cfg(unix)]
 mod node_faults;
 #[cfg(unix)]
+mod node_tls;
+#[cfg(unix)]
 mod nodes;
 mod registry;
 mod registry_floor;

@@ -120,13 +120,19 @@ pub struct Server {
 
 impl Server {
     pub fn start(place: &Place, args: &[&str]) -> Server {
-        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Server::start_at(place, args, 0, 0)
+        Server::start_with(place, args, &[])
     }
 
-    fn start_at(place: &Place, args: Vec<String>, registry: u16, api: u16) -> Server {
+    /// With environment of its own, which a later start has not.
+    pub fn start_with(place: &Place, args: &[&str], env: &[(&str, &str)]) -> Server {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Server::start_at(place, args, env, 0, 0)
+    }
+
+    fn start_at(place: &Place, args: Vec<String>, env: &[(&str, &str)], registry: u16, api: u16) -> Server {
         let mut command = program("server");
         command
+            .envs(env.iter().copied())
             .env("P2S2_SERVER_SERVICES", "share")
             .args(["--registry-port", &registry.to_string(), "--api-port", &api.to_string()])
             .arg("--data-dir")
@@ -140,7 +146,7 @@ impl Server {
         let (registry, api) = (self.registry().port(), self.api().port());
         self.process.kill();
         let (place, args) = (self.place.clone(), self.args.clone());
-        move || Server::start_at(&place, args, registry, api)
+        move || Server::start_at(&place, args, &[], registry, api)
     }
 
     pub fn registry(&self) -> SocketAddr {
@@ -188,8 +194,13 @@ pub struct Node {
 impl Node {
     /// A node that nobody has signed in at.
     pub fn start(place: &Place, server: &Server, name: &str, args: &[&str]) -> Node {
+        Node::start_between(place, (server.registry().port(), server.api().port()), name, args)
+    }
+
+    /// One whose server is at these two ports.
+    pub fn start_between(place: &Place, ports: (u16, u16), name: &str, args: &[&str]) -> Node {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Node::start_at(place, (server.registry().port(), server.api().port()), name, args)
+        Node::start_at(place, ports, name, args)
     }
 
     fn start_at(place: &Place, (registry, server_api): (u16, u16), name: &str, args: Vec<String>) -> Node {
