@@ -73,6 +73,9 @@ pub struct TlsArgs {
     pub insecure: bool,
 }
 
+/// What a certificate's file begins with that was made where trade was not: it is no sign of a lost file of trade's.
+pub const WITHOUT_TRADE: &str = "Made before trade was ever served here.\n";
+
 impl TlsArgs {
     /// Whether a listener beyond loopback is guarded, or meant to be open.
     pub fn is_guarded(&self) -> bool {
@@ -88,7 +91,7 @@ impl TlsArgs {
             return Ok(Some(Arc::new(Identity::load(cert, key)?)));
         }
         if self.tls {
-            return Ok(Some(Arc::new(Identity::load_or_create(data_dir)?)));
+            return Ok(Some(Arc::new(Identity::load_or_create_noted(data_dir, WITHOUT_TRADE)?)));
         }
         if !bind.is_loopback() && !self.insecure {
             bail!(

@@ -66,6 +66,14 @@ impl Identity {
     /// [`IdentityError`] when the file cannot be read or written, or holds something else: a damaged
     /// one is never replaced, because peers know its fingerprint.
     pub fn load_or_create(dir: &Path) -> Result<Identity, IdentityError> {
+        Identity::load_or_create_noted(dir, "")
+    }
+
+    /// The same; a new one's file begins with a note, which readers of PEM skip.
+    ///
+    /// # Errors
+    /// As [`load_or_create`](Identity::load_or_create).
+    pub fn load_or_create_noted(dir: &Path, note: &str) -> Result<Identity, IdentityError> {
         let path = dir.join(IDENTITY_FILE);
         match fs::read(&path) {
             Ok(pem) => {
@@ -73,7 +81,8 @@ impl Identity {
                 Identity::from_pem(&path, &pem, &path, &pem)
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                store_once(&path, &make_pem()?).map_err(|error| IdentityError::File { path: path.clone(), error })?;
+                let pem = format!("{note}{}", make_pem()?);
+                store_once(&path, &pem).map_err(|error| IdentityError::File { path: path.clone(), error })?;
                 // Read again: another process may have been quicker, and then its is ours.
                 let pem = read(&path)?;
                 Identity::from_pem(&path, &pem, &path, &pem)

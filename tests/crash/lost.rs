@@ -78,6 +78,23 @@ fn without_trades_file_no_server_starts_beside_what_is_left() {
 }
 
 #[test]
+fn trade_begins_beside_what_other_services_made_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let identity = state.join("identity.pem");
+    let before = Server::start_in(dir.path(), &["--tls", "--registry-port", "0"], &[("P2S2_SERVER_SERVICES", "share")]);
+    assert_eq!(before.stop(), 0);
+    let made = fs::read(&identity).unwrap();
+    let server = Server::start_in(dir.path(), &["--tls"], &[]);
+    assert!(purchase(&server, "lamp", 40.0, GOOD_CARD));
+    assert_eq!(server.stop(), 0);
+    assert_eq!(fs::read(&identity).unwrap(), made, "who knows it knows it still");
+    // What trade itself has left behind is a sign as before.
+    fs::remove_file(state.join("trade.db")).unwrap();
+    assert_refused(&state, &["trade.db", "missing or empty", "bank.db"]);
+}
+
+#[test]
 fn without_the_banks_file_no_server_starts_once_money_has_moved() {
     let dir = sold_one();
     let state = dir.path().join("state");

@@ -84,7 +84,9 @@ impl Server {
                 panic!("the server ended with {status}: {}", fs::read_to_string(dir.join("log")).unwrap());
             }
             let ready: Value = serde_json::from_str(&fs::read_to_string(&ready).ok()?).unwrap();
-            Some(ready["trade_udp"].as_str().unwrap().parse().unwrap())
+            // A server without trade: where its HTTP is.
+            let addr = ready["trade_udp"].as_str().or(ready["server_api"].as_str()).unwrap();
+            Some(addr.parse().unwrap())
         });
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         Server { child, dir: dir.to_owned(), addr, args, _temporary: None }

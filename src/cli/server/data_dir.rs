@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::bail;
 
 use crate::bank::{BANK_DB, BuiltinGateway, ledger};
+use crate::cli::shop::WITHOUT_TRADE;
 use crate::net::tls::{IDENTITY_FILE, Identity};
 use crate::storage::{Store, StoreError, is_absent};
 use crate::trade;
@@ -33,7 +34,7 @@ impl DataDir {
     /// that is cut off leaves nothing that looks like a loss.
     pub(super) fn open(dir: &Path) -> anyhow::Result<DataDir> {
         if is_absent(&dir.join(TRADE_DB))
-            && let Some(other) = [BANK_DB, IDENTITY_FILE].into_iter().find(|other| !is_absent(&dir.join(other)))
+            && let Some(other) = [BANK_DB, IDENTITY_FILE].into_iter().find(|other| is_sign_of_trade(&dir.join(other)))
         {
             return refuse(dir, TRADE_DB, &format!("{other} is of a server that had one"));
         }
@@ -59,6 +60,12 @@ impl DataDir {
         self.store.close();
         self.gateway.close();
     }
+}
+
+/// Other services make a certificate too, and begin its file with a note that says so.
+fn is_sign_of_trade(path: &Path) -> bool {
+    let is_noted = || std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(WITHOUT_TRADE.as_bytes()));
+    !is_absent(path) && !is_noted()
 }
 
 fn refuse(dir: &Path, missing: &str, because: &str) -> anyhow::Result<DataDir> {
