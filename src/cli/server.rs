@@ -219,7 +219,7 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     // no other: who has confirmed it once knows all of this server.
     let settled_by = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
     let shop = if has(Service::Shop) {
-        Some(Shop::start(&args, bind, settled_by.clone(), &executor, &gate, &mut listeners)?)
+        Some(Arc::new(Shop::start(&args, bind, settled_by.clone(), &executor, &gate, &mut listeners)?))
     } else {
         None
     };
@@ -233,8 +233,18 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let addr = share.api_addr();
     listeners.add(format!("server-api: http {addr}"), "server_api", addr);
     if let Some(trade) = &trade {
-        let server = Arc::downgrade(&trade.server);
-        share.metrics().add("trade", move || server.upgrade().map_or_else(Vec::new, |server| server.counters()));
+        let (counts, sizes) = (Arc::downgrade(&trade.server), Arc::downgrade(&trade.server));
+        // They are named after the room already.
+        let unnamed = |(name, count): (String, u64)| (name.strip_prefix("trade_").unwrap_or(&name).to_owned(), count);
+        share.metrics().add_counters("trade", move || {
+            counts.upgrade().map_or_else(Vec::new, |server| server.counters().into_iter().map(unnamed).collect())
+        });
+        share.metrics().add_sizes("trade", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
+    }
+    if let Some(shop) = &shop {
+        let shop = Arc::downgrade(shop);
+        let counters = move || shop.upgrade().map_or_else(Vec::new, |shop: Arc<Shop>| shop.counters());
+        share.metrics().add_counters("shop", counters);
     }
     let announcer = Announcer::start(&args.announce, "server", bind, listeners.served);
     announce(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
@@ -374,6 +384,18 @@ impl Shop {
             frontends.push((name, server));
         }
         Ok(Shop { product, customer, frontends })
+    }
+
+    /// Every counter of the frontends and of the databases' doors, with its name.
+    fn counters(&self) -> Vec<(String, u64)> {
+        let named = |part: &str, list: Vec<(&'static str, u64)>| {
+            list.into_iter().map(|(name, count)| (format!("{part}_{name}"), count)).collect::<Vec<_>>()
+        };
+        let frontends = self.frontends.iter().flat_map(|(part, frontend)| {
+            frontend.counters().into_iter().map(move |(name, count)| (format!("{part}_{name}"), count))
+        });
+        let databases = [named("product_db", self.product.counters()), named("customer_db", self.customer.counters())];
+        frontends.chain(databases.concat()).collect()
     }
 
     /// The frontends first: what they have in hand needs the databases.

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -248,25 +248,29 @@ impl Share {
     /// Has everything of here shown in the metrics. (Weakly: the metrics are part of what they show.)
     fn count(&self, ground: &Ground<'_>) {
         let (http, users) = (Arc::downgrade(&self.http), Arc::downgrade(&self.users));
-        self.metrics.add("http", move || {
-            http.upgrade().map_or_else(Vec::new, |http| {
-                let open = u64::try_from(http.event_streams()).unwrap_or(u64::MAX);
-                [http.counters(), vec![("event_streams_open", open)]].concat()
-            })
+        let streams = Weak::clone(&http);
+        self.metrics.add_counters("http", move || http.upgrade().map_or_else(Vec::new, |http| http.counters()));
+        self.metrics.add_sizes("http", move || {
+            let open = |http: Arc<HttpServer>| vec![("event_streams_open", http.event_streams() as u64)];
+            streams.upgrade().map_or_else(Vec::new, open)
         });
-        self.metrics.add("users", move || {
+        self.metrics.add_sizes("users", move || {
             users.upgrade().map_or_else(Vec::new, |users| vec![("accounts", users.len() as u64)])
         });
         if let Some((server, _)) = &self.registry {
-            let server = Arc::downgrade(server);
-            self.metrics.add("registry", move || server.upgrade().map_or_else(Vec::new, |server| server.counters()));
+            let (counts, sizes) = (Arc::downgrade(server), Arc::downgrade(server));
+            self.metrics
+                .add_counters("registry", move || counts.upgrade().map_or_else(Vec::new, |server| server.counters()));
+            self.metrics.add_sizes("registry", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
         }
         let (executor, gate) = (Arc::clone(ground.executor), Arc::clone(ground.gate));
-        self.metrics.add("threads", move || {
-            let now = vec![("running", executor.threads() as u64), ("busy", executor.in_hand() as u64)];
-            [executor.counters().list(), now].concat()
+        let (started, open) = (Arc::clone(&executor), Arc::clone(&gate));
+        self.metrics.add_counters("threads", move || started.counters().list());
+        self.metrics.add_sizes("threads", move || {
+            vec![("running", executor.threads() as u64), ("busy", executor.in_hand() as u64)]
         });
-        self.metrics.add("connections", move || [gate.counters().list(), vec![("open", gate.open() as u64)]].concat());
+        self.metrics.add_counters("connections", move || gate.counters().list());
+        self.metrics.add_sizes("connections", move || vec![("open", open.open() as u64)]);
     }
 
     /// HTTP first: what it has in hand asks the registry.

@@ -176,6 +176,11 @@ impl Product {
         self.door.local_addr()
     }
 
+    /// What its door has counted.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.door.counters()
+    }
+
     /// Takes no more work, finishes what is in hand, and closes the file.
     pub fn stop(&self, grace: Duration) {
         self.door.stop(grace);
@@ -220,6 +225,11 @@ impl Customer {
     /// Where links and strangers come in.
     pub fn local_addr(&self) -> SocketAddr {
         self.door.local_addr()
+    }
+
+    /// What its door has counted.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.door.counters()
     }
 
     /// Takes no more work, finishes what is in hand, and closes the files.

@@ -239,7 +239,12 @@ impl RegistryServer {
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         let shared = &self.shared;
         let closed = vec![("newcomers_closed", shared.porch.closed())];
-        [shared.counters.list(), shared.keeper.sizes().to_vec(), closed, self.tcp.counters().list()].concat()
+        [shared.counters.list(), closed, self.tcp.counters().list()].concat()
+    }
+
+    /// How much there is now, with its name.
+    pub fn sizes(&self) -> Vec<(&'static str, u64)> {
+        self.shared.keeper.sizes().to_vec()
     }
 
     /// Does what its own thread does every 30 s: hosts that were not heard for long are dropped, and when the others

@@ -213,11 +213,8 @@ impl TradeServer {
         let named = |prefix: &str, list: Vec<(&'static str, u64)>| {
             list.into_iter().map(|(name, count)| (format!("{prefix}_{name}"), count)).collect::<Vec<_>>()
         };
-        let (peers, deals) = self.shared.exchange().sizes();
-        let gauges = vec![("peers", peers as u64), ("deals", deals as u64)];
         [
             named("trade", self.shared.counters.list()),
-            named("trade", gauges),
             named("trade_udp", self.udp.counters().list()),
             named(
                 "trade_udp",
@@ -226,6 +223,12 @@ impl TradeServer {
             named("trade_tcp", self.tcp.counters().list()),
         ]
         .concat()
+    }
+
+    /// How much there is now, with its name.
+    pub fn sizes(&self) -> Vec<(&'static str, u64)> {
+        let (peers, deals) = self.shared.exchange().sizes();
+        vec![("peers", peers as u64), ("deals", deals as u64)]
     }
 
     /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.

@@ -301,8 +301,13 @@ fn the_rules_of_both_apis_hold_at_the_servers_port() {
     let (status, metrics) = get(node.api, "/metrics", None);
     let metrics = metrics.as_str().unwrap();
     assert_eq!(status, 200);
-    for name in ["p2s2_http_requests ", "p2s2_registry_requests ", "p2s2_users_accounts 0", "p2s2_http_request_seconds"]
-    {
+    for name in [
+        "p2s2_http_requests_total ",
+        "p2s2_registry_requests_total ",
+        "# TYPE p2s2_registry_hosts_known gauge",
+        "p2s2_users_accounts 0",
+        "p2s2_http_request_seconds",
+    ] {
         assert!(metrics.contains(name), "{name}: {metrics}");
     }
 }
@@ -338,7 +343,8 @@ fn the_http_port_is_there_whatever_services_run() {
     assert_eq!(get(node.api, "/api/stats", None).0, 503);
     let admin = admin_token(node.api);
     assert_eq!(get(node.api, "/api/admin/registry", Some(&admin)).0, 503);
-    assert!(get(node.api, "/metrics", None).1.as_str().unwrap().contains("p2s2_trade_"));
+    let metrics = get(node.api, "/metrics", None).1.as_str().unwrap().to_owned();
+    assert!(metrics.contains("\np2s2_trade_udp_received_total 0\n") && metrics.contains("\np2s2_trade_peers 0\n"));
     assert!(!dir.path().join("state/registry.db").exists());
     assert_eq!(node.stop(), 0);
 }

@@ -4,18 +4,27 @@ use std::fmt;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::{Encoder, HistogramOpts, HistogramVec, IntGauge, Registry, TextEncoder};
+use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder};
 
 use crate::net::http::{Response, StatusCode, error};
 
 /// Where the numbers of one part of the server come from.
 type Source = Box<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
 
+/// What a part's numbers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// How often something happened since the start.
+    Counters,
+    /// How much there is now.
+    Sizes,
+}
+
 /// What is counted here, and where the rest is counted.
 pub struct Metrics {
     registry: Registry,
     seconds: HistogramVec,
-    sources: Mutex<Vec<(&'static str, Source)>>,
+    sources: Mutex<Vec<(&'static str, Kind, Source)>>,
 }
 
 impl Metrics {
@@ -31,11 +40,33 @@ impl Metrics {
         Ok(Metrics { registry, seconds, sources: Mutex::default() })
     }
 
-    /// The numbers of a part of the server, asked for whenever they are to be shown: each becomes
-    /// `p2s2_PART_NAME`.
-    pub fn add<N: Into<String>>(&self, part: &'static str, source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static) {
+    /// What a part of the server has counted, asked for whenever it is to be shown: each becomes the counter
+    /// `p2s2_PART_NAME_total`.
+    pub fn add_counters<N: Into<String>>(
+        &self,
+        part: &'static str,
+        source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static,
+    ) {
+        self.add(part, Kind::Counters, source);
+    }
+
+    /// How much a part of the server has now: each becomes the gauge `p2s2_PART_NAME`.
+    pub fn add_sizes<N: Into<String>>(
+        &self,
+        part: &'static str,
+        source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static,
+    ) {
+        self.add(part, Kind::Sizes, source);
+    }
+
+    fn add<N: Into<String>>(
+        &self,
+        part: &'static str,
+        kind: Kind,
+        source: impl Fn() -> Vec<(N, u64)> + Send + Sync + 'static,
+    ) {
         let named = move || source().into_iter().map(|(name, count)| (name.into(), count)).collect();
-        self.sources.lock().push((part, Box::new(named)));
+        self.sources.lock().push((part, kind, Box::new(named)));
     }
 
     /// A request was answered.
@@ -56,12 +87,21 @@ impl Metrics {
 
     fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
         let now = Registry::new();
-        for (part, source) in &*self.sources.lock() {
+        for (part, kind, source) in &*self.sources.lock() {
             for (name, count) in source() {
-                let gauge =
-                    IntGauge::new(format!("p2s2_{part}_{name}"), format!("{part}: {}", name.replace('_', " ")))?;
-                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-                now.register(Box::new(gauge))?;
+                let what = format!("{part}: {}", name.replace('_', " "));
+                match kind {
+                    Kind::Counters => {
+                        let counter = IntCounter::new(format!("p2s2_{part}_{name}_total"), what)?;
+                        counter.inc_by(count);
+                        now.register(Box::new(counter))?;
+                    }
+                    Kind::Sizes => {
+                        let gauge = IntGauge::new(format!("p2s2_{part}_{name}"), what)?;
+                        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+                        now.register(Box::new(gauge))?;
+                    }
+                }
             }
         }
         let mut text = Vec::new();
@@ -84,13 +124,16 @@ mod tests {
     #[test]
     fn numbers_are_shown_as_prometheus_reads_them() {
         let metrics = Metrics::new().unwrap();
-        metrics.add("registry", || vec![("requests", 7), ("pings", 3)]);
+        metrics.add_counters("registry", || vec![("requests", 7), ("pings", 3)]);
+        metrics.add_sizes("registry", || vec![("hosts", 2)]);
         metrics.count("health", StatusCode::OK, Duration::from_millis(2));
         let text = String::from_utf8(metrics.text().unwrap()).unwrap();
         for line in [
-            "# TYPE p2s2_registry_requests gauge",
-            "p2s2_registry_requests 7",
-            "p2s2_registry_pings 3",
+            "# TYPE p2s2_registry_requests_total counter",
+            "p2s2_registry_requests_total 7",
+            "p2s2_registry_pings_total 3",
+            "# TYPE p2s2_registry_hosts gauge",
+            "p2s2_registry_hosts 2",
             "# TYPE p2s2_http_request_seconds histogram",
             "p2s2_http_request_seconds_count{route=\"health\",status=\"200\"} 1",
         ] {
@@ -98,7 +141,7 @@ mod tests {
         }
         assert_eq!(text, String::from_utf8(metrics.text().unwrap()).unwrap(), "shown as often as it is asked for");
         // The same name twice would be no metrics: said, and nothing ends.
-        metrics.add("registry", || vec![("requests", 1)]);
+        metrics.add_counters("registry", || vec![("requests", 1)]);
         assert_eq!(metrics.show().status, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }
