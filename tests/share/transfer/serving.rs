@@ -216,3 +216,30 @@ fn connections_are_bounded_and_a_half_request_ends() {
     eventually("room again", || (host.server.open() < 2).then_some(()));
     drop(host);
 }
+
+#[test]
+fn connections_that_ask_for_nothing_leave_room_for_those_that_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("on disk");
+    fs::write(&path, b"content").unwrap();
+    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), Limits::default(), 8);
+    host.shelf.publish(NAME, &path, true);
+    let mut held = Vec::new();
+    for said in ["", "GET ", "META no such file\n"] {
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(host.addr()).unwrap();
+            // It may have been closed already.
+            let _ = stream.write_all(said.as_bytes());
+            held.push(stream);
+        }
+        // One that is closed takes a moment to be gone.
+        eventually("the file", || {
+            let mut stream = TcpStream::connect(host.addr()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut answer = String::new();
+            let asked = stream.write_all(format!("GET {NAME}\n").as_bytes());
+            (asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer == "LENGTH 7\ncontent").then_some(())
+        });
+    }
+    assert!(host.counter("newcomers_closed") > 0);
+}
