@@ -21,7 +21,7 @@ use crate::net::lines::{LineLimits, LineReader};
 /// Most bytes of an answer: a page of a list, with room for hosts that have very many files.
 const ANSWER_MAX: usize = 256 << 20;
 
-/// Most characters of the registry's own words that are passed on, and shown.
+/// Most characters of a server's own words that are passed on, and shown.
 const REASON_MAX: usize = 500;
 
 /// The certificate that a registry must present: its SHA-256, 64 hex digits.
@@ -249,8 +249,8 @@ impl RegistryClient {
     }
 }
 
-/// What the registry said, which may be as long as an answer: its beginning.
-fn shortened(said: &str) -> String {
+/// What a server said, which may be as long as an answer: its beginning.
+pub(super) fn shortened(said: &str) -> String {
     match said.char_indices().nth(REASON_MAX) {
         Some((end, _)) => format!("{}…", &said[..end]),
         None => said.to_owned(),
