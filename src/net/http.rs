@@ -43,6 +43,7 @@ use super::budget::Budget;
 use super::conn::Conn;
 use super::counters::Counter;
 use super::gate::Gate;
+use super::porch::Porch;
 use super::tcp::{Busy, TcpServer};
 use super::threads::Executor;
 use super::tls::Identity;
@@ -205,6 +206,8 @@ struct Shared {
     counters: Arc<HttpCounters>,
     budget: Arc<Budget>,
     streams: Arc<AtomicUsize>,
+    /// Connections without a whole request give way when room is short.
+    porch: Arc<Porch>,
     /// Closed at the end, so that streams end too.
     stopped: Receiver<()>,
 }
@@ -214,6 +217,7 @@ pub struct HttpServer {
     tcp: TcpServer,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
+    porch: Arc<Porch>,
     /// Dropped at the end.
     running: Mutex<Option<Sender<()>>>,
 }
@@ -227,6 +231,7 @@ impl HttpServer {
         let Floor { executor, gate, identity, plain_from_afar, rules, limits } = floor;
         let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
         let (running, stopped) = bounded(0);
+        let porch = Porch::new(Arc::clone(&gate));
         let shared = Arc::new(Shared {
             handler,
             identity,
@@ -236,12 +241,13 @@ impl HttpServer {
             counters: Arc::clone(&counters),
             budget: Budget::new(BODIES_MAX),
             streams: Arc::clone(&streams),
+            porch: Arc::clone(&porch),
             stopped,
         });
         let busy = answer::raw(StatusCode::SERVICE_UNAVAILABLE, "BUSY: too many connections; try again");
         let receive = Arc::new(move |stream: Arc<TcpStream>, source: SocketAddr| shared.receive(stream, source));
         let tcp = TcpServer::start(listener, executor, gate, Busy::from(busy), receive)?;
-        Ok(HttpServer { tcp, counters, streams, running: Mutex::new(Some(running)) })
+        Ok(HttpServer { tcp, counters, streams, porch, running: Mutex::new(Some(running)) })
     }
 
     /// Where it listens.
@@ -256,7 +262,8 @@ impl HttpServer {
 
     /// Every counter of the server and of the listener beneath it, with its name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        [self.counters.list(), self.tcp.counters().list()].concat()
+        let closed = vec![("newcomers_closed", self.porch.closed())];
+        [self.counters.list(), closed, self.tcp.counters().list()].concat()
     }
 
     /// Takes no more requests; those in hand may be finished within `grace`. Event streams end at once.
@@ -279,6 +286,7 @@ impl Shared {
     fn receive(self: &Arc<Self>, stream: Arc<TcpStream>, source: SocketAddr) {
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
         let limits = self.limits;
+        let newcomer = self.porch.enter(&stream, source.ip());
         let conn = match &self.identity {
             Some(identity) => {
                 let first_byte_by = Instant::now() + limits.idle_timeout;
@@ -286,7 +294,7 @@ impl Shared {
             }
             None => Ok(Conn::plain(stream)),
         };
-        let served = conn.map_err(io::Error::other).and_then(|conn| connection::serve(self, conn, source));
+        let served = conn.map_err(io::Error::other).and_then(|conn| connection::serve(self, conn, source, newcomer));
         if let Err(error) = served {
             self.counters.connections_failed.add(1);
             log::debug!("HTTP from {source}: {error}");

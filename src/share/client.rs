@@ -21,6 +21,9 @@ use crate::net::lines::{LineLimits, LineReader};
 /// Most bytes of an answer: a page of a list, with room for hosts that have very many files.
 const ANSWER_MAX: usize = 256 << 20;
 
+/// Most characters of a server's own words that are passed on, and shown.
+const REASON_MAX: usize = 500;
+
 /// The certificate that a registry must present: its SHA-256, 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pin(String);
@@ -130,7 +133,11 @@ impl RegistryClient {
     pub fn register(&self, register: &Register) -> Result<String, RegistryError> {
         let answer = self.ask(&Request::Register(Box::new(register.clone())), &["OK"])?;
         // An older registry gives none.
-        Ok(answer.resume.map(|resume| resume.reveal().to_owned()).unwrap_or_default())
+        let resume = answer.resume.map(|resume| resume.reveal().to_owned()).unwrap_or_default();
+        if resume.len() > requests::SECRET_MAX {
+            return Err(self.improper(&format!("resume: expected at most {} bytes", requests::SECRET_MAX)));
+        }
+        Ok(resume)
     }
 
     /// PUBLISH.
@@ -223,7 +230,7 @@ impl RegistryClient {
         let answer: Answer = serde_json::from_str(&answer).map_err(|error| self.improper(&error.to_string()))?;
         match answer.status.as_str() {
             "ERROR" => {
-                let reason = answer.reason.unwrap_or_else(|| "it gave no reason".to_owned());
+                let reason = answer.reason.map_or_else(|| "it gave no reason".to_owned(), |reason| shortened(&reason));
                 if reason.starts_with("BUSY") {
                     // It closes the connection behind that.
                     self.close();
@@ -238,7 +245,15 @@ impl RegistryClient {
     /// What comes next is not known then.
     fn improper(&self, what: &str) -> RegistryError {
         self.close();
-        RegistryError::Unexpected(what.to_owned())
+        RegistryError::Unexpected(shortened(what))
+    }
+}
+
+/// What a server said, which may be as long as an answer: its beginning.
+pub(super) fn shortened(said: &str) -> String {
+    match said.char_indices().nth(REASON_MAX) {
+        Some((end, _)) => format!("{}…", &said[..end]),
+        None => said.to_owned(),
     }
 }
 
@@ -321,6 +336,30 @@ mod tests {
             assert!(client.is_over());
             assert!(matches!(client.discover(&name), Err(RegistryError::Gone(_))));
         }
+    }
+
+    /// An answer that outlives the test.
+    fn long(head: &str, tail: &str) -> &'static [&'static str] {
+        let line: &'static str = Box::leak(format!("{head}{}{tail}\n", "é".repeat(1 << 20)).into_boxed_str());
+        Box::leak(vec![line].into_boxed_slice())
+    }
+
+    #[test]
+    fn what_the_registry_says_is_never_passed_on_at_any_length() {
+        let name = Name::new("ann").unwrap();
+        for answers in [
+            long("{\"status\":\"ERROR\",\"reason\":\"", "\"}"),
+            long("{\"status\":\"", "\"}"),
+            long("{\"status\":\"OK\",\"total\":\"", "\"}"),
+        ] {
+            let error = connect(answers, 20_000).ping(&name, None).unwrap_err();
+            assert!(error.to_string().len() < 2_000, "{}", error.to_string().len());
+        }
+        let (ip, display_name, files, token, resume) = (None, None, None, None, None);
+        let register = Register { hostname: name, port: 6001, ip, display_name, files, token, resume };
+        let client = connect(long("{\"status\":\"OK\",\"resume\":\"", "\"}"), 20_000);
+        let error = client.register(&register).unwrap_err().to_string();
+        assert!(error.contains("resume: expected at most 8192 bytes"), "{error}");
     }
 
     #[test]

@@ -204,7 +204,7 @@ fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
         }
         ["add-file"] => {
             let fields = Fields::of(request)?;
-            let file = node.add(fields.any_text("filepath")?).map_err(no)?;
+            let file = node.add(fields.any_text("filepath")?).map_err(|error| refusal_of("filepath", &error))?;
             Ok(success(json!({ "file": file.json() })))
         }
         ["check-duplicate"] => {
@@ -234,7 +234,8 @@ fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
             let fields = Fields::of(request)?;
             let name = file_name(&fields, "fname")?;
             let save_path = fields.get("save_path").map(|_| fields.any_text("save_path")).transpose()?;
-            let begun = node.fetches().begin(&name, save_path).map_err(no)?;
+            let begun = node.fetches().begin(&name, save_path);
+            let begun = begun.map_err(|error| refusal_of("save_path", &error))?;
             Ok(success(json!({
                 "fetch_id": begun.id, "file_name": begun.file_name, "total_size": begun.total_size,
                 "save_path": begun.save_path, "peer_hostname": begun.peer_hostname, "peer_ip": begun.peer_ip,
@@ -283,7 +284,7 @@ fn publish(node: &Node, fields: &Fields) -> Answered {
             (body["success"], body["error"]) = (false.into(), reason.into());
             Ok(http::json(StatusCode::CONFLICT, &body))
         }
-        Err(error) => Err(refusal(&error)),
+        Err(error) => Err(given.map_or_else(|| refusal(&error), |field| refusal_of(field, &error))),
     }
 }
 
@@ -329,6 +330,15 @@ impl Page {
         }
         Ok(page)
     }
+}
+
+/// The same where a path stood in that field: what is wrong with it is said of the field.
+fn refusal_of(field: &str, error: &NodeError) -> Refusal {
+    let mut refusal = refusal(error);
+    if matches!(error, NodeError::Path(_)) && !refusal.reason.starts_with(field) {
+        refusal.reason = format!("{field}: {}", refusal.reason);
+    }
+    refusal
 }
 
 /// The status that fits.

@@ -91,6 +91,7 @@ impl Folders {
         if self.shared().any(|folder| *folder == resolved) {
             return Err(PathError::Invalid(format!("{named} is a folder: expected a file")));
         }
+        self.check(&resolved, path)?;
         self.open_resolved(&resolved)
     }
 
@@ -100,7 +101,7 @@ impl Folders {
     /// # Errors
     /// [`PathError`]: which rule it breaks.
     pub fn open_resolved(&self, path: &Path) -> Result<Opened, PathError> {
-        self.check(path)?;
+        self.check(path, path)?;
         let shown = path.display();
         // A pipe or a device is not even opened: that alone may do something. It could still be put there
         // between the two, so nothing blocks, and what was opened is asked again.
@@ -142,7 +143,7 @@ impl Folders {
                 match fs::canonicalize(path) {
                     Ok(folder) if folder.is_dir() => (folder, name.clone()),
                     Ok(resolved) => {
-                        self.check(&resolved)?;
+                        self.check(&resolved, path)?;
                         return Err(PathError::Exists(path.display().to_string()));
                     }
                     Err(_) => self.parent_and_name(path)?,
@@ -150,7 +151,7 @@ impl Folders {
             }
         };
         let target = folder.join(file.as_str());
-        self.check(&target)?;
+        self.check(&target, named.map_or(&target, Path::new))?;
         match fs::symlink_metadata(&target) {
             Ok(_) => Err(PathError::Exists(target.display().to_string())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(target),
@@ -166,7 +167,7 @@ impl Folders {
         if fs::symlink_metadata(path).is_ok() {
             // A link that leads nowhere, or to where we cannot look.
             let within = fs::canonicalize(parent).map_err(|error| self.unresolved(path, &error))?;
-            self.check(&within.join(last))?;
+            self.check(&within.join(last), path)?;
             return Err(PathError::Exists(shown.to_string()));
         }
         if path.as_os_str().to_string_lossy().ends_with(std::path::MAIN_SEPARATOR) {
@@ -175,15 +176,17 @@ impl Folders {
         let name = last.to_str().ok_or("expected UTF-8".to_owned()).and_then(FileName::new);
         let name = name.map_err(|wrong| PathError::Invalid(format!("save_path {shown}: {wrong}")))?;
         let folder = fs::canonicalize(parent).map_err(|error| self.unresolved(parent, &error))?;
+        self.check(&folder.join(name.as_str()), path)?;
         if !folder.is_dir() {
             return Err(PathError::Invalid(format!("save_path {shown}: {} is no folder", parent.display())));
         }
         Ok((folder, name))
     }
 
-    /// Whether a resolved path is one of those that may be named.
-    fn check(&self, resolved: &Path) -> Result<(), PathError> {
-        let shown = resolved.display();
+    /// Whether a resolved path is one of those that may be named. What is said of it is said of the path as it was
+    /// `named`: where a link outside leads is nobody's business.
+    fn check(&self, resolved: &Path, named: &Path) -> Result<(), PathError> {
+        let shown = named.display();
         let within = |folder: &Path| resolved.strip_prefix(folder).ok().filter(|rest| !rest.as_os_str().is_empty());
         // The repo may lie in the data dir; the data dir may lie in a folder that is shared.
         let rests: Vec<&Path> = match within(&self.repo) {
@@ -196,7 +199,7 @@ impl Folders {
         if rests.is_empty() {
             let folders: Vec<String> = self.shared().map(|folder| folder.display().to_string()).collect();
             return Err(PathError::Forbidden(format!(
-                "{shown} is outside the folders that this node shares ({}): see --folder",
+                "{shown} is outside the folders that this node shares ({}), or leads there: see --folder",
                 folders.join(", ")
             )));
         }
@@ -218,8 +221,11 @@ impl Folders {
             let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
             let climbs = rest.components().any(|part| !matches!(part, Component::Normal(_)));
             let would_be = resolved.join(rest);
-            if climbs || self.check(&would_be).is_err() {
-                return self.check(&would_be).err().unwrap_or_else(|| PathError::NotFound(path.display().to_string()));
+            if climbs || self.check(&would_be, path).is_err() {
+                return self
+                    .check(&would_be, path)
+                    .err()
+                    .unwrap_or_else(|| PathError::NotFound(path.display().to_string()));
             }
         }
         unreadable(path, error)
@@ -397,6 +403,18 @@ mod tests {
             place.forbids(&place.at(named));
         }
         place.forbids("/no/such/place");
+        // Nor where a link leads, and so that there is one.
+        symlink(place.at("outside/secret.txt"), place.at("outside/link")).unwrap();
+        symlink(place.at("outside"), place.at("shared/way-out")).unwrap();
+        let name = FileName::new("a.txt").unwrap();
+        for named in ["outside/link", "shared/way-out/b.txt", "shared/way-out/none", "outside/link/x"] {
+            let opened = place.folders.open(&place.at(named)).unwrap_err().to_string();
+            let saved = place.folders.save_target(Some(&place.at(named)), &name).unwrap_err().to_string();
+            for said in [opened, saved] {
+                assert!(said.starts_with(&format!("{} is outside", place.at(named))), "{named}: {said}");
+                assert!(!said.contains("outside/secret"), "{named}: {said}");
+            }
+        }
         let missing = place.folders.open(&place.at("shared/sub/nothing")).unwrap_err();
         assert!(matches!(missing, PathError::NotFound(_)), "{missing:?}");
         assert!(matches!(place.folders.open(&place.at("shared/a.txt/x")).unwrap_err(), PathError::NotFound(_)));

@@ -139,7 +139,7 @@ impl From<NetworkError> for NodeError {
     fn from(error: NetworkError) -> NodeError {
         match error {
             NetworkError::Registry(error) => error.into(),
-            NetworkError::TooLarge => NodeError::Busy(error.to_string()),
+            NetworkError::TooLarge | NetworkError::TooSlow => NodeError::Busy(error.to_string()),
         }
     }
 }

@@ -413,3 +413,79 @@ fn a_node_that_ends_takes_its_files_with_it_and_comes_back_with_them() {
     let stranger = ask_registry(server.registry(), "REGISTER", json!({"hostname": "ann", "port": 6001}));
     assert_eq!(stranger["status"], "ERROR", "{stranger}");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn fetches_that_failed_hold_nothing_and_can_be_taken_up_again() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    const FILES: usize = 24;
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let bob = Node::begun(&place, &server, "bob", &[]);
+    // A host that sends what it should not, until it is told to do better.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let is_good = Arc::new(AtomicBool::new(false));
+    let registry = TcpStream::connect(server.registry()).unwrap();
+    let files: serde_json::Map<String, Value> =
+        (0..FILES).map(|n| (format!("f{n}"), json!({"size": 3, "modified": 5, "is_published": true}))).collect();
+    let register = json!({"action": "REGISTER", "data": {"hostname": "odd", "port": port, "files_metadata": files}});
+    (&registry).write_all(format!("{register}\n").as_bytes()).unwrap();
+    let says = Arc::clone(&is_good);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let answer: &[u8] = if says.load(Relaxed) { b"LENGTH 3\nabc" } else { b"LENGTH 7\nabcdefg" };
+            let mut stream = stream.unwrap();
+            let _ = BufReader::new(&stream).read_line(&mut String::new());
+            // It may have gone.
+            let _ = stream.write_all(answer);
+        }
+    });
+    eventually("the host to be known", || (!server.hosts_of("f0").is_empty()).then_some(()));
+    let begun: Vec<String> = (0..FILES)
+        .map(|n| {
+            let id = bob.fetches(&format!("f{n}"), &place.path(&format!("shared/f{n}")));
+            bob.waits_for(&id, "failed");
+            id
+        })
+        .collect();
+    let open_parts = || {
+        let open = fs::read_dir(format!("/proc/{}/fd", bob.pid())).unwrap();
+        let leads_to = |entry: std::io::Result<fs::DirEntry>| fs::read_link(entry.unwrap().path()).unwrap_or_default();
+        open.map(leads_to).filter(|path| path.extension().is_some_and(|kind| kind == "part")).count()
+    };
+    eventually("most to be let go of", || (open_parts() < FILES / 2).then_some(()));
+    // The first one is among them: it is put away, or goes on, as any other.
+    assert_eq!(bob.progress(&begun[0])["status"], "failed");
+    assert_eq!(bob.does(&format!("fetches/{}/cancel", begun[0]), json!({}))["progress"]["status"], "cancelled");
+    is_good.store(true, Relaxed);
+    bob.does(&format!("fetches/{}/resume", begun[1]), json!({}));
+    bob.waits_for(&begun[1], "completed");
+    assert_eq!(fs::read(place.path("shared/f1")).unwrap(), b"abc");
+    for id in &begun[2..] {
+        bob.does(&format!("fetches/{id}/cancel"), json!({}));
+    }
+    let left = || fs::read_dir(place.path("shared")).unwrap().map(|it| it.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!(left(), ["f1"]);
+}
+
+#[test]
+fn what_is_wrong_with_a_path_is_said_of_its_field() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    let good = place.file("good", 10);
+    for (path, status) in [("relative", 400), ("", 400), ("/a\0b", 400), ("/etc/passwd", 403)] {
+        for (route, body, field) in [
+            ("add-file", json!({ "filepath": path }), "filepath: "),
+            ("publish", json!({"fname": "x", "local_path": path}), "local_path: "),
+            ("publish", json!({"fname": "x", "path": path}), "path: "),
+            ("fetch", json!({"fname": "x", "save_path": path}), "save_path"),
+        ] {
+            let said = ann.refuses(route, body, status);
+            assert!(said.starts_with(field), "{route} {path:?}: {said}");
+        }
+    }
+    ann.does("add-file", json!({ "filepath": good }));
+}

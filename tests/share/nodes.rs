@@ -258,6 +258,10 @@ impl Node {
         self.process.stop()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// Runs at a fraction of its speed until that is dropped; to be dropped before the node is.
     pub fn slowed(&self) -> Slowed {
         let pid = self.process.child.id();

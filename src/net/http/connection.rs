@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -24,6 +24,7 @@ use super::service::Service;
 use super::{HEAD_MAX, Limits, Shared, answer};
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::deadline::ReadBefore;
+use crate::net::porch::Newcomer;
 
 /// What is read at a time: between requests little, because a connection that idles must cost little.
 const FIRST_READ_BYTES: usize = 2048;
@@ -59,6 +60,8 @@ pub(super) struct Wire {
     is_in_request: bool,
     /// Until when it must be whole, once it was waited for.
     whole_by: Option<Instant>,
+    /// Its place among those that may be closed when room is short: until a request is whole.
+    newcomer: Option<Newcomer>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +119,7 @@ impl Wire {
     /// Nothing of the request is missing.
     pub(super) fn request_is_whole(&mut self) {
         (self.part, self.is_in_request, self.whole_by) = (Part::Head, false, None);
+        self.newcomer = None;
     }
 
     /// The same, told by whoever reads the body: the end of one in chunks is seen there alone.
@@ -182,7 +186,7 @@ enum Came {
 }
 
 /// Serves one connection to its end.
-pub(super) fn serve(server: &Arc<Shared>, conn: Conn, source: SocketAddr) -> io::Result<()> {
+pub(super) fn serve(server: &Arc<Shared>, conn: Conn, source: SocketAddr, newcomer: Newcomer) -> io::Result<()> {
     let (is_tls, stream) = (conn.is_tls(), Arc::clone(conn.stream()));
     let (mut reader, writer) = conn.split();
     let wire = Rc::new(RefCell::new(Wire {
@@ -195,11 +199,13 @@ pub(super) fn serve(server: &Arc<Shared>, conn: Conn, source: SocketAddr) -> io:
         newline: Newline::None,
         is_in_request: false,
         whole_by: None,
+        newcomer: Some(newcomer),
     }));
-    let service = Service::new(Arc::clone(server), Rc::clone(&wire), stream, source, is_tls);
+    let service = Service::new(Arc::clone(server), Rc::clone(&wire), Arc::clone(&stream), source, is_tls);
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_header_size(HEAD_MAX).max_buf_size(BUFFER_BYTES);
-    let result = drive(server, builder.serve_connection(Io(Rc::clone(&wire)), service), &wire, &mut reader);
+    let connection = builder.serve_connection(Io(Rc::clone(&wire)), service);
+    let result = drive(server, connection, &wire, &mut reader, (&stream, source));
     writer.finish();
     let deadline = Instant::now() + LINGER;
     let mut ignored = [0; FIRST_READ_BYTES];
@@ -213,6 +219,7 @@ fn drive(
     connection: http1::Connection<Io, Service>,
     wire: &RefCell<Wire>,
     reader: &mut ConnReader,
+    (stream, source): (&Arc<TcpStream>, SocketAddr),
 ) -> io::Result<()> {
     let mut connection = pin!(connection);
     let woken = Arc::new(Woken::default());
@@ -229,6 +236,7 @@ fn drive(
             // It knows of the end, and has nothing left to do.
             return Ok(());
         }
+        wire.borrow_mut().newcomer.get_or_insert_with(|| server.porch.enter(stream, source.ip()));
         match read_more(wire, reader, &server.limits)? {
             Came::Something => {}
             Came::Silence => return Ok(()),

@@ -583,3 +583,30 @@ fn tls_is_told_by_its_first_byte() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
     }
 }
+
+#[test]
+fn connections_without_a_request_leave_room_for_those_with_one() {
+    let handler = |request: Request| success(json!({ "path": request.path }));
+    let server = start(Floor { gate: Gate::new(8), ..floor(Limits::default()) }, handler);
+    let mut held = Vec::new();
+    for begun in [
+        "",
+        "GET / HT",
+        "POST / HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{",
+    ] {
+        for _ in 0..20 {
+            let mut client = Client::new(&server);
+            // It may have been closed already.
+            let _ = client.reader.get_mut().write_all(begun.as_bytes());
+            held.push(client);
+        }
+        // One that is closed takes a moment to be gone.
+        eventually(|| {
+            let mut client = Client::new(&server);
+            let sent = client.reader.get_mut().write_all(b"GET /x HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n");
+            let mut line = String::new();
+            sent.is_ok() && client.reader.read_line(&mut line).is_ok() && line.contains(" 200 ")
+        });
+    }
+    assert!(server.counters().iter().any(|(name, count)| *name == "newcomers_closed" && *count > 0));
+}

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::model::{Millis, Name, Token};
 use crate::net::http::{Refusal, StatusCode};
 use crate::share::api_client::{Answer, ApiClient};
+use crate::share::client::shortened;
 use crate::share::node::keep::Keep;
 
 /// How long the server's word holds.
@@ -75,8 +76,10 @@ impl SignIn {
             || Refusal::new(StatusCode::BAD_GATEWAY, "the server answered what it should not: no user or no token");
         let user =
             answer.body["user"]["username"].as_str().and_then(|name| Name::new(name).ok()).ok_or_else(strange)?;
-        let token = answer.body["token"].as_str().map(Token::from_text).ok_or_else(strange)?;
-        let display_name = answer.body["user"]["display_name"].as_str().unwrap_or(user.as_str()).to_owned();
+        let token = answer.body["token"].as_str().filter(|token| token.len() <= TOKEN_MAX).ok_or_else(strange)?;
+        let token = Token::from_text(token);
+        let display_name = answer.body["user"]["display_name"].as_str().and_then(|name| Name::new(name).ok());
+        let display_name = display_name.as_ref().unwrap_or(&user).to_string();
         self.remember(&token, &user);
         Ok(SignedIn { user, display_name, token, answer: answer.body })
     }
@@ -118,7 +121,7 @@ impl SignIn {
         let user = answer.body["user"]["username"].as_str().filter(|_| answer.is_ok());
         let Some(user) = user.and_then(|name| Name::new(name).ok()) else {
             self.known.lock().remove(&digest);
-            return Err(denied(&answer.error()));
+            return Err(denied(&shortened(&answer.error())));
         };
         self.remember(token, &user);
         Ok(user)
@@ -189,7 +192,7 @@ fn passed_on(answer: &Answer) -> Refusal {
     let status = StatusCode::from_u16(answer.status).ok().filter(|status| status.is_client_error());
     let status =
         status.unwrap_or(if answer.status == 503 { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY });
-    Refusal::new(status, answer.error())
+    Refusal::new(status, shortened(&answer.error()))
 }
 
 #[cfg(test)]
@@ -287,6 +290,35 @@ mod tests {
         assert_eq!(alone.user_of(&known).unwrap().as_str(), "ann");
         NOW.store(1_000_000, SeqCst);
         assert_eq!(alone.user_of(&known).unwrap_err().status, 401);
+    }
+
+    #[test]
+    fn what_the_server_says_is_never_passed_on_at_any_length() {
+        let long = "é".repeat(1 << 20);
+        let refused = passed_on(&Answer { status: 401, body: json!({"error": long}) });
+        assert!(refused.status == StatusCode::UNAUTHORIZED && refused.reason.len() < 2_000, "{}", refused.reason.len());
+        for (token, display_name, expected) in
+            [("t", &*long, Some("ann")), ("t", "Ann", Some("Ann")), (&long, "Ann", None)]
+        {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let body = json!({"token": token, "user": {"username": "ann", "display_name": display_name}}).to_string();
+            let served = std::thread::spawn(move || {
+                let mut stream = listener.accept().unwrap().0;
+                let mut request = Vec::new();
+                while !request.ends_with(b"{}") {
+                    let mut bytes = [0; 1024];
+                    let len = stream.read(&mut bytes).unwrap();
+                    request.extend_from_slice(&bytes[..len]);
+                }
+                let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+                stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+            });
+            let dir = tempfile::tempdir().unwrap();
+            let signed_in = sign_in(port, dir.path()).sign_in("login", &json!({}));
+            served.join().unwrap();
+            assert_eq!(signed_in.ok().map(|it| it.display_name).as_deref(), expected);
+        }
     }
 
     #[test]

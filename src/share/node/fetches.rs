@@ -18,10 +18,14 @@ use crate::model::secret::random_hex;
 use crate::share::files::Facts;
 use crate::share::folders::PathError;
 use crate::share::transfer::{self, Content, Fetch, FetchSpec, Pace, Progress, Sources, StartError};
-use crate::share::wire::{FileName, HostEntry};
+use crate::share::wire::{FileName, HostEntry, PORT_MIN};
 
 /// Most fetches of a user that have not ended: each has threads of its own.
 const UNFINISHED_MAX: usize = 32;
+/// Most that have failed and still hold their threads and files; of the others what has come lies on disk.
+const FAILED_HELD_MAX: usize = 8;
+/// Most hosts of a file that are compared with each other.
+const COMPARED_MAX: usize = 2_048;
 /// How long whoever wants a fetch to stand still waits to see it so.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 /// How long fetches have to let go when the node ends.
@@ -42,6 +46,8 @@ pub enum Wish {
 pub(super) struct Fetches {
     list: Mutex<BTreeMap<String, Entry>>,
     changed: Condvar,
+    /// Held by whoever begins again what was let go of, so that nobody else does.
+    beginning_again: Mutex<()>,
 }
 
 struct Entry {
@@ -115,7 +121,8 @@ impl Fetches {
     /// Those that were kept.
     pub(super) fn new(kept: Vec<FetchRow>) -> Fetches {
         let entry = |row: FetchRow| (row.id.clone(), Entry { row, fetch: None, progress: None });
-        Fetches { list: Mutex::new(kept.into_iter().map(entry).collect()), changed: Condvar::new() }
+        let list = Mutex::new(kept.into_iter().map(entry).collect());
+        Fetches { list, changed: Condvar::new(), beginning_again: Mutex::default() }
     }
 
     /// How many bring bytes now.
@@ -170,6 +177,7 @@ impl<'a> Desk<'a> {
                 return Err(NodeError::Busy(format!("{UNFINISHED_MAX} files are being fetched already")));
             }
             forget_oldest(&mut list);
+            let_go_of_failed(&mut list);
             list.insert(row.id.clone(), Entry { row: row.clone(), fetch: None, progress: None });
         }
         let spec = FetchSpec {
@@ -210,6 +218,18 @@ impl<'a> Desk<'a> {
     /// There is none of that id, or it has ended.
     pub fn act(&self, id: &str, wish: Wish) -> Result<Value, NodeError> {
         let fetches = &self.inner.fetches;
+        {
+            let _nobody_else = fetches.beginning_again.lock();
+            let let_go = {
+                let list = fetches.list.lock();
+                let entry = list.get(id).filter(|entry| entry.fetch.is_none() && entry.status() == Status::Failed);
+                entry.map(|entry| entry.row.clone())
+            };
+            if let Some(row) = let_go {
+                // It waits until it is told what to do.
+                resume(self.inner, &row)?;
+            }
+        }
         let fetch = {
             let list = fetches.list.lock();
             let entry = list.get(id).ok_or_else(|| unknown(id))?;
@@ -257,14 +277,27 @@ fn forget_oldest(list: &mut BTreeMap<String, Entry>) {
     }
 }
 
+/// Makes the threads end of those that failed, the oldest first.
+fn let_go_of_failed(list: &mut BTreeMap<String, Entry>) {
+    let holds = |entry: &&mut Entry| entry.fetch.is_some() && entry.status() == Status::Failed;
+    let mut failed: Vec<&mut Entry> = list.values_mut().filter(holds).collect();
+    failed.sort_by_key(|entry| std::cmp::Reverse(entry.row.began_at));
+    for entry in failed.into_iter().skip(FAILED_HELD_MAX) {
+        // As it is kept. Its threads are not waited for.
+        (entry.fetch, entry.progress) = (None, None);
+    }
+}
+
 /// The host to go by: the content that most have, of those the one that can be checked.
 fn choose(hosts: &[HostEntry]) -> Option<&HostEntry> {
-    let rank = |host: &&HostEntry| {
+    // Each is compared with all others; of very many, some that lie evenly apart stand for all.
+    let hosts: Vec<&HostEntry> = hosts.iter().step_by(hosts.len().div_ceil(COMPARED_MAX).max(1)).collect();
+    let rank = |host: &&&HostEntry| {
         let content = Content::of(&host.file);
         let same = hosts.iter().filter(|other| content.is_at(&other.file)).count();
         (content.pieces_root.is_some(), content.blake3.is_some(), same)
     };
-    hosts.iter().max_by_key(rank)
+    hosts.iter().max_by_key(rank).copied()
 }
 
 /// Who has a file and may be asked for it: never ourselves, and nobody on loopback unless the registry is.
@@ -277,7 +310,9 @@ fn others(inner: &Inner, name: &FileName) -> Result<Vec<HostEntry>, NodeError> {
 
 fn may_be_asked(host: &HostEntry, own: &Name, may_loop: bool) -> bool {
     let ip = host.ip.to_canonical();
-    host.hostname != *own && !ip.is_unspecified() && !ip.is_multicast() && (may_loop || !ip.is_loopback())
+    // No peer has a lower port: what answers there is something else.
+    let is_peer = host.port >= PORT_MIN;
+    is_peer && host.hostname != *own && !ip.is_unspecified() && !ip.is_multicast() && (may_loop || !ip.is_loopback())
 }
 
 /// For a fetch that looks for its hosts.
@@ -373,11 +408,11 @@ fn track(inner: &Inner, row: &FetchRow) -> Result<(), NodeError> {
 
 /// Goes on with what was under way when the process or the user's session ended.
 pub(super) fn resume_all(inner: &Arc<Inner>) {
+    let _nobody_else = inner.fetches.beginning_again.lock();
     let waiting: Vec<FetchRow> = {
         let list = inner.fetches.list.lock();
-        let is_left = |entry: &&Entry| {
-            entry.fetch.is_none() && !matches!(entry.row.status, Status::Completed | Status::Cancelled)
-        };
+        // What failed waits on disk until its user wants something of it.
+        let is_left = |entry: &&Entry| entry.fetch.is_none() && !entry.row.status.is_over();
         list.values().filter(is_left).map(|entry| entry.row.clone()).collect()
     };
     for row in waiting {
@@ -487,6 +522,17 @@ mod tests {
     }
 
     #[test]
+    fn among_very_many_hosts_the_choice_takes_no_longer() {
+        let mut hosts = vec![host("ann", "192.0.2.1", 5, Some(1)); 300_000];
+        for one in &mut hosts[100_000..] {
+            one.file = host("bob", "192.0.2.2", 6, Some(2)).file;
+        }
+        let begun = Instant::now();
+        assert_eq!(choose(&hosts).unwrap().file.size, 6);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
+
+    #[test]
     fn nobody_fetches_from_himself_or_from_loopback_by_a_far_registry() {
         let own = Name::new("ann").unwrap();
         for (name, ip, near, far) in [
@@ -503,5 +549,8 @@ mod tests {
             assert_eq!(may_be_asked(&host, &own, true), near, "{name} {ip}");
             assert_eq!(may_be_asked(&host, &own, false), far, "{name} {ip}");
         }
+        let mut mail = host("bob", "192.0.2.1", 5, None);
+        mail.port = 25;
+        assert!(!may_be_asked(&mail, &own, true), "no peer listens there");
     }
 }

@@ -17,6 +17,10 @@ use crate::share::wire::{FileEntry, FileName, Listing, Seconds};
 const PAGE: u64 = 256;
 /// Most files that are held; a network with more is not shown as a list.
 const FILES_MAX: usize = 1_000_000;
+/// Most hosts that are held: as many as a registry takes on.
+const HOSTS_MAX: u64 = 500_000;
+/// How long reading all of it may take.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 /// For whoever looks at a list, and for whoever compares a file with all others.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
 pub(super) const FRESH_TO_COMPARE: Duration = Duration::from_secs(30);
@@ -181,26 +185,37 @@ pub enum NetworkError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// There is too much of it.
-    #[error("the network has more than {FILES_MAX} files: ask for one by its name")]
+    #[error("the network has more than {FILES_MAX} files or {HOSTS_MAX} hosts: ask for one by its name")]
     TooLarge,
+    /// It takes too long.
+    #[error("the registry has not told in {} s what the network has: ask for one file by its name", READ_WITHIN.as_secs())]
+    TooSlow,
 }
 
 /// The newest snapshot, while it is fresh.
 #[derive(Debug, Default)]
 pub(super) struct Network {
     newest: Mutex<Option<Arc<Snapshot>>>,
+    /// Held while it is read: whoever wants it at the same time waits, and gets the same.
+    reading: Mutex<()>,
 }
 
 impl Network {
     /// A snapshot that is no older than that, or one that is read now.
     pub(super) fn snapshot(&self, fresh: Duration, registry: &RegistryClient) -> Result<Arc<Snapshot>, NetworkError> {
-        let known = self.newest.lock().clone().filter(|snapshot| snapshot.taken_at.elapsed() <= fresh);
-        if let Some(known) = known {
+        let asked_at = Instant::now();
+        let is_fresh = |snapshot: &Arc<Snapshot>| snapshot.taken_at >= asked_at || snapshot.taken_at.elapsed() <= fresh;
+        if let Some(known) = self.newest.lock().clone().filter(is_fresh) {
+            return Ok(known);
+        }
+        let _nobody_else = self.reading.lock();
+        if let Some(known) = self.newest.lock().clone().filter(is_fresh) {
             return Ok(known);
         }
         let mut snapshot = Snapshot::new([]);
         let mut seen = BTreeSet::new();
         let mut offset = 0;
+        let deadline = Instant::now() + READ_WITHIN;
         loop {
             let page = registry.list(Some(offset), Some(PAGE))?;
             let (total, listed) = (page.total, page.registry.len() as u64);
@@ -211,6 +226,13 @@ impl Network {
             offset += PAGE;
             if listed == 0 || offset >= total {
                 break;
+            }
+            // How many there are is the registry's word: it does not bound how long we read.
+            if offset >= HOSTS_MAX {
+                return Err(NetworkError::TooLarge);
+            }
+            if Instant::now() >= deadline {
+                return Err(NetworkError::TooSlow);
             }
         }
         snapshot.sort();
@@ -271,6 +293,60 @@ mod tests {
         assert_eq!((total, names(&found)), (2, vec!["report.txt@ann".to_owned()]));
         assert_eq!(snapshot.search("nothing", 0, 10), (0, vec![]));
         assert_eq!(snapshot.search("", 9, 10), (3, vec![]));
+    }
+
+    #[test]
+    fn a_registry_that_never_comes_to_an_end_is_not_read_for_ever() {
+        use std::io::{BufRead, BufReader, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let served = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let answer = format!(
+                "{{\"status\":\"OK\",\"total\":{},\"registry\":{{\"ann\":{{\"addr\":[\"127.0.0.1\",6001],\"files\":{{}}}}}}}}\n",
+                u64::MAX
+            );
+            for line in BufReader::new(&stream).lines() {
+                if line.is_err() || (&stream).write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        let client = RegistryClient::connect(at, None, Duration::from_secs(20)).unwrap();
+        let read = Network::default().snapshot(FRESH, &client);
+        assert!(matches!(read, Err(NetworkError::TooLarge | NetworkError::TooSlow)), "{read:?}");
+        drop(client);
+        served.join().unwrap();
+    }
+
+    #[test]
+    fn whoever_asks_while_it_is_read_gets_what_another_reads() {
+        use std::io::{BufRead, BufReader, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let served = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let lines = BufReader::new(&stream).lines();
+            lines
+                .take_while(Result::is_ok)
+                .inspect(|_| {
+                    // As long as it takes with very many files.
+                    std::thread::sleep(Duration::from_millis(300));
+                    (&stream).write_all(b"{\"status\":\"OK\",\"total\":0,\"registry\":{}}\n").unwrap();
+                })
+                .count()
+        });
+        let client = RegistryClient::connect(at, None, Duration::from_secs(20)).unwrap();
+        let network = Network::default();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| network.snapshot(Duration::ZERO, &client).unwrap());
+            }
+        });
+        drop(client);
+        // The first one's, and one that began after all had asked.
+        let asked = served.join().unwrap();
+        assert!(asked <= 3, "{asked}");
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::share::registry::{Cursor, Piece, Shown, Totals};
 use crate::share::wire::{Digest, FileEntry, FileName, Files, HostEntry};
 use crate::storage::StoreError;
 
+/// A page of hosts with so many files ends with the host that is at its turn: strangers say how many there are.
+const FILES_A_PAGE: usize = 10_000;
+
 /// A host that is there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Client {
@@ -50,18 +53,23 @@ impl View {
         self.or_nothing(self.shared.keeper.look(|core, _now| core.totals()))
     }
 
-    /// The next hosts by name, with all their files.
+    /// The next hosts by name, with all their files; fewer than `at_most` where those are very many.
     pub fn page(&self, after: Option<&str>, at_most: usize) -> Vec<Client> {
         let after = after.and_then(|after| Name::new(after).ok());
         let cursor = after.map_or(Cursor::Offset(0), Cursor::After);
         let mut clients: Vec<Client> = Vec::new();
-        self.walk(cursor, at_most, |piece| match piece {
-            Piece::Host(host) => clients.push(client(host)),
-            Piece::Files(files) => {
-                if let Some(client) = clients.last_mut() {
-                    client.files.extend(files);
+        let mut file_count = 0;
+        self.walk(cursor, at_most, |piece| {
+            match piece {
+                Piece::Host(host) => clients.push(client(host)),
+                Piece::Files(files) => {
+                    file_count += files.len();
+                    if let Some(client) = clients.last_mut() {
+                        client.files.extend(files);
+                    }
                 }
             }
+            file_count < FILES_A_PAGE
         });
         clients
     }
@@ -74,6 +82,7 @@ impl View {
             if let Piece::Files(more) = piece {
                 files.extend(more);
             }
+            true
         });
         Some((files, (host.ip, host.port)))
     }
@@ -98,11 +107,16 @@ impl View {
         }
     }
 
-    fn walk(&self, mut cursor: Cursor, mut hosts: usize, mut each: impl FnMut(Piece)) {
+    /// `each` says whether another host may follow.
+    fn walk(&self, mut cursor: Cursor, mut hosts: usize, mut each: impl FnMut(Piece) -> bool) {
         while cursor != Cursor::End {
             match self.shared.keeper.look(|core, _now| core.list(cursor, &mut hosts, STEP)) {
                 Ok((pieces, next)) => {
-                    pieces.into_iter().for_each(&mut each);
+                    for piece in pieces {
+                        if !each(piece) {
+                            hosts = 0;
+                        }
+                    }
                     cursor = next;
                 }
                 Err(error) => {

@@ -372,3 +372,25 @@ fn the_registry_asks_about_accounts_by_the_same_tokens() {
     let (here, there): (IpAddr, IpAddr) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
     assert!(accounts.signed_in_from("ann", here) && !accounts.signed_in_from("ann", there));
 }
+
+#[test]
+fn the_admins_list_is_made_in_pages_however_many_files_hosts_have() {
+    let world = world(true);
+    let files: serde_json::Map<String, Value> = (0..6_000).map(|n| (format!("f{n}"), file(1, true))).collect();
+    let names = ["ann", "bob", "cy", "dee", "eve"];
+    let _hosts = names.map(|name| Host::register(&world, name, None, &Value::Object(files.clone())).unwrap());
+    let view = world.registry.as_ref().unwrap().view();
+    let mut seen: Vec<Name> = Vec::new();
+    loop {
+        let page = view.page(seen.last().map(Name::as_str), 256);
+        if page.is_empty() {
+            break;
+        }
+        assert!(page.len() <= 2, "{}", page.len());
+        assert!(page.iter().all(|client| client.files.len() == 6_000));
+        seen.extend(page.into_iter().map(|client| client.hostname));
+    }
+    assert_eq!(seen.iter().map(Name::as_str).collect::<Vec<_>>(), names);
+    let (_, answer) = world.get("/api/admin/registry", Some(&world.admin_token()));
+    assert_eq!(answer["clients"].as_array().unwrap().len(), names.len());
+}

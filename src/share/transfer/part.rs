@@ -195,7 +195,7 @@ struct Journaled {
 /// None: it is not a journal, or one of another version.
 fn read_journal(path: &Path) -> io::Result<Option<Journaled>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(JOURNAL_MAX).read_to_end(&mut bytes)?;
+    open_own(OpenOptions::new().read(true), path)?.take(JOURNAL_MAX).read_to_end(&mut bytes)?;
     let Some(line_end) = bytes.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
     let (line, rest) = bytes.split_at(line_end + 1);
     let Ok(head) = serde_json::from_slice::<Head>(line) else { return Ok(None) };
@@ -223,6 +223,18 @@ fn read_journal(path: &Path) -> io::Result<Option<Journaled>> {
     }
     read.list = Some(list);
     Ok(Some(read))
+}
+
+/// Opens what an earlier run has left. Others may write to the folder: a link that they put there is not followed,
+/// and a pipe is not waited for.
+fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path)?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"))
 }
 
 fn record_key(line: &[u8]) -> [u8; 32] {
@@ -265,7 +277,7 @@ impl Part {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         // Nothing that is in the way is overwritten, and no link followed.
-        let file = if is_new { options.create_new(true).open(path)? } else { options.open(path)? };
+        let file = if is_new { options.create_new(true).open(path)? } else { open_own(&mut options, path)? };
         if is_new {
             file.set_len(size)?;
         }
@@ -389,7 +401,7 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
         let is_whole = left.good.iter().all(|good| *good) && (left.head.listed || size == 0);
         let is_in_place = || fs::metadata(&spec.save_path).is_ok_and(|found| found.is_file() && found.len() == size);
         if opened.is_some() || (is_whole && is_in_place()) {
-            let file = OpenOptions::new().write(true).open(&path).map_err(at(&path))?;
+            let file = open_own(OpenOptions::new().write(true), &path).map_err(at(&path))?;
             // A torn record must not stand between the next ones.
             file.set_len(left.end).map_err(at(&path))?;
             let key = record_key(&left.head.line().map_err(at(&path))?);

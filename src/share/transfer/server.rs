@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,12 +19,11 @@ use crate::net::counters::{Counter, Seldom};
 use crate::net::deadline::TimedStream;
 use crate::net::gate::Gate;
 use crate::net::lines::{LineError, LineLimits, LineReader};
+use crate::net::porch::Porch;
 use crate::net::tcp::{TcpHandler, TcpServer};
 use crate::net::threads::Executor;
 use crate::share::wire::Seconds;
 
-/// Whoever is refused hears this.
-const BUSY: &[u8] = b"BUSY\n";
 /// Files up to this size are read first and sent in one go with their length.
 const SMALL: u64 = 16 * 1024;
 /// How much is sent between two looks at the file: little to a slow reader, so that he is noticed.
@@ -73,6 +72,8 @@ struct Shared {
     counters: Counters,
     running: Arc<AtomicUsize>,
     complaints: Seldom,
+    /// Connections that ask for nothing give way when room is short.
+    porch: Arc<Porch>,
 }
 
 /// What a server did so far.
@@ -115,12 +116,13 @@ impl PeerServer {
         limits: Limits,
     ) -> io::Result<PeerServer> {
         let (counters, running, complaints) = (Counters::default(), Arc::default(), Seldom::minutely());
-        let shared = Arc::new(Shared { published, limits, counters, running, complaints });
+        let porch = Porch::new(Arc::clone(&gate));
+        let shared = Arc::new(Shared { published, limits, counters, running, complaints, porch });
         let handler: TcpHandler = {
             let shared = Arc::clone(&shared);
             Arc::new(move |stream, source| shared.serve(&stream, source))
         };
-        let server = TcpServer::start(listener, executor, gate, BUSY.to_vec(), handler)?;
+        let server = TcpServer::start(listener, executor, gate, Failure::Busy.line().as_bytes().to_vec(), handler)?;
         Ok(PeerServer { shared, server })
     }
 
@@ -153,6 +155,7 @@ impl PeerServer {
             ("read_errors", counters.read_errors.get()),
             ("changed_while_sent", counters.changed_while_sent.get()),
             ("cut_off", counters.cut_off.get()),
+            ("newcomers_closed", self.shared.porch.closed()),
         ];
         list.extend(self.server.counters().list());
         list
@@ -212,7 +215,7 @@ impl Shared {
             debug!("{source}: {error}");
             return;
         }
-        match self.serve_requests(stream) {
+        match self.serve_requests(stream, source.ip()) {
             Ok(()) => linger(stream),
             Err(Cut::Changed) => {
                 self.counters.changed_while_sent.add(1);
@@ -227,12 +230,14 @@ impl Shared {
         }
     }
 
-    fn serve_requests(&self, stream: &Arc<TcpStream>) -> Result<(), Cut> {
+    fn serve_requests(&self, stream: &Arc<TcpStream>, source: IpAddr) -> Result<(), Cut> {
         let limits =
             LineLimits { max_bytes: REQUEST_MAX, message_timeout: self.limits.request, idle_timeout: self.limits.idle };
         let mut lines = LineReader::new(TimedStream::new(Arc::clone(stream)), limits);
         let mut running = None;
+        let mut waiting = None;
         loop {
+            waiting.get_or_insert_with(|| self.porch.enter(stream, source));
             let idle = if running.is_some() { BETWEEN_RANGES.min(self.limits.idle) } else { self.limits.idle };
             let line = match lines.read_line_before(Instant::now() + idle) {
                 Ok(Some(line)) => line,
@@ -246,6 +251,7 @@ impl Shared {
                 Err(LineError::Io(error)) => return Err(error.into()),
                 Err(_idle_or_unfinished) => return Ok(()),
             };
+            waiting = None;
             let Some(request) = Request::parse(line.as_bytes()) else {
                 return self.refuse(stream, Failure::NotFound);
             };
@@ -280,7 +286,7 @@ impl Shared {
         let counter = match failure {
             Failure::NotFound => &self.counters.not_found,
             Failure::FileNotFound => &self.counters.file_not_found,
-            Failure::ReadError => &self.counters.read_errors,
+            Failure::ReadError | Failure::Busy => &self.counters.read_errors,
         };
         counter.add(1);
         Ok(stream.write_all(failure.line().as_bytes())?)

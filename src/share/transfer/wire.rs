@@ -92,6 +92,9 @@ pub enum Failure {
     /// It cannot be read, or not that part of it.
     #[error("it cannot read the file")]
     ReadError,
+    /// It has as many connections as it takes.
+    #[error("it is busy")]
+    Busy,
 }
 
 impl Failure {
@@ -101,6 +104,7 @@ impl Failure {
             Failure::NotFound => "ERROR notfound\n",
             Failure::FileNotFound => "ERROR filenotfound\n",
             Failure::ReadError => "ERROR readerror\n",
+            Failure::Busy => "BUSY\n",
         }
     }
 }
@@ -120,6 +124,9 @@ impl Answer {
     /// # Errors
     /// What was expected.
     pub fn parse(line: &[u8]) -> Result<Answer, Unexpected> {
+        if line == Failure::Busy.line().trim_ascii_end().as_bytes() {
+            return Ok(Answer::Error(Failure::Busy));
+        }
         let unexpected = || Unexpected(format!("expected LENGTH or ERROR, not {:?}", shown(line)));
         match split_word(line).ok_or_else(unexpected)? {
             (b"LENGTH", digits) => number(digits).map(Answer::Length).ok_or_else(unexpected),
@@ -260,13 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_length_or_one_of_three_errors() {
+    fn answers_are_length_or_one_of_three_errors_or_busy() {
         assert_eq!(Answer::parse(b"LENGTH 0"), Ok(Answer::Length(0)));
-        for failure in [Failure::NotFound, Failure::FileNotFound, Failure::ReadError] {
+        for failure in [Failure::NotFound, Failure::FileNotFound, Failure::ReadError, Failure::Busy] {
             let line = failure.line().strip_suffix('\n').unwrap();
             assert_eq!(Answer::parse(line.as_bytes()), Ok(Answer::Error(failure)));
         }
-        for wrong in [&b""[..], b"LENGTH", b"LENGTH x", b"LENGTH -1", b"ERROR other", b"BUSY", b"\xff\xff \x00"] {
+        for wrong in [&b""[..], b"LENGTH", b"LENGTH x", b"LENGTH -1", b"ERROR other", b"BUSY x", b"\xff\xff \x00"] {
             let error = Answer::parse(wrong).unwrap_err().to_string();
             assert!(error.starts_with("expected LENGTH or ERROR"), "{error}");
         }
@@ -316,6 +323,8 @@ mod tests {
         let short = text.replace(&format!(",\"{}\"", pieces.digests()[2]), "");
         assert!(error(short.as_bytes(), 3 << 20).contains("expected 3 pieces, not 2"));
         assert_eq!(parse_meta(b"ERROR notfound", 5, pieces.root()), Ok(Err(Failure::NotFound)));
+        // Who is busy has sent nothing wrong: it is asked again.
+        assert_eq!(parse_meta(b"BUSY", 5, pieces.root()), Ok(Err(Failure::Busy)));
     }
 
     proptest! {

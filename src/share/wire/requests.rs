@@ -23,7 +23,10 @@ pub const FILES_MAX: usize = 100_000;
 /// Most characters of a state that PING tells.
 const STATE_MAX: usize = 32;
 /// Most bytes of a token or secret; what is longer is none of ours.
-const SECRET_MAX: usize = 8 * 1024;
+pub(in crate::share) const SECRET_MAX: usize = 8 * 1024;
+/// Most characters of a reason that quotes the sender, and of a file's name in it: there is room for what was expected.
+const SAID_SHOWN: usize = 200;
+const NAME_SHOWN: usize = 80;
 
 /// A host's files.
 pub type Files = BTreeMap<FileName, Arc<FileEntry>>;
@@ -366,7 +369,7 @@ fn files(raw: &RawValue) -> Result<Files, String> {
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
             let mut files = Files::new();
             while let Some(name) = map.next_key::<String>()? {
-                let said = |error: String| A::Error::custom(format!("{}: {error}", short(&name)));
+                let said = |error: String| A::Error::custom(format!("{}: {error}", short(&name, NAME_SHOWN)));
                 let fname = FileName::new(&name).map_err(said)?;
                 let raw: &RawValue = map.next_value()?;
                 if !raw.get().starts_with('{') {
@@ -412,13 +415,13 @@ fn missing(field: &str) -> String {
 /// What serde says, without its place: that counts from where the field begins. Types by their names in JSON.
 fn plain(error: &serde_json::Error) -> String {
     let said = error.to_string();
-    let said = short(said.rsplit_once(" at line ").map_or(&*said, |(what, _place)| what));
+    let said = short(said.rsplit_once(" at line ").map_or(&*said, |(what, _place)| what), SAID_SHOWN);
     said.replace("expected f64", "expected a number").replace("expected a sequence", "expected a list")
 }
 
 /// Its beginning, where it may be as long as a message.
-fn short(said: &str) -> &str {
-    said.char_indices().nth(200).map_or(said, |(end, _)| &said[..end])
+fn short(said: &str, chars: usize) -> &str {
+    said.char_indices().nth(chars).map_or(said, |(end, _)| &said[..end])
 }
 
 #[cfg(test)]
@@ -559,6 +562,15 @@ mod tests {
         assert!(reason.starts_with("modified: ") && reason.len() < 1000, "{}", reason.len());
         let deep = format!("{{\"action\":{}", "[".repeat(1 << 20));
         assert!(parse(deep.as_bytes()).unwrap_err().starts_with("expected {"));
+    }
+
+    #[test]
+    fn a_long_name_leaves_room_for_what_was_expected() {
+        for name in ["x".repeat(256), "é".repeat(300), "x".repeat(1 << 20)] {
+            let data = json!({"hostname": "a", "port": 6001, "files_metadata": {name: {}}});
+            let reason = refused("REGISTER", data);
+            assert!(reason.starts_with("files_metadata: ") && reason.contains("expected 1 to 255 bytes"), "{reason}");
+        }
     }
 
     #[test]

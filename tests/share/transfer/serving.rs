@@ -202,17 +202,57 @@ fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
 
 #[test]
 fn connections_are_bounded_and_a_half_request_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("on disk");
+    write_large(&path, 64 * MIB);
     let limits = Limits { request: Duration::from_millis(200), ..Limits::default() };
     let host = Host::start_at("127.0.0.1:0".parse().unwrap(), limits, 2);
+    host.shelf.publish(NAME, &path, false);
     let mut half = TcpStream::connect(host.addr()).unwrap();
     half.write_all(b"GET ").unwrap();
-    let _other = TcpStream::connect(host.addr()).unwrap();
-    eventually("both to be open", || (host.server.open() == 2).then_some(()));
-    assert_eq!(ask(host.addr(), b""), b"BUSY\n");
     let mut rest = Vec::new();
     half.set_read_timeout(Some(PATIENCE)).unwrap();
     half.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
+    drop(half);
+    eventually("it to be gone", || (host.server.open() == 0).then_some(()));
+    // Who is sent something stays.
+    let mut sent_to = Vec::new();
+    for count in 1..=2 {
+        let mut stream = TcpStream::connect(host.addr()).unwrap();
+        stream.write_all(format!("GET {NAME}\n").as_bytes()).unwrap();
+        eventually("it to be sent to", || (host.server.busy() == count).then_some(()));
+        sent_to.push(stream);
+    }
+    assert_eq!(ask(host.addr(), b""), b"BUSY\n");
+    assert_eq!(host.server.open(), 2);
+    drop(sent_to);
     eventually("room again", || (host.server.open() < 2).then_some(()));
-    drop(host);
+}
+
+#[test]
+fn connections_that_ask_for_nothing_leave_room_for_those_that_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("on disk");
+    fs::write(&path, b"content").unwrap();
+    let host = Host::start_at("127.0.0.1:0".parse().unwrap(), Limits::default(), 8);
+    host.shelf.publish(NAME, &path, true);
+    let mut held = Vec::new();
+    for said in ["", "GET ", "META no such file\n"] {
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(host.addr()).unwrap();
+            // It may have been closed already.
+            let _ = stream.write_all(said.as_bytes());
+            held.push(stream);
+        }
+        // One that is closed takes a moment to be gone.
+        eventually("the file", || {
+            let mut stream = TcpStream::connect(host.addr()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut answer = String::new();
+            let asked = stream.write_all(format!("GET {NAME}\n").as_bytes());
+            (asked.is_ok() && stream.read_to_string(&mut answer).is_ok() && answer == "LENGTH 7\ncontent").then_some(())
+        });
+    }
+    assert!(host.counter("newcomers_closed") > 0);
 }

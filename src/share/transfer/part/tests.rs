@@ -177,3 +177,24 @@ fn a_piece_is_written_by_whoever_was_asked_last() {
     part.sync().unwrap();
     assert_eq!(fs::read(dir.path().join("part")).unwrap(), b"fast\0\0\0\0");
 }
+
+#[cfg(unix)]
+#[test]
+fn what_others_put_in_the_place_of_a_journal_or_a_part_is_not_used() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec(dir.path(), MIB, &list(1));
+    drop(begin(&spec).unwrap());
+    let pipe = dir.path().join(".p2s2-other.journal");
+    let pipe = std::ffi::CString::new(pipe.as_os_str().as_bytes()).unwrap();
+    // SAFETY: mkfifo reads the text that it is given, which ends with NUL.
+    assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+    // It does not wait for somebody to write.
+    assert_eq!(interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
+    let others = dir.path().join("others.bin");
+    fs::write(&others, vec![7; MIB as usize]).unwrap();
+    let part = dir.path().join(".p2s2-f-1.part");
+    fs::remove_file(&part).unwrap();
+    std::os::unix::fs::symlink(&others, &part).unwrap();
+    assert!(matches!(begin(&spec), Err(StartError::Io { path, .. }) if path == part));
+}
