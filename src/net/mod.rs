@@ -8,6 +8,7 @@ pub mod cluster; //  the key that components of one shop share
 pub mod conn; //     a connection, plain or TLS, read and written at once
 pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
+pub mod ended; //    why a connection is over
 pub mod frames; //   messages behind their length, and which framing a client chose
 pub mod gate; //     how many connections may be open
 pub mod http; //     HTTP/1.1: hyper on our threads

@@ -25,9 +25,10 @@ use super::wire::requests::{self, REQUEST_MAX};
 use super::wire::{Files, Register, Request, answers as wire};
 use crate::model::{Clock, Name, Token};
 use crate::net::budget::{Budget, Share};
-use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
+use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::counters::Counter;
 use crate::net::deadline::ReadBefore;
+use crate::net::ended::Ended;
 use crate::net::gate::Gate;
 use crate::net::lines::{LineError, LineLimits, LineReader};
 use crate::net::porch::{Newcomer, Porch};
@@ -322,38 +323,6 @@ impl Failure {
                 "UNAVAILABLE: it could not be stored or read, and nothing has changed; try again".to_owned()
             }
         }
-    }
-}
-
-/// Why a connection is over.
-enum Ended {
-    /// Nothing came for long.
-    Silent,
-    /// For the log.
-    Failed(String),
-}
-
-impl From<LineError> for Ended {
-    fn from(error: LineError) -> Ended {
-        match error {
-            LineError::Idle { .. } => Ended::Silent,
-            error => Ended::Failed(error.to_string()),
-        }
-    }
-}
-
-impl From<ConnError> for Ended {
-    fn from(error: ConnError) -> Ended {
-        match error {
-            ConnError::Silent => Ended::Silent,
-            error => Ended::Failed(error.to_string()),
-        }
-    }
-}
-
-impl From<io::Error> for Ended {
-    fn from(error: io::Error) -> Ended {
-        Ended::Failed(format!("cannot answer: {error}"))
     }
 }
 

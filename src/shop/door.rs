@@ -18,8 +18,9 @@ use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port, Rejected};
 use crate::model::Token;
 use crate::net::budget::{Budget, Share};
 use crate::net::cluster::ClusterKey;
-use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
+use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::counters::Counter;
+use crate::net::ended::Ended;
 use crate::net::frames::MessageReader;
 use crate::net::gate::Gate;
 use crate::net::lines::{LineError, LineLimits};
@@ -389,44 +390,6 @@ impl Keeper {
             self.counters.operations.add(1);
             operate(request)
         })?)
-    }
-}
-
-/// Why a connection is over.
-enum Ended {
-    /// Nothing came for long.
-    Silent,
-    /// For the log.
-    Failed(String),
-}
-
-impl From<LineError> for Ended {
-    fn from(error: LineError) -> Ended {
-        match error {
-            LineError::Idle { .. } => Ended::Silent,
-            error => Ended::Failed(error.to_string()),
-        }
-    }
-}
-
-impl From<ConnError> for Ended {
-    fn from(error: ConnError) -> Ended {
-        match error {
-            ConnError::Silent => Ended::Silent,
-            error => Ended::Failed(error.to_string()),
-        }
-    }
-}
-
-impl From<io::Error> for Ended {
-    fn from(error: io::Error) -> Ended {
-        Ended::Failed(format!("cannot answer: {error}"))
-    }
-}
-
-impl From<link::LinkError> for Ended {
-    fn from(error: link::LinkError) -> Ended {
-        Ended::Failed(format!("link: {error}"))
     }
 }
 
