@@ -199,6 +199,9 @@ impl Fetch {
         let layout = Layout::of(spec.content.size);
         let mut plan = Plan::new(layout, way, list.is_some(), |piece| good[piece]);
         // What was whole and in its place already needs nothing but to be put away.
+        if part.is_none() {
+            plan.in_place();
+        }
         plan.hold(spec.is_paused);
         let progress = Progress {
             downloaded_size: plan.downloaded(),

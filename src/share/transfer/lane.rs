@@ -24,6 +24,8 @@ use crate::share::wire::{Digest, FileName};
 
 /// Askings under way at a time.
 const ASKED_AHEAD: usize = 4;
+/// What a host says that has no connection left for us.
+const BUSY: &[u8] = b"BUSY";
 /// Bytes read together with a line.
 const READ_AHEAD: usize = 4096;
 
@@ -103,6 +105,8 @@ enum End {
     Broken(io::Error),
     #[error("says that {0}")]
     Refused(Failure),
+    #[error("is busy")]
+    Busy,
     #[error("sent the wrong thing: {0}")]
     Unexpected(#[from] Unexpected),
     #[error("the file cannot be written: {0}")]
@@ -397,7 +401,8 @@ impl Incoming {
                 if line.last() == Some(&b'\r') {
                     line.pop();
                 }
-                return Ok(line);
+                // Whoever has too many connections says that to any question, and then closes.
+                return if line == BUSY { Err(End::Busy) } else { Ok(line) };
             }
             let len = self.stream.read_before(&mut self.ahead[..], deadline).map_err(End::Broken)?;
             self.unread = 0..len;

@@ -328,6 +328,11 @@ impl Plan {
         (self.hosts[id].is_asked_whole, self.whole_is_right) = (false, true);
     }
 
+    /// The file is in its place already: nothing is to be asked for.
+    pub fn in_place(&mut self) {
+        self.whole_is_right = true;
+    }
+
     /// Pieces are on disk for good.
     pub fn synced(&mut self, pieces: &[usize]) {
         for piece in pieces {

@@ -177,3 +177,33 @@ fn a_piece_is_written_by_whoever_was_asked_last() {
     part.sync().unwrap();
     assert_eq!(fs::read(dir.path().join("part")).unwrap(), b"fast\0\0\0\0");
 }
+
+#[test]
+fn a_file_without_a_list_that_came_to_its_place_just_before_the_crash_is_there() {
+    for size in [0, 5, 2 * MIB] {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = spec(dir.path(), size, &[]);
+        let begun = begin(&spec).unwrap();
+        // The journal as it is when it is about to be put away.
+        let (journal, aside) = (dir.path().join(".p2s2-f-1.journal"), dir.path().join("aside"));
+        fs::hard_link(&journal, &aside).unwrap();
+        begun.journal.finish(begun.part.as_deref(), &spec.save_path).unwrap();
+        fs::rename(&aside, &journal).unwrap();
+
+        assert_eq!(interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
+        let again = begin(&spec).unwrap();
+        assert!(again.part.is_none(), "{size}");
+        again.journal.finish(None, &spec.save_path).unwrap();
+        assert_eq!(names(dir.path()), ["here.bin"]);
+    }
+}
+
+#[test]
+fn a_file_of_others_at_its_place_is_not_taken_for_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec(dir.path(), 5, &list(1));
+    drop(begin(&spec).unwrap());
+    fs::remove_file(dir.path().join(".p2s2-f-1.part")).unwrap();
+    fs::write(&spec.save_path, "mine!").unwrap();
+    assert!(matches!(begin(&spec), Err(StartError::Exists(_))));
+}
