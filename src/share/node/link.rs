@@ -160,11 +160,19 @@ impl Link {
         let done = match tracked.filter(|tracked| tracked.is_published) {
             Some(tracked) => registry.publish(&self.inner.user, name, &tracked.entry()),
             None => match registry.unpublish(&self.inner.user, name) {
-                // It never knew of it.
-                Err(RegistryError::Refused(reason)) => {
-                    log::debug!("{}: unpublishing {name}: {reason}", self.inner.user);
-                    Ok(())
-                }
+                Err(RegistryError::Refused(reason)) => match registry.request(name) {
+                    // It never knew of it.
+                    Ok(hosts) if hosts.iter().all(|host| host.hostname != self.inner.user) => {
+                        log::debug!("{}: unpublishing {name}: {reason}", self.inner.user);
+                        Ok(())
+                    }
+                    // It still shows it: it is told everything anew, and this is not among it.
+                    Ok(_) => {
+                        self.lost(&format!("the registry did not hide {name}: {reason}"));
+                        return self.connect();
+                    }
+                    Err(error) => Err(error),
+                },
                 done => done,
             },
         };
