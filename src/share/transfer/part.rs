@@ -288,6 +288,12 @@ impl Part {
         })
     }
 
+    /// A device in its place, which cannot be synced.
+    #[cfg(test)]
+    pub(super) fn of_device(path: &Path) -> Part {
+        Part::open(path, 0, 3, false).expect("the device is there")
+    }
+
     /// Whether it is this turn's to write the piece; from then on no earlier one may.
     pub(super) fn claim(&self, piece: usize, turn: Turn) -> bool {
         let mut at = self.turns[piece].lock();
@@ -352,6 +358,8 @@ pub(super) struct Journal {
     path: PathBuf,
     file: File,
     key: [u8; 32],
+    /// Where the next record belongs: what was written in part, on a full disk, is written over.
+    end: u64,
 }
 
 /// What a fetch begins with.
@@ -402,7 +410,7 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
             // A torn record must not stand between the next ones.
             file.set_len(left.end).map_err(at(&path))?;
             let key = record_key(&left.head.line().map_err(at(&path))?);
-            let journal = Journal { head: left.head, dir: dir.to_owned(), path, file, key };
+            let journal = Journal { head: left.head, dir: dir.to_owned(), path, file, key, end: left.end };
             return Ok(Begun { journal, part: opened.map(Arc::new), list: left.list, good: left.good });
         }
     }
@@ -434,7 +442,8 @@ impl Journal {
         if head.listed {
             sync_dir(dir)?;
         }
-        Ok(Journal { head, dir: dir.to_owned(), path, file, key })
+        let end = bytes.len() as u64;
+        Ok(Journal { head, dir: dir.to_owned(), path, file, key, end })
     }
 
     /// From now on pieces can be noted. Nothing is done if the list stands there already.
@@ -458,7 +467,9 @@ impl Journal {
         for run in pieces.chunk_by(|a, b| a + 1 == *b) {
             records.extend(record(run[0], run.len(), &self.key));
         }
-        self.file_at_end()?.write_all(&records)
+        self.write_at_end(&records)?;
+        self.end += records.len() as u64;
+        Ok(())
     }
 
     /// Notes that the file is whole, where no pieces say so: who finds the journal still here, and the file in its
@@ -467,13 +478,13 @@ impl Journal {
         if self.head.listed {
             return Ok(());
         }
-        self.file_at_end()?.write_all(&record(WHOLE, 0, &self.key))
+        self.write_at_end(&record(WHOLE, 0, &self.key))
     }
 
-    fn file_at_end(&self) -> io::Result<&File> {
+    fn write_at_end(&self, records: &[u8]) -> io::Result<()> {
         let mut file = &self.file;
-        io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
-        Ok(file)
+        io::Seek::seek(&mut file, io::SeekFrom::Start(self.end))?;
+        file.write_all(records)
     }
 
     /// Puts the whole and synced file in its place, and the journal away.

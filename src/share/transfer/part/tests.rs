@@ -59,7 +59,10 @@ fn what_is_noted_is_known_after_a_crash() {
         assert_eq!(fs::read(&path).unwrap(), before);
     }
     let mut last = begin(&spec).unwrap();
+    // One that was cut short by a disk that was full does not spoil those behind it, either.
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0; 7]).unwrap();
     last.journal.append(&mut [4]).unwrap();
+    assert_eq!(begin(&spec).unwrap().good, [true; 5]);
     last.part.as_ref().unwrap().sync().unwrap();
     last.journal.finish(last.part.as_deref(), &spec.save_path).unwrap();
     assert_eq!(names(dir.path()), ["here.bin"]);
