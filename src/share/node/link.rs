@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use serde_json::json;
 
-use super::{Inner, NodeError};
+use super::{Inner, NodeError, network};
 use crate::model::{Name, Token};
 use crate::share::client::{RegistryClient, RegistryError};
 use crate::share::heartbeat::Event;
@@ -30,6 +30,10 @@ const HURRIED: Duration = Duration::from_secs(1);
 const REGISTERED_AT_ONCE: usize = 20_000;
 /// How often those who watch are told of other hosts, at most.
 const LOOK_AROUND_EVERY: Duration = Duration::from_secs(2);
+/// Hosts that are looked at for that, at most.
+const LOOK_AROUND_AT: u64 = 64;
+/// Of all time, one part in so many goes to it at most.
+const LOOK_AROUND_PART: u32 = 20;
 
 /// What the thread is asked to do.
 pub(super) enum Order {
@@ -54,15 +58,17 @@ pub(super) struct Link {
     retry: Retry,
     /// Transfers that the heartbeat knows of.
     transfers: usize,
-    looked_around_at: Option<Instant>,
-    /// What was seen then.
+    looks_around_at: Option<Instant>,
+    /// At how many hosts.
+    looks_at: u64,
+    /// What was seen the last time.
     seen: Vec<(Name, usize)>,
 }
 
 impl Link {
     pub(super) fn new(inner: Arc<Inner>) -> Link {
         let retry = Retry { tried_at: None, wait: FIRST_WAIT };
-        Link { inner, retry, transfers: 0, looked_around_at: None, seen: Vec::new() }
+        Link { inner, retry, transfers: 0, looks_around_at: None, looks_at: LOOK_AROUND_AT, seen: Vec::new() }
     }
 
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
@@ -313,12 +319,19 @@ impl Link {
 
     /// Tells those who watch when other hosts come, go or show something else.
     fn look_around(&mut self, registry: &RegistryClient) {
-        if !self.inner.watchers.any() || self.looked_around_at.is_some_and(|at| at.elapsed() < LOOK_AROUND_EVERY) {
+        let begun = Instant::now();
+        if !self.inner.watchers.any() || self.looks_around_at.is_some_and(|at| begun < at) {
             return;
         }
-        self.looked_around_at = Some(Instant::now());
         // The first page stands for all: an exact answer would be the whole list every time.
-        let Ok(page) = registry.list(Some(0), Some(64)) else { return };
+        let page = registry.list(Some(0), Some(self.looks_at));
+        self.looks_around_at = Some(begun + LOOK_AROUND_EVERY.max(begun.elapsed() * LOOK_AROUND_PART));
+        let Ok(page) = page else {
+            // It may have been too long.
+            self.looks_at = (self.looks_at / 2).max(1);
+            return;
+        };
+        self.looks_at = network::next_page(self.looks_at, network::files_of(&page)).min(LOOK_AROUND_AT);
         let seen: Vec<(Name, usize)> =
             page.registry.iter().map(|(hostname, listed)| (hostname.clone(), listed.files.len())).collect();
         if seen != self.seen {
