@@ -375,9 +375,10 @@ impl Users {
         Ok(proved)
     }
 
-    /// A token for somebody who has just proved who he is, and what it says.
+    /// A token for somebody who has just proved who he is, and what it says. Its times are those of the wall: nodes
+    /// on other machines go by them.
     pub fn issue(&self, sub: &Name, role: Role) -> (Token, Claims) {
-        self.jwt.issue(self.clock.now(), sub.as_str(), role)
+        self.jwt.issue(Clock::wall(), sub.as_str(), role)
     }
 
     /// The account whose token it is, and what the token says.
@@ -385,7 +386,7 @@ impl Users {
     /// # Errors
     /// `Token`, `NotForThis` if it is an admin's, `Unavailable`.
     pub fn user_of(&self, token: &str) -> Result<(User, Claims), UserError> {
-        let claims = self.jwt.verify(self.clock.now(), token)?;
+        let claims = self.jwt.verify(Clock::wall(), token)?;
         if claims.role != Role::User {
             return Err(UserError::NotForThis("a user"));
         }
@@ -400,7 +401,7 @@ impl Users {
     /// # Errors
     /// `Token`, `NotForThis` if it is a user's.
     pub fn admin_of(&self, token: &str) -> Result<Name, UserError> {
-        let claims = self.jwt.verify(self.clock.now(), token)?;
+        let claims = self.jwt.verify(Clock::wall(), token)?;
         if claims.role != Role::Admin {
             return Err(UserError::NotForThis("an admin"));
         }
@@ -417,7 +418,7 @@ impl Users {
 
     /// Whose account's token that is, if it is good.
     pub fn owner_of(&self, token: &str) -> Option<String> {
-        let claims = self.jwt.verify(self.clock.now(), token).ok()?;
+        let claims = self.jwt.verify(Clock::wall(), token).ok()?;
         (claims.role == Role::User && self.is_account(&claims.sub)).then_some(claims.sub)
     }
 

@@ -66,13 +66,26 @@ pub struct Clock {
 impl Clock {
     /// Reads the wall's time once.
     pub fn start() -> Clock {
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Clock { started: Instant::now(), started_at: Millis::default().plus(since_1970) }
+        Clock { started: Instant::now(), started_at: Clock::wall() }
     }
 
     /// What time it is.
     pub fn now(&self) -> Millis {
         self.started_at.plus(self.started.elapsed())
+    }
+
+    /// What time of day it is, by the machine's clock as it is set now: for what others compare with theirs. (The
+    /// clock itself stands still while the machine sleeps.)
+    pub fn wall() -> Millis {
+        Millis::default().plus(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
+    /// As after the machine has slept for so long.
+    #[cfg(test)]
+    pub(crate) fn behind(by: Duration) -> Clock {
+        let clock = Clock::start();
+        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        Clock { started_at: Millis(clock.started_at.0.saturating_sub(by)), ..clock }
     }
 }
 

@@ -166,6 +166,7 @@ pub struct PublishedFile {
 pub struct Node {
     inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    turn: Mutex<()>,
 }
 
 pub(super) struct Inner {
@@ -334,7 +335,7 @@ impl Node {
         });
         let link = Link::new(Arc::clone(&inner));
         let for_hashing = Arc::clone(&inner);
-        let node = Node { inner, threads: Mutex::default() };
+        let node = Node { inner, threads: Mutex::default(), turn: Mutex::default() };
         node.threads.lock().push(threads::spawn("share-link", move || link.run(&ordered))?);
         node.threads.lock().push(threads::spawn("share-hash", move || hashing::run(&for_hashing, &hashed))?);
         Ok(node)
@@ -426,6 +427,12 @@ impl Node {
             // An Err would be a panic, which `threads::spawn` has caught and logged.
             let _ = thread.join();
         }
+    }
+
+    /// For whoever has it take part, or no more, and keeps that: one at a time. (Held while the registry is asked,
+    /// on purpose: whoever comes next needs to know how that went.)
+    pub(super) fn turn(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.turn.lock()
     }
 
     /// Whether it takes part.

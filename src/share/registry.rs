@@ -17,7 +17,7 @@
 //! A host is **live** until the peer timeout after it was last heard, and then **silent**: it is not shown, and
 //! its name may go to others, but what it had is kept for as long as its secret can bring it back.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -169,6 +169,9 @@ pub struct Registry {
     by_content: Index<Digest, (Slot, FileName)>,
     known_files: usize,
     secrets: Secrets,
+    /// Hostnames whose secrets outlived their host, in the order in which those went: as many as there may be hosts.
+    /// (One whose host is back may still stand here.)
+    without_host: VecDeque<Name>,
     totals: Totals,
     unsaved: Vec<Slot>,
 }
@@ -193,6 +196,7 @@ impl Registry {
             by_content: Index::default(),
             known_files: 0,
             secrets: Secrets::default(),
+            without_host: VecDeque::new(),
             totals: Totals::default(),
             unsaved: Vec::new(),
         }
@@ -473,12 +477,28 @@ impl Registry {
         self.hide(slot);
         let Some(host) = self.slots[slot as usize].take() else { return };
         self.by_name.remove(&host.name);
+        self.left_without_host(host.name.clone(), changes);
         if let Some(conn) = host.conn {
             self.by_conn.remove(&conn);
         }
         self.known_files -= host.files.len();
         changes.push(Change::DropHost(host.id));
         self.graves.push(Grave { slot, files: host.files });
+    }
+
+    /// Secrets may be all that is left of a name. Past the bound, those of the host that went first end.
+    fn left_without_host(&mut self, name: Name, changes: &mut Vec<Change>) {
+        if !self.secrets.has(&name) {
+            return;
+        }
+        self.without_host.push_back(name);
+        while self.without_host.len() > self.bounds.hosts
+            && let Some(first) = self.without_host.pop_front()
+        {
+            if !self.by_name.contains_key(&first) {
+                self.secrets.forget_all(first.as_str(), changes);
+            }
+        }
     }
 
     /// Takes files of hosts that are gone out of the indices.

@@ -1,14 +1,15 @@
 //! The client API: every rule of who may ask, tried to be broken.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::nodes::{Node, Place, Server, http, raw_http};
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, scaled};
 
 const GETS: [&str; 10] = [
     "status",
@@ -308,4 +309,48 @@ fn what_a_host_has_and_whether_it_is_there() {
     let peers = ann.shows("peers");
     assert_eq!((&peers["total"], &peers["peers"][0]["hostname"]), (&json!(2), &json!("ann")));
     assert_eq!(ann.get("network-files?limit=x").0, 400);
+}
+
+#[test]
+fn whoever_begins_while_another_logs_out_is_in_or_out_and_stays_it() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut node = Node::begun(&place, &server, "ann", &[]);
+    node.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
+    let mut is_on = true;
+    for round in 0..scaled(400) {
+        let token = |_| {
+            let (status, answer) = http(server.api(), "POST", "/api/user/refresh", node.token.as_deref(), None);
+            assert_eq!(status, 200, "{answer}");
+            answer["token"].as_str().unwrap().to_owned()
+        };
+        let [leaves, stays] = [0, 1].map(token);
+        let ask = |path: &str, token: &str, body: Value| {
+            http(node.api(), "POST", &format!("/api/client/{path}"), Some(token), Some(&body))
+        };
+        // Both are known, so that neither has to be asked for.
+        for token in [&leaves, &stays] {
+            http(node.api(), "GET", "/api/client/status", Some(token), None);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_micros(round as u64 * 150 % 6_000));
+                ask("logout", &leaves, json!({}));
+            });
+            ask("init", &stays, json!({"username": "ann"}));
+        });
+        node.token = Some(stays);
+        is_on = node.get("status").0 == 200;
+        let store = rusqlite::Connection::open(place.path("state-ann/share.db")).unwrap();
+        let kept: bool = store.query_row("SELECT is_on FROM share_user", [], |row| row.get(0)).unwrap();
+        assert_eq!(kept, is_on, "in round {round}");
+        let mut peer = TcpStream::connect(node.peer()).unwrap();
+        peer.write_all(b"GET a\n").unwrap();
+        let mut answer = String::new();
+        peer.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer.starts_with("LENGTH"), is_on, "in round {round}: {answer}");
+    }
+    // And a restart finds it so.
+    node = node.kill()();
+    assert_eq!(node.get("status").0 == 200, is_on);
 }

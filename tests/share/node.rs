@@ -3,8 +3,11 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -488,4 +491,47 @@ fn what_is_wrong_with_a_path_is_said_of_its_field() {
         }
     }
     ann.does("add-file", json!({ "filepath": good }));
+}
+
+/// Stands before a registry, and refuses in its place what one action asks, so many times.
+fn refusing(registry: SocketAddr, action: &'static str, times: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let left = Arc::new(AtomicUsize::new(times));
+    // It ends with the test's process.
+    thread::spawn(move || {
+        for node in listener.incoming() {
+            let (node, left) = (node.unwrap(), Arc::clone(&left));
+            thread::spawn(move || {
+                let server = TcpStream::connect(registry).unwrap();
+                let mut answers = BufReader::new(&server).lines();
+                for line in BufReader::new(&node).lines() {
+                    let line = line.unwrap();
+                    let is_refused =
+                        line.contains(action) && left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+                    let answer = if is_refused {
+                        json!({"status": "ERROR", "reason": "UNAVAILABLE: try again"}).to_string()
+                    } else {
+                        writeln!(&server, "{line}").unwrap();
+                        answers.next().unwrap().unwrap()
+                    };
+                    writeln!(&node, "{answer}").unwrap();
+                }
+                let _ = server.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    addr
+}
+
+#[test]
+fn what_the_registry_does_not_hide_is_not_said_to_be_hidden() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let between = refusing(server.registry(), "\"UNPUBLISH\"", 1);
+    let ann = Node::begun(&place, &server, "ann", &["--registry-port", &between.port().to_string()]);
+    ann.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
+    assert_eq!(server.hosts_of("a"), ["ann"]);
+    ann.does("unpublish", json!({"fname": "a"}));
+    assert_eq!(server.hosts_of("a"), [""; 0]);
 }

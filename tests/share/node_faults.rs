@@ -174,3 +174,26 @@ fn a_node_that_is_killed_has_all_that_it_answered() {
     }
     eventually("the newest to be known", || (server.hosts_of("file-0") == ["ann"]).then_some(()));
 }
+
+#[test]
+fn a_receiver_that_is_killed_when_the_file_was_in_its_place_has_fetched_it() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    let mut bob = Node::begun(&place, &server, "bob", &[]);
+    ann.publishes(&server, &place.file("small", 10));
+    let target = place.path("shared/got");
+    let id = bob.fetches("small", &target);
+    bob.waits_for(&id, "completed");
+    // A small one may come before anybody has seen it come.
+    for status in ["pending", "downloading"] {
+        let restart = bob.kill();
+        let store = rusqlite::Connection::open(place.path("state-bob/share.db")).unwrap();
+        store.execute("UPDATE share_fetch SET status = ?1, downloaded_size = 0", [status]).unwrap();
+        assert_eq!(store.execute("DELETE FROM share_file", []).unwrap(), 1);
+        drop(store);
+        bob = restart();
+        bob.waits_for(&id, "completed");
+        assert_eq!(bob.shows("local-files")["files"][0]["path"], target.to_str().unwrap(), "{status}");
+    }
+}

@@ -211,8 +211,10 @@ impl Node {
     pub fn command(place: &Place, registry: u16, server_api: u16, name: &str, args: &[String]) -> Command {
         let mut command = program("share");
         let given = |flag: &str| args.iter().any(|arg| arg == flag);
-        command.args(["--name", name, "--registry-port", &registry.to_string()]);
-        command.args(["--server-api-port", &server_api.to_string()]);
+        command.args(["--name", name, "--server-api-port", &server_api.to_string()]);
+        if !given("--registry-port") {
+            command.args(["--registry-port", &registry.to_string()]);
+        }
         if !given("--api-port") {
             command.args(["--api-port", "0"]);
         }

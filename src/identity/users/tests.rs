@@ -179,6 +179,30 @@ fn an_address_counts_for_the_life_of_a_token_also_after_a_restart() {
     std::thread::sleep(Duration::from_millis(5));
     let users = open_for(dir.path(), Duration::from_millis(1));
     assert!(!users.signed_in_from("ann", [198, 51, 100, 0].into()));
+    // Also for who signed in since the start.
+    users.login("ann", "p", HERE).unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(!users.signed_in_from("ann", HERE));
+}
+
+#[test]
+fn tokens_go_by_the_wall_also_after_the_machine_has_slept() {
+    let dir = tempfile::tempdir().unwrap();
+    let passwords = Passwords::new(Cost { memory_kib: 8, passes: 1 }, 2).unwrap();
+    let jwt = || Jwt::load_or_create(dir.path(), Duration::from_secs(3600)).unwrap();
+    let users = Users::open(dir.path(), Clock::behind(Duration::from_secs(2 * 3600)), passwords, jwt()).unwrap();
+    let ann = users.register("ann", "p", None, HERE).unwrap();
+    let (token, claims) = users.issue(&ann.username, Role::User);
+    let wall = Clock::wall().0 / 1000;
+    assert!((wall - 10..=wall).contains(&claims.iat), "{claims:?} at {wall}");
+    assert_eq!(jwt().verify(Clock::wall(), token.reveal()), Ok(claims));
+    assert!(users.user_of(token.reveal()).is_ok());
+    // What ended while it slept has ended.
+    let (old, _) = jwt().issue(Millis((wall - 3600) * 1000), "ann", Role::User);
+    assert_eq!(users.user_of(old.reveal()), Err(UserError::Token(BadToken::Expired)));
+    assert!(users.owner_of(old.reveal()).is_none());
+    let (old, _) = jwt().issue(Millis((wall - 3600) * 1000), "admin", Role::Admin);
+    assert_eq!(users.admin_of(old.reveal()), Err(UserError::Token(BadToken::Expired)));
 }
 
 #[test]

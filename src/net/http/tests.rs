@@ -610,3 +610,36 @@ fn connections_without_a_request_leave_room_for_those_with_one() {
     }
     assert!(server.counters().iter().any(|(name, count)| *name == "newcomers_closed" && *count > 0));
 }
+
+#[test]
+fn from_other_hosts_requests_want_tls_unless_it_was_allowed_otherwise() {
+    for (source, plain_from_afar, status) in
+        [("127.0.0.1:1", false, 200), ("[::1]:1", false, 200), ("192.0.2.1:1", false, 403), ("192.0.2.1:1", true, 200)]
+    {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let its_asked = Arc::clone(&asked);
+        let (_running, stopped) = bounded(0);
+        let shared = Arc::new(Shared {
+            handler: Arc::new(move |_: Request| {
+                its_asked.fetch_add(1, Relaxed);
+                success(json!({}))
+            }),
+            identity: None,
+            plain_from_afar,
+            rules: Rules::default(),
+            limits: Limits::default(),
+            counters: Arc::default(),
+            budget: Budget::new(BODIES_MAX),
+            streams: Arc::default(),
+            porch: Porch::new(Gate::new(8)),
+            stopped,
+        });
+        let (here, mut there) = crate::net::deadline::tests::pair();
+        there.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").unwrap();
+        shared.receive(Arc::new(here), source.parse().unwrap());
+        let mut answer = String::new();
+        there.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{source} {plain_from_afar}: {answer}");
+        assert_eq!(asked.load(Relaxed), usize::from(status == 200));
+    }
+}

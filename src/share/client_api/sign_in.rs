@@ -5,14 +5,13 @@
 //! for good.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use crate::model::{Millis, Name, Token};
+use crate::model::{Clock, Millis, Name, Token};
 use crate::net::http::{Refusal, StatusCode};
 use crate::share::api_client::{Answer, ApiClient};
 use crate::share::client::shortened;
@@ -41,6 +40,7 @@ pub struct SignIn {
     server: ApiClient,
     keep: Keep,
     known: Mutex<HashMap<Digest, Known>>,
+    /// By the wall: a token ends at a time of day, also after the machine has slept.
     now: fn() -> Millis,
 }
 
@@ -60,7 +60,7 @@ pub struct SignedIn {
 impl SignIn {
     /// By this server API.
     pub fn new(server: ApiClient, keep: Keep) -> SignIn {
-        SignIn { server, keep, known: Mutex::default(), now: wall }
+        SignIn { server, keep, known: Mutex::default(), now: Clock::wall }
     }
 
     /// Passes `register` or `login` on to the server.
@@ -163,11 +163,6 @@ impl SignIn {
         }
         known.insert(digest(token), Known { user: user.clone(), exp, checked_at: now });
     }
-}
-
-/// By the wall: a token ends at a time of day, also after the machine has slept.
-fn wall() -> Millis {
-    Millis::default().plus(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 fn digest(token: &Token) -> Digest {

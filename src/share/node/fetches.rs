@@ -434,8 +434,8 @@ fn resume(inner: &Arc<Inner>, row: &FetchRow) -> Result<(), NodeError> {
             let is_paused = matches!(row.status, Status::Paused | Status::Failed);
             start(inner, FetchSpec { is_paused, ..spec })
         }
-        // The end came just after the file was put into its place.
-        None if row.status == Status::Downloading
+        // The end came just after the file was put into its place; what is small was never seen to come.
+        None if matches!(row.status, Status::Pending | Status::Downloading)
             && std::fs::metadata(target).is_ok_and(|found| found.is_file() && found.len() == row.total_size) =>
         {
             track(inner, row)?;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use serde_json::json;
 
-use super::{Inner, NodeError};
+use super::{Inner, NodeError, network};
 use crate::model::{Name, Token};
 use crate::share::client::{RegistryClient, RegistryError};
 use crate::share::heartbeat::Event;
@@ -24,12 +24,18 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Waits between attempts: each twice the one before.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// A connection that was there for so long has lasted.
+const LASTING: Duration = Duration::from_secs(30);
 /// Somebody who asks for something may hurry an attempt, but no more often than this.
 const HURRIED: Duration = Duration::from_secs(1);
 /// Files that go with REGISTER, whose line has a limit; the others follow one by one.
 const REGISTERED_AT_ONCE: usize = 20_000;
 /// How often those who watch are told of other hosts, at most.
 const LOOK_AROUND_EVERY: Duration = Duration::from_secs(2);
+/// Hosts that are looked at for that, at most.
+const LOOK_AROUND_AT: u64 = 64;
+/// Of all time, one part in so many goes to it at most.
+const LOOK_AROUND_PART: u32 = 20;
 
 /// What the thread is asked to do.
 pub(super) enum Order {
@@ -44,9 +50,48 @@ pub(super) enum Order {
 }
 
 /// When the next attempt is due.
+#[derive(Default)]
 struct Retry {
     tried_at: Option<Instant>,
-    wait: Duration,
+    connected_at: Option<Instant>,
+    /// Attempts that failed since the last that did not.
+    failed: u32,
+    /// Connections in a row that did not last.
+    short_lived: u32,
+}
+
+impl Retry {
+    fn tries(&mut self, now: Instant) {
+        self.tried_at = Some(now);
+    }
+
+    fn failed(&mut self) {
+        self.failed = self.failed.saturating_add(1);
+    }
+
+    fn connected(&mut self, now: Instant) {
+        (self.connected_at, self.failed) = (Some(now), 0);
+    }
+
+    /// A connection that has lasted is made anew at once. One that has not may have gone to another node of the same
+    /// user, and two that take it from each other must not do so all the time.
+    fn lost(&mut self, now: Instant) {
+        let connected_at = self.connected_at.take();
+        if connected_at.is_some_and(|at| now.saturating_duration_since(at) >= LASTING) {
+            *self = Retry::default();
+        } else {
+            self.short_lived = self.short_lived.saturating_add(1);
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        let doubled = self.failed.max(self.short_lived).min(16);
+        FIRST_WAIT.saturating_mul(1 << doubled).min(LONGEST_WAIT)
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.tried_at.is_none_or(|at| now.saturating_duration_since(at) >= self.wait())
+    }
 }
 
 pub(super) struct Link {
@@ -54,15 +99,23 @@ pub(super) struct Link {
     retry: Retry,
     /// Transfers that the heartbeat knows of.
     transfers: usize,
-    looked_around_at: Option<Instant>,
-    /// What was seen then.
+    looks_around_at: Option<Instant>,
+    /// At how many hosts.
+    looks_at: u64,
+    /// What was seen the last time.
     seen: Vec<(Name, usize)>,
 }
 
 impl Link {
     pub(super) fn new(inner: Arc<Inner>) -> Link {
-        let retry = Retry { tried_at: None, wait: FIRST_WAIT };
-        Link { inner, retry, transfers: 0, looked_around_at: None, seen: Vec::new() }
+        Link {
+            inner,
+            retry: Retry::default(),
+            transfers: 0,
+            looks_around_at: None,
+            looks_at: LOOK_AROUND_AT,
+            seen: Vec::new(),
+        }
     }
 
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
@@ -137,7 +190,7 @@ impl Link {
             }
             None => {}
         }
-        if self.retry.tried_at.is_none_or(|at| at.elapsed() >= self.retry.wait) {
+        if self.retry.is_due(Instant::now()) {
             // Kept in the state, for whoever asks; and tried again.
             let _ = self.connect();
         }
@@ -150,7 +203,7 @@ impl Link {
         }
         let registry = self.inner.state.lock().registry.clone();
         let Some(registry) = registry.filter(|registry| !registry.is_over()) else {
-            if self.retry.tried_at.is_some_and(|at| at.elapsed() < HURRIED) {
+            if self.retry.failed > 0 && self.retry.tried_at.is_some_and(|at| at.elapsed() < HURRIED) {
                 return Err(self.inner.away());
             }
             // With everything that is published, so with this.
@@ -160,11 +213,19 @@ impl Link {
         let done = match tracked.filter(|tracked| tracked.is_published) {
             Some(tracked) => registry.publish(&self.inner.user, name, &tracked.entry()),
             None => match registry.unpublish(&self.inner.user, name) {
-                // It never knew of it.
-                Err(RegistryError::Refused(reason)) => {
-                    log::debug!("{}: unpublishing {name}: {reason}", self.inner.user);
-                    Ok(())
-                }
+                Err(RegistryError::Refused(reason)) => match registry.request(name) {
+                    // It never knew of it.
+                    Ok(hosts) if hosts.iter().all(|host| host.hostname != self.inner.user) => {
+                        log::debug!("{}: unpublishing {name}: {reason}", self.inner.user);
+                        Ok(())
+                    }
+                    // It still shows it: it is told everything anew, and this is not among it.
+                    Ok(_) => {
+                        self.lost(&format!("the registry did not hide {name}: {reason}"));
+                        return self.connect();
+                    }
+                    Err(error) => Err(error),
+                },
                 done => done,
             },
         };
@@ -179,11 +240,11 @@ impl Link {
     }
 
     fn connect(&mut self) -> Result<(), NodeError> {
-        self.retry.tried_at = Some(Instant::now());
+        self.retry.tries(Instant::now());
         self.tell(Event::Connecting);
         match self.try_connect() {
             Ok((registry, addr)) => {
-                self.retry.wait = FIRST_WAIT;
+                self.retry.connected(Instant::now());
                 {
                     let mut state = self.inner.state.lock();
                     (state.registry, state.registry_addr, state.why_not) = (Some(Arc::new(registry)), Some(addr), None);
@@ -194,8 +255,7 @@ impl Link {
                 Ok(())
             }
             Err(error) => {
-                let wait = self.retry.wait;
-                self.retry.wait = (wait * 2).min(LONGEST_WAIT);
+                self.retry.failed();
                 let why = error.to_string();
                 let is_news = {
                     let mut state = self.inner.state.lock();
@@ -269,7 +329,7 @@ impl Link {
             state.registry = None;
             state.why_not = Some(why.to_owned());
         }
-        self.retry = Retry { tried_at: None, wait: FIRST_WAIT };
+        self.retry.lost(Instant::now());
         self.inner.network.forget();
         self.tell(Event::Disconnected);
     }
@@ -305,12 +365,19 @@ impl Link {
 
     /// Tells those who watch when other hosts come, go or show something else.
     fn look_around(&mut self, registry: &RegistryClient) {
-        if !self.inner.watchers.any() || self.looked_around_at.is_some_and(|at| at.elapsed() < LOOK_AROUND_EVERY) {
+        let begun = Instant::now();
+        if !self.inner.watchers.any() || self.looks_around_at.is_some_and(|at| begun < at) {
             return;
         }
-        self.looked_around_at = Some(Instant::now());
         // The first page stands for all: an exact answer would be the whole list every time.
-        let Ok(page) = registry.list(Some(0), Some(64)) else { return };
+        let page = registry.list(Some(0), Some(self.looks_at));
+        self.looks_around_at = Some(begun + LOOK_AROUND_EVERY.max(begun.elapsed() * LOOK_AROUND_PART));
+        let Ok(page) = page else {
+            // It may have been too long.
+            self.looks_at = (self.looks_at / 2).max(1);
+            return;
+        };
+        self.looks_at = network::next_page(self.looks_at, network::files_of(&page)).min(LOOK_AROUND_AT);
         let seen: Vec<(Name, usize)> =
             page.registry.iter().map(|(hostname, listed)| (hostname.clone(), listed.files.len())).collect();
         if seen != self.seen {
@@ -340,4 +407,54 @@ fn register_with_what_is_there(registry: &RegistryClient, register: Register) ->
         }
     }
     Err(RegistryError::Refused(refused))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_made_less_often_each_time_until_a_connection_has_lasted() {
+        let begun = Instant::now();
+        let at = |ms: u64| begun + Duration::from_millis(ms);
+        let mut retry = Retry::default();
+        assert!(retry.is_due(at(0)));
+        for (now, wait) in [(0, 400), (400, 800), (1_200, 1_600), (2_800, 3_200)] {
+            retry.tries(at(now));
+            retry.failed();
+            assert!(!retry.is_due(at(now + wait - 1)) && retry.is_due(at(now + wait)), "{now}");
+        }
+        (0..100).for_each(|_| retry.failed());
+        assert_eq!(retry.wait(), LONGEST_WAIT);
+        // One that lasted is made anew at once; and one that did not, soon.
+        retry.connected(at(10_000));
+        retry.lost(at(40_000));
+        assert!(retry.is_due(at(40_000)));
+        retry.tries(at(40_000));
+        retry.connected(at(40_000));
+        retry.lost(at(40_001));
+        assert!(!retry.is_due(at(40_399)) && retry.is_due(at(40_400)));
+    }
+
+    #[test]
+    fn two_nodes_of_one_user_do_not_take_the_connection_from_each_other_all_the_time() {
+        let begun = Instant::now();
+        let mut nodes = [Retry::default(), Retry::default()];
+        let (mut holder, mut taken) = (None, 0);
+        for tick in 0..2_400 {
+            let now = begun + TICK * tick;
+            for own in [0, 1] {
+                if holder != Some(own) && nodes[own].is_due(now) {
+                    nodes[own].tries(now);
+                    nodes[own].connected(now);
+                    if let Some(other) = holder.replace(own) {
+                        nodes[other].lost(now);
+                    }
+                    taken += 1;
+                }
+            }
+        }
+        // In ten minutes; at first more often.
+        assert!(taken <= 80, "{taken}");
+    }
 }

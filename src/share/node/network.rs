@@ -15,6 +15,10 @@ use crate::share::wire::{FileEntry, FileName, Listing, Seconds};
 
 /// Hosts that are asked for at a time: as many as the registry looks at in one go.
 const PAGE: u64 = 256;
+/// And at first: nobody knows yet how many files they have, and an answer has a bound.
+const PAGE_FIRST: u64 = 2;
+/// After a page with more files than this the next is smaller.
+const PAGE_FILES: usize = 20_000;
 /// Most files that are held; a network with more is not shown as a list.
 const FILES_MAX: usize = 1_000_000;
 /// Most hosts that are held: as many as a registry takes on.
@@ -178,6 +182,20 @@ impl Snapshot {
     }
 }
 
+/// All files of a page.
+pub(super) fn files_of(page: &Listing) -> usize {
+    page.registry.values().map(|listed| listed.files.len()).sum()
+}
+
+/// How many hosts to ask for, after so many had so many files.
+pub(super) fn next_page(hosts: u64, files: usize) -> u64 {
+    match files {
+        0..5_000 => (hosts * 2).min(PAGE),
+        5_000..=PAGE_FILES => hosts,
+        _ => (hosts / 2).max(1),
+    }
+}
+
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -214,16 +232,17 @@ impl Network {
         }
         let mut snapshot = Snapshot::new([]);
         let mut seen = BTreeSet::new();
-        let mut offset = 0;
+        let (mut offset, mut limit) = (0, PAGE_FIRST);
         let deadline = Instant::now() + READ_WITHIN;
         loop {
-            let page = registry.list(Some(offset), Some(PAGE))?;
-            let (total, listed) = (page.total, page.registry.len() as u64);
+            let page = registry.list(Some(offset), Some(limit))?;
+            let (total, listed, files) = (page.total, page.registry.len() as u64, files_of(&page));
             snapshot.add(page, &mut seen);
             if snapshot.files.len() > FILES_MAX {
                 return Err(NetworkError::TooLarge);
             }
-            offset += PAGE;
+            offset += limit;
+            limit = next_page(limit, files);
             if listed == 0 || offset >= total {
                 break;
             }
@@ -293,6 +312,46 @@ mod tests {
         assert_eq!((total, names(&found)), (2, vec!["report.txt@ann".to_owned()]));
         assert_eq!(snapshot.search("nothing", 0, 10), (0, vec![]));
         assert_eq!(snapshot.search("", 9, 10), (3, vec![]));
+    }
+
+    /// A registry with so many hosts of so many files; how many files each answer had.
+    fn registry(hosts: u64, files: usize) -> (RegistryClient, Arc<Mutex<Vec<usize>>>) {
+        use std::io::{BufRead, BufReader, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let answered = Arc::new(Mutex::new(Vec::new()));
+        let counts = Arc::clone(&answered);
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let all: Vec<String> =
+                (0..files).map(|n| format!(r#""{n}":{{"size":1,"modified":2,"is_published":true}}"#)).collect();
+            let all = all.join(",");
+            for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+                let asked: Value = serde_json::from_str(&line).unwrap();
+                let number = |field: &str| asked["data"][field].as_u64().unwrap();
+                let shown: Vec<String> = (number("offset")..hosts.min(number("offset") + number("limit")))
+                    .map(|n| format!(r#""host-{n:04}":{{"addr":["192.0.2.1",6001],"files":{{{all}}}}}"#))
+                    .collect();
+                counts.lock().push(shown.len() * files);
+                let shown = shown.join(",");
+                writeln!(&stream, r#"{{"status":"OK","total":{hosts},"registry":{{{shown}}}}}"#).unwrap();
+            }
+        });
+        (RegistryClient::connect(at, None, Duration::from_secs(20)).unwrap(), answered)
+    }
+
+    #[test]
+    fn pages_are_of_as_many_hosts_as_do_not_have_too_many_files() {
+        for (hosts, files, most_in_an_answer, most_answers) in
+            [(12, 6_000, 2 * PAGE_FILES, 12), (3, 21_000, 42_000, 2), (600, 3, 1_000, 10), (0, 0, 0, 1)]
+        {
+            let (client, answered) = registry(hosts, files);
+            let snapshot = Network::default().snapshot(FRESH, &client).unwrap();
+            assert_eq!((snapshot.hosts.len(), snapshot.files.len()), (hosts as usize, hosts as usize * files));
+            let answered = answered.lock();
+            assert!(answered.iter().all(|count| *count <= most_in_an_answer), "{answered:?}");
+            assert!(answered.len() <= most_answers, "{answered:?}");
+        }
     }
 
     #[test]

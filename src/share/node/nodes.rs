@@ -145,11 +145,13 @@ impl Nodes {
             return self.begin(user, token, advertise_ip);
         };
         let node = self.of(&user)?;
+        // One after the other with whoever logs out: what is kept is what was done last.
+        let _turn = node.turn();
         let advertised = advertise_ip.map(|ip| ip.to_string());
         self.floor.keep.set_on(&user.name, true, advertised.as_deref())?;
         self.floor.keep.set_port(&user.name, node.peer_addr().port())?;
         match node.begin(self.beginning(&user, Some(token.clone()), advertise_ip, true)) {
-            Ok(()) => Ok(node),
+            Ok(()) => Ok(Arc::clone(&node)),
             Err(error) => {
                 if !node.is_on() {
                     self.floor.keep.set_on(&user.name, false, advertised.as_deref())?;
@@ -164,8 +166,10 @@ impl Nodes {
     /// # Errors
     /// The store's.
     pub fn end(&self, user: &Name) -> Result<(), NodeError> {
+        let node = self.running.lock().get(user).cloned();
+        let _turn = node.as_ref().map(|node| node.turn());
         self.floor.keep.set_on(user, false, None)?;
-        if let Some(node) = self.get(user) {
+        if let Some(node) = node.as_ref().filter(|node| node.is_on()) {
             node.end();
         }
         Ok(())

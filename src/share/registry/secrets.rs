@@ -138,6 +138,25 @@ impl Secrets {
         self.drop_where(hostname, |secret| !secret.by_account, changes);
     }
 
+    /// All of a hostname are worth nothing any more.
+    pub(super) fn forget_all(&mut self, hostname: &str, changes: &mut Vec<Change>) {
+        self.drop_where(hostname, |_| true, changes);
+    }
+
+    /// Whether there are any of a hostname.
+    pub(super) fn has(&self, hostname: &Name) -> bool {
+        self.by_name.contains_key(hostname)
+    }
+
+    /// The hostnames that have some, those first whose newest was answered first.
+    pub(super) fn names_by_age(&self) -> Vec<Name> {
+        let newest = |secrets: &Vec<Secret>| secrets.iter().map(|secret| secret.made_at).max();
+        let mut names: Vec<(Option<Millis>, &Name)> =
+            self.by_name.iter().map(|(name, secrets)| (newest(secrets), name)).collect();
+        names.sort();
+        names.into_iter().map(|(_, name)| name.clone()).collect()
+    }
+
     fn drop_where(&mut self, hostname: &str, is_over: impl Fn(&Secret) -> bool, changes: &mut Vec<Change>) {
         let Some((name, _)) = self.by_name.get_key_value(hostname) else { return };
         let name = name.clone();

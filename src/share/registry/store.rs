@@ -243,6 +243,8 @@ impl Registry {
             self.secrets.restore(hostname, secret);
         }
         self.next_number = self.next_number.max(self.secrets.last_tenure() + 1);
+        let names = self.secrets.names_by_age();
+        self.without_host = names.into_iter().filter(|name| !self.by_name.contains_key(name)).collect();
         Ok(())
     }
 }

@@ -371,6 +371,56 @@ fn bounds_hold_and_the_silent_make_room() {
 }
 
 #[test]
+fn a_host_has_so_many_files_however_they_come() {
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    let most = crate::share::wire::requests::FILES_MAX;
+    let files: Files = (0..most).map(|n| (fname(&n.to_string()), entry(1, true))).collect();
+    assert_eq!(core.replace_files(1, &files, None, most + 1, &mut Vec::new()), Ok(None));
+    let mut publish = |file: &str| core.publish(Millis(0), 1, &name("ann"), &fname(file), entry(2, true)).map(drop);
+    assert_eq!((publish("7"), publish("x")), (Ok(()), Err(Refusal::TooManyFiles(most))));
+}
+
+#[test]
+fn secrets_without_a_host_are_no_more_than_hosts_may_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("registry.db"), store::MIGRATIONS).unwrap();
+    let bounds = Bounds { hosts: 3, files: 3 };
+    let mut core = Registry::new(TIMEOUT, bounds);
+    let mut changes = Vec::new();
+    for n in 0..10 {
+        // Who had the name before loses it to another at the same address, who leaves it: what is left is a secret.
+        let host = format!("host-{n}");
+        for (conn, secret) in [(2 * n, "first"), (2 * n + 1, "second")] {
+            let claim = Claim { fresh: key(secret), ..claim(&host) };
+            changes.extend(register(&mut core, n, conn, &claim).unwrap().changes);
+            core.closed(2 * n);
+        }
+        changes.extend(core.unregister(Millis(n), 2 * n + 1, &name(&host)).unwrap());
+        let left =
+            |core: &Registry| (0..=n).filter(|n| core.secrets.count(&format!("host-{n}")) > 0).collect::<Vec<_>>();
+        assert_eq!(left(&core), (n.saturating_sub(2)..=n).collect::<Vec<_>>());
+        assert!(core.without_host.len() <= bounds.hosts);
+        let now = std::mem::take(&mut changes);
+        store.write(move |tx| now.iter().try_for_each(|change| change.write(tx))).unwrap();
+        let mut again = Registry::new(TIMEOUT, bounds);
+        store.read(|reader| again.load(Millis(n), reader)).unwrap();
+        assert_eq!((left(&again), &again.without_host), (left(&core), &core.without_host));
+    }
+    // One whose host is back keeps its secrets, however many go.
+    let back = Claim { resume: Some(key("first")), ..claim("host-7") };
+    assert!(register(&mut core, 10, 100, &back).unwrap().resumed);
+    for n in 10..20 {
+        let host = format!("host-{n}");
+        register(&mut core, n, 200 + 2 * n, &Claim { fresh: key("first"), ..claim(&host) }).unwrap();
+        core.closed(200 + 2 * n);
+        register(&mut core, n, 201 + 2 * n, &Claim { fresh: key("second"), ..claim(&host) }).unwrap();
+        core.unregister(Millis(n), 201 + 2 * n, &name(&host)).unwrap();
+    }
+    assert_eq!(core.secrets.count("host-7"), 1);
+}
+
+#[test]
 fn what_is_stored_is_what_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join(store::FILE), store::MIGRATIONS).unwrap();

@@ -199,6 +199,9 @@ impl Fetch {
         let layout = Layout::of(spec.content.size);
         let mut plan = Plan::new(layout, way, list.is_some(), |piece| good[piece]);
         // What was whole and in its place already needs nothing but to be put away.
+        if part.is_none() {
+            plan.in_place();
+        }
         plan.hold(spec.is_paused);
         let progress = Progress {
             downloaded_size: plan.downloaded(),
@@ -592,24 +595,38 @@ impl Run {
             entries.iter().partition(|entry| content.is_at(&entry.file));
         self.others = others.iter().take(TOLD_HOSTS).map(|entry| entry.hostname.to_string()).collect();
         self.hosts.iter_mut().for_each(|host| host.is_listed = false);
-        let mut shown = Vec::new();
+        let (mut shown, mut strangers) = (Vec::new(), Vec::new());
         for entry in same {
-            let at = SocketAddr::new(entry.ip, entry.port);
-            let name = entry.hostname.as_str();
-            let id = match self.hosts.iter().position(|known| known.name == name) {
-                Some(id) => id,
-                None if self.hosts.len() < HOSTS_MAX => {
-                    self.hosts.push(Known { name: name.to_owned(), at, is_listed: true, last_error: None });
-                    self.hosts.len() - 1
+            match self.hosts.iter().position(|known| known.name == entry.hostname.as_str()) {
+                Some(id) => {
+                    let (known, at) = (&mut self.hosts[id], SocketAddr::new(entry.ip, entry.port));
+                    known.is_listed = true;
+                    if known.at != at {
+                        known.at = at;
+                        self.plan.moved(id);
+                    }
+                    shown.push((id, content.is_in_pieces_at(&entry.file)));
                 }
-                None => continue,
-            };
-            let known = &mut self.hosts[id];
-            known.is_listed = true;
-            if known.at != at {
-                known.at = at;
-                self.plan.moved(id);
+                None => strangers.push(entry),
             }
+        }
+        for entry in strangers {
+            let (name, at) = (entry.hostname.to_string(), SocketAddr::new(entry.ip, entry.port));
+            let known = Known { name, at, is_listed: true, last_error: None };
+            let id = if self.hosts.len() < HOSTS_MAX {
+                self.hosts.push(known);
+                self.hosts.len() - 1
+            } else {
+                // Of more than can be known those that are gone give way, then those that do not answer.
+                let may_go = |id: &HostId| !self.lanes.contains_key(id) && self.plan.may_be_forgotten(*id);
+                let gone = (0..HOSTS_MAX).find(|id| !self.hosts[*id].is_listed && may_go(id));
+                let silent = || shown.iter().map(|(id, _)| *id).find(|id| may_go(id) && self.plan.is_offline(*id));
+                let Some(id) = gone.or_else(silent) else { break };
+                shown.retain(|(known, _)| *known != id);
+                self.hosts[id] = known;
+                self.plan.forget(id);
+                id
+            };
             shown.push((id, content.is_in_pieces_at(&entry.file)));
         }
         self.plan.offer(&shown);

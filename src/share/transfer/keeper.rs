@@ -92,3 +92,64 @@ fn sync(journal: &mut Journal, part: &Part, list: Option<&Pieces>, pieces: &mut 
     }
     journal.append(pieces)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::pieces::Layout;
+    use crate::share::transfer::part::{FetchSpec, begin};
+    use crate::share::transfer::{Content, part};
+    use crate::share::wire::{FileName, Seconds};
+    use parking_lot::Mutex;
+
+    /// What is told when two pieces came.
+    fn kept(part: Option<Arc<Part>>) -> (Vec<String>, Vec<bool>) {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::of(3 << 20);
+        let digest = crate::share::pieces::digest(b"piece");
+        let list = Arc::new(Pieces::new(layout, digest, vec![digest; 3]).unwrap());
+        let content = Content {
+            size: layout.size(),
+            modified: Seconds::new(1.0).unwrap(),
+            blake3: None,
+            pieces_root: Some(list.root()),
+        };
+        let spec = FetchSpec {
+            id: "f-1".to_owned(),
+            fname: FileName::new("a").unwrap(),
+            hostname: "ann".to_owned(),
+            save_path: dir.path().join("a"),
+            content,
+            is_paused: false,
+        };
+        let begun = begin(&spec).unwrap();
+        let (tasks, its_tasks) = crossbeam_channel::unbounded();
+        for task in [Task::List(list), Task::Pieces(vec![2]), Task::Pieces(vec![0]), Task::Rest] {
+            tasks.send(task).unwrap();
+        }
+        let told = Mutex::new(Vec::new());
+        let tell = |kept: Kept| {
+            told.lock().push(match kept {
+                Kept::Synced(pieces) => format!("synced {pieces:?}"),
+                Kept::Failed(pieces, _) => format!("failed {pieces:?}"),
+                other => format!("{other:?}"),
+            });
+        };
+        keep(begun.journal, part.or(begun.part), &its_tasks, &tell);
+        (told.into_inner(), part::begin(&spec).unwrap().good)
+    }
+
+    #[test]
+    fn pieces_are_good_once_they_are_synced() {
+        assert_eq!(kept(None), (vec!["synced [0, 2]".to_owned(), "Rested".to_owned()], vec![true, false, true]));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn pieces_that_cannot_be_synced_are_not_good_and_not_noted() {
+        // A device has nothing to sync, and says so.
+        let device = Arc::new(Part::of_device(std::path::Path::new("/dev/null")));
+        let (told, good) = kept(Some(device));
+        assert_eq!((told, good), (vec!["failed [2, 0]".to_owned(), "Rested".to_owned()], vec![false; 3]));
+    }
+}

@@ -4,7 +4,8 @@
 //! The journal begins with one line of JSON that says all that is needed to go on; if that says `listed`, the
 //! digests of the pieces follow (their BLAKE3 is the root, so they prove themselves), and then records of 16
 //! bytes: first good piece, how many, and a checksum. A record is written only after the pieces are synced; a
-//! torn one does not count, and its pieces are fetched again.
+//! torn one does not count, and its pieces are fetched again. A journal without the list has one record at most:
+//! that the file is whole and synced, and about to go to its place.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -33,6 +34,8 @@ const ID_MAX: usize = 64;
 /// Most bytes of a journal: its line, the digests, a record for each piece.
 const JOURNAL_MAX: u64 = 16 * 1024 + 8192 * 48;
 const RECORD: usize = 16;
+/// Stands for a first piece where no list says what the pieces are: the file is whole.
+const WHOLE: usize = u32::MAX as usize;
 
 /// What is to be fetched, and where to.
 #[derive(Debug, Clone, PartialEq)]
@@ -188,6 +191,8 @@ struct Journaled {
     head: Head,
     list: Option<Vec<Digest>>,
     good: Vec<bool>,
+    /// The file was about to go to its place.
+    is_whole: bool,
     /// Where the next record belongs.
     end: u64,
 }
@@ -203,8 +208,13 @@ fn read_journal(path: &Path) -> io::Result<Option<Journaled>> {
         return Ok(None);
     }
     let count = Layout::of(head.size).count();
-    let mut read = Journaled { head, list: None, good: vec![false; count], end: line.len() as u64 };
+    let key = record_key(line);
+    let mut read =
+        Journaled { head, list: None, good: vec![false; count], is_whole: count == 0, end: line.len() as u64 };
     if !read.head.listed {
+        if rest.get(..RECORD).is_some_and(|bytes| parse_record(bytes, &key) == Some((WHOLE, 0))) {
+            (read.is_whole, read.end) = (true, read.end + RECORD as u64);
+        }
         return Ok(Some(read));
     }
     let Some((list, records)) = rest.split_at_checked(count * 32) else { return Ok(None) };
@@ -213,7 +223,6 @@ fn read_journal(path: &Path) -> io::Result<Option<Journaled>> {
     if Some(root_of(&list)) != read.head.pieces_root {
         return Ok(None);
     }
-    let key = record_key(line);
     read.end += count as u64 * 32;
     for record in records.chunks_exact(RECORD) {
         let Some((first, pieces)) = parse_record(record, &key) else { break };
@@ -221,6 +230,7 @@ fn read_journal(path: &Path) -> io::Result<Option<Journaled>> {
         good.fill(true);
         read.end += RECORD as u64;
     }
+    read.is_whole = read.good.iter().all(|good| *good);
     read.list = Some(list);
     Ok(Some(read))
 }
@@ -243,7 +253,7 @@ fn record_key(line: &[u8]) -> [u8; 32] {
 
 fn record(first: usize, count: usize, key: &[u8; 32]) -> [u8; RECORD] {
     let mut record = [0; RECORD];
-    // At most PIECES_MAX.
+    // At most PIECES_MAX, or WHOLE.
     record[..4].copy_from_slice(&(first as u32).to_le_bytes());
     record[4..8].copy_from_slice(&(count as u32).to_le_bytes());
     let check = blake3::keyed_hash(key, &record[..8]);
@@ -288,6 +298,12 @@ impl Part {
             #[cfg(not(unix))]
             position: Mutex::new(()),
         })
+    }
+
+    /// A device in its place, which cannot be synced.
+    #[cfg(test)]
+    pub(super) fn of_device(path: &Path) -> Part {
+        Part::open(path, 0, 3, false).expect("the device is there")
     }
 
     /// Whether it is this turn's to write the piece; from then on no earlier one may.
@@ -354,6 +370,8 @@ pub(super) struct Journal {
     path: PathBuf,
     file: File,
     key: [u8; 32],
+    /// Where the next record belongs: what was written in part, on a full disk, is written over.
+    end: u64,
 }
 
 /// What a fetch begins with.
@@ -398,14 +416,13 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(at(&part_path)(error)),
         };
-        let is_whole = left.good.iter().all(|good| *good) && (left.head.listed || size == 0);
         let is_in_place = || fs::metadata(&spec.save_path).is_ok_and(|found| found.is_file() && found.len() == size);
-        if opened.is_some() || (is_whole && is_in_place()) {
+        if opened.is_some() || (left.is_whole && is_in_place()) {
             let file = open_own(OpenOptions::new().write(true), &path).map_err(at(&path))?;
             // A torn record must not stand between the next ones.
             file.set_len(left.end).map_err(at(&path))?;
             let key = record_key(&left.head.line().map_err(at(&path))?);
-            let journal = Journal { head: left.head, dir: dir.to_owned(), path, file, key };
+            let journal = Journal { head: left.head, dir: dir.to_owned(), path, file, key, end: left.end };
             return Ok(Begun { journal, part: opened.map(Arc::new), list: left.list, good: left.good });
         }
     }
@@ -437,7 +454,8 @@ impl Journal {
         if head.listed {
             sync_dir(dir)?;
         }
-        Ok(Journal { head, dir: dir.to_owned(), path, file, key })
+        let end = bytes.len() as u64;
+        Ok(Journal { head, dir: dir.to_owned(), path, file, key, end })
     }
 
     /// From now on pieces can be noted. Nothing is done if the list stands there already.
@@ -461,18 +479,31 @@ impl Journal {
         for run in pieces.chunk_by(|a, b| a + 1 == *b) {
             records.extend(record(run[0], run.len(), &self.key));
         }
-        self.file_at_end()?.write_all(&records)
+        self.write_at_end(&records)?;
+        self.end += records.len() as u64;
+        Ok(())
     }
 
-    fn file_at_end(&mut self) -> io::Result<&mut File> {
-        io::Seek::seek(&mut self.file, io::SeekFrom::End(0))?;
-        Ok(&mut self.file)
+    /// Notes that the file is whole, where no pieces say so: who finds the journal still here, and the file in its
+    /// place, knows that it is ours.
+    fn note_whole(&self) -> io::Result<()> {
+        if self.head.listed {
+            return Ok(());
+        }
+        self.write_at_end(&record(WHOLE, 0, &self.key))
+    }
+
+    fn write_at_end(&self, records: &[u8]) -> io::Result<()> {
+        let mut file = &self.file;
+        io::Seek::seek(&mut file, io::SeekFrom::Start(self.end))?;
+        file.write_all(records)
     }
 
     /// Puts the whole and synced file in its place, and the journal away.
     pub(super) fn finish(&self, part: Option<&Part>, save_path: &Path) -> io::Result<()> {
         if let Some(part) = part {
             part.file.sync_all()?;
+            self.note_whole()?;
             place(&part.path, save_path)?;
         }
         sync_dir(&self.dir)?;

@@ -245,6 +245,24 @@ impl Plan {
         }
     }
 
+    /// Whether nothing would be lost with what is known of a host: it is not asked anything, and it did nothing that
+    /// is to be held against it for good.
+    pub fn may_be_forgotten(&self, id: HostId) -> bool {
+        self.hosts.get(id).is_none_or(|host| host.line == Line::Closed && !host.is_banned())
+    }
+
+    /// Whether it failed too often to be tried at once.
+    pub fn is_offline(&self, id: HostId) -> bool {
+        self.hosts.get(id).is_some_and(|host| host.failures_in_row >= OFFLINE_AFTER)
+    }
+
+    /// Another host has its number from now on.
+    pub fn forget(&mut self, id: HostId) {
+        if let Some(host) = self.hosts.get_mut(id) {
+            *host = Host::new();
+        }
+    }
+
     /// The host has another address now: what failed at the old one says nothing.
     pub fn moved(&mut self, id: HostId) {
         if let Some(host) = self.hosts.get_mut(id) {
@@ -326,6 +344,11 @@ impl Plan {
     /// The whole is here, and as far as that can be known, right.
     pub fn whole(&mut self, id: HostId) {
         (self.hosts[id].is_asked_whole, self.whole_is_right) = (false, true);
+    }
+
+    /// The file is in its place already: nothing is to be asked for.
+    pub fn in_place(&mut self) {
+        self.whole_is_right = true;
     }
 
     /// Pieces are on disk for good.

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use p2s2::share::pieces::digest;
 use p2s2::share::transfer::{Fetch, FetchSpec, StartError, Status, interrupted};
+use p2s2::share::wire::HostEntry;
 
 use super::proxy::Proxy;
 use super::world::{
@@ -191,6 +192,7 @@ fn peers_that_do_not_do_as_they_should_are_named_and_left() {
     let cases: Vec<(&str, Answer)> = vec![
         ("an endless list", endless),
         ("a list of another file", say(&meta.replace(&pieces.digests()[0].to_string(), &digest(b"x").to_string()))),
+        ("a list of another whole", say(&meta.replace(&pieces.blake3().to_string(), &digest(b"x").to_string()))),
         ("another size", say(&meta.replace("2097152", "2097153"))),
         ("no list", say("hello there\n")),
         ("no such file", say("ERROR notfound\n")),
@@ -208,6 +210,9 @@ fn peers_that_do_not_do_as_they_should_are_named_and_left() {
         let fetch = fetch(&to, &shown, &registry);
         let progress = until(&fetch, what, |progress| progress.error.is_some());
         assert!(progress.error.as_ref().unwrap().contains("mal "), "{what}: {progress:?}");
+        if what == "a list of another whole" {
+            assert!(progress.error.as_ref().unwrap().contains("belongs to another BLAKE3"), "{progress:?}");
+        }
         assert!(matches!(progress.status, Status::Paused | Status::Failed), "{what}: {progress:?}");
         assert!(progress.received < 12 * MIB, "{what}: {progress:?}");
         // Another host has it.
@@ -236,6 +241,38 @@ fn a_whole_file_that_is_not_what_its_digest_says_never_appears() {
     fetch.cancel();
     assert_eq!(until(&fetch, "the end", |progress| progress.status.is_over()).status, Status::Cancelled);
     assert_eq!(names(dir.path()), ["source"]);
+}
+
+#[test]
+fn a_file_of_one_buffer_is_checked_like_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    for size in [1, 10_000, 256 * 1024] {
+        fs::write(&source, bytes(size, 3)).unwrap();
+        let pieces = pieces_of(&source);
+        let meta = format!(
+            "{{\"size\":{size},\"modified\":1,\"blake3\":\"{}\",\"piece_size\":1048576,\"pieces\":[\"{}\"]}}\n",
+            pieces.blake3(),
+            pieces.digests()[0]
+        );
+        let peer = BarePeer::start(move |line, stream| {
+            if line.starts_with("META") {
+                let _ = stream.write_all(meta.as_bytes());
+            }
+            let _ = writeln!(stream, "LENGTH {size}").and_then(|()| stream.write_all(&bytes(size, 4)));
+            // Until the other end has seen enough.
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let full = entry("mal", peer.addr, &source, Some(&pieces));
+        for shown in [get_only(&full, true), full] {
+            let fetch = fetch(&dir.path().join("here"), &shown, &Registry::of(&[&shown]));
+            let progress = until(&fetch, "the error", |progress| progress.status == Status::Failed);
+            assert!(progress.error.as_ref().unwrap().contains("mal sent"), "{progress:?}");
+            assert!(!dir.path().join("here").exists());
+            fetch.cancel();
+            until(&fetch, "the end", |progress| progress.status.is_over());
+        }
+    }
 }
 
 #[test]
@@ -370,4 +407,66 @@ fn a_file_that_changes_at_its_only_host_is_said_to_have_changed() {
     let changed = |error: &String| error.contains("ann says that its file has been moved, deleted or changed");
     until(&fetch, "the error", |progress| progress.error.as_ref().is_some_and(changed));
     drop(fetch);
+}
+
+#[test]
+fn a_fetch_whose_file_was_in_its_place_when_the_process_died_is_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    for (size, is_in_pieces) in [(0, true), (5, true), (5, false), (3 * MIB, false)] {
+        fs::write(&source, bytes(size, 3)).unwrap();
+        let (host, in_pieces) = Host::with_file("ann", &source);
+        let shown = if is_in_pieces { in_pieces } else { get_only(&in_pieces, true) };
+        let to = tempfile::tempdir_in(dir.path()).unwrap();
+        let begin = |spec: FetchSpec| Fetch::start(spec, Registry::of(&[&shown]), Arc::new(|_| {}), floor()).unwrap();
+        let fetch = begin(FetchSpec { is_paused: true, ..spec("f1", &to.path().join("here"), &shown) });
+        // The journal, as it will be when it is about to be put away.
+        let (journal, aside) = (to.path().join(".p2s2-f1.journal"), to.path().join("aside"));
+        fs::hard_link(&journal, &aside).unwrap();
+        fetch.resume();
+        completed(&fetch);
+        assert!(fetch.stop(crate::support::PATIENCE));
+        fs::rename(&aside, &journal).unwrap();
+        let asked = host.counter("gets") + host.counter("ranges");
+
+        let left = interrupted(to.path()).unwrap();
+        let again = begin(left[0].clone());
+        assert!(completed(&again).verified, "{size} {is_in_pieces}");
+        assert!(fs::read(to.path().join("here")).unwrap() == bytes(size, 3));
+        assert_eq!(names(to.path()), ["here"]);
+        assert_eq!(host.counter("gets") + host.counter("ranges"), asked);
+    }
+}
+
+#[test]
+fn a_host_that_is_busy_is_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    let content = bytes(2 * MIB, 3);
+    fs::write(&source, &content).unwrap();
+    let full = entry("ann", "127.0.0.1:1".parse().unwrap(), &source, Some(&pieces_of(&source)));
+    for (to, shown) in [("whole", get_only(&full, true)), ("in pieces", full.clone())] {
+        let (is_busy, served) = (Arc::new(AtomicBool::new(true)), content.clone());
+        let its_busy = Arc::clone(&is_busy);
+        let peer = BarePeer::start(move |_line, stream| {
+            let _ = if its_busy.load(SeqCst) {
+                stream.write_all(b"BUSY\n")
+            } else {
+                writeln!(stream, "LENGTH {}", served.len()).and_then(|()| stream.write_all(&served))
+            };
+        });
+        let shown = HostEntry { port: peer.addr.port(), ..shown };
+        let fetch = fetch(&dir.path().join(to), &shown, &Registry::of(&[&shown]));
+        // More often than anybody may send the wrong thing.
+        let waits = until(&fetch, "it to be asked again and again", |progress| {
+            assert_ne!(progress.status, Status::Failed, "{progress:?}");
+            progress.error.is_some() && peer.asked.lock().unwrap().len() > 5
+        });
+        assert!(waits.error.unwrap().starts_with("ann is busy; the fetch goes on when"));
+        if to == "whole" {
+            is_busy.store(false, SeqCst);
+            completed(&fetch);
+            assert!(fs::read(dir.path().join(to)).unwrap() == content);
+        }
+    }
 }

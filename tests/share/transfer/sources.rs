@@ -1,9 +1,13 @@
 //! Fetches from several hosts at once.
 
 use std::fs;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use p2s2::model::Name;
 use p2s2::share::transfer::Status;
+use p2s2::share::transfer::plan::HOSTS_MAX;
+use p2s2::share::wire::HostEntry;
 
 use super::proxy::Proxy;
 use super::world::{Host, MIB, Registry, bytes, completed, fetch, get_only, pieces_of, until};
@@ -137,4 +141,21 @@ fn a_source_that_hangs_is_replaced() {
     assert!(fs::read(dir.path().join("here")).unwrap() == content);
     assert_eq!(fetch.progress().status, Status::Completed);
     eventually("nothing to run", || (ben.server.busy() == 0).then_some(()));
+}
+
+#[test]
+fn of_more_hosts_than_can_be_known_those_that_do_not_answer_give_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, bytes(MIB, 3)).unwrap();
+    let (_host, good) = Host::with_file("zoe", &source);
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // As many as are known, and more.
+    let mut shown: Vec<HostEntry> = (0..HOSTS_MAX + 10)
+        .map(|n| HostEntry { hostname: Name::new(&format!("host-{n}")).unwrap(), port: nobody.port(), ..good.clone() })
+        .collect();
+    shown.push(good);
+    let registry = Registry::of(&shown.iter().collect::<Vec<_>>());
+    let fetch = fetch(&dir.path().join("here"), &shown[0], &registry);
+    assert!(completed(&fetch).verified);
 }

@@ -59,7 +59,10 @@ fn what_is_noted_is_known_after_a_crash() {
         assert_eq!(fs::read(&path).unwrap(), before);
     }
     let mut last = begin(&spec).unwrap();
+    // One that was cut short by a disk that was full does not spoil those behind it, either.
+    OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0; 7]).unwrap();
     last.journal.append(&mut [4]).unwrap();
+    assert_eq!(begin(&spec).unwrap().good, [true; 5]);
     last.part.as_ref().unwrap().sync().unwrap();
     last.journal.finish(last.part.as_deref(), &spec.save_path).unwrap();
     assert_eq!(names(dir.path()), ["here.bin"]);
@@ -197,4 +200,34 @@ fn what_others_put_in_the_place_of_a_journal_or_a_part_is_not_used() {
     fs::remove_file(&part).unwrap();
     std::os::unix::fs::symlink(&others, &part).unwrap();
     assert!(matches!(begin(&spec), Err(StartError::Io { path, .. }) if path == part));
+}
+
+#[test]
+fn a_file_without_a_list_that_came_to_its_place_just_before_the_crash_is_there() {
+    for size in [0, 5, 2 * MIB] {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = spec(dir.path(), size, &[]);
+        let begun = begin(&spec).unwrap();
+        // The journal as it is when it is about to be put away.
+        let (journal, aside) = (dir.path().join(".p2s2-f-1.journal"), dir.path().join("aside"));
+        fs::hard_link(&journal, &aside).unwrap();
+        begun.journal.finish(begun.part.as_deref(), &spec.save_path).unwrap();
+        fs::rename(&aside, &journal).unwrap();
+
+        assert_eq!(interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
+        let again = begin(&spec).unwrap();
+        assert!(again.part.is_none(), "{size}");
+        again.journal.finish(None, &spec.save_path).unwrap();
+        assert_eq!(names(dir.path()), ["here.bin"]);
+    }
+}
+
+#[test]
+fn a_file_of_others_at_its_place_is_not_taken_for_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = spec(dir.path(), 5, &list(1));
+    drop(begin(&spec).unwrap());
+    fs::remove_file(dir.path().join(".p2s2-f-1.part")).unwrap();
+    fs::write(&spec.save_path, "mine!").unwrap();
+    assert!(matches!(begin(&spec), Err(StartError::Exists(_))));
 }
