@@ -104,7 +104,8 @@ impl Running {
     }
 
     pub fn counter(&self, name: &str) -> u64 {
-        self.server.counters().into_iter().find(|(known, _)| *known == name).unwrap().1
+        let all = [self.server.counters(), self.server.sizes()].concat();
+        all.into_iter().find(|(known, _)| *known == name).unwrap().1
     }
 
     pub fn stop(self) {

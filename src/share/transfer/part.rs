@@ -291,19 +291,24 @@ impl Part {
         if is_new {
             file.set_len(size)?;
         }
-        Ok(Part {
+        Ok(Part::of(file, path, pieces))
+    }
+
+    fn of(file: File, path: &Path, pieces: usize) -> Part {
+        Part {
             file,
             path: path.to_owned(),
             turns: (0..pieces.max(1)).map(|_| Mutex::new(0)).collect(),
             #[cfg(not(unix))]
             position: Mutex::new(()),
-        })
+        }
     }
 
     /// A device in its place, which cannot be synced.
     #[cfg(test)]
     pub(super) fn of_device(path: &Path) -> Part {
-        Part::open(path, 0, 3, false).expect("the device is there")
+        let device = OpenOptions::new().read(true).write(true).open(path).expect("the device is there");
+        Part::of(device, path, 3)
     }
 
     /// Whether it is this turn's to write the piece; from then on no earlier one may.
