@@ -462,7 +462,7 @@ fn a_host_that_is_busy_is_asked_again() {
             assert_ne!(progress.status, Status::Failed, "{progress:?}");
             progress.error.is_some() && peer.asked.lock().unwrap().len() > 5
         });
-        assert!(waits.error.unwrap().starts_with("ann is busy; the fetch goes on when"));
+        assert!(waits.error.unwrap().starts_with("ann says that it is busy; the fetch goes on when"));
         if to == "whole" {
             is_busy.store(false, SeqCst);
             completed(&fetch);
