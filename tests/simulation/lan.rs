@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use p2s2::lan::node::{Cause, Command, Done};
 use p2s2::lan::wire::{Discovery, Features, Message, Stamp, UserId};
@@ -338,23 +339,33 @@ fn crowd(seed: u64, peers: usize, weather: Weather) -> Result<World, Broken> {
 
 #[test]
 fn a_thousand_peers_that_start_at_once_all_learn_of_each_other() {
-    let (peers, seeds) = if crate::seeds() == 10_000 { (1_000, 2) } else { (300, 1) };
-    for seed in 0..seeds {
-        let mut world = crowd(seed, peers, STORM).unwrap();
-        let first = world.tally;
-        let met = |world: &World| world.met.as_ref().map_or(0, |met| met.len());
-        // The first minute is two rounds.
-        let mut rounds = 2;
-        while met(&world) < peers * (peers - 1) && rounds < ROUNDS_MAX {
-            world.run(ROUND_MS).unwrap();
-            rounds += 1;
+    let (peers, seeds) = if crate::seeds() == 10_000 { (1_000, 5) } else { (300, 1) };
+    let next = AtomicU64::new(0);
+    let run_seeds = || {
+        loop {
+            let seed = next.fetch_add(1, Relaxed);
+            if seed >= seeds {
+                return;
+            }
+            let mut world = crowd(seed, peers, STORM).unwrap();
+            let first = world.tally;
+            let met = |world: &World| world.met.as_ref().map_or(0, |met| met.len());
+            // The first minute is two rounds.
+            let mut rounds = 2;
+            while met(&world) < peers * (peers - 1) && rounds < ROUNDS_MAX {
+                world.run(ROUND_MS).unwrap();
+                rounds += 1;
+            }
+            eprintln!(
+                "{peers} peers, 30 % lost, seed {seed}: {rounds} rounds; first minute {} broadcasts, {} to one",
+                first.broadcasts, first.unicasts
+            );
+            assert_eq!(met(&world), peers * (peers - 1), "seed {seed}");
         }
-        eprintln!(
-            "{peers} peers, 30 % lost, seed {seed}: {rounds} rounds; first minute {} broadcasts, {} to one",
-            first.broadcasts, first.unicasts
-        );
-        assert_eq!(met(&world), peers * (peers - 1), "seed {seed}");
-    }
+    };
+    // Minutes each.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(seeds as usize);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(run_seeds))));
 }
 
 #[test]
