@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::counters::Counter;
+use super::source::{self, Source};
 
 /// Counts the connections of all listeners that share it.
 ///
@@ -22,7 +23,7 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct Open {
     total: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_source: HashMap<Source, usize>,
 }
 
 /// Why a connection was not let in.
@@ -35,10 +36,10 @@ pub enum Refusal {
         max_connections: usize,
     },
     /// The bound for one address.
-    #[error("{address} has {max} connections open already")]
+    #[error("{whose} has {max} connections open already")]
     AddressFull {
         /// Whose connections they are.
-        address: IpAddr,
+        whose: Source,
         /// The bound for one address.
         max: usize,
     },
@@ -70,7 +71,7 @@ impl GateCounters {
 #[derive(Debug)]
 pub struct Pass {
     gate: Arc<Gate>,
-    address: IpAddr,
+    source: Source,
 }
 
 impl Gate {
@@ -84,39 +85,38 @@ impl Gate {
     /// # Errors
     /// [`Refusal`] past either bound.
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Result<Pass, Refusal> {
-        // The same host must not count twice for coming through an IPv6 socket.
-        let address = address.to_canonical();
-        let max_of_one = self.max_of_one(address);
+        let source = source::of(address);
+        let max_of_one = self.max_of_one(source);
         let mut open = self.open.lock();
         if open.total >= self.max_connections {
             drop(open);
             self.counters.refused_full.add(1);
             return Err(Refusal::Full { max_connections: self.max_connections });
         }
-        let of_this = open.by_address.entry(address).or_default();
+        let of_this = open.by_source.entry(source).or_default();
         if *of_this >= max_of_one {
             drop(open);
             self.counters.refused_address.add(1);
-            return Err(Refusal::AddressFull { address, max: max_of_one });
+            return Err(Refusal::AddressFull { whose: source, max: max_of_one });
         }
         *of_this += 1;
         open.total += 1;
         drop(open);
         self.counters.let_in.add(1);
-        Ok(Pass { gate: Arc::clone(self), address })
+        Ok(Pass { gate: Arc::clone(self), source })
     }
 
-    fn max_of_one(&self, address: IpAddr) -> usize {
-        if address.is_loopback() { self.max_connections } else { (self.max_connections / 2).max(1) }
+    fn max_of_one(&self, source: Source) -> usize {
+        if source.is_loopback() { self.max_connections } else { (self.max_connections / 2).max(1) }
     }
 
     /// How many more it lets in: in all, and from this address.
     pub fn left(&self, address: IpAddr) -> (usize, usize) {
-        let address = address.to_canonical();
+        let source = source::of(address);
         let open = self.open.lock();
-        let of_this = open.by_address.get(&address).copied().unwrap_or_default();
+        let of_this = open.by_source.get(&source).copied().unwrap_or_default();
         let in_all = self.max_connections.saturating_sub(open.total);
-        (in_all, in_all.min(self.max_of_one(address).saturating_sub(of_this)))
+        (in_all, in_all.min(self.max_of_one(source).saturating_sub(of_this)))
     }
 
     /// How many it lets in.
@@ -139,10 +139,10 @@ impl Drop for Pass {
     fn drop(&mut self) {
         let mut open = self.gate.open.lock();
         open.total -= 1;
-        if let Some(of_this) = open.by_address.get_mut(&self.address) {
+        if let Some(of_this) = open.by_source.get_mut(&self.source) {
             *of_this -= 1;
             if *of_this == 0 {
-                open.by_address.remove(&self.address);
+                open.by_source.remove(&self.source);
             }
         }
     }
@@ -161,7 +161,7 @@ mod tests {
         let gate = Gate::new(5);
         let mut passes: Vec<Pass> = (0..2).map(|_| gate.enter(ip("192.0.2.1")).unwrap()).collect();
         let refused = gate.enter(ip("192.0.2.1")).unwrap_err();
-        assert_eq!(refused, Refusal::AddressFull { address: ip("192.0.2.1"), max: 2 });
+        assert_eq!(refused, Refusal::AddressFull { whose: source::of(ip("192.0.2.1")), max: 2 });
         assert_eq!(gate.enter(ip("::ffff:192.0.2.1")).unwrap_err(), refused);
         passes.push(gate.enter(ip("192.0.2.2")).unwrap());
         passes.pop();
@@ -169,7 +169,7 @@ mod tests {
         passes.push(gate.enter(ip("192.0.2.1")).unwrap());
         drop(passes);
         assert_eq!(gate.open(), 0);
-        assert!(gate.open.lock().by_address.is_empty());
+        assert!(gate.open.lock().by_source.is_empty());
 
         let passes: Vec<Pass> = (0..5).map(|_| gate.enter(ip("127.0.0.1")).unwrap()).collect();
         let refused = gate.enter(ip("192.0.2.2")).unwrap_err();
@@ -178,6 +178,16 @@ mod tests {
         drop(passes);
         assert_eq!(gate.counters().refused_full.get(), 1);
         assert_eq!(gate.counters().refused_address.get(), 2);
+    }
+
+    #[test]
+    fn the_addresses_of_one_network_of_ipv6_share_its_half() {
+        let gate = Gate::new(4);
+        let _passes: Vec<Pass> = (1..3).map(|host| gate.enter(ip(&format!("2001:db8::{host}"))).unwrap()).collect();
+        let refused = gate.enter(ip("2001:db8::9")).unwrap_err();
+        assert_eq!(refused.to_string(), "2001:db8::/64 has 2 connections open already");
+        assert_eq!(gate.left(ip("2001:db8::9")), (2, 0));
+        assert!(gate.enter(ip("2001:db8:0:1::9")).is_ok());
     }
 
     #[test]

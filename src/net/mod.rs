@@ -21,6 +21,7 @@ pub mod pool; //     links that are kept open for the next request
 pub mod porch; //    connections that have not said who they are
 mod refuse; //       turning connections away so that they hear why
 pub mod shutdown; // the signals that end a server
+pub mod source; //   what is counted "per address"
 pub mod tcp; //      connections, each with a thread to itself
 pub mod threads; //  the executor: a thread per request, kept for the next
 pub mod timer; //    deadlines that become jobs
