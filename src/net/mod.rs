@@ -20,6 +20,7 @@ pub mod peer_socket; // datagrams between peers: shared ports, and who refuses
 pub mod pool; //     links that are kept open for the next request
 pub mod porch; //    connections that have not said who they are
 mod refuse; //       turning connections away so that they hear why
+pub mod shares; //   how much of a bounded thing each source holds
 pub mod shutdown; // the signals that end a server
 pub mod source; //   what is counted "per address"
 pub mod tcp; //      connections, each with a thread to itself
