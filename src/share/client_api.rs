@@ -234,8 +234,13 @@ fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
             let fields = Fields::of(request)?;
             let name = file_name(&fields, "fname")?;
             let save_path = fields.get("save_path").map(|_| fields.any_text("save_path")).transpose()?;
-            let begun = node.fetches().begin(&name, save_path);
-            let begun = begun.map_err(|error| refusal_of("save_path", &error))?;
+            let owner = fields.get("owner_hostname").map(|_| fields.any_text("owner_hostname")).transpose()?;
+            let owner = owner.map(|owner| Name::new(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
+            let owner = owner.transpose().map_err(Refusal::bad)?;
+            let begun = match node.fetches().begin(&name, owner.as_ref(), save_path) {
+                Err(error @ NodeError::Owners(_)) => return Ok(several_owners(&error)),
+                begun => begun.map_err(|error| refusal_of("save_path", &error))?,
+            };
             Ok(success(json!({
                 "fetch_id": begun.id, "file_name": begun.file_name, "total_size": begun.total_size,
                 "save_path": begun.save_path, "peer_hostname": begun.peer_hostname, "peer_ip": begun.peer_ip,
@@ -252,6 +257,16 @@ fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
         }
         _ => Ok(http::not_found()),
     }
+}
+
+/// Whose file is wanted is to be said.
+fn several_owners(error: &NodeError) -> Response {
+    let owners = if let NodeError::Owners(owners) = error { &owners[..] } else { &[] };
+    let owners: Vec<Value> = owners
+        .iter()
+        .map(|it| json!({"owner_hostname": it.hostname, "size": it.size, "modified": it.modified}))
+        .collect();
+    http::json(StatusCode::CONFLICT, &json!({"success": false, "error": error.to_string(), "owners": owners}))
 }
 
 fn files(node: &Node, published_alone: bool) -> Answered {
@@ -344,11 +359,15 @@ fn refusal_of(field: &str, error: &NodeError) -> Refusal {
 /// The status that fits.
 fn refusal(error: &NodeError) -> Refusal {
     let status = match error {
-        NodeError::NotBegun | NodeError::Conflict(_) | NodeError::Duplicates(_) => StatusCode::CONFLICT,
+        NodeError::NotBegun | NodeError::Conflict(_) | NodeError::Duplicates(_) | NodeError::Owners(_) => {
+            StatusCode::CONFLICT
+        }
+        NodeError::Folder { is_full: true, .. } => StatusCode::INSUFFICIENT_STORAGE,
+        NodeError::Folder { is_full: false, .. } => StatusCode::SERVICE_UNAVAILABLE,
         NodeError::Path(error) => match error {
             PathError::Invalid(_) => StatusCode::BAD_REQUEST,
             PathError::Forbidden(_) => StatusCode::FORBIDDEN,
-            PathError::NotFound(_) => StatusCode::NOT_FOUND,
+            PathError::NotFound(_) | PathError::NoFolder(_) => StatusCode::NOT_FOUND,
             PathError::Exists(_) => StatusCode::CONFLICT,
         },
         NodeError::Files(error) => match error {

@@ -4,13 +4,16 @@
 //! known by its owner and its name; what is on disk under its path may change at any time, so that size and
 //! modification time are those of when it was looked at last.
 
+use std::collections::HashMap;
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::pieces::Pieces;
 use super::wire::{Digest, FileEntry, FileName, RANGE_FEATURE, Seconds};
 use crate::model::{Millis, Name};
 use crate::storage::{Query, Reader, Row, Store, StoreError, Tx};
@@ -175,12 +178,22 @@ pub fn likeness(size: u64, modified: Option<f64>, other_size: u64, other_modifie
 pub struct Files {
     store: Arc<Store>,
     owner: Name,
+    reading: Arc<Mutex<Reading>>,
+}
+
+/// What is read for its digests, while others may publish.
+#[derive(Debug, Default)]
+struct Reading {
+    /// The file that is read now; none once it was published again meanwhile, for what was read may be of before.
+    now: Option<FileName>,
+    /// What could not be read, as it was: it is tried again when it is another file, or published again.
+    given_up: HashMap<FileName, Facts>,
 }
 
 impl Files {
     /// Those of this user.
     pub fn of(store: Arc<Store>, owner: Name) -> Files {
-        Files { store, owner }
+        Files { store, owner, reading: Arc::default() }
     }
 
     /// Tracks a file under a name, or looks at it again: what was known of another content is forgotten.
@@ -188,19 +201,50 @@ impl Files {
     /// # Errors
     /// [`FilesError`].
     pub fn track(&self, name: &FileName, facts: Facts, now: Millis) -> Result<Tracked, FilesError> {
-        self.change(name, Some(facts), now, |_| {})
+        self.change(name, Some(facts), now, None, |_| {})
     }
 
-    /// The same for a file that is published from now on; without facts, one that is tracked.
+    /// The same for a file that is published from now on. Its digests are those that were `read` just now, else none:
+    /// a content may change and keep size and time.
     ///
     /// # Errors
     /// [`FilesError`].
-    pub fn publish(&self, name: &FileName, facts: Option<Facts>, now: Millis) -> Result<Tracked, FilesError> {
-        self.change(name, facts, now, move |tracked| {
+    pub fn publish(
+        &self,
+        name: &FileName,
+        facts: Facts,
+        read: Option<&Pieces>,
+        now: Millis,
+    ) -> Result<Tracked, FilesError> {
+        {
+            let mut reading = self.reading.lock();
+            reading.given_up.remove(name);
+            reading.now.take_if(|read| read == name);
+        }
+        let digests = read.map(|read| (read.blake3(), read.root()));
+        self.change(name, Some(facts), now, read.map(bytes_of), move |tracked| {
             if !tracked.is_published {
                 (tracked.is_published, tracked.published_at) = (true, Some(now));
             }
+            (tracked.blake3, tracked.pieces_root) = digests.unzip();
         })
+    }
+
+    /// A file is read for its digests from now on, until [`Files::hashed`]. False if that failed before and nothing
+    /// has changed since.
+    pub fn begin_reading(&self, name: &FileName, facts: &Facts) -> bool {
+        let mut reading = self.reading.lock();
+        let is_new = reading.given_up.get(name) != Some(facts);
+        reading.now = is_new.then(|| name.clone());
+        is_new
+    }
+
+    /// It cannot be read as it is.
+    pub fn give_up_reading(&self, name: &FileName, facts: &Facts) {
+        let mut reading = self.reading.lock();
+        if reading.now.take().as_ref() == Some(name) {
+            reading.given_up.insert(name.clone(), facts.clone());
+        }
     }
 
     /// Hides a file, which stays tracked.
@@ -208,7 +252,7 @@ impl Files {
     /// # Errors
     /// [`FilesError`].
     pub fn unpublish(&self, name: &FileName) -> Result<Tracked, FilesError> {
-        self.change(name, None, Millis::default(), |tracked| tracked.is_published = false)
+        self.change(name, None, Millis::default(), None, |tracked| tracked.is_published = false)
     }
 
     /// A name that stands for nothing yet, or for this path: the one given, else one with a number.
@@ -236,28 +280,28 @@ impl Files {
         Ok(name)
     }
 
-    /// Keeps what reading the whole file has shown, if it is still the file that was read: else false.
+    /// Keeps what reading the whole file has shown, if it is still the file that was read, and was not published again
+    /// meanwhile: else false.
     ///
     /// # Errors
     /// The store's.
-    pub fn hashed(
-        &self,
-        name: &FileName,
-        read: &Facts,
-        blake3: Digest,
-        pieces_root: Digest,
-        pieces: Vec<u8>,
-    ) -> Result<bool, StoreError> {
+    pub fn hashed(&self, name: &FileName, read: &Facts, pieces: &Pieces) -> Result<bool, StoreError> {
         let (owner, name, read) = (self.owner.clone(), name.clone(), read.clone());
+        let (blake3, root, bytes) = (pieces.blake3(), pieces.root(), bytes_of(pieces));
+        let reading = Arc::clone(&self.reading);
         self.store.write(move |tx| {
+            // Who publishes it from now on writes behind this.
+            if reading.lock().now.as_ref() != Some(&name) {
+                return Ok(false);
+            }
             let path = read.path.to_string_lossy().into_owned();
             let rows = tx.execute(
                 "UPDATE share_file SET blake3 = $1, pieces_root = $2, pieces = $3
                  WHERE owner = $4 AND name = $5 AND path = $6 AND size = $7 AND modified_ns = $8",
                 &[
                     (&blake3.0).into(),
-                    (&pieces_root.0).into(),
-                    (&pieces).into(),
+                    (&root.0).into(),
+                    (&bytes).into(),
                     (&owner).into(),
                     name.as_str().into(),
                     (&path).into(),
@@ -315,6 +359,7 @@ impl Files {
         name: &FileName,
         facts: Option<Facts>,
         now: Millis,
+        pieces: Option<Vec<u8>>,
         then: impl FnOnce(&mut Tracked) + Send + 'static,
     ) -> Result<Tracked, FilesError> {
         if let Some(facts) = &facts
@@ -351,7 +396,7 @@ impl Files {
                 return Err(FilesError::Full);
             }
             if known.as_ref() != Some(&changed) {
-                put(tx, &owner, &changed)?;
+                put(tx, &owner, &changed, pieces.as_deref())?;
             }
             Ok(changed)
         })
@@ -373,16 +418,22 @@ fn count(reader: &(impl Reader + ?Sized), owner: &Name) -> Result<u64, StoreErro
     Ok(reader.first(sql, &[owner.into()], |row| row.uint(0))?.unwrap_or_default())
 }
 
-/// Writes a row; digests that are not known any more take the pieces with them.
-fn put(tx: &mut (impl Tx + ?Sized), owner: &Name, it: &Tracked) -> Result<(), StoreError> {
+/// The pieces' digests one behind the other.
+fn bytes_of(pieces: &Pieces) -> Vec<u8> {
+    pieces.digests().iter().flat_map(|digest| digest.0).collect()
+}
+
+/// Writes a row, with these pieces or those that are there; digests that are not known any more take them along.
+fn put(tx: &mut (impl Tx + ?Sized), owner: &Name, it: &Tracked, pieces: Option<&[u8]>) -> Result<(), StoreError> {
     let path = it.facts.path.to_string_lossy();
     let sql = "INSERT INTO share_file (owner, name, path, size, modified_ns, created_ns, added_at, is_published,
-            published_at, blake3, pieces_root)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+            published_at, blake3, pieces_root, pieces)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
         ON CONFLICT (owner, name) DO UPDATE SET path = excluded.path, size = excluded.size,
             modified_ns = excluded.modified_ns, created_ns = excluded.created_ns, is_published = excluded.is_published,
             published_at = excluded.published_at, blake3 = excluded.blake3, pieces_root = excluded.pieces_root,
-            pieces = CASE WHEN excluded.pieces_root IS NULL THEN NULL ELSE share_file.pieces END";
+            pieces = CASE WHEN excluded.pieces_root IS NULL THEN NULL
+                ELSE COALESCE(excluded.pieces, share_file.pieces) END";
     tx.execute(
         sql,
         &[
@@ -397,6 +448,7 @@ fn put(tx: &mut (impl Tx + ?Sized), owner: &Name, it: &Tracked) -> Result<(), St
             it.published_at.into(),
             it.blake3.as_ref().map(|digest| &digest.0).into(),
             it.pieces_root.as_ref().map(|digest| &digest.0).into(),
+            pieces.into(),
         ],
     )?;
     Ok(())
@@ -474,28 +526,65 @@ mod tests {
     fn published_and_hidden_again_and_another_content_forgets_its_digests() {
         let dir = tempfile::tempdir().unwrap();
         let files = files(dir.path(), "ann");
-        assert_eq!(files.publish(&name("a"), None, Millis(1)).unwrap_err(), FilesError::Unknown(name("a")));
         assert_eq!(files.unpublish(&name("a")).unwrap_err(), FilesError::Unknown(name("a")));
         let was = facts("/x/a", 5, 1);
-        let out = files.publish(&name("a"), Some(was.clone()), Millis(1000)).unwrap();
+        let out = files.publish(&name("a"), was.clone(), None, Millis(1000)).unwrap();
         assert_eq!((out.is_published, out.published_at), (true, Some(Millis(1000))));
-        assert_eq!(files.publish(&name("a"), None, Millis(2000)).unwrap(), out);
+        assert_eq!(files.publish(&name("a"), was.clone(), None, Millis(2000)).unwrap(), out);
         assert_eq!(files.not_hashed().unwrap(), [name("a")]);
-        let (whole, root) = (Digest([1; 32]), Digest([2; 32]));
-        assert!(files.hashed(&name("a"), &was, whole, root, vec![3; 32]).unwrap());
+        let read = pieces(b"12345");
+        let (whole, root) = (read.blake3(), read.root());
+        assert!(files.begin_reading(&name("a"), &was) && files.hashed(&name("a"), &was, &read).unwrap());
         assert_eq!(files.not_hashed().unwrap(), []);
         let known = files.get(&name("a")).unwrap().unwrap();
         assert_eq!((known.blake3, known.pieces_root), (Some(whole), Some(root)));
         assert!(known.entry().has_range() && !out.entry().has_range());
-        assert_eq!(files.pieces(&name("a")).unwrap(), Some(vec![3; 32]));
+        assert_eq!(files.pieces(&name("a")).unwrap(), Some(bytes_of(&read)));
         assert_eq!(files.unpublish(&name("a")).unwrap().blake3, Some(whole));
         assert_eq!(files.list(true).unwrap(), []);
         // What was read of another content counts for nothing.
         let is = facts("/x/a", 6, 1);
-        let changed = files.publish(&name("a"), Some(is), Millis(3000)).unwrap();
+        let changed = files.publish(&name("a"), is, None, Millis(3000)).unwrap();
         assert_eq!((changed.blake3, changed.pieces_root, changed.published_at), (None, None, Some(Millis(3000))));
         assert_eq!(files.pieces(&name("a")).unwrap(), None);
-        assert!(!files.hashed(&name("a"), &was, whole, root, vec![]).unwrap());
+        assert!(files.begin_reading(&name("a"), &was) && !files.hashed(&name("a"), &was, &read).unwrap());
+    }
+
+    fn pieces(mut content: &[u8]) -> Pieces {
+        let size = content.len() as u64;
+        Pieces::of(&mut content, size, &|| true).unwrap().unwrap()
+    }
+
+    #[test]
+    fn publishing_again_forgets_what_was_read_of_a_content_that_looks_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), "ann");
+        let (a, facts) = (name("a"), facts("/x/a", 5, 1));
+        let (old, new) = (pieces(b"first"), pieces(b"other"));
+        let first = files.publish(&a, facts.clone(), Some(&old), Millis(1)).unwrap();
+        assert_eq!((first.blake3, files.pieces(&a).unwrap()), (Some(old.blake3()), Some(bytes_of(&old))));
+        assert_eq!(files.not_hashed().unwrap(), []);
+        // Read at once, or later.
+        let second = files.publish(&a, facts.clone(), Some(&new), Millis(2)).unwrap();
+        assert_eq!((second.blake3, second.pieces_root), (Some(new.blake3()), Some(new.root())));
+        assert_eq!(files.pieces(&a).unwrap(), Some(bytes_of(&new)));
+        let third = files.publish(&a, facts.clone(), None, Millis(3)).unwrap();
+        assert_eq!((third.blake3, third.pieces_root, files.pieces(&a).unwrap()), (None, None, None));
+        // What was begun to be read before it was published again is of nobody knows which content.
+        assert!(files.begin_reading(&a, &facts));
+        files.publish(&a, facts.clone(), None, Millis(4)).unwrap();
+        assert!(!files.hashed(&a, &facts, &old).unwrap());
+        assert_eq!(files.not_hashed().unwrap(), [name("a")]);
+        assert!(files.begin_reading(&a, &facts) && files.hashed(&a, &facts, &new).unwrap());
+        // Adding what is tracked does not read anything.
+        assert_eq!(files.track(&a, facts.clone(), Millis(5)).unwrap().blake3, Some(new.blake3()));
+        // What cannot be read is not tried again and again, but when it is published again.
+        files.publish(&a, facts.clone(), None, Millis(6)).unwrap();
+        assert!(files.begin_reading(&a, &facts));
+        files.give_up_reading(&a, &facts);
+        assert!(!files.begin_reading(&a, &facts));
+        files.publish(&a, facts.clone(), None, Millis(7)).unwrap();
+        assert!(files.begin_reading(&a, &facts));
     }
 
     #[test]
@@ -503,7 +592,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shared = store(dir.path());
         let of = |owner: &str| Files::of(Arc::clone(&shared), Name::new(owner).unwrap());
-        let anns = of("ann").publish(&name("a"), Some(facts("/x/a", 5, 1)), Millis(1)).unwrap();
+        let anns = of("ann").publish(&name("a"), facts("/x/a", 5, 1), None, Millis(1)).unwrap();
         of("bob").track(&name("a"), facts("/y/a", 9, 1), Millis(1)).unwrap();
         shared.close();
         let again = files(dir.path(), "ann");

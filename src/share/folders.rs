@@ -2,12 +2,14 @@
 //!
 //! A path is resolved first, links followed, and what it leads to is what counts: a regular file below one of
 //! the folders that are shared, with no component beginning with a dot, and nothing of the node's own data but
-//! its repo. What is opened is looked at once more: a link that was put into the way meanwhile leads nowhere.
+//! its repo. It is opened by what it resolved to, which has no links (see [`beneath`]): one that was put into the way
+//! meanwhile leads nowhere.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use super::beneath::{self, HeldDir};
 use super::wire::{FILE_SIZE_MAX, FileName};
 
 /// Longest path that is looked at, bytes: that of Linux.
@@ -25,6 +27,9 @@ pub enum PathError {
     /// There is nothing.
     #[error("no such file: {0}")]
     NotFound(String),
+    /// There is no such folder to write to.
+    #[error("no such folder: {0} (it is not made for you)")]
+    NoFolder(String),
     /// A file that is to be written is there already.
     #[error("{0} is there already: it is never overwritten")]
     Exists(String),
@@ -113,13 +118,10 @@ impl Folders {
             Ok(_) => return Err(not_regular(path)),
             Err(error) => return Err(unreadable(path, &error)),
         }
-        let file = open_no_follow(path).map_err(|error| unreadable(path, &error))?;
+        let file = beneath::open_file(path).map_err(|error| unreadable(path, &error))?;
         let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
         if !metadata.is_file() {
             return Err(not_regular(path));
-        }
-        if !is_at(&file, &metadata, path) {
-            return Err(PathError::Forbidden(format!("{shown} was exchanged while it was opened")));
         }
         if metadata.len() > FILE_SIZE_MAX {
             return Err(PathError::Invalid(format!(
@@ -152,9 +154,10 @@ impl Folders {
         };
         let target = folder.join(file.as_str());
         self.check(&target, named.map_or(&target, Path::new))?;
-        match fs::symlink_metadata(&target) {
-            Ok(_) => Err(PathError::Exists(target.display().to_string())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(target),
+        // By the folder that was found: what is looked at is what is written to later.
+        match HeldDir::open(&folder).and_then(|folder| folder.find(file.as_str())) {
+            Ok(Some(_)) => Err(PathError::Exists(target.display().to_string())),
+            Ok(None) => Ok(target),
             Err(error) => Err(unreadable(&target, &error)),
         }
     }
@@ -171,11 +174,11 @@ impl Folders {
             return Err(PathError::Exists(shown.to_string()));
         }
         if path.as_os_str().to_string_lossy().ends_with(std::path::MAIN_SEPARATOR) {
-            return Err(self.unresolved(path, &io::ErrorKind::NotFound.into()));
+            return Err(as_folder(self.unresolved(path, &io::ErrorKind::NotFound.into())));
         }
         let name = last.to_str().ok_or("expected UTF-8".to_owned()).and_then(FileName::new);
         let name = name.map_err(|wrong| PathError::Invalid(format!("save_path {shown}: {wrong}")))?;
-        let folder = fs::canonicalize(parent).map_err(|error| self.unresolved(parent, &error))?;
+        let folder = fs::canonicalize(parent).map_err(|error| as_folder(self.unresolved(parent, &error)))?;
         self.check(&folder.join(name.as_str()), path)?;
         if !folder.is_dir() {
             return Err(PathError::Invalid(format!("save_path {shown}: {} is no folder", parent.display())));
@@ -248,6 +251,11 @@ fn well_formed(named: &str) -> Result<&Path, PathError> {
     Ok(path)
 }
 
+/// The same of a path that was to be a folder.
+fn as_folder(error: PathError) -> PathError {
+    if let PathError::NotFound(path) = error { PathError::NoFolder(path) } else { error }
+}
+
 fn not_regular(path: &Path) -> PathError {
     PathError::Invalid(format!("{} is no regular file", path.display()))
 }
@@ -255,49 +263,12 @@ fn not_regular(path: &Path) -> PathError {
 fn unreadable(path: &Path, error: &io::Error) -> PathError {
     let shown = path.display();
     match error.kind() {
+        _ if beneath::is_link(error) => PathError::Forbidden(format!("{shown} was exchanged for a link meanwhile")),
         io::ErrorKind::NotFound => PathError::NotFound(shown.to_string()),
         io::ErrorKind::PermissionDenied => PathError::Forbidden(format!("{shown}: this node may not read it")),
         io::ErrorKind::NotADirectory => PathError::NotFound(shown.to_string()),
         _ => PathError::Invalid(format!("{shown}: {error}")),
     }
-}
-
-/// Opens for reading without following a link at the end and without waiting for anything.
-fn open_no_follow(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-    options.open(path)
-}
-
-/// Whether what was opened lies where it was looked for: a folder of the path may have become a link between
-/// the look and the opening.
-#[cfg(target_os = "linux")]
-fn is_at(file: &File, metadata: &Metadata, path: &Path) -> bool {
-    use std::os::fd::AsRawFd;
-    match fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) {
-        Ok(real) => real == path,
-        // No /proc: the plain way.
-        Err(_) => is_still_at(metadata, path),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_at(_file: &File, metadata: &Metadata, path: &Path) -> bool {
-    is_still_at(metadata, path)
-}
-
-#[cfg(unix)]
-fn is_still_at(metadata: &Metadata, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    fs::canonicalize(path).is_ok_and(|again| again == path)
-        && fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (metadata.dev(), metadata.ino()))
-}
-
-#[cfg(not(unix))]
-fn is_still_at(_metadata: &Metadata, path: &Path) -> bool {
-    fs::canonicalize(path).is_ok_and(|again| again == path)
 }
 
 #[cfg(test)]
@@ -451,7 +422,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         symlink(place.at("outside/secret.txt"), &path).unwrap();
         assert!(place.folders.open_resolved(&path).is_err());
-        assert!(open_no_follow(&path).is_err());
+        assert!(beneath::is_link(&beneath::open_file(&path).unwrap_err()));
         // … and in the middle of it.
         fs::remove_file(&path).unwrap();
         fs::remove_dir(place.at("shared/sub")).unwrap();
@@ -459,8 +430,7 @@ mod tests {
         symlink(place.at("outside"), place.at("shared/sub")).unwrap();
         let refused = place.folders.open_resolved(&path).unwrap_err();
         assert!(matches!(refused, PathError::Forbidden(_)), "{refused:?}");
-        let file = open_no_follow(&path).unwrap();
-        assert!(!is_still_at(&file.metadata().unwrap(), &path));
+        assert!(beneath::is_link(&beneath::open_file(&path).unwrap_err()));
     }
 
     #[test]

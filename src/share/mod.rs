@@ -10,6 +10,7 @@
 //! | `pieces.rs` | what a file and its pieces are checked by |
 //! | `transfer.rs` | serving published files, fetching those of others |
 //! | `heartbeat.rs` | how often a node says that it is there |
+//! | `beneath.rs` | folders that are held open, so that no link leads out of them |
 //! | `folders.rs` | which paths a node may be told to read or write |
 //! | `files.rs` | the files that a node tracks |
 //! | `api_client.rs` | calls of the HTTP APIs |
@@ -18,6 +19,7 @@
 //! | `server_api.rs` | the server's HTTP API: accounts, the operator's view, metrics |
 
 pub mod api_client;
+pub mod beneath;
 pub mod client;
 pub mod client_api;
 pub mod files;

@@ -30,7 +30,7 @@ use super::files::{Facts, Files, FilesError, Tracked};
 use super::folders::{Folders, PathError};
 use super::heartbeat::{self, Heartbeat};
 use super::transfer::PeerServer;
-use super::wire::{FileEntry, FileName};
+use super::wire::{FileEntry, FileName, Seconds};
 use crate::model::{Clock, Name, Token};
 use crate::net::gate::Gate;
 use crate::net::http;
@@ -57,6 +57,8 @@ use shelf::Shelf;
 const REGISTRY_WAIT: Duration = Duration::from_secs(25);
 /// When the process ends, how long what is being sent may take to its end.
 const SENDING_MAY_END_IN: Duration = Duration::from_secs(2);
+/// Files up to this size, bytes, are read for their digests while they are published: one piece.
+const READ_AT_ONCE_MAX: u64 = 1 << 20;
 /// Changes that wait for the registry.
 const ORDERS_MAX: usize = 1024;
 
@@ -118,6 +120,17 @@ pub enum NodeError {
     /// It does not go with what is there.
     #[error("{0}")]
     Conflict(String),
+    /// Several have a file of that name, and not the same.
+    #[error("{}", several_owners(.0))]
+    Owners(Vec<Owner>),
+    /// A folder cannot be written to; the disk is full, if that is so.
+    #[error("{reason}")]
+    Folder {
+        /// One line that names it.
+        reason: String,
+        /// There is no room.
+        is_full: bool,
+    },
     /// Files that look the same are on the network already.
     #[error("the network has a file that looks the same: say overwrite to publish yours all the same")]
     Duplicates(Box<Duplicates>),
@@ -133,6 +146,29 @@ pub enum NodeError {
     /// The system.
     #[error("{0}")]
     System(#[from] io::Error),
+}
+
+/// Somebody who has published a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Owner {
+    /// The host.
+    pub hostname: Name,
+    /// Bytes.
+    pub size: u64,
+    /// When it last changed there.
+    pub modified: Seconds,
+}
+
+fn several_owners(owners: &[Owner]) -> String {
+    const NAMED: usize = 5;
+    let mut names: Vec<&str> = owners.iter().take(NAMED).map(|owner| owner.hostname.as_str()).collect();
+    if owners.len() > NAMED {
+        names.push("others");
+    }
+    format!(
+        "{} have different files of that name: say whose you want (owner_hostname; `share fetch --from`)",
+        names.join(", ")
+    )
 }
 
 impl From<NetworkError> for NodeError {
@@ -509,8 +545,8 @@ impl Node {
         Ok(file)
     }
 
-    /// Publishes a file: one that is tracked, or the one at this path under this name. When this returns, the
-    /// registry has it. Its digests follow.
+    /// Publishes a file: one that is tracked, or the one at this path under this name; what was known of its content
+    /// is read anew. When this returns, the registry has it. The digests of a large one follow.
     ///
     /// # Errors
     /// [`NodeError`]; then it is published no more than before.
@@ -518,12 +554,17 @@ impl Node {
         let inner = &self.inner;
         let folders = inner.shelf.folders();
         let known = inner.files.get(name)?;
-        let opened = match (path, &known) {
+        let mut opened = match (path, &known) {
             (Some(path), _) => folders.open(path)?,
             (None, Some(known)) => folders.open_resolved(&known.facts.path)?,
             (None, None) => return Err(FilesError::Unknown(name.clone()).into()),
         };
         let facts = Facts::of(&opened.path, &opened.metadata);
+        // What is small is read at once: then the registry is told once, and everything.
+        let read = match facts.size {
+            ..=READ_AT_ONCE_MAX => hashing::read_opened(&mut opened, &facts, &|| true).ok().flatten(),
+            _ => None,
+        };
         drop(opened);
         let duplicates = self.duplicates_of(&facts);
         let duplicates = match duplicates {
@@ -535,7 +576,11 @@ impl Node {
             Err(error) if !overwrite => return Err(error),
             Err(_) => Duplicates::default(),
         };
-        let file = inner.files.publish(name, Some(facts), inner.floor.clock.now())?;
+        let file = inner.files.publish(name, facts, read.as_ref(), inner.floor.clock.now())?;
+        if read.is_none() {
+            // Also where the registry is away. One wake-up that waits is enough.
+            let _ = inner.to_hash.try_send(hashing::Order::Look);
+        }
         if let Err(error) = inner.sync_and_wait(name) {
             if known.is_none_or(|known| !known.is_published) {
                 inner.files.unpublish(name)?;
@@ -545,8 +590,6 @@ impl Node {
             return Err(error);
         }
         inner.files_changed("published", name);
-        // One wake-up that waits is enough.
-        let _ = inner.to_hash.try_send(hashing::Order::Look);
         Ok(PublishedFile { file, duplicates })
     }
 

@@ -33,7 +33,7 @@ mod speed;
 pub mod wire;
 
 pub use fetch::{Fetch, Floor, Pace, Progress, Status, Told};
-pub use part::{FetchSpec, StartError, interrupted};
+pub use part::{FetchSpec, StartError, discard_left, interrupted, left_of};
 pub use server::{Limits, PeerServer};
 
 use super::wire::Digest;
@@ -120,6 +120,12 @@ impl Content {
             }
     }
 
+    /// Whether a host may have it and cannot tell yet: it reads the file anew, and shows no digest until it has.
+    pub fn may_be_at(&self, entry: &FileEntry) -> bool {
+        let is_known = self.blake3.is_some() || self.pieces_root.is_some();
+        is_known && self.size == entry.size && entry.blake3.is_none() && entry.pieces_root.is_none()
+    }
+
     /// Whether a host that has it can be asked for its pieces.
     pub fn is_in_pieces_at(&self, entry: &FileEntry) -> bool {
         self.pieces_root.is_some() && self.pieces_root == entry.pieces_root && entry.has_range()
@@ -163,7 +169,10 @@ mod tests {
         let no_whole = entry(5, 1.0, None, Some(b"r"));
         let get_only = FileEntry { features: Arc::new([]), ..no_whole.clone() };
         assert!(Content::of(&no_whole).is_at(&no_whole) && !Content::of(&no_whole).is_at(&get_only));
+        assert!(of.may_be_at(&entry(5, 9.0, None, None)), "it is read anew");
+        assert!(!of.may_be_at(&entry(6, 1.0, None, None)) && !of.may_be_at(&entry(5, 1.0, Some(b"b"), None)));
         let bare = Content::of(&entry(5, 1.0, None, None));
+        assert!(!bare.may_be_at(&entry(5, 2.0, None, None)));
         assert!(bare.is_at(&entry(5, 1.0, None, None)) && bare.is_at(&full));
         assert!(!bare.is_at(&entry(5, 1.5, None, None)) && !bare.is_at(&entry(6, 1.0, None, None)));
         assert!(!bare.is_in_pieces_at(&full), "nothing would check the pieces");

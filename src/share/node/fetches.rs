@@ -4,6 +4,7 @@
 //! sees of it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -12,9 +13,10 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::{Map, Value, json};
 
 use super::keep::{FETCHES_MAX, FetchRow, Status};
-use super::{Inner, NodeError};
+use super::{Inner, NodeError, Owner};
 use crate::model::Name;
 use crate::model::secret::random_hex;
+use crate::share::beneath;
 use crate::share::files::Facts;
 use crate::share::folders::PathError;
 use crate::share::transfer::{self, Content, Fetch, FetchSpec, Pace, Progress, Sources, StartError};
@@ -26,6 +28,8 @@ const UNFINISHED_MAX: usize = 32;
 const FAILED_HELD_MAX: usize = 8;
 /// Most hosts of a file that are compared with each other.
 const COMPARED_MAX: usize = 2_048;
+/// Most owners that are named to who has to choose.
+const OWNERS_MAX: usize = 100;
 /// How long whoever wants a fetch to stand still waits to see it so.
 const SEEN_WITHIN: Duration = Duration::from_secs(2);
 /// How long fetches have to let go when the node ends.
@@ -141,17 +145,33 @@ impl<'a> Desk<'a> {
         Desk { inner }
     }
 
-    /// Begins to fetch a file, to where it is to be saved.
+    /// Begins to fetch a file, perhaps that of one owner, to where it is to be saved.
     ///
     /// # Errors
-    /// [`NodeError`]; `NotFound` where nobody has it.
-    pub fn begin(&self, name: &FileName, save_path: Option<&str>) -> Result<FetchRow, NodeError> {
+    /// [`NodeError`]; `NotFound` where nobody, or that owner, has it; `Owners` where several have different ones and
+    /// none was named.
+    pub fn begin(&self, name: &FileName, owner: Option<&Name>, save_path: Option<&str>) -> Result<FetchRow, NodeError> {
         let inner = self.inner;
         // Before anybody is asked: it may not be saved anywhere.
         let target = inner.shelf.folders().save_target(save_path, name)?;
-        let hosts = others(inner, name)?;
+        let found = others(inner, name)?;
+        let mut hosts = found.hosts;
+        if let Some(owner) = owner {
+            hosts.retain(|host| host.hostname == *owner);
+        } else if !are_equal(&hosts) {
+            return Err(NodeError::Owners(owners(&hosts)));
+        }
         let Some(chosen) = choose(&hosts) else {
-            return Err(NodeError::NotFound(format!("nobody else on the network has {name}")));
+            let unreachable = found.unreachable.filter(|host| owner.is_none_or(|owner| owner == host));
+            return Err(NodeError::NotFound(match (unreachable, owner) {
+                (Some(host), _) => {
+                    format!(
+                        "{host} has {name}, but says that it is at a loopback address, where nobody else reaches it"
+                    )
+                }
+                (None, Some(owner)) => format!("{owner} has no {name} on the network"),
+                (None, None) => format!("nobody else on the network has {name}"),
+            }));
         };
         let save_path = target.to_str().ok_or_else(|| NodeError::Invalid("save_path: expected UTF-8".to_owned()))?;
         let row = FetchRow {
@@ -186,13 +206,16 @@ impl<'a> Desk<'a> {
             save_path: target,
             hostname: row.peer_hostname.clone(),
             content: Content::of(&chosen.file),
+            is_owner_named: owner.is_some(),
             is_paused: false,
         };
         let begun = inner.floor.keep.put_fetch(&inner.user, &row).map_err(NodeError::from);
         if let Err(error) = begun.and_then(|()| start(inner, spec)) {
             inner.fetches.list.lock().remove(&row.id);
-            let ended = FetchRow { status: Status::Failed, error: Some(error.to_string()), ..row };
-            inner.floor.keep.put_fetch(&inner.user, &ended)?;
+            // What did not begin is no fetch.
+            if let Err(error) = inner.floor.keep.drop_fetch(&row.id) {
+                log::warn!("{}: fetch {}: {error}", inner.user, row.id);
+            }
             return Err(error);
         }
         Ok(row)
@@ -226,6 +249,9 @@ impl<'a> Desk<'a> {
                 entry.map(|entry| entry.row.clone())
             };
             if let Some(row) = let_go {
+                if wish == Wish::Cancel {
+                    return put_away(self.inner, row);
+                }
                 // It waits until it is told what to do.
                 resume(self.inner, &row)?;
             }
@@ -288,6 +314,56 @@ fn let_go_of_failed(list: &mut BTreeMap<String, Entry>) {
     }
 }
 
+/// Ends a fetch that nobody works for: nothing is left of it.
+fn put_away(inner: &Inner, row: FetchRow) -> Result<Value, NodeError> {
+    let folder = folder_of(&row);
+    transfer::discard_left(folder, &row.id).map_err(|error| cannot_write(folder, &error))?;
+    let id = row.id.clone();
+    settle(inner, FetchRow { status: Status::Cancelled, error: None, ..row });
+    let shown = inner.fetches.list.lock().get(&id).map(Entry::json).ok_or_else(|| unknown(&id))?;
+    inner.watchers.tell("fetches", &json!({ id: &shown }));
+    Ok(shown)
+}
+
+fn folder_of(row: &FetchRow) -> &Path {
+    Path::new(&row.save_path).parent().unwrap_or(Path::new("/"))
+}
+
+/// Why nothing can be written in a folder.
+fn cannot_write(folder: &Path, error: &io::Error) -> NodeError {
+    let shown = folder.display();
+    match error.kind() {
+        _ if beneath::is_link(error) => {
+            NodeError::Path(PathError::Forbidden(format!("{shown} was exchanged for a link meanwhile")))
+        }
+        io::ErrorKind::PermissionDenied => {
+            NodeError::Path(PathError::Forbidden(format!("{shown}: this node may not write there")))
+        }
+        io::ErrorKind::NotFound => NodeError::Path(PathError::NoFolder(shown.to_string())),
+        kind => NodeError::Folder {
+            reason: format!("{shown} cannot be written to: {error}"),
+            is_full: matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded),
+        },
+    }
+}
+
+/// Whether all have the same, as far as is known: the same size, and the same digest where one is given.
+fn are_equal(hosts: &[HostEntry]) -> bool {
+    let mut digests = hosts.iter().filter_map(|host| host.file.blake3);
+    let digest = digests.next();
+    digests.all(|other| Some(other) == digest) && hosts.windows(2).all(|two| two[0].file.size == two[1].file.size)
+}
+
+/// Some of those who have a file, for somebody who has to choose.
+fn owners(hosts: &[HostEntry]) -> Vec<Owner> {
+    let owner = |host: &HostEntry| Owner {
+        hostname: host.hostname.clone(),
+        size: host.file.size,
+        modified: host.file.modified,
+    };
+    hosts.iter().take(OWNERS_MAX).map(owner).collect()
+}
+
 /// The host to go by: the content that most have, of those the one that can be checked.
 fn choose(hosts: &[HostEntry]) -> Option<&HostEntry> {
     // Each is compared with all others; of very many, some that lie evenly apart stand for all.
@@ -300,12 +376,23 @@ fn choose(hosts: &[HostEntry]) -> Option<&HostEntry> {
     hosts.iter().max_by_key(rank).copied()
 }
 
+/// Who has a file.
+struct Others {
+    /// Those who may be asked for it.
+    hosts: Vec<HostEntry>,
+    /// One of those who cannot be reached where they say that they are.
+    unreachable: Option<Name>,
+}
+
 /// Who has a file and may be asked for it: never ourselves, and nobody on loopback unless the registry is.
-fn others(inner: &Inner, name: &FileName) -> Result<Vec<HostEntry>, NodeError> {
+fn others(inner: &Inner, name: &FileName) -> Result<Others, NodeError> {
     let mut hosts = inner.registry()?.request(name)?;
+    hosts.retain(|host| host.hostname != inner.user);
     let may_loop = inner.is_registry_on_loopback();
+    let is_on_loopback = |host: &&HostEntry| host.ip.to_canonical().is_loopback();
+    let unreachable = hosts.iter().find(is_on_loopback).filter(|_| !may_loop).map(|host| host.hostname.clone());
     hosts.retain(|host| may_be_asked(host, &inner.user, may_loop));
-    Ok(hosts)
+    Ok(Others { hosts, unreachable })
 }
 
 fn may_be_asked(host: &HostEntry, own: &Name, may_loop: bool) -> bool {
@@ -321,7 +408,7 @@ struct Finder(Weak<Inner>);
 impl Sources for Finder {
     fn find(&self, fname: &FileName) -> Result<Vec<HostEntry>, String> {
         let inner = self.0.upgrade().ok_or("the node has ended")?;
-        others(&inner, fname).map_err(|error| error.to_string())
+        others(&inner, fname).map(|found| found.hosts).map_err(|error| error.to_string())
     }
 }
 
@@ -336,14 +423,11 @@ fn start(inner: &Arc<Inner>, spec: FetchSpec) -> Result<(), NodeError> {
         })
     };
     let floor = transfer::Floor { executor: Arc::clone(&inner.floor.executor), pace: Pace::default() };
-    let shown = spec.save_path.display().to_string();
+    let target = spec.save_path.clone();
     let fetch = Fetch::start(spec, Arc::new(Finder(Arc::downgrade(inner))), told, floor);
     let fetch = fetch.map_err(|error| match error {
-        StartError::Exists(_) => NodeError::Path(PathError::Exists(shown)),
-        StartError::Io { error, .. } if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            NodeError::Path(PathError::Forbidden(format!("{shown}: this node may not write there")))
-        }
-        StartError::Io { error, .. } => NodeError::System(error),
+        StartError::Exists(_) => NodeError::Path(PathError::Exists(target.display().to_string())),
+        StartError::Io { error, .. } => cannot_write(target.parent().unwrap_or(Path::new("/")), &error),
         other => NodeError::Invalid(other.to_string()),
     })?;
     let fetch = Arc::new(fetch);
@@ -426,8 +510,8 @@ pub(super) fn resume_all(inner: &Arc<Inner>) {
 
 fn resume(inner: &Arc<Inner>, row: &FetchRow) -> Result<(), NodeError> {
     let target = Path::new(&row.save_path);
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    let left = transfer::interrupted(folder)?.into_iter().find(|spec| spec.id == row.id);
+    let folder = folder_of(row);
+    let left = transfer::left_of(folder, &row.id).map_err(|error| cannot_write(folder, &error))?;
     match left {
         Some(spec) if spec.save_path == target => {
             // It failed: it waits until its user wants it again.
@@ -436,15 +520,18 @@ fn resume(inner: &Arc<Inner>, row: &FetchRow) -> Result<(), NodeError> {
         }
         // The end came just after the file was put into its place; what is small was never seen to come.
         None if matches!(row.status, Status::Pending | Status::Downloading)
-            && std::fs::metadata(target).is_ok_and(|found| found.is_file() && found.len() == row.total_size) =>
+            && inner.shelf.folders().open_resolved(target).is_ok_and(|it| it.metadata.len() == row.total_size) =>
         {
             track(inner, row)?;
             let downloaded_size = row.total_size;
             settle(inner, FetchRow { status: Status::Completed, error: None, downloaded_size, ..row.clone() });
             Ok(())
         }
-        _ if row.status == Status::Failed => Ok(()),
-        _ => Err(NodeError::NotFound("nothing is left of what had come: fetch it again".to_owned())),
+        _ => {
+            // A part without a journal is of no use.
+            transfer::discard_left(folder, &row.id).map_err(|error| cannot_write(folder, &error))?;
+            Err(NodeError::NotFound("nothing is left of what had come: fetch it again".to_owned()))
+        }
     }
 }
 
@@ -519,6 +606,17 @@ mod tests {
         assert_eq!(choose(&hosts).unwrap().file.size, 6);
         assert_eq!(choose(&hosts[..2]).unwrap().hostname.as_str(), "bob");
         assert!(choose(&[]).is_none());
+    }
+
+    #[test]
+    fn equal_is_the_same_size_and_where_it_is_given_the_same_digest() {
+        let (ann, bob) = (host("ann", "192.0.2.1", 5, Some(1)), host("bob", "192.0.2.2", 5, Some(1)));
+        let unread = host("cy", "192.0.2.3", 5, None);
+        assert!(are_equal(&[]) && are_equal(std::slice::from_ref(&ann)));
+        assert!(are_equal(&[ann.clone(), unread.clone(), bob.clone()]));
+        let (longer, other) = (host("dee", "192.0.2.4", 6, None), host("eve", "192.0.2.5", 5, Some(2)));
+        assert!(!are_equal(&[ann.clone(), bob.clone(), longer]));
+        assert!(!are_equal(&[ann, unread, other.clone()]) && !are_equal(&[bob, other]));
     }
 
     #[test]

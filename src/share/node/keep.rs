@@ -272,6 +272,15 @@ impl Keep {
         })
     }
 
+    /// Forgets a fetch that did not begin.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn drop_fetch(&self, id: &str) -> Result<(), StoreError> {
+        let id = id.to_owned();
+        self.store.write(move |tx| tx.execute("DELETE FROM share_fetch WHERE id = $1", &[(&id).into()]).map(drop))
+    }
+
     /// A user's fetches, the oldest first.
     ///
     /// # Errors
@@ -387,5 +396,7 @@ mod tests {
         keep.put_fetch(&ann, &ended).unwrap();
         assert!(!keep.fetches(&ann).unwrap().iter().any(|kept| kept.id == "f0000"));
         assert_eq!(keep.fetches(&name("bob")).unwrap(), []);
+        keep.drop_fetch("f0005").unwrap();
+        assert!(!keep.fetches(&ann).unwrap().iter().any(|kept| kept.id == "f0005"));
     }
 }

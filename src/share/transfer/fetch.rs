@@ -67,7 +67,8 @@ impl Default for Pace {
             tick: Duration::from_millis(100),
             tell: Duration::from_millis(200),
             ask_again: Duration::from_secs(1),
-            ask_again_max: Duration::from_secs(15),
+            // A fetch whose content is gone is to know within 5 s.
+            ask_again_max: Duration::from_secs(4),
         }
     }
 }
@@ -538,7 +539,7 @@ impl Run {
             let is_safe = self.plan.is_good() || !matches!(self.plan.way(), Way::Pieces) || self.plan.is_whole();
             if is_safe && !self.plan.is_at_work() && !self.is_finishing {
                 self.is_finishing = true;
-                self.keep(Task::Finish(self.spec.save_path.clone()));
+                self.keep(Task::Finish);
             }
             return;
         }
@@ -591,9 +592,21 @@ impl Run {
         };
         self.registry_error = None;
         let content = self.spec.content;
-        let (same, others): (Vec<&HostEntry>, Vec<&HostEntry>) =
-            entries.iter().partition(|entry| content.is_at(&entry.file));
+        let is_told_apart = content.blake3.is_some() || content.pieces_root.is_some();
+        let is_wanted = |entry: &HostEntry| {
+            let is_owner = entry.hostname.as_str() == self.spec.hostname;
+            content.is_at(&entry.file) && (is_told_apart || is_owner || !self.spec.is_owner_named)
+        };
+        let (same, others): (Vec<&HostEntry>, Vec<&HostEntry>) = entries.iter().partition(|entry| is_wanted(entry));
         self.others = others.iter().take(TOLD_HOSTS).map(|entry| entry.hostname.to_string()).collect();
+        let is_gone = same.is_empty() && !others.is_empty() && !others.iter().any(|it| content.may_be_at(&it.file));
+        if is_gone && self.ending.is_none() && !self.plan.is_held() && !self.plan.is_here() {
+            let (host, others) = (&self.spec.hostname, self.others.join(", "));
+            self.fail(format!(
+                "{host} no longer offers this content, and under this name {others} now another: fetch it anew for that one"
+            ));
+            return;
+        }
         self.hosts.iter_mut().for_each(|host| host.is_listed = false);
         let (mut shown, mut strangers) = (Vec::new(), Vec::new());
         for entry in same {
@@ -743,6 +756,10 @@ impl Run {
             Report::Over { fault, why } => {
                 self.lanes.remove(&host);
                 if self.plan.over(host, fault, now) {
+                    // It may offer something else by now.
+                    if let Asking::Due(at) = self.asking {
+                        self.asking = Asking::Due(at.min(now + self.pace.ask_again));
+                    }
                     info!("{}: {} {why}", self.spec.fname, self.hosts[host].name);
                     self.hosts[host].last_error = Some(why);
                 }
@@ -796,10 +813,7 @@ impl Run {
         }
         if self.hosts.is_empty() && !self.others.is_empty() {
             let others = self.others.join(", ");
-            let host = &self.spec.hostname;
-            return format!(
-                "{host} no longer offers this content, {others} another under the same name; the fetch goes on when {host} does"
-            );
+            return format!("{others} may have this content and reads it anew; the fetch goes on when that is known");
         }
         if self.hosts.is_empty() {
             let host = &self.spec.hostname;
@@ -812,7 +826,7 @@ impl Run {
     fn what_hosts_say(&self) -> String {
         let say = |host: &Known| match &host.last_error {
             Some(error) => format!("{} {error}", host.name),
-            None if host.is_listed => format!("{} does not answer", host.name),
+            None if host.is_listed => format!("{} does not answer at {}", host.name, host.at),
             None => format!("{} is offline", host.name),
         };
         self.hosts.iter().take(TOLD_HOSTS).map(say).collect::<Vec<_>>().join("; ")

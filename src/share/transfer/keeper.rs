@@ -1,6 +1,5 @@
 //! Syncing on a thread of its own: pieces are synced together, as many as were checked since the last time.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
@@ -18,7 +17,7 @@ pub(super) enum Task {
     /// A file without pieces has grown: so that not all of it is to be synced at the end.
     Flush,
     /// All is here: to its place.
-    Finish(PathBuf),
+    Finish,
     /// Nothing is wanted any more.
     Discard,
     /// No more for now.
@@ -54,7 +53,7 @@ pub(super) fn keep(mut journal: Journal, part: Option<Arc<Part>>, tasks: &Receiv
                 Task::List(its) => list = Some(its),
                 Task::Pieces(more) => pieces.extend(more),
                 Task::Flush => must_flush = true,
-                Task::Finish(_) | Task::Discard | Task::Rest => {
+                Task::Finish | Task::Discard | Task::Rest => {
                     last = Some(task);
                     break;
                 }
@@ -68,11 +67,11 @@ pub(super) fn keep(mut journal: Journal, part: Option<Arc<Part>>, tasks: &Receiv
             }
         }
         match last {
-            Some(Task::Finish(save_path)) => match journal.finish(part.as_deref(), &save_path) {
+            Some(Task::Finish) => match journal.finish(part.as_deref()) {
                 Ok(()) => return told(Kept::Finished),
                 Err(error) => told(Kept::NotFinished(error)),
             },
-            Some(Task::Discard) => return told(Kept::Discarded(journal.discard(part.as_deref()))),
+            Some(Task::Discard) => return told(Kept::Discarded(journal.discard())),
             Some(_rest) => return told(Kept::Rested),
             None => {}
         }
@@ -120,6 +119,7 @@ mod tests {
             hostname: "ann".to_owned(),
             save_path: dir.path().join("a"),
             content,
+            is_owner_named: false,
             is_paused: false,
         };
         let begun = begin(&spec).unwrap();

@@ -97,8 +97,8 @@ pub(super) struct Lane {
 /// Why a lane ends.
 #[derive(Debug, thiserror::Error)]
 enum End {
-    #[error("is offline ({0})")]
-    NoConnection(io::Error),
+    #[error("is not to be reached at {0} ({1})")]
+    NoConnection(SocketAddr, io::Error),
     #[error("went offline ({0})")]
     Broken(io::Error),
     #[error("says that {0}")]
@@ -147,8 +147,9 @@ impl Lane {
     }
 
     fn work(&self) -> Result<(), End> {
-        let stream = TcpStream::connect_timeout(&self.at, self.pace.connect).map_err(End::NoConnection)?;
-        stream.set_nodelay(true).map_err(End::NoConnection)?;
+        let no_connection = |error| End::NoConnection(self.at, error);
+        let stream = TcpStream::connect_timeout(&self.at, self.pace.connect).map_err(no_connection)?;
+        stream.set_nodelay(true).map_err(no_connection)?;
         let stream = Arc::new(stream);
         *self.line.stream.lock() = Some(Arc::clone(&stream));
         // Cut before it was there to be cut?

@@ -6,8 +6,10 @@
 //! bytes: first good piece, how many, and a checksum. A record is written only after the pieces are synced; a
 //! torn one does not count, and its pieces are fetched again. A journal without the list has one record at most:
 //! that the file is whole and synced, and about to go to its place.
+//!
+//! All of it is done by the folder's descriptor: it may be exchanged for a link at any time.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,9 +20,10 @@ use serde::{Deserialize, Serialize};
 
 use super::Content;
 use super::plan::Turn;
+use crate::share::beneath::{HeldDir, How};
 use crate::share::pieces::{Layout, digest, root_of};
 use crate::share::wire::{Digest, FILE_SIZE_MAX, FileName, Seconds};
-use crate::storage::files::{parent_of, sync_dir};
+use crate::storage::files::parent_of;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +32,8 @@ mod tests;
 const PREFIX: &str = ".p2s2-";
 const JOURNAL: &str = ".journal";
 const PART: &str = ".part";
+/// A journal that is being written.
+const NEW: &str = ".new";
 /// Most characters of an id.
 const ID_MAX: usize = 64;
 /// Most bytes of a journal: its line, the digests, a record for each piece.
@@ -50,6 +55,8 @@ pub struct FetchSpec {
     pub save_path: PathBuf,
     /// Of the host that was chosen.
     pub content: Content,
+    /// The user wants what that host has. Where no digest tells it from what others have, only that one is asked.
+    pub is_owner_named: bool,
     /// Whether it waits for [`Fetch::resume`](super::Fetch::resume) before it begins.
     pub is_paused: bool,
 }
@@ -85,23 +92,79 @@ pub enum StartError {
 /// # Errors
 /// The system's, when the folder cannot be read. One that is not there has none.
 pub fn interrupted(dir: &Path) -> io::Result<Vec<FetchSpec>> {
-    let entries = match fs::read_dir(dir) {
+    let held = match HeldDir::open(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        held => held?,
     };
     let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let name = name.to_str().unwrap_or_default();
         let Some(id) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix(JOURNAL)) else { continue };
-        match read_journal(&path) {
+        match read_journal(&held, name) {
             Ok(Some(read)) if read.head.id == id => found.push(read.head.spec(dir)),
-            Ok(_) => warn!("{}: not the journal of a fetch", path.display()),
-            Err(error) => warn!("{}: {error}", path.display()),
+            Ok(_) => warn!("{}: not the journal of a fetch", dir.join(name).display()),
+            Err(error) => warn!("{}: {error}", dir.join(name).display()),
         }
     }
     found.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(found)
+}
+
+/// The fetch of that id that was interrupted in a folder, if there is one to be gone on with.
+///
+/// # Errors
+/// The system's, but for a folder that is not there.
+pub fn left_of(dir: &Path, id: &str) -> io::Result<Option<FetchSpec>> {
+    let Some((held, names)) = held_names(dir, id)? else { return Ok(None) };
+    match read_journal(&held, &names.journal) {
+        Ok(read) => Ok(read.filter(|read| read.head.id == id).map(|read| read.head.spec(dir))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes all that a fetch of that id has left in a folder, but for a file that came whole.
+///
+/// # Errors
+/// The system's, but for a folder that is not there.
+pub fn discard_left(dir: &Path, id: &str) -> io::Result<()> {
+    match held_names(dir, id)? {
+        Some((held, names)) => names.remove(&held),
+        None => Ok(()),
+    }
+}
+
+fn held_names(dir: &Path, id: &str) -> io::Result<Option<(HeldDir, Names)>> {
+    if !is_id(id) {
+        return Ok(None);
+    }
+    match HeldDir::open(dir) {
+        Ok(held) => Ok(Some((held, Names::of(id)))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a fetch's files are called.
+#[derive(Debug)]
+struct Names {
+    part: String,
+    journal: String,
+    /// A journal that is being written.
+    new: String,
+}
+
+impl Names {
+    fn of(id: &str) -> Names {
+        let name = |ending: &str| format!("{PREFIX}{id}{ending}");
+        Names { part: name(PART), journal: name(JOURNAL), new: name(NEW) }
+    }
+
+    /// The journal last: while it is there, what is beside it is known to be ours.
+    fn remove(&self, dir: &HeldDir) -> io::Result<()> {
+        [&self.part, &self.new, &self.journal].into_iter().try_for_each(|name| dir.remove(name))
+    }
 }
 
 /// The journal's first line.
@@ -119,6 +182,9 @@ struct Head {
     blake3: Option<Digest>,
     pieces_root: Option<Digest>,
     listed: bool,
+    /// Since a fetch can be of one owner's content.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    owner_named: bool,
 }
 
 /// A number that comes back as the one it was: from JSON's numbers it may come back with another last digit.
@@ -153,6 +219,7 @@ impl Head {
             blake3,
             pieces_root,
             listed: false,
+            owner_named: spec.is_owner_named,
         }
     }
 
@@ -164,6 +231,7 @@ impl Head {
             hostname: self.hostname.clone(),
             save_path: dir.join(&self.save_as),
             content: Content { size, modified, blake3, pieces_root },
+            is_owner_named: self.owner_named,
             is_paused: false,
         }
     }
@@ -198,9 +266,9 @@ struct Journaled {
 }
 
 /// None: it is not a journal, or one of another version.
-fn read_journal(path: &Path) -> io::Result<Option<Journaled>> {
+fn read_journal(dir: &HeldDir, name: &str) -> io::Result<Option<Journaled>> {
     let mut bytes = Vec::new();
-    open_own(OpenOptions::new().read(true), path)?.take(JOURNAL_MAX).read_to_end(&mut bytes)?;
+    dir.file(name, How::Read)?.take(JOURNAL_MAX).read_to_end(&mut bytes)?;
     let Some(line_end) = bytes.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
     let (line, rest) = bytes.split_at(line_end + 1);
     let Ok(head) = serde_json::from_slice::<Head>(line) else { return Ok(None) };
@@ -235,18 +303,6 @@ fn read_journal(path: &Path) -> io::Result<Option<Journaled>> {
     Ok(Some(read))
 }
 
-/// Opens what an earlier run has left. Others may write to the folder: a link that they put there is not followed,
-/// and a pipe is not waited for.
-fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path)?;
-    if file.metadata()?.is_file() {
-        return Ok(file);
-    }
-    Err(io::Error::new(ErrorKind::InvalidInput, "it is no regular file"))
-}
-
 fn record_key(line: &[u8]) -> [u8; 32] {
     digest(line).0
 }
@@ -271,7 +327,7 @@ fn parse_record(bytes: &[u8], key: &[u8; 32]) -> Option<(usize, usize)> {
 #[derive(Debug)]
 pub(super) struct Part {
     file: File,
-    path: PathBuf,
+    name: String,
     /// Whose turn it is to write each piece; [`DONE`] once it is right. (The whole of a file that has no list
     /// counts as piece 0.)
     turns: Vec<Mutex<Turn>>,
@@ -283,21 +339,21 @@ pub(super) struct Part {
 const DONE: Turn = Turn::MAX;
 
 impl Part {
-    fn open(path: &Path, size: u64, pieces: usize, is_new: bool) -> io::Result<Part> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        // Nothing that is in the way is overwritten, and no link followed.
-        let file = if is_new { options.create_new(true).open(path)? } else { open_own(&mut options, path)? };
-        if is_new {
-            file.set_len(size)?;
-        }
-        Ok(Part::of(file, path, pieces))
+    fn open(dir: &HeldDir, name: &str, pieces: usize) -> io::Result<Part> {
+        Ok(Part::of(dir.file(name, How::Write)?, name, pieces))
     }
 
-    fn of(file: File, path: &Path, pieces: usize) -> Part {
+    /// Nothing that is in the way is overwritten.
+    fn create(dir: &HeldDir, name: &str, size: u64, pieces: usize) -> io::Result<Part> {
+        let file = dir.file(name, How::Create)?;
+        file.set_len(size)?;
+        Ok(Part::of(file, name, pieces))
+    }
+
+    fn of(file: File, name: &str, pieces: usize) -> Part {
         Part {
             file,
-            path: path.to_owned(),
+            name: name.to_owned(),
             turns: (0..pieces.max(1)).map(|_| Mutex::new(0)).collect(),
             #[cfg(not(unix))]
             position: Mutex::new(()),
@@ -307,8 +363,8 @@ impl Part {
     /// A device in its place, which cannot be synced.
     #[cfg(test)]
     pub(super) fn of_device(path: &Path) -> Part {
-        let device = OpenOptions::new().read(true).write(true).open(path).expect("the device is there");
-        Part::of(device, path, 3)
+        let device = File::options().read(true).write(true).open(path).expect("the device is there");
+        Part::of(device, "device", 3)
     }
 
     /// Whether it is this turn's to write the piece; from then on no earlier one may.
@@ -371,8 +427,8 @@ impl Part {
 #[derive(Debug)]
 pub(super) struct Journal {
     head: Head,
-    dir: PathBuf,
-    path: PathBuf,
+    dir: Arc<HeldDir>,
+    names: Names,
     file: File,
     key: [u8; 32],
     /// Where the next record belongs: what was written in part, on a full disk, is written over.
@@ -399,75 +455,85 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
         return Err(StartError::Size(size));
     }
     let name = spec.save_path.file_name().and_then(|name| name.to_str());
-    let (Some(dir), Some(save_as)) = (parent_of(&spec.save_path), name) else {
+    let (Some(folder), Some(save_as)) = (parent_of(&spec.save_path), name) else {
         return Err(StartError::SavePath(spec.save_path.clone()));
     };
-    let path = dir.join(format!("{PREFIX}{}{JOURNAL}", spec.id));
-    let part_path = dir.join(format!("{PREFIX}{}{PART}", spec.id));
     let at = |path: &Path| {
         let path = path.to_owned();
         move |error: io::Error| StartError::Io { path, error }
     };
+    let dir = Arc::new(HeldDir::open(folder).map_err(at(folder))?);
+    let names = Names::of(&spec.id);
+    let (path, part_path) = (folder.join(&names.journal), folder.join(&names.part));
     let head = Head::of(spec, save_as);
     let count = Layout::of(size).count();
-    let left = match read_journal(&path) {
+    let left = match read_journal(&dir, &names.journal) {
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         read => read.map_err(at(&path))?.filter(|read| Head { listed: false, ..read.head.clone() } == head),
     };
     if let Some(left) = left {
-        let opened = match Part::open(&part_path, size, count, false) {
+        let opened = match Part::open(&dir, &names.part, count) {
             Ok(part) if part.file.metadata().map_err(at(&part_path))?.len() == size => Some(part),
             Ok(_) => None,
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(at(&part_path)(error)),
         };
-        let is_in_place = || fs::metadata(&spec.save_path).is_ok_and(|found| found.is_file() && found.len() == size);
-        if opened.is_some() || (left.is_whole && is_in_place()) {
-            let file = open_own(OpenOptions::new().write(true), &path).map_err(at(&path))?;
+        let in_place = dir.find(save_as).map_err(at(&spec.save_path))?;
+        let is_in_place = in_place.is_some_and(|found| found.is_file && found.len == size);
+        if opened.is_some() || (left.is_whole && is_in_place) {
+            let file = dir.file(&names.journal, How::Write).map_err(at(&path))?;
             // A torn record must not stand between the next ones.
             file.set_len(left.end).map_err(at(&path))?;
             let key = record_key(&left.head.line().map_err(at(&path))?);
-            let journal = Journal { head: left.head, dir: dir.to_owned(), path, file, key, end: left.end };
+            let journal = Journal { head: left.head, dir, names, file, key, end: left.end };
             return Ok(Begun { journal, part: opened.map(Arc::new), list: left.list, good: left.good });
         }
     }
-    if fs::symlink_metadata(&spec.save_path).is_ok() {
+    if dir.find(save_as).map_err(at(&spec.save_path))?.is_some() {
         return Err(StartError::Exists(spec.save_path.clone()));
     }
-    remove(&part_path).map_err(at(&part_path))?;
-    let part = Part::open(&part_path, size, count, true).map_err(at(&part_path))?;
-    let journal = Journal::create(head, dir, path.clone(), &[]).map_err(at(&path))?;
-    Ok(Begun { journal, part: Some(Arc::new(part)), list: None, good: vec![false; count] })
+    names.remove(&dir).map_err(at(&part_path))?;
+    let begun = Part::create(&dir, &names.part, size, count).and_then(|part| {
+        let journal = Journal::create(head, Arc::clone(&dir), Names::of(&spec.id), &[])?;
+        Ok(Begun { journal, part: Some(Arc::new(part)), list: None, good: vec![false; count] })
+    });
+    begun.map_err(|error| {
+        // A fetch that did not begin leaves nothing.
+        if let Err(error) = names.remove(&dir) {
+            warn!("{}: what could not be begun stays: {error}", part_path.display());
+        }
+        at(folder)(error)
+    })
 }
 
 impl Journal {
     /// Writes a journal under another name and puts it in the place of the one before, if there is one. It is synced
     /// once it has a list: before that there is nothing that a power cut could take.
-    fn create(head: Head, dir: &Path, path: PathBuf, list: &[Digest]) -> io::Result<Journal> {
+    fn create(head: Head, dir: Arc<HeldDir>, names: Names, list: &[Digest]) -> io::Result<Journal> {
         let line = head.line()?;
         let key = record_key(&line);
         let mut bytes = line;
         bytes.extend(list.iter().flat_map(|digest| digest.0));
-        let unfinished = path.with_extension("new");
-        remove(&unfinished)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&unfinished)?;
-        file.write_all(&bytes)?;
-        if head.listed {
-            file.sync_data()?;
+        dir.remove(&names.new)?;
+        let mut file = dir.file(&names.new, How::Create)?;
+        let written = file.write_all(&bytes).and_then(|()| if head.listed { file.sync_data() } else { Ok(()) });
+        if let Err(error) = written.and_then(|()| dir.replace(&names.new, &names.journal)) {
+            // Room that a full disk can do with.
+            dir.remove(&names.new)?;
+            return Err(error);
         }
-        fs::rename(&unfinished, &path)?;
         if head.listed {
-            sync_dir(dir)?;
+            dir.sync()?;
         }
         let end = bytes.len() as u64;
-        Ok(Journal { head, dir: dir.to_owned(), path, file, key, end })
+        Ok(Journal { head, dir, names, file, key, end })
     }
 
     /// From now on pieces can be noted. Nothing is done if the list stands there already.
     pub(super) fn set_list(&mut self, list: &[Digest]) -> io::Result<()> {
         if !self.head.listed {
             let head = Head { listed: true, ..self.head.clone() };
-            *self = Journal::create(head, &self.dir, self.path.clone(), list)?;
+            *self = Journal::create(head, Arc::clone(&self.dir), Names::of(&self.head.id), list)?;
         }
         Ok(())
     }
@@ -505,88 +571,18 @@ impl Journal {
     }
 
     /// Puts the whole and synced file in its place, and the journal away.
-    pub(super) fn finish(&self, part: Option<&Part>, save_path: &Path) -> io::Result<()> {
+    pub(super) fn finish(&self, part: Option<&Part>) -> io::Result<()> {
         if let Some(part) = part {
             part.file.sync_all()?;
             self.note_whole()?;
-            place(&part.path, save_path)?;
+            self.dir.place(&part.name, &self.head.save_as)?;
         }
-        sync_dir(&self.dir)?;
-        remove(&self.path)
+        self.dir.sync()?;
+        self.dir.remove(&self.names.journal)
     }
 
     /// Puts everything away.
-    pub(super) fn discard(&self, part: Option<&Part>) -> io::Result<()> {
-        if let Some(part) = part {
-            remove(&part.path)?;
-        }
-        remove(&self.path)
+    pub(super) fn discard(&self) -> io::Result<()> {
+        self.names.remove(&self.dir)
     }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-/// Renames, but never over what is there.
-fn place(from: &Path, to: &Path) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    match rename_exclusively(from, to) {
-        // A file system, or a kernel, that does not know how.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {}
-        result => return result,
-    }
-    link(from, to)
-}
-
-#[cfg(target_os = "linux")]
-fn rename_exclusively(from: &Path, to: &Path) -> io::Result<()> {
-    use std::ffi::CString;
-    use std::os::unix::ffi::OsStrExt;
-    let (from, to) = (CString::new(from.as_os_str().as_bytes())?, CString::new(to.as_os_str().as_bytes())?);
-    // SAFETY: both point to texts that end with NUL and live longer than the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_renameat2,
-            libc::AT_FDCWD,
-            from.as_ptr(),
-            libc::AT_FDCWD,
-            to.as_ptr(),
-            libc::RENAME_NOREPLACE,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A link fails where something is, unless that is the same file: then a run before was cut short in between.
-fn link(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::hard_link(from, to) {
-        Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            if !is_same_file(from, to)? {
-                return Err(error);
-            }
-        }
-        // A file system without links: a file of our own holds the name until it is replaced.
-        Err(_) => {
-            OpenOptions::new().write(true).create_new(true).open(to)?;
-            return fs::rename(from, to);
-        }
-    }
-    remove(from)
-}
-
-#[cfg(unix)]
-fn is_same_file(a: &Path, b: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let (a, b) = (fs::symlink_metadata(a)?, fs::symlink_metadata(b)?);
-    Ok((a.dev(), a.ino()) == (b.dev(), b.ino()))
-}
-
-#[cfg(not(unix))]
-fn is_same_file(_a: &Path, _b: &Path) -> io::Result<bool> {
-    Ok(false)
 }

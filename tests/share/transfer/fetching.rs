@@ -365,7 +365,7 @@ fn a_host_that_is_offline_is_named_and_the_fetch_goes_on_when_it_is_back() {
     let progress = until(&fetch, "the error", |progress| progress.error.is_some());
     let error = progress.error.clone().unwrap();
     assert!(
-        error.starts_with("ann ") && error.contains("offline") && error.contains("goes on when it is back"),
+        error.starts_with("ann is not to be reached at 127.0.0.1:") && error.contains("goes on when it is back"),
         "{error}"
     );
     assert_eq!(progress.status, Status::Paused);
@@ -387,9 +387,55 @@ fn a_host_that_is_offline_is_named_and_the_fetch_goes_on_when_it_is_back() {
     changed.size += 1;
     let changed = p2s2::share::wire::HostEntry { file: Arc::new(changed), ..shown.clone() };
     nowhere.set(&[&changed]);
-    says("another under the same name");
+    let begun = std::time::Instant::now();
+    says("ann no longer offers this content, and under this name ann now another");
+    assert_eq!(waiting.progress().status, Status::Failed, "nobody waits for what is gone");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5));
+    // Nor goes on by itself; but it can, should the content be back.
     nowhere.set(&[&shown]);
+    waiting.resume();
     completed(&waiting);
+}
+
+#[test]
+fn a_host_that_reads_its_file_anew_may_still_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, bytes(2 * MIB, 7)).unwrap();
+    let (_host, shown) = Host::with_file("ann", &source);
+    let mut unread = (*shown.file).clone();
+    (unread.blake3, unread.pieces_root, unread.features) = (None, None, Arc::new([]));
+    let unread = p2s2::share::wire::HostEntry { file: Arc::new(unread), ..shown.clone() };
+    let registry = Registry::of(&[&unread]);
+    let fetch = fetch(&dir.path().join("here"), &shown, &registry);
+    let waits = until(&fetch, "the reason", |progress| progress.error.is_some());
+    assert!(waits.status == Status::Paused && waits.error.unwrap().contains("reads it anew"));
+    registry.set(&[&shown]);
+    completed(&fetch);
+}
+
+#[test]
+fn what_is_wanted_of_one_owner_and_has_no_digest_comes_from_that_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (anns, mallorys) = (dir.path().join("anns"), dir.path().join("mallorys"));
+    fs::write(&anns, bytes(4096, 1)).unwrap();
+    fs::write(&mallorys, bytes(4096, 2)).unwrap();
+    let (_ann, ann) = Host::with_file("ann", &anns);
+    let (_mallory, mut mallory) = Host::with_file("mallory", &mallorys);
+    let ann = get_only(&ann, false);
+    mallory.file = Arc::new(p2s2::share::wire::FileEntry {
+        modified: ann.file.modified,
+        ..(*get_only(&mallory, false).file).clone()
+    });
+    for round in 0..4 {
+        let to = dir.path().join(format!("here-{round}"));
+        // Mallory comes first in the list.
+        let registry = Registry::of(&[&mallory, &ann]);
+        let spec = p2s2::share::transfer::FetchSpec { is_owner_named: true, ..spec("f1", &to, &ann) };
+        let fetch = Fetch::start(spec, registry, Arc::new(|_| {}), floor()).unwrap();
+        completed(&fetch);
+        assert!(fs::read(&to).unwrap() == fs::read(&anns).unwrap());
+    }
 }
 
 #[test]

@@ -203,6 +203,7 @@ pub fn spec(id: &str, save_path: &Path, chosen: &HostEntry) -> FetchSpec {
         hostname: chosen.hostname.to_string(),
         save_path: save_path.to_owned(),
         content: Content::of(&chosen.file),
+        is_owner_named: false,
         is_paused: false,
     }
 }

@@ -14,6 +14,7 @@ fn spec(dir: &Path, size: u64, list: &[Digest]) -> FetchSpec {
             blake3: Some(digest(b"whole")),
             pieces_root: Some(root_of(list)),
         },
+        is_owner_named: false,
         is_paused: false,
     }
 }
@@ -60,11 +61,11 @@ fn what_is_noted_is_known_after_a_crash() {
     }
     let mut last = begin(&spec).unwrap();
     // One that was cut short by a disk that was full does not spoil those behind it, either.
-    OpenOptions::new().append(true).open(&path).unwrap().write_all(&[0; 7]).unwrap();
+    File::options().append(true).open(&path).unwrap().write_all(&[0; 7]).unwrap();
     last.journal.append(&mut [4]).unwrap();
     assert_eq!(begin(&spec).unwrap().good, [true; 5]);
     last.part.as_ref().unwrap().sync().unwrap();
-    last.journal.finish(last.part.as_deref(), &spec.save_path).unwrap();
+    last.journal.finish(last.part.as_deref()).unwrap();
     assert_eq!(names(dir.path()), ["here.bin"]);
     assert_eq!(fs::metadata(&spec.save_path).unwrap().len(), 4 * MIB + 1);
     assert!(interrupted(dir.path()).unwrap().is_empty());
@@ -82,7 +83,7 @@ fn another_content_under_the_same_id_begins_anew() {
     let begun = begin(&other).unwrap();
     assert_eq!((begun.list, begun.good), (None, vec![false; 3]));
     assert_eq!(interrupted(dir.path()).unwrap(), [other]);
-    begun.journal.discard(begun.part.as_deref()).unwrap();
+    begun.journal.discard().unwrap();
     assert!(names(dir.path()).is_empty());
 }
 
@@ -117,12 +118,12 @@ fn a_file_that_came_to_its_place_just_before_the_crash_is_there() {
     // Between link and unlink, on a system that has no exclusive rename.
     fs::hard_link(&part, &spec.save_path).unwrap();
     let begun = begin(&spec).unwrap();
-    link(&part, &spec.save_path).unwrap();
+    HeldDir::open(dir.path()).unwrap().link(".p2s2-f-1.part", "here.bin").unwrap();
     drop(begun);
     // Between that and the journal's end.
     let begun = begin(&spec).unwrap();
     assert!(begun.part.is_none() && begun.good == [true, true]);
-    begun.journal.finish(None, &spec.save_path).unwrap();
+    begun.journal.finish(None).unwrap();
     assert_eq!(names(dir.path()), ["here.bin"]);
 }
 
@@ -133,10 +134,11 @@ fn no_file_is_ever_replaced() {
     fs::write(&spec.save_path, "mine").unwrap();
     assert_eq!(begin(&spec).unwrap_err().to_string(), format!("{} exists already", spec.save_path.display()));
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
-    for how in [place, link] {
+    let held = HeldDir::open(dir.path()).unwrap();
+    for how in [HeldDir::place, HeldDir::link] {
         fs::write(&from, "theirs").unwrap();
-        assert_eq!(how(&from, &spec.save_path).unwrap_err().kind(), ErrorKind::AlreadyExists);
-        how(&from, &to).unwrap();
+        assert_eq!(how(&held, "from", "here.bin").unwrap_err().kind(), ErrorKind::AlreadyExists);
+        how(&held, "from", "to").unwrap();
         assert_eq!(fs::read(&to).unwrap(), b"theirs");
         fs::remove_file(&to).unwrap();
     }
@@ -168,7 +170,7 @@ fn specs_are_checked() {
 #[test]
 fn a_piece_is_written_by_whoever_was_asked_last() {
     let dir = tempfile::tempdir().unwrap();
-    let part = Part::open(&dir.path().join("part"), 8, 2, true).unwrap();
+    let part = Part::create(&HeldDir::open(dir.path()).unwrap(), "part", 8, 2).unwrap();
     assert!(part.claim(0, 1) && part.write(0, 1, b"slow", 0).unwrap());
     assert!(part.claim(0, 2) && part.write(0, 2, b"fast", 0).unwrap());
     assert!(!part.write(0, 1, b"SLOW", 0).unwrap() && !part.done(0, 1) && !part.claim(0, 1));
@@ -211,13 +213,13 @@ fn a_file_without_a_list_that_came_to_its_place_just_before_the_crash_is_there()
         // The journal as it is when it is about to be put away.
         let (journal, aside) = (dir.path().join(".p2s2-f-1.journal"), dir.path().join("aside"));
         fs::hard_link(&journal, &aside).unwrap();
-        begun.journal.finish(begun.part.as_deref(), &spec.save_path).unwrap();
+        begun.journal.finish(begun.part.as_deref()).unwrap();
         fs::rename(&aside, &journal).unwrap();
 
         assert_eq!(interrupted(dir.path()).unwrap(), std::slice::from_ref(&spec));
         let again = begin(&spec).unwrap();
         assert!(again.part.is_none(), "{size}");
-        again.journal.finish(None, &spec.save_path).unwrap();
+        again.journal.finish(None).unwrap();
         assert_eq!(names(dir.path()), ["here.bin"]);
     }
 }
