@@ -89,11 +89,14 @@ pub struct Node {
     sum_drops_at: Option<Millis>,
     full_shown: bool,
     counters: Counters,
+    wall_ahead_ms: i64,
 }
 
 /// What one call is given, and what it brings.
 struct Step<'a> {
     now: Millis,
+    /// For what is dated.
+    date: Millis,
     random: &'a mut dyn FnMut() -> u64,
     effects: Vec<Effect>,
 }
@@ -109,13 +112,13 @@ impl Step<'_> {
     }
 
     fn stamp(&mut self) -> Stamp {
-        Stamp { timestamp: Some(self.now.0 / 1000), message_id: Some(format!("{:016x}", (self.random)())) }
+        Stamp { timestamp: Some(self.date.0 / 1000), message_id: Some(format!("{:016x}", (self.random)())) }
     }
 }
 
 impl Node {
-    /// A node that has not begun: it is told its [`Event::Interfaces`], then [`Event::Started`].
-    /// What it is to [`remember`](Node::remember) comes before.
+    /// A node that has not begun: it is told its [`Event::Interfaces`], then what it is to
+    /// [`remember`](Node::remember), then [`Event::Started`].
     pub fn new(settings: Settings) -> Node {
         let forget_after_ms = u64::try_from(settings.forget_after.as_millis()).unwrap_or(u64::MAX);
         Node {
@@ -144,13 +147,14 @@ impl Node {
             sum_drops_at: None,
             full_shown: false,
             counters: Counters::default(),
+            wall_ahead_ms: 0,
             settings,
         }
     }
 
     /// Takes one event.
     pub fn handle(&mut self, now: Millis, event: Event, random: &mut dyn FnMut() -> u64) -> Vec<Effect> {
-        let step = &mut Step { now, random, effects: Vec::new() };
+        let step = &mut Step { now, date: now.shifted(self.wall_ahead_ms), random, effects: Vec::new() };
         self.pass_time(step);
         match event {
             Event::Started => {
@@ -179,7 +183,7 @@ impl Node {
         command: Command,
         random: &mut dyn FnMut() -> u64,
     ) -> Result<(Done, Vec<Effect>), CommandError> {
-        let step = &mut Step { now, random, effects: Vec::new() };
+        let step = &mut Step { now, date: now.shifted(self.wall_ahead_ms), random, effects: Vec::new() };
         let done = match command {
             Command::Post { content } => self.post(step, content),
             Command::Dm { to, content } => self.dm(step, &to, content),
@@ -188,6 +192,12 @@ impl Node {
             Command::AddPeer(addr) => self.add_peer(step, addr),
         }?;
         Ok((done, std::mem::take(&mut step.effects)))
+    }
+
+    /// How far the machine's clock is ahead of the time that this node is told: what it says and keeps is dated by
+    /// that clock, while it waits by the other.
+    pub fn set_wall_ahead(&mut self, ms: i64) {
+        self.wall_ahead_ms = ms;
     }
 
     /// When it wants an [`Event::Tick`], if nothing else happens before.
@@ -295,7 +305,8 @@ impl Node {
             return self.drop(step, from, Cause::NotIpv4, || "expected an IPv4 source".to_owned());
         };
         // An ACK of what we sent is no flood: we have asked for it.
-        let is_awaited = |message: &Message| matches!(message, Message::Ack { message_id } if self.waiting.is_awaited(source, message_id));
+        let place = self.place_of(source);
+        let is_awaited = |message: &Message| matches!(message, Message::Ack { message_id } if self.waiting.is_awaited(place, message_id));
         if !message.as_ref().is_ok_and(is_awaited) && !self.sources.take(step.now, source) {
             return self.drop(step, from, Cause::TooMany, || format!("more than {} a second", DATAGRAMS.per_s));
         }
@@ -326,7 +337,7 @@ impl Node {
             return self.drop(step, from, Cause::WrongSource, || format!("it says that it is from {claimed}"));
         }
         let announces = matches!(message, Message::Discovery(_));
-        self.answered(step, source, sender, announces);
+        self.answered(step, place, sender, announces);
         if !announces {
             self.heard(step.now, source, sender);
         }
@@ -334,15 +345,16 @@ impl Node {
             Message::Discovery(said) => self.discovered(step, source, door, said),
             Message::Post(_) | Message::Dm(_) | Message::Profile(_) => self.talked(step, source, message),
             Message::PeerListRequest { from: asker, .. } => self.asked_for_peers(step, source, door, &asker),
-            Message::PeerListResponse(list) => self.told_of_peers(step, source, &list),
-            Message::Ack { message_id } => self.acknowledged(step, source, &message_id),
+            Message::PeerListResponse(list) => self.told_of_peers(step, place, &list),
+            Message::Ack { message_id } => self.acknowledged(step, place, &message_id),
         }
     }
 
     /// A message shows that its sender is there, if he is known at all.
     fn heard(&mut self, now: Millis, source: SocketAddrV4, sender: Option<&UserId>) {
-        if let Some(id) = self.peers.with_addr(source) {
-            self.peers.heard(id, source, now);
+        let place = self.place_of(source);
+        if let Some(id) = self.peers.with_addr(place) {
+            self.peers.heard(id, place, now);
         } else if let Some(sender) = sender
             && let Some(id) = self.peers.with_user(sender)
             && let Some(addr) = self.peers.addr_of(sender)
@@ -394,6 +406,18 @@ impl Node {
             cert_sha256,
             stamp: step.stamp(),
         })
+    }
+
+    /// Where somebody is known who speaks from there: the addresses of this host are one for where a peer is.
+    fn place_of(&self, source: SocketAddrV4) -> SocketAddrV4 {
+        let mut places = self.addresses.equal_to(*source.ip()).map(|ip| SocketAddrV4::new(ip, source.port()));
+        places.find(|place| self.peers.with_addr(*place).is_some()).unwrap_or(source)
+    }
+
+    /// Whether two are one place.
+    fn is_same_place(&self, one: SocketAddrV4, other: SocketAddrV4) -> bool {
+        let of = |addr: SocketAddrV4| (self.addresses.one_for_all(*addr.ip()), addr.port());
+        of(one) == of(other)
     }
 
     /// Whether it is this node itself.

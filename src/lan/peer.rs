@@ -195,12 +195,10 @@ impl LanPeer {
             announce_every: config.announce_every,
             forget_after: config.forget_after,
         };
-        let mut node = Node::new(settings);
+        let node = Node::new(settings);
         let clock = Clock::start();
-        if let Some(history) = &history {
-            let since = Millis(clock.now().0.saturating_sub(REMEMBERED.as_millis() as u64));
-            history.received_since(since)?.into_iter().for_each(|entry| node.remember(&received(entry)));
-        }
+        let since = Millis(clock.now().0.saturating_sub(REMEMBERED.as_millis() as u64));
+        let before = history.as_ref().map(|history| history.received_since(since)).transpose()?.unwrap_or_default();
         let (inputs, waiting) = bounded(WAITING_MAX);
         let (seen, shown) = bounded(UNSEEN_MAX);
         let shared = Arc::new(Shared { sockets, history, inputs, shown, counters: PeerCounters::default() });
@@ -216,6 +214,7 @@ impl LanPeer {
         };
         // A mistake in whom to reach is told at once, to whoever made it.
         driver.look_around();
+        before.into_iter().for_each(|entry| driver.node.remember(&received(entry)));
         for addr in config.reach {
             driver.node.command(driver.clock.now(), Command::AddPeer(addr), &mut || random_u64(&driver.random))?;
         }
@@ -403,6 +402,7 @@ impl Driver {
 
     fn tell(&mut self, event: Event) {
         let random = &self.random;
+        self.node.set_wall_ahead(self.clock.wall_ahead_ms());
         let effects = self.node.handle(self.clock.now(), event, &mut || random_u64(random));
         if let Err(failed) = self.make_real(effects, false) {
             self.shared.counters.not_kept.add(1);
@@ -422,6 +422,7 @@ impl Driver {
 
     fn command(&mut self, command: Command) -> Result<Done, LanError> {
         let random = &self.random;
+        self.node.set_wall_ahead(self.clock.wall_ahead_ms());
         let (done, effects) = self.node.command(self.clock.now(), command, &mut || random_u64(random))?;
         // Before anything is kept of it: a message that cannot be written is not sent to some.
         for effect in &effects {

@@ -13,6 +13,7 @@ mod netns;
 mod networks;
 mod peers;
 mod restarts;
+mod served;
 #[path = "../support/mod.rs"]
 mod support;
 mod talk;

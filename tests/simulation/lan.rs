@@ -12,6 +12,7 @@ use p2s2::lan::wire::{Discovery, Features, Message, Stamp, UserId};
 use crate::invariants::Broken;
 use crate::{chosen, play, without_panic};
 
+mod others;
 mod world;
 
 use world::{ANNOUNCE_MS, CALM, FORGET_MS, ROUND_MS, STORM, Weather, World};

@@ -30,7 +30,11 @@ const CONFIRMED_WITHIN: Duration = Duration::from_secs(6);
 /// Name, arguments, what it does.
 const COMMANDS: [(&str, &str, &str); 12] = [
     ("POST", "TEXT", "say something to everybody"),
-    ("DM", "USER TEXT", "say something to one: NAME, or NAME@IP where several are called so"),
+    (
+        "DM",
+        "USER TEXT",
+        "say something to one: NAME (in quotes if it has blanks), or NAME@IP where several are called so",
+    ),
     ("PROFILE", "NAME | STATUS | AVATAR-FILE", "show who you are; the last two may be left out"),
     ("LIST", "", "who is here"),
     ("PEERS", "", "ask others whom they know"),
@@ -172,10 +176,7 @@ impl LanCommands {
                 bail!("nothing was entered")
             }
             (Asked::PostText, text) => self.post(text)?,
-            (Asked::DmUser, user) => match split_user(user)? {
-                (to, "") => self.ask(Asked::DmText { to }),
-                (to, text) => self.dm(to, text)?,
-            },
+            (Asked::DmUser, user) => self.ask(Asked::DmText { to: whole_user(user) }),
             (Asked::DmText { to }, text) => self.dm(to, text)?,
             (Asked::ProfileName, name) => self.ask(Asked::ProfileStatus { name: name.to_owned() }),
             (Asked::ProfileStatus { name }, status) => {
@@ -360,6 +361,14 @@ fn split_user(rest: &str) -> anyhow::Result<(String, &str)> {
     }
 }
 
+/// The user that a line of its own names: all of it is the name, or it stands in quotes as behind DM.
+fn whole_user(line: &str) -> String {
+    match split_user(line) {
+        Ok((to, "")) => to,
+        _ => line.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -372,5 +381,17 @@ mod tests {
         assert_eq!(split_user("\"bob smith\"@10.0.0.1 hi").unwrap(), ("bob smith@10.0.0.1".to_owned(), "hi"));
         assert_eq!(split_user("\"bob smith\" hi").unwrap(), ("bob smith".to_owned(), "hi"));
         assert!(split_user("\"bob").is_err());
+        for (line, user) in [
+            ("Mary Ann", "Mary Ann"),
+            ("Mary Ann@10.0.0.1", "Mary Ann@10.0.0.1"),
+            ("\"Mary Ann\"", "Mary Ann"),
+            ("\"Mary Ann\"@10.0.0.1", "Mary Ann@10.0.0.1"),
+            // Names may hold quotes of their own.
+            ("\"Al\" Capone", "\"Al\" Capone"),
+            ("\"bob", "\"bob"),
+            ("bob", "bob"),
+        ] {
+            assert_eq!(whole_user(line), user, "{line}");
+        }
     }
 }

@@ -48,6 +48,17 @@ impl Addresses {
         source == claimed || self.is_own(source) && self.is_own(claimed)
     }
 
+    /// Two that are equal are one place: the addresses of this host stand for one another.
+    pub fn one_for_all(&self, ip: Ipv4Addr) -> Ipv4Addr {
+        if self.is_own(ip) { Ipv4Addr::LOCALHOST } else { ip }
+    }
+
+    /// The addresses that count as equal to this one: of this host, all; else it alone, and it first.
+    pub fn equal_to(&self, ip: Ipv4Addr) -> impl Iterator<Item = Ipv4Addr> {
+        let others = if self.is_own(ip) { &*self.0 } else { &[] };
+        std::iter::once(ip).chain(others.iter().map(|own| own.ip).filter(move |own| *own != ip))
+    }
+
     /// Whose share of what is there for all it takes: its host's; on this host, its own.
     pub fn share_of(&self, source: SocketAddrV4) -> SocketAddrV4 {
         if self.is_own(*source.ip()) { source } else { SocketAddrV4::new(*source.ip(), 0) }

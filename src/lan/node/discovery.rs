@@ -94,12 +94,16 @@ impl Node {
 
     /// Somebody announced himself.
     pub(super) fn discovered(&mut self, step: &mut Step, source: SocketAddrV4, door: Door, said: Discovery) {
-        let addr = SocketAddrV4::new(*source.ip(), said.port);
+        let mut said = said;
+        let mut addr = SocketAddrV4::new(*source.ip(), said.port);
         if self.is_self(addr) {
             return self.drop(step, source, Cause::Taken, || format!("PORT: {addr} is this node itself"));
         }
         if !self.may_send(addr) {
             return self.drop(step, source, Cause::Unanswerable, || format!("PORT: nothing may be sent to {addr}"));
+        }
+        if said.instance.is_none() {
+            (said.user_id, addr) = self.as_known_here(said.user_id, addr);
         }
         let answered = door == Door::Own && self.answers_us(step.now, addr) && self.answers.not_needed(addr);
         let heard = Heard { source, addr, door, said };
@@ -117,6 +121,28 @@ impl Node {
             Some(old) if old.port() != addr.port() => self.check_port(step, old, heard),
             _ => self.admit(step, &heard, answered),
         }
+    }
+
+    /// One of another make on this host speaks by several of its addresses, and perhaps under as many USER_IDs,
+    /// without saying that it is one: the addresses of this host are one for where a peer is. (Who says it, by an
+    /// INSTANCE, is one by that, wherever he is.)
+    fn as_known_here(&self, user_id: UserId, addr: SocketAddrV4) -> (UserId, SocketAddrV4) {
+        let without_instance = |user_id: &UserId| {
+            let peer = self.peers.with_user(user_id).and_then(|id| self.peers.get(id));
+            peer.is_some_and(|peer| peer.instance().is_none())
+        };
+        let mut ids = self.addresses.equal_to(user_id.ip).map(|ip| UserId { name: user_id.name.clone(), ip });
+        if let Some(known) = ids.find(without_instance)
+            && let Some(at) = self.peers.addr_of(&known)
+        {
+            // Where nobody answers any more it may have left for the address that it is heard from now.
+            let is_there = self.is_same_place(at, addr) && !self.peers.is_refusing(at);
+            return (known, if is_there { at } else { addr });
+        }
+        // It may go by another name now.
+        let place = self.place_of(addr);
+        let there = self.peers.with_addr(place).and_then(|id| self.peers.get(id));
+        (user_id, if there.is_some_and(|peer| peer.instance().is_none()) { place } else { addr })
     }
 
     /// Whether who announces himself directly while our answer waits has heard our own announcement: n that
@@ -159,8 +185,14 @@ impl Node {
             if let Some(id) = id {
                 self.peers.heard(id, *addr, step.now);
                 self.peers.describe(id, said);
-                let again = *door == Door::Own && !answered;
-                if again && self.peers.get_mut(id).is_some_and(|peer| peer.may_tell_again(step.now)) {
+                let is_quiet = said.instance.is_none();
+                let again = self.peers.get_mut(id).is_some_and(|peer| match door {
+                    _ if answered => false,
+                    _ if is_quiet => peer.may_answer_quiet(step.now),
+                    Door::Own => peer.may_tell_again(step.now),
+                    Door::Discovery => false,
+                });
+                if again {
                     self.answer(step, heard);
                 }
             }

@@ -58,7 +58,7 @@ impl Node {
         let mut room = DATAGRAM_MAX - FRAME_MAX;
         let mut peers = Vec::new();
         for peer in self.peers.iter().filter(|peer| !peer.is_server()) {
-            if peer.addresses().iter().any(|at| at.user_id == *asker || at.addr == source) {
+            if peer.addresses().iter().any(|at| at.user_id == *asker || self.is_same_place(at.addr, source)) {
                 continue;
             }
             // What is on loopback is there for this host only.

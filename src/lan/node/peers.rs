@@ -22,6 +22,9 @@ const PAUSE_MAX_MS: u64 = 10_000;
 /// After such a silence it begins anew.
 const PAUSE_OVER_MS: u64 = 2 * PAUSE_MAX_MS;
 
+/// A known peer without INSTANCE that announces itself is answered at most this often.
+const QUIET_PAUSE_MS: u64 = 30_000;
+
 /// What a person says to one peer: below what such a peer takes from one source, with room for what else we send.
 const TURNS: Rate = Rate { burst: 100, per_s: 80 };
 
@@ -87,6 +90,12 @@ impl Peer {
     /// When we last announced ourselves to it alone.
     pub fn told_at(&self) -> Option<Millis> {
         self.told_at
+    }
+
+    /// Whether one of another make may be answered: he may hear no broadcast, and know us by our answers alone.
+    /// Not more often, or two that answer each answer would do so for ever.
+    pub fn may_answer_quiet(&self, now: Millis) -> bool {
+        self.told_at.is_none_or(|told_at| told_at.plus_ms(QUIET_PAUSE_MS) <= now)
     }
 
     /// Whether it acknowledges DMs.
@@ -214,6 +223,12 @@ impl Peers {
     pub fn addr_of(&self, user_id: &UserId) -> Option<SocketAddrV4> {
         let peer = self.get(self.with_user(user_id)?)?;
         peer.addresses.iter().find(|address| address.user_id == *user_id).map(|address| address.addr)
+    }
+
+    /// Whether sends to there are refused just now.
+    pub fn is_refusing(&self, addr: SocketAddrV4) -> bool {
+        let peer = self.with_addr(addr).and_then(|id| self.get(id));
+        peer.is_some_and(|peer| peer.addresses.iter().any(|at| at.addr == addr && at.refused > 0))
     }
 
     /// As others see it.

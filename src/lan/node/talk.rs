@@ -1,6 +1,7 @@
 //! POST, DM, PROFILE and ACK: one's own and those of others.
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::borrow::Cow;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use super::peers::PeerId;
 use super::pending::PENDING_MAX;
@@ -30,9 +31,12 @@ impl Node {
             return self.drop(step, source, Cause::NotForUs, || format!("TO: {to}"));
         }
         let Some((sender, Stamp { message_id, .. })) = said_by(&message) else { return };
-        let new = message_id.as_deref().is_none_or(|id| self.seen.take(step.now, *source.ip(), sender, id));
+        let new = message_id.as_deref().is_none_or(|id| {
+            let (ip, sender) = self.as_one_sender(*source.ip(), sender);
+            self.seen.take(step.now, ip, &sender, id)
+        });
         if new {
-            let entry = Entry { at: step.now, incoming: true, addr: Some(source.into()), message: message.clone() };
+            let entry = Entry { at: step.date, incoming: true, addr: Some(source.into()), message: message.clone() };
             step.effects.push(Effect::Keep(Box::new(entry)));
         }
         let ack = match &message {
@@ -53,7 +57,7 @@ impl Node {
     fn acknowledges(&self, source: SocketAddrV4, sender: &UserId) -> Option<SocketAddrV4> {
         let at = |addr: SocketAddrV4| self.peers.with_addr(addr).and_then(|id| self.peers.get(id));
         let announced = self.peers.addr_of(sender).filter(|addr| at(*addr).is_some_and(|peer| peer.acknowledges()));
-        let here = || at(source).is_some_and(|peer| peer.acknowledges()) || self.acked.contains(source);
+        let here = || at(self.place_of(source)).is_some_and(|peer| peer.acknowledges()) || self.acked.contains(source);
         announced.or_else(|| here().then_some(source)).filter(|to| self.may_send(*to))
     }
 
@@ -77,7 +81,10 @@ impl Node {
     pub(super) fn not_kept(&mut self, entry: &Entry) {
         let Some((sender, Stamp { message_id: Some(message_id), .. })) = said_by(&entry.message) else { return };
         match entry.addr {
-            Some(SocketAddr::V4(source)) if entry.incoming => self.seen.forget(*source.ip(), sender, message_id),
+            Some(SocketAddr::V4(source)) if entry.incoming => {
+                let (ip, sender) = self.as_one_sender(*source.ip(), sender);
+                self.seen.forget(ip, &sender, message_id);
+            }
             _ => drop(self.waiting.forget(message_id)),
         }
     }
@@ -88,8 +95,19 @@ impl Node {
             && let Some(SocketAddr::V4(source)) = entry.addr
             && entry.incoming
         {
-            self.seen.take(entry.at, *source.ip(), sender, message_id);
+            let (ip, sender) = self.as_one_sender(*source.ip(), sender);
+            self.seen.take(entry.at, ip, &sender, message_id);
         }
+    }
+
+    /// By whom a message is known that came from there: the addresses of this host are one for what was shown.
+    fn as_one_sender<'a>(&self, source: Ipv4Addr, sender: &'a UserId) -> (Ipv4Addr, Cow<'a, UserId>) {
+        let ip = self.addresses.one_for_all(sender.ip);
+        let sender = match ip == sender.ip {
+            true => Cow::Borrowed(sender),
+            false => Cow::Owned(UserId { name: sender.name.clone(), ip }),
+        };
+        (self.addresses.one_for_all(source), sender)
     }
 
     pub(super) fn post(&mut self, step: &mut Step, content: String) -> Result<Done, CommandError> {
@@ -136,7 +154,7 @@ impl Node {
 
     /// Keeps a message of one's own and sends it to every known peer. Returns how many of them are people.
     fn send_all(&mut self, step: &mut Step, message: impl Fn(UserId) -> Message) -> usize {
-        let entry = Entry { at: step.now, incoming: false, addr: None, message: message(self.user_id()) };
+        let entry = Entry { at: step.date, incoming: false, addr: None, message: message(self.user_id()) };
         step.effects.push(Effect::Keep(Box::new(entry)));
         let to: Vec<SocketAddrV4> = self.peers.iter().map(|peer| peer.current().addr).collect();
         for addr in to {
@@ -157,7 +175,7 @@ impl Node {
         let stamp = step.stamp();
         let message_id = stamp.message_id.clone().unwrap_or_default();
         let message = Message::Dm(Dm { from, to: to.clone(), content, stamp });
-        let entry = Entry { at: step.now, incoming: false, addr: Some(addr.into()), message: message.clone() };
+        let entry = Entry { at: step.date, incoming: false, addr: Some(addr.into()), message: message.clone() };
         step.effects.push(Effect::Keep(Box::new(entry)));
         self.send(step, addr, message.clone());
         if awaits_ack {

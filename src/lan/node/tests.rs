@@ -10,6 +10,7 @@ mod discovery;
 mod limits;
 mod lists;
 mod namesakes;
+mod other_makes;
 mod ports;
 mod talk;
 

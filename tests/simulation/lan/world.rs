@@ -164,7 +164,7 @@ impl World {
         let instance = if one_for_all { 0 } else { self.rng.below(u64::MAX) };
         let often = self.fault == Some(Fault::AnnounceTooOften);
         let never = self.fault == Some(Fault::NeverForget);
-        let mut node = Node::new(Settings {
+        let node = Node::new(Settings {
             name: host.name.clone(),
             instance: format!("{instance:016x}"),
             kind: Kind::Person,
@@ -173,13 +173,14 @@ impl World {
             announce_every: Duration::from_millis(if often { ANNOUNCE_MS / 2 } else { ANNOUNCE_MS }),
             forget_after: Duration::from_millis(if never { 1 << 40 } else { FORGET_MS }),
         });
-        for entry in &host.disk {
-            node.remember(entry);
-        }
         let interface = Interface { ip: host.ip, netmask: Ipv4Addr::new(255, 0, 0, 0), from: Some(host.ip) };
         (host.node, host.armed) = (Some(node), None);
         self.trace(|| format!("{peer} starts"));
         self.tell(peer, Event::Interfaces(vec![interface]));
+        let host = &mut self.hosts[peer];
+        if let Some(node) = &mut host.node {
+            host.disk.iter().for_each(|entry| node.remember(entry));
+        }
         self.tally.starts += 1;
     }
 
