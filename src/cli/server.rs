@@ -23,7 +23,7 @@ use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
 use crate::shop::door::Floor as ShopFloor;
-use crate::shop::frontend::{self, FrontendServer};
+use crate::shop::frontend::{self, Databases, FrontendServer};
 use crate::shop::ops::Role;
 use crate::storage::backup::{self, Part};
 use crate::storage::lock::DataDirLock;
@@ -207,7 +207,7 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let wanted = Wanted { connections: args.max_connections, other_threads, other_files };
     let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
     if let Some(why) = why {
-        log::warn!("--max-connections {} lowered to {max_connections}: {why}", args.max_connections);
+        limits::tell_lowered("--max-connections", args.max_connections, max_connections, &why);
     }
     let executor = Executor::new("request", threads);
     let gate = Gate::new(max_connections);
@@ -368,6 +368,7 @@ impl Shop {
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);
+        let databases = Databases::Here { have_tls: floor.identity.is_some() };
         let floor = ShopFloor { identity: floor.identity.clone().or(settled_by), ..floor };
         let mut frontends = Vec::new();
         for (role, name, flag, ports) in [
@@ -375,8 +376,8 @@ impl Shop {
             (Role::Buyer, "buyer", "--buyer-port", &own.buyer_port),
         ] {
             let addrs = ports.0.iter().map(|port| at(*port)).collect();
-            let (product, customer) = (reach(product_addr), reach(customer_addr));
-            let server = shop::start_frontend(role, addrs, flag, &floor, product, customer)?;
+            let at = (reach(product_addr), reach(customer_addr));
+            let server = shop::start_frontend(role, addrs, flag, &floor, at, databases)?;
             let locals = server.local_addrs();
             listeners.lines.extend(locals.iter().map(|local| format!("{name}: tcp {local}")));
             shop::frontend_entries(name, &locals, &mut listeners.entries);

@@ -108,6 +108,36 @@ pub fn parse_fee(text: &str) -> Result<FeeRate, String> {
     FeeRate::parse_percent(text)
 }
 
+/// For `value_parser`: `HOST:PORT`, with an address or a name that can be one. Whether anybody is there is seen when
+/// it is asked.
+pub fn parse_host_port(text: &str) -> Result<String, String> {
+    let is_word = |label: &str| {
+        let may_be = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        (1..=63).contains(&label.len()) && label.bytes().all(may_be) && !label.starts_with('-')
+    };
+    // Of digits and dots alone, it is meant as an address.
+    let is_name = |host: &str| {
+        let labels = host.strip_suffix('.').unwrap_or(host);
+        host.len() <= 253
+            && labels.split('.').all(is_word)
+            && !host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+    };
+    let text = text.trim();
+    let wrong = || "expected HOST:PORT, for example 127.0.0.1:9001, db.example:9001 or [::1]:9001".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    if port.starts_with('+') || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Err(format!("expected a port from 1 to 65535 behind the last colon, not {port:?}"));
+    }
+    match text.parse::<std::net::SocketAddr>() {
+        Ok(addr) if addr.ip().is_unspecified() || addr.ip().is_multicast() => {
+            Err(format!("{} is nobody's address: expected one that can be connected to", addr.ip()))
+        }
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) if is_name(host) => Ok(text.to_owned()),
+        Err(_) => Err(wrong()),
+    }
+}
+
 /// For `value_parser`: the SHA-256 of a certificate.
 pub fn parse_fingerprint(text: &str) -> Result<String, String> {
     if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -214,6 +244,45 @@ pub fn init_log(default_filter: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_one_is_refused() {
+        for good in [
+            "127.0.0.1:9001",
+            "[::1]:9001",
+            "[fe80::1%2]:9001",
+            "localhost:1",
+            "db_1.shop-east.example.:65535",
+            "3com.example:80",
+        ] {
+            assert_eq!(parse_host_port(good).as_deref(), Ok(good));
+        }
+        for wrong in [
+            "nonsense",
+            "",
+            ":",
+            ":9001",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:-1",
+            "host:+1x",
+            "::1:9001",
+            "300.1.2.3:9001",
+            "1.2.3:9001",
+            "two words:9001",
+            "http://host:9001",
+            "host/:9001",
+            "a..b:1",
+            "-a:1",
+            "[::1:9001",
+            "0.0.0.0:9001",
+            "[::]:9001",
+            "224.0.0.1:9001",
+        ] {
+            assert!(parse_host_port(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn lines_of_dotenv_are_taken_as_docker_compose_takes_them() {

@@ -230,7 +230,7 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let wanted = Wanted { connections: CONNECTIONS_MAX, other_threads: OTHER_THREADS, other_files: OTHER_THREADS };
     let Bounds { connections, threads, why } = limits::machine_bounds(wanted);
     if let Some(why) = why {
-        log::warn!("connections at once lowered from {CONNECTIONS_MAX} to {connections}: {why}");
+        limits::tell_lowered("connections at once:", CONNECTIONS_MAX, connections, &why);
     }
     let (executor, gate) = (Executor::new("share", threads), Gate::new(connections));
     // Bound first: who cannot have it has changed nothing.

@@ -25,7 +25,7 @@ use crate::net::threads::Executor;
 use crate::net::tls::Identity;
 use crate::shop::customer::{self, CustomerDb};
 use crate::shop::door::{Door, Floor, StartError};
-use crate::shop::frontend::{self, FrontendServer};
+use crate::shop::frontend::{self, Databases, FrontendServer};
 use crate::shop::ops::Role;
 use crate::shop::product::{ProductDb, Settings};
 use crate::storage::backup::{self, Part};
@@ -91,6 +91,8 @@ impl TlsArgs {
             return Ok(Some(Arc::new(Identity::load(cert, key)?)));
         }
         if self.tls {
+            // Of a component that runs alone on a fresh machine, nothing has made it yet.
+            create_private_dir(data_dir).with_context(|| format!("cannot make the folder {}", data_dir.display()))?;
             return Ok(Some(Arc::new(Identity::load_or_create_noted(data_dir, WITHOUT_TRADE)?)));
         }
         if !bind.is_loopback() && !self.insecure {
@@ -250,10 +252,10 @@ pub fn start_frontend(
     addrs: Vec<SocketAddr>,
     flag: &str,
     floor: &Floor,
-    product: String,
-    customer: String,
+    (product, customer): (String, String),
+    databases: Databases,
 ) -> anyhow::Result<FrontendServer> {
-    let config = frontend::Config { role, addrs, product, customer };
+    let config = frontend::Config { role, addrs, product, customer, databases };
     FrontendServer::start(config, floor).map_err(|error| taken(error, flag))
 }
 
@@ -393,10 +395,10 @@ pub struct BuyerServerArgs {
 #[derive(Debug, Clone, Args)]
 struct Backends {
     /// The product database
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9001")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = settings::parse_host_port, default_value = "127.0.0.1:9001")]
     product: String,
     /// The customer database
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9002")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = settings::parse_host_port, default_value = "127.0.0.1:9002")]
     customer: String,
 }
 
@@ -456,7 +458,8 @@ fn run_frontend(
 ) -> anyhow::Result<ExitCode> {
     let process = Process::begin(common, Path::new(DEFAULT_DATA_DIR))?;
     let addrs = ports.0.iter().map(|port| SocketAddr::new(process.bind, *port)).collect();
-    let server = start_frontend(role, addrs, "--port", &process.floor, backends.product, backends.customer)?;
+    let databases = (backends.product, backends.customer);
+    let server = start_frontend(role, addrs, "--port", &process.floor, databases, Databases::Elsewhere)?;
     let (name, command) = match role {
         Role::Seller => ("seller", "seller-server"),
         Role::Buyer => ("buyer", "buyer-server"),
@@ -504,7 +507,7 @@ impl Process {
         let bounds = Wanted { connections: wanted, other_threads: OTHER_THREADS, other_files: frontend::LINKS_MAX };
         let Bounds { connections, threads, why } = limits::machine_bounds(bounds);
         if let Some(why) = why {
-            log::warn!("--max-connections {wanted} lowered to {connections}: {why}");
+            limits::tell_lowered("--max-connections", wanted, connections, &why);
         }
         let identity = common.tls.identity(bind, data_dir)?;
         let key_file = common.cluster_key.clone().unwrap_or_else(|| data_dir.join(cluster::FILE_NAME));
@@ -555,6 +558,15 @@ mod tests {
         for wrong in ["", "8001,", "70000", "x"] {
             assert!(wrong.parse::<Ports>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_certificate_is_made_where_there_is_no_folder_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let tls = TlsArgs { tls: true, tls_cert: None, tls_key: None, insecure: false };
+        let (loopback, fresh) = ("127.0.0.1".parse().unwrap(), dir.path().join("data/state"));
+        let made = tls.identity(loopback, &fresh).unwrap().unwrap();
+        assert_eq!(tls.identity(loopback, &fresh).unwrap().unwrap().fingerprint(), made.fingerprint());
     }
 
     #[test]

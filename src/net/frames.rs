@@ -274,7 +274,25 @@ impl<R: ReadBefore> MessageReader<R> {
     ///
     /// # Errors
     /// [`LineError`]; `Idle` when nothing comes.
-    pub fn begin(mut source: R, limits: LineLimits, share: Share) -> Result<Option<MessageReader<R>>, LineError> {
+    pub fn begin(source: R, limits: LineLimits, share: Share) -> Result<Option<MessageReader<R>>, LineError> {
+        let is_line = |byte| matches!(byte, b'{' | b' ' | b'\t' | b'\r' | b'\n');
+        MessageReader::begin_with(source, limits, share, is_line)
+    }
+
+    /// The same for what a server answers: whatever is no length is a line, be it an error in words of its own.
+    ///
+    /// # Errors
+    /// As [`begin`](MessageReader::begin).
+    pub fn begin_answer(source: R, limits: LineLimits, share: Share) -> Result<Option<MessageReader<R>>, LineError> {
+        MessageReader::begin_with(source, limits, share, |_| true)
+    }
+
+    fn begin_with(
+        mut source: R,
+        limits: LineLimits,
+        share: Share,
+        is_line: impl Fn(u8) -> bool,
+    ) -> Result<Option<MessageReader<R>>, LineError> {
         let mut first = [0; FIRST_READ_BYTES];
         let len = match source.read_before(&mut first, Instant::now() + limits.idle_timeout) {
             Err(error) if error.kind() == ErrorKind::TimedOut => {
@@ -286,7 +304,7 @@ impl<R: ReadBefore> MessageReader<R> {
         let source = Prefixed { head: first.to_vec(), given: 0, source };
         Ok(match first.first() {
             Some(0) => Some(MessageReader::Frames(FrameReader::new(source, limits).with_share(share))),
-            Some(b'{' | b' ' | b'\t' | b'\r' | b'\n') => {
+            Some(first) if is_line(*first) => {
                 Some(MessageReader::Lines(LineReader::new(source, limits).with_share(share)))
             }
             _ => None,

@@ -47,6 +47,13 @@ pub struct Bounds {
     pub why: Option<String>,
 }
 
+/// Tells that a bound is lower than it was to be. What is left is mostly far more than anybody needs: a warning only
+/// where little is left of what was wanted.
+pub fn tell_lowered(what: &str, wanted: usize, allowed: usize, why: &str) {
+    let level = if allowed < wanted / 4 { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, "{what} {wanted} lowered to {allowed}: {why}");
+}
+
 /// How much of what is wanted this machine allows.
 pub fn machine_bounds(wanted: Wanted) -> Bounds {
     bounds(wanted, &allowances())

@@ -153,6 +153,10 @@ pub struct Target {
     pub to: &'static str,
     /// The component that asks.
     pub from: &'static str,
+    /// Where the operator says the address; empty where nobody has to.
+    pub flag: &'static str,
+    /// Without TLS wherever it is: the other end is in this process, and has no certificate.
+    pub is_plain: bool,
     /// What both have.
     pub key: ClusterKey,
 }
@@ -164,7 +168,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects, with TLS unless the other end is on this host, and proves the key.
+    /// Connects, with TLS unless the other end is on loopback or in this process, and proves the key.
     ///
     /// # Errors
     /// [`LinkError`]: nobody is there, or somebody else.
@@ -184,7 +188,7 @@ impl Link {
         stream.set_nodelay(true)?;
         keep_alive(&stream);
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
-        let conn = if address.ip().to_canonical().is_loopback() {
+        let conn = if target.is_plain || address.ip().to_canonical().is_loopback() {
             Conn::plain(stream)
         } else {
             Conn::tls_client_unpinned(stream, deadline)?
@@ -384,7 +388,18 @@ pub(super) mod tests {
     }
 
     pub(in crate::net) fn target(server: &TcpServer, key: &ClusterKey) -> Target {
-        Target { address: server.local_addr().to_string(), to: "echo", from: "test", key: key.clone() }
+        target_at(&server.local_addr().to_string(), key)
+    }
+
+    fn target_at(address: &str, key: &ClusterKey) -> Target {
+        Target {
+            address: address.to_owned(),
+            to: "echo",
+            from: "test",
+            flag: "--echo",
+            is_plain: false,
+            key: key.clone(),
+        }
     }
 
     fn soon() -> Instant {
@@ -459,7 +474,7 @@ pub(super) mod tests {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let target = Target { address: address.to_string(), to: "echo", from: "test", key: ClusterKey::random() };
+        let target = target_at(&address.to_string(), &ClusterKey::random());
         assert!(matches!(Link::connect(&target), Err(LinkError::Connect { .. })));
         let nowhere = Target { address: "no such host".to_owned(), ..target };
         assert!(matches!(Link::connect(&nowhere), Err(LinkError::Address { .. })));

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -27,10 +28,12 @@ const RETIRE_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
     /// The other component cannot be reached, or does not answer.
-    #[error("the {to} cannot be reached: {source}")]
+    #[error("the {to} at {at} cannot be reached: {source}")]
     Away {
         /// Which component.
         to: &'static str,
+        /// Where it should be, and who says so.
+        at: String,
         /// Why.
         source: LinkError,
     },
@@ -52,6 +55,8 @@ pub struct Pool {
     freed: Condvar,
     counters: PoolCounters,
     complaints: Seldom,
+    /// The last attempt to make a link failed.
+    is_away: AtomicBool,
 }
 
 #[derive(Default)]
@@ -102,7 +107,20 @@ impl Pool {
             freed: Condvar::new(),
             counters: PoolCounters::default(),
             complaints: Seldom::minutely(),
+            is_away: AtomicBool::new(false),
         }
+    }
+
+    /// Sees to it that there is a link before one is needed: whoever starts learns at once that nobody is there.
+    ///
+    /// # Errors
+    /// [`PoolError`], which has been logged.
+    pub fn greet(&self) -> Result<(), PoolError> {
+        let mut place = self.take_place()?;
+        if place.link.is_none() {
+            place.link = Some(self.connect()?);
+        }
+        Ok(())
     }
 
     /// What was counted so far.
@@ -175,16 +193,33 @@ impl Pool {
                     std::thread::sleep(pause);
                     pause = (2 * pause).min(CROWDED_PAUSE_MAX);
                 }
-                result => return result.map_err(|error| self.away(error)),
+                Ok(link) => {
+                    if self.is_away.swap(false, Relaxed) {
+                        log::info!("the {} at {} is there", self.target.to, self.target.address);
+                    }
+                    return Ok(link);
+                }
+                Err(error) => {
+                    // That it is away is said each time that it goes, whatever was said in the last minute.
+                    let has_just_gone = !self.is_away.swap(true, Relaxed);
+                    return Err(self.tell_away(error, has_just_gone));
+                }
             }
         }
     }
 
     fn away(&self, source: LinkError) -> PoolError {
+        self.tell_away(source, false)
+    }
+
+    fn tell_away(&self, source: LinkError, is_news: bool) -> PoolError {
         self.counters.away.add(1);
-        let error = PoolError::Away { to: self.target.to, source };
-        if self.complaints.now() {
-            log::warn!("{error}");
+        let Target { to, address, flag, .. } = &self.target;
+        let at = if flag.is_empty() { address.clone() } else { format!("{address} ({flag})") };
+        let error = PoolError::Away { to, at, source };
+        let is_due = self.complaints.now();
+        if is_due || is_news {
+            log::warn!("{error}; it is tried again");
         }
         error
     }
@@ -344,6 +379,26 @@ mod tests {
         assert!(matches!(pool.ask(b"close".to_vec(), SOON), Err(PoolError::Away { .. })));
         assert_eq!(pool.counters().connects.get(), before + 1);
         assert_eq!(pool.state.lock().in_use, 0);
+    }
+
+    #[test]
+    fn one_that_is_not_there_yet_is_greeted_until_it_is() {
+        let key = ClusterKey::random();
+        let address = echo(&key, None).local_addr();
+        let pool = Pool::new(target(&echo(&key, None), &key), 1, 1);
+        pool.greet().unwrap();
+        pool.greet().unwrap();
+        // The link that was made is there for the first request.
+        assert_eq!(pool.ask(b"x".to_vec(), SOON).unwrap(), b"x");
+        assert_eq!((pool.counters().connects.get(), pool.state.lock().in_use), (1, 0));
+        let target = Target { address: address.to_string(), ..pool.target.clone() };
+        let pool = Pool::new(target, 1, 1);
+        let error = pool.greet().unwrap_err().to_string();
+        assert!(error.contains(&format!("echo at {address} (--echo) cannot be reached")), "{error}");
+        assert!(pool.is_away.load(Relaxed) && pool.state.lock().in_use == 0);
+        let _server = echo_at(listen(address).unwrap(), &key, None);
+        pool.greet().unwrap();
+        assert!(!pool.is_away.load(Relaxed));
     }
 
     #[test]

@@ -49,6 +49,9 @@ const TAKE_OVER_EVERY: Duration = Duration::from_millis(500);
 /// The same while the database that knows of them is away.
 const TAKE_OVER_AGAIN: Duration = Duration::from_millis(100);
 
+/// A database that was not there at the start is looked for at least so often.
+const GREET_AGAIN_MAX: Duration = Duration::from_secs(2);
+
 /// What the operator chose.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -60,6 +63,21 @@ pub struct Config {
     pub product: String,
     /// `HOST:PORT` of the customer database.
     pub customer: String,
+    /// Where both are.
+    pub databases: Databases,
+}
+
+/// Where the databases of a frontend are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Databases {
+    /// Wherever the operator says, by `--product` and `--customer`: with TLS unless that is loopback.
+    Elsewhere,
+    /// In the same process. What goes there leaves it by none of its addresses: with TLS only if they have a
+    /// certificate.
+    Here {
+        /// They have one.
+        have_tls: bool,
+    },
 }
 
 /// A running frontend.
@@ -85,7 +103,7 @@ struct Frontend {
 #[derive(Default)]
 struct Life {
     is_stopping: bool,
-    /// Threads of its own that have not ended: one takes purchases over, one renews leases.
+    /// Threads of its own that have not ended: one greets the databases, one takes purchases over, one renews leases.
     threads: u32,
 }
 
@@ -106,14 +124,16 @@ impl FrontendServer {
             Role::Buyer => "buyer-server",
             Role::Seller => "seller-server",
         };
-        let pool = |address, to| {
-            let target = Target { address, to, from, key: floor.key.clone() };
+        let is_plain = config.databases == Databases::Here { have_tls: false };
+        let pool = |address, to, flag| {
+            let flag = if config.databases == Databases::Elsewhere { flag } else { "" };
+            let target = Target { address, to, from, flag, is_plain, key: floor.key.clone() };
             Pool::new(target, LINKS_MAX, WAITING_MAX)
         };
         let frontend = Arc::new(Frontend {
             role: config.role,
-            customer: pool(config.customer, CUSTOMER_DB),
-            product: pool(config.product, PRODUCT_DB),
+            customer: pool(config.customer, CUSTOMER_DB, "--customer"),
+            product: pool(config.product, PRODUCT_DB, "--product"),
             clock: Clock::start(),
             counters: FrontendCounters::default(),
             driven: Mutex::default(),
@@ -122,18 +142,21 @@ impl FrontendServer {
         });
         let open = |addr: &SocketAddr| Door::open(*addr, floor.clone(), Arc::clone(&frontend) as Arc<dyn Host>);
         let doors = config.addrs.iter().map(open).collect::<Result<Vec<Door>, StartError>>()?;
-        if config.role == Role::Buyer {
-            type Work = fn(&Frontend);
-            let works: [(&str, Work); 2] = [("take-over", Frontend::take_over), ("leases", Frontend::renew_leases)];
-            for (name, work) in works {
-                let thread = Arc::clone(&frontend);
-                frontend.life.lock().threads += 1;
-                threads::spawn(name, move || {
-                    work(&thread);
-                    thread.life.lock().threads -= 1;
-                    thread.life_changed.notify_all();
-                })?;
-            }
+        type Work = fn(&Frontend);
+        let works: [(&str, Work); 3] = [
+            ("databases", Frontend::greet_databases),
+            ("take-over", Frontend::take_over),
+            ("leases", Frontend::renew_leases),
+        ];
+        let of_role = if config.role == Role::Buyer { &works[..] } else { &works[..1] };
+        for (name, work) in of_role {
+            let (thread, work) = (Arc::clone(&frontend), *work);
+            frontend.life.lock().threads += 1;
+            threads::spawn(name, move || {
+                work(&thread);
+                thread.life.lock().threads -= 1;
+                thread.life_changed.notify_all();
+            })?;
         }
         Ok(FrontendServer { doors, frontend })
     }
@@ -291,6 +314,16 @@ impl Frontend {
                 }
                 Step::Over(result) => return result,
             }
+        }
+    }
+
+    /// Finds out whether the databases are there, and looks again until both have been: an operator reads at
+    /// once which of them is not, and when it comes.
+    fn greet_databases(&self) {
+        let (mut missing, mut pause) = (vec![&self.customer, &self.product], Duration::ZERO);
+        while !missing.is_empty() && !self.is_over_within(pause) {
+            missing.retain(|database| database.greet().is_err());
+            pause = (2 * pause).clamp(TAKE_OVER_AGAIN, GREET_AGAIN_MAX);
         }
     }
 

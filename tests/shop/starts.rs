@@ -30,6 +30,89 @@ fn each_component_makes_what_it_needs() {
 }
 
 #[test]
+fn each_component_makes_the_folder_for_its_certificate() {
+    for (command, name) in [
+        ("product-db", "product_db"),
+        ("customer-db", "customer_db"),
+        ("seller-server", "seller"),
+        ("buyer-server", "buyer"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let ready = dir.path().join("ready.json");
+        let mut child = Ended(
+            program(command)
+                .current_dir(dir.path())
+                .args(["--port", "0", "--tls", "--ready-file"])
+                .arg(&ready)
+                .spawn()
+                .unwrap(),
+        );
+        let told = eventually(&format!("{command} to be ready"), || {
+            assert!(child.0.try_wait().unwrap().is_none(), "{command} has ended");
+            serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&ready).ok()?).ok()
+        });
+        assert!(told[name].is_string() && dir.path().join("data/state/identity.pem").is_file(), "{command}: {told}");
+    }
+}
+
+/// Ended by SIGKILL when dropped.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Has it ended already? Then there is nothing to kill.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_database_whose_address_cannot_be_one_is_refused_at_the_start() {
+    for command in ["seller-server", "buyer-server"] {
+        for flag in ["--product", "--customer"] {
+            for wrong in ["nonsense", "host:0", "http://host:9001", "1.2.3:9001", "0.0.0.0:9001"] {
+                let dir = tempfile::tempdir().unwrap();
+                let refused =
+                    program(command).current_dir(dir.path()).args(["--port", "0", flag, wrong]).output().unwrap();
+                let error = String::from_utf8_lossy(&refused.stderr);
+                assert_eq!(refused.status.code(), Some(2), "{command} {flag} {wrong}: {error}");
+                assert!(error.contains(flag) && error.contains(wrong), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_database_that_does_not_answer_is_named_at_the_start_and_when_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let strings = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+    let state = dir.path().join("state").display().to_string();
+    let key = dir.path().join("state/cluster.key").display().to_string();
+    let mut customer = Component::start(dir.path(), "customer-db", &strings(&["--port", "0", "--data-dir", &state]));
+    let mut product = Component::start(dir.path(), "product-db", &strings(&["--port", "0", "--data-dir", &state]));
+    let at = [("--product", product.addr("product_db")), ("--customer", customer.addr("customer_db"))];
+    product.kill();
+    customer.kill();
+    let mut args = strings(&["--port", "0", "--cluster-key", &key]);
+    args.extend(at.iter().flat_map(|(flag, addr)| [(*flag).to_owned(), addr.to_string()]));
+    let _seller = Component::start(dir.path(), "seller-server", &args);
+    let log = || std::fs::read_to_string(dir.path().join("seller-server.log")).unwrap();
+    for (flag, addr) in at {
+        // Nobody has asked for anything yet.
+        eventually(&format!("{flag} to be named"), || {
+            let named = format!("{addr} ({flag}) cannot be reached");
+            log().lines().any(|line| line.contains("WARN") && line.contains(&named)).then_some(())
+        });
+    }
+    product.kill_and_restart();
+    customer.kill_and_restart();
+    for (_, addr) in at {
+        let there = format!("at {addr} is there");
+        eventually(&there, || log().lines().any(|line| line.contains("INFO") && line.contains(&there)).then_some(()));
+    }
+}
+
+#[test]
 fn every_flag_may_be_an_environment_variable() {
     let dir = tempfile::tempdir().unwrap();
     let refused = program("buyer-server")

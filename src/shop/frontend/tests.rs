@@ -108,6 +108,7 @@ fn config(role: Role, customer: &Door, product: &Door) -> Config {
         addrs: vec![ANY.parse().unwrap()],
         product: product.local_addr().to_string(),
         customer: customer.local_addr().to_string(),
+        databases: Databases::Elsewhere,
     }
 }
 
