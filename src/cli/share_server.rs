@@ -201,7 +201,7 @@ impl Share {
         })?;
         let api = {
             let registry = registry.as_ref().map(|(server, _)| Arc::clone(server));
-            ServerApi::new(Arc::clone(&users), registry, clock, Arc::clone(&metrics))
+            ServerApi::new(Arc::clone(&users), registry, Arc::clone(&metrics))
         };
         let floor = http::Floor {
             executor: Arc::clone(ground.executor),

@@ -20,6 +20,7 @@ use super::table::{Align, table};
 use super::{auto, settings};
 use crate::lan::DISCOVERY_PORT;
 use crate::model::Name;
+use crate::net::conn::ConnError;
 use crate::net::shutdown::Shutdown;
 use crate::shop::client::{Client, ClientError, Config, Trust};
 use crate::shop::ops::Code;
@@ -235,7 +236,15 @@ impl Desk {
         let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
         let text = match code {
             Some(Code::SessionExpired) => format!("{error:#}; `login` opens a session"),
-            _ => format!("{error:#}"),
+            _ => match error.downcast_ref::<ClientError>() {
+                Some(ClientError::Unreachable { error: ConnError::Io(_), .. }) => format!(
+                    "{error:#}; is a shop running there? `p2s2 server` starts one, --server HOST:PORT names another"
+                ),
+                Some(ClientError::Foreign { .. }) => {
+                    format!("{error:#}: is that a shop of p2s2's? --server HOST:PORT names another")
+                }
+                _ => format!("{error:#}"),
+            },
         };
         (text, code)
     }

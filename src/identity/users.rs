@@ -289,7 +289,7 @@ impl Users {
             return Err(UserError::Busy("there are as many accounts as there may be".to_owned()));
         }
         let hash = self.passwords.hash(password)?;
-        let now = self.clock.now();
+        let now = Clock::wall();
         let user = User { username: username.clone(), display_name, created_at: now, last_login: None };
         let row = user.clone();
         self.store.write(move |tx| {
@@ -322,7 +322,7 @@ impl Users {
         let Some(mut user) = self.outcome(guesser, is_right.then_some(user).flatten())? else {
             return Err(UserError::WrongCredentials);
         };
-        let now = self.clock.now();
+        let now = Clock::wall();
         self.store.write({
             let oldest = Millis(now.0.saturating_sub(u64::try_from(self.jwt.life().as_millis()).unwrap_or(u64::MAX)));
             move |tx| -> Result<(), StoreError> {

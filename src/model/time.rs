@@ -1,6 +1,6 @@
 //! Instants: milliseconds since 1970 (UTC), so that a deadline means the same after a restart.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -25,6 +25,11 @@ impl Millis {
     /// Later by milliseconds.
     pub fn plus_ms(self, ms: u64) -> Millis {
         Millis(self.0.saturating_add(ms))
+    }
+
+    /// Later by so many milliseconds, or earlier.
+    pub fn shifted(self, by_ms: i64) -> Millis {
+        Millis(self.0.saturating_add_signed(by_ms))
     }
 
     /// How long until `later`; nothing if it has passed.
@@ -53,40 +58,70 @@ impl Millis {
     }
 }
 
-/// A clock that starts at the wall's time and never goes back while the process lives.
+/// A clock that starts at the wall's time, then runs on evenly, while the machine sleeps too; it never goes back.
 ///
-/// Someone who sets the machine's clock changes nothing for a running server; a restart reads the
-/// wall again.
+/// What is measured by it (windows, timeouts, how long ago) is as long as it is, whoever sets the machine's clock
+/// meanwhile; a restart reads the wall again. A date that is shown or kept, or that something is judged by (a card,
+/// a token), is [`Clock::wall`], read anew each time: a machine may have started with a wrong one.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
-    started: Instant,
+    /// How long the machine had been running.
+    started: Duration,
     started_at: Millis,
 }
 
 impl Clock {
     /// Reads the wall's time once.
     pub fn start() -> Clock {
-        Clock { started: Instant::now(), started_at: Clock::wall() }
+        Clock { started: uptime(), started_at: Clock::wall() }
     }
 
-    /// What time it is.
+    /// For windows and timeouts: what time it is.
     pub fn now(&self) -> Millis {
-        self.started_at.plus(self.started.elapsed())
+        self.started_at.plus(uptime().saturating_sub(self.started))
     }
 
-    /// What time of day it is, by the machine's clock as it is set now: for what others compare with theirs. (The
-    /// clock itself stands still while the machine sleeps.)
+    /// For dates: what time it is by the machine's clock as it is set now.
     pub fn wall() -> Millis {
         Millis::default().plus(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
-    /// As after the machine has slept for so long.
+    /// The date of an instant of this clock, by the machine's clock as it is set now.
+    pub fn dated(&self, instant: Millis) -> Millis {
+        instant.shifted(self.wall_ahead_ms())
+    }
+
+    /// How far the machine's clock was set forward since the start; negative if it was set back.
+    pub fn wall_ahead_ms(&self) -> i64 {
+        let signed = |millis: Millis| i64::try_from(millis.0).unwrap_or(i64::MAX);
+        signed(Clock::wall()).saturating_sub(signed(self.now()))
+    }
+
+    /// As if the machine had started with its clock so far behind, and it was set right since.
     #[cfg(test)]
     pub(crate) fn behind(by: Duration) -> Clock {
         let clock = Clock::start();
         let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
         Clock { started_at: Millis(clock.started_at.0.saturating_sub(by)), ..clock }
     }
+}
+
+/// How long the machine has been running, asleep or awake.
+#[cfg(target_os = "linux")]
+fn uptime() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec to where the pointer points, which is one.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    // It can fail only where the kernel has no such clock, which every kernel since 2.6.39 has.
+    assert_eq!(result, 0, "the kernel has CLOCK_BOOTTIME");
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// How long the process has been running (elsewhere, whether time asleep counts is the system's affair).
+#[cfg(not(target_os = "linux"))]
+fn uptime() -> Duration {
+    static FIRST: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    FIRST.get_or_init(std::time::Instant::now).elapsed()
 }
 
 #[cfg(test)]
@@ -111,5 +146,33 @@ mod tests {
         let clock = Clock::start();
         let first = clock.now();
         assert!(clock.now() >= first && first > Millis::from_unix_s(1_700_000_000));
+    }
+
+    #[test]
+    fn dates_follow_the_wall_and_windows_do_not() {
+        let ten_years = Duration::from_secs(10 * 365 * 24 * 3600);
+        let clock = Clock::behind(ten_years);
+        let (began, wall) = (clock.now(), Clock::wall());
+        let near = |a: Millis, b: Millis| a.0.abs_diff(b.0) < 5_000;
+        assert!(near(began.plus(ten_years), wall), "{began:?} {wall:?}");
+        assert!(near(clock.dated(began), wall));
+        // What was an hour ago bears the date of an hour ago.
+        assert!(near(clock.dated(began.shifted(-3_600_000)), wall.shifted(-3_600_000)));
+        assert!(clock.wall_ahead_ms().abs_diff(ten_years.as_millis() as i64) < 5_000);
+        // Set back: dates are earlier than the clock.
+        let ahead = Clock { started_at: wall.plus(ten_years), ..clock };
+        assert!(near(ahead.dated(ahead.now()), wall) && ahead.wall_ahead_ms() < 0);
+        assert_eq!((Millis(5).shifted(-6), Millis(5).shifted(6)), (Millis(0), Millis(11)));
+    }
+
+    #[test]
+    fn a_clock_runs_as_fast_as_time_does() {
+        let (clock, began) = (Clock::start(), std::time::Instant::now());
+        let first = clock.now();
+        while began.elapsed() < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        let (measured, passed) = (first.until(clock.now()), began.elapsed());
+        assert!(measured >= Duration::from_millis(19) && measured <= passed + Duration::from_millis(2), "{measured:?}");
     }
 }

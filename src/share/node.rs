@@ -540,7 +540,7 @@ impl Node {
         let name = FileName::new(last.unwrap_or_default())
             .map_err(|wrong| NodeError::Invalid(format!("the file's name: {wrong}")))?;
         let facts = Facts::of(&opened.path, &opened.metadata);
-        let file = self.inner.files.track(&name, facts, self.inner.floor.clock.now())?;
+        let file = self.inner.files.track(&name, facts, Clock::wall())?;
         self.inner.files_changed("added", &name);
         Ok(file)
     }
@@ -576,7 +576,7 @@ impl Node {
             Err(error) if !overwrite => return Err(error),
             Err(_) => Duplicates::default(),
         };
-        let file = inner.files.publish(name, facts, read.as_ref(), inner.floor.clock.now())?;
+        let file = inner.files.publish(name, facts, read.as_ref(), Clock::wall())?;
         if read.is_none() {
             // Also where the registry is away. One wake-up that waits is enough.
             let _ = inner.to_hash.try_send(hashing::Order::Look);

@@ -25,6 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long it may take to come.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most characters that are shown of what a server says in words of its own.
+const SAID_MAX: usize = 200;
 /// Answers have no bound of their own; this is what memory allows.
 const ANSWER_MAX: usize = 256 << 20;
 
@@ -82,6 +84,16 @@ pub enum ClientError {
     Improper {
         /// To which call.
         api: String,
+    },
+    /// The server refuses, or says whatever else, in words of its own.
+    #[error("the server at {server} answers {api} with {said:?}")]
+    Foreign {
+        /// As it was given.
+        server: String,
+        /// To which call.
+        api: String,
+        /// What it said, shortened.
+        said: String,
     },
 }
 
@@ -228,7 +240,10 @@ impl Client {
         match serde_json::from_slice(&answer) {
             Ok(Response { error: Some(refusal), .. }) => Err(ClientError::Refused(refusal)),
             Ok(Response { payload: Some(payload), .. }) => Ok(payload),
-            _ => Err(ClientError::Improper { api: api.to_owned() }),
+            _ => Err(match in_other_words(&answer) {
+                Some(said) => ClientError::Foreign { server: self.config.server.clone(), api: api.to_owned(), said },
+                None => ClientError::Improper { api: api.to_owned() },
+            }),
         }
     }
 
@@ -273,7 +288,7 @@ impl Open {
             let limits =
                 LineLimits { max_bytes: ANSWER_MAX, message_timeout: MESSAGE_TIMEOUT, idle_timeout: ANSWER_TIMEOUT };
             let Some(reader) = reader.take() else { return Ok(None) };
-            let Some(known) = MessageReader::begin(reader, limits, Share::default())? else { return Ok(None) };
+            let Some(known) = MessageReader::begin_answer(reader, limits, Share::default())? else { return Ok(None) };
             self.incoming = Incoming::Known(known);
         }
         match &mut self.incoming {
@@ -319,6 +334,21 @@ fn connect(config: &Config) -> Result<(Open, Option<String>), ConnError> {
     Ok((Open { writer, incoming: Incoming::Unknown(Some(reader)) }, fingerprint))
 }
 
+/// What a server means that speaks otherwise than ours: an object with a text for its error, as the documents have it,
+/// or no JSON at all.
+fn in_other_words(answer: &[u8]) -> Option<String> {
+    let text = match serde_json::from_slice::<Value>(answer) {
+        Ok(said) => {
+            let texts =
+                [&said["error"], &said["error"]["message"], &said["error"]["code"], &said["message"], &said["reason"]];
+            texts.into_iter().find_map(Value::as_str).map(str::to_owned)?
+        }
+        Err(_) => std::str::from_utf8(answer).ok()?.trim().to_owned(),
+    };
+    let shown: String = text.chars().filter(|c| !c.is_control()).take(SAID_MAX).collect();
+    (!shown.is_empty()).then_some(shown)
+}
+
 /// Whether doing it twice is the same as doing it once (a login's first session just ends by itself).
 fn may_be_repeated(api: &str) -> bool {
     !matches!(
@@ -336,5 +366,30 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the session.
         f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_in_other_words_are_told() {
+        for (answer, said) in [
+            (r#"{"status":"ERR","error":"Invalid credentials"}"#, Some("Invalid credentials")),
+            (r#"{"status":"ERR","error":{"code":"E17","message":"no such item"}}"#, Some("no such item")),
+            (r#"{"status":"ERR","error":{"code":"E17"}}"#, Some("E17")),
+            (r#"{"status":"error","message":"cart is empty"}"#, Some("cart is empty")),
+            (r#"{"reason":"not now"}"#, Some("not now")),
+            ("HTTP/1.1 400 Bad Request\r", Some("HTTP/1.1 400 Bad Request")),
+            ("ERROR\u{1b}[2J unknown", Some("ERROR[2J unknown")),
+            (r#"{"status":"OK","items":[]}"#, None),
+            ("[1,2]", None),
+            ("", None),
+        ] {
+            assert_eq!(in_other_words(answer.as_bytes()).as_deref(), said, "{answer}");
+        }
+        assert_eq!(in_other_words(&[0xff, 0xfe]), None);
+        assert_eq!(in_other_words("x".repeat(9_000).as_bytes()).unwrap().len(), SAID_MAX);
     }
 }

@@ -220,7 +220,7 @@ impl Memory {
         })?;
         let now = config.clock.now();
         let people = People::load(&journal, config.session_timeout, snapshot, now);
-        let purchases = Purchases::load(&journal, &people, under_way, config.fee, now)?;
+        let purchases = Purchases::load(&journal, &people, under_way, config.fee, config.clock)?;
         Ok(Memory { journal, people, purchases })
     }
 

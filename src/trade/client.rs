@@ -38,6 +38,9 @@ pub const REQUESTS_MAX: usize = 4_096;
 const PORT_MIN: u16 = 1024;
 /// How often the receiving thread looks whether it is to end.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
+/// Datagrams of one request, the last of them a second and a half after the first, after which a server that has not
+/// answered is told to be silent.
+const SILENT_AFTER: usize = 3;
 /// DE-REGISTER is answered when the settlements under way are over.
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -203,6 +206,12 @@ pub trait Handler: Send + Sync + 'static {
 
     /// A settlement did not even begin, for this reason.
     fn refused(&self, why: &str);
+
+    /// The server has not answered for a moment, though it was asked several times; it is asked again. Told once
+    /// until it is heard again. `is_closed`: its host says that nothing listens at that port.
+    fn silent(&self, is_closed: bool) {
+        let _ = is_closed;
+    }
 }
 
 /// What a client did so far.
@@ -242,6 +251,10 @@ struct Shared {
     /// Told when a request was added, or at the end.
     changed: Condvar,
     closed: AtomicBool,
+    /// The server is silent, and that was told.
+    is_silent: AtomicBool,
+    /// The last word from there was that its port is closed.
+    is_port_closed: AtomicBool,
     unproven: Arc<Unproven>,
     counters: Counters,
 }
@@ -288,6 +301,8 @@ impl Client {
             waiting: Mutex::default(),
             changed: Condvar::new(),
             closed: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
+            is_port_closed: AtomicBool::new(false),
             unproven: Arc::default(),
             counters: Counters::default(),
         });
@@ -299,6 +314,7 @@ impl Client {
         let executor = Executor::new("settle", connections_max);
         let gate = Gate::new(connections_max);
         let tcp = TcpServer::start(listener, executor, gate, Vec::new(), settle).map_err(failed("listen"))?;
+        let listener_of_silence = Arc::clone(&handler);
         let receive = {
             let shared = Arc::clone(&shared);
             threads::spawn("trade-receive", move || shared.receive(&*handler)).map_err(failed("start a thread"))?
@@ -306,7 +322,8 @@ impl Client {
         let client = Client { shared, reach, tcp, threads: Mutex::new(vec![receive]) };
         let repeat = {
             let shared = Arc::clone(&client.shared);
-            threads::spawn("trade-repeat", move || shared.repeat()).map_err(failed("start a thread"))?
+            threads::spawn("trade-repeat", move || shared.repeat(&*listener_of_silence))
+                .map_err(failed("start a thread"))?
         };
         client.threads.lock().push(repeat);
         Ok(client)
@@ -466,6 +483,9 @@ impl Shared {
             let len = match self.udp.recv(&mut buffer) {
                 Ok(len) => len,
                 Err(error) => {
+                    if error.kind() == io::ErrorKind::ConnectionRefused {
+                        self.is_port_closed.store(true, SeqCst);
+                    }
                     let idle = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
                     if !idle && error.kind() != io::ErrorKind::Interrupted {
                         // A closed port at the other end, or a network that is gone: it may come back.
@@ -476,6 +496,9 @@ impl Shared {
                 }
             };
             self.counters.received.add(1);
+            for told in [&self.is_silent, &self.is_port_closed] {
+                told.store(false, SeqCst);
+            }
             match messages::read(&buffer[..len]) {
                 Ok(FromServer::Push(push)) if self.untrusted().is_none() => handler.push(push),
                 Ok(FromServer::Push(_)) => self.counters.ignored.add(1),
@@ -511,17 +534,19 @@ impl Shared {
     }
 
     /// Sends again what is due, until the last pause of each request is over.
-    fn repeat(&self) {
+    fn repeat(&self, handler: &dyn Handler) {
         let mut all = self.waiting.lock();
         while !self.closed.load(SeqCst) {
             let now = Instant::now();
             let due: Vec<u64> = all.iter().filter(|(_, it)| it.next_at <= now).map(|(rq, _)| *rq).collect();
             let mut resend = Vec::new();
+            let mut is_silent = false;
             let mut given_up = Vec::new();
             for rq in due {
                 let Some(waiting) = all.get_mut(&rq) else { continue };
                 if let Some(pause) = self.pause_after(waiting, now) {
                     waiting.sent += 1;
+                    is_silent |= waiting.sent == SILENT_AFTER;
                     waiting.next_at = now + pause;
                     resend.push(waiting.datagram.clone());
                 } else if let Some(waiting) = all.remove(&rq) {
@@ -537,6 +562,9 @@ impl Shared {
                 continue;
             }
             drop(all);
+            if is_silent && !self.is_silent.swap(true, SeqCst) {
+                handler.silent(self.is_port_closed.load(SeqCst));
+            }
             for datagram in resend {
                 self.counters.repeated.add(1);
                 self.send(&datagram);

@@ -25,6 +25,7 @@ mod tests;
 pub mod wallet;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,6 +167,8 @@ pub enum Note {
     Sold { rq: u64, item_name: Arc<str>, price: Cents, payout: Option<Amount> },
     /// A deal is off.
     Cancelled { rq: u64, side: Side, item_name: Arc<str>, reason: Arc<str> },
+    /// The server does not answer for the time being.
+    Silent { server: SocketAddr, cause: &'static str },
     /// Something did not go as it should.
     Trouble { rq: Option<u64>, reason: String },
 }
@@ -189,6 +192,7 @@ impl Note {
             | Note::Sold { rq, .. }
             | Note::Cancelled { rq, .. } => Some(*rq),
             Note::Trouble { rq, .. } => *rq,
+            Note::Silent { .. } => None,
         }
     }
 }

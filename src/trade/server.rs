@@ -256,7 +256,7 @@ fn build(config: &Config, floor: &Floor) -> Result<(Ex, Resumed), StoreError> {
         fee: config.fee,
         cert_sha256: (!config.plaintext).then(|| floor.identity.fingerprint().into()),
     };
-    let journal = StoreJournal::begin(Arc::clone(&floor.store));
+    let journal = StoreJournal::begin(Arc::clone(&floor.store), floor.clock);
     let mut snapshot = floor.store.read(store::load)?;
     let mut jumps = floor.restored;
     if let Some(charged) = floor.charged_up_to

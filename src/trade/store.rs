@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::deal::{Deal, Money, SellerSide};
 use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
 use crate::bank::ledger::{self, Posting};
-use crate::model::{Cents, Millis};
+use crate::model::{Cents, Clock, Millis};
 use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, TicketState, Tx};
 
 /// What makes an empty file trade's, one step a schema version.
@@ -29,13 +29,26 @@ pub const MIGRATIONS: &[&str] = &[
 pub struct StoreJournal {
     store: Arc<Store>,
     chain: Chain,
+    clock: Clock,
 }
 
 impl StoreJournal {
-    /// Begins a chain: what is read from the store afterwards is what this journal goes on from.
-    pub fn begin(store: Arc<Store>) -> StoreJournal {
+    /// Begins a chain: what is read from the store afterwards is what this journal goes on from. The exchange goes
+    /// by this clock.
+    pub fn begin(store: Arc<Store>, clock: Clock) -> StoreJournal {
         let chain = store.chain();
-        StoreJournal { store, chain }
+        StoreJournal { store, chain, clock }
+    }
+
+    /// What happened bears the date, not the time that windows are measured by.
+    fn dated(&self, mut change: Change) -> Change {
+        match &mut change {
+            Change::Log(LogRow { at, .. }) | Change::Money(MoneyRow { at, .. }) | Change::Heard { at, .. } => {
+                *at = self.clock.dated(*at);
+            }
+            _ => {}
+        }
+        change
     }
 }
 
@@ -72,7 +85,8 @@ impl Journal for StoreJournal {
     fn append(&self, changes: Vec<Change>) -> Receipt {
         // The writer is one thread for everybody: what a request's own thread can do is done here.
         let with_body = |change| (body(&change), change);
-        let changes: Vec<(Body, Change)> = changes.into_iter().map(with_body).collect();
+        let dated = changes.into_iter().map(|change| self.dated(change));
+        let changes: Vec<(Body, Change)> = dated.map(with_body).collect();
         let write_all = move |tx: &mut dyn Tx| changes.iter().try_for_each(|(body, change)| write(tx, change, body));
         Receipt(Some(self.store.append(self.chain, write_all)))
     }

@@ -51,6 +51,12 @@ pub(super) fn note(screen: &Screen, note: &Note) {
         Note::Cancelled { rq, item_name, reason, .. } => {
             (Some(Style::Bad), format!("cancelled [{rq}] {item_name}: {reason}"))
         }
+        Note::Silent { server, cause } => (
+            Some(Style::Bad),
+            format!(
+                "the server at {server} does not answer yet ({cause}); it is asked again. Is `p2s2 server` running there?"
+            ),
+        ),
         Note::Trouble { rq, reason } => {
             let about = rq.map(|rq| format!("[{rq}] ")).unwrap_or_default();
             return screen.error(&format!("{about}{reason}"));

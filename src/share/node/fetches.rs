@@ -14,8 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::keep::{FETCHES_MAX, FetchRow, Status};
 use super::{Inner, NodeError, Owner};
-use crate::model::Name;
 use crate::model::secret::random_hex;
+use crate::model::{Clock, Name};
 use crate::share::beneath;
 use crate::share::files::Facts;
 use crate::share::folders::PathError;
@@ -185,7 +185,7 @@ impl<'a> Desk<'a> {
             is_verified: false,
             peer_hostname: chosen.hostname.to_string(),
             peer_ip: chosen.ip.to_string(),
-            began_at: inner.floor.clock.now(),
+            began_at: Clock::wall(),
         };
         {
             let mut list = inner.fetches.list.lock();
@@ -485,7 +485,7 @@ fn track(inner: &Inner, row: &FetchRow) -> Result<(), NodeError> {
     let path = Path::new(&row.save_path);
     let opened = inner.shelf.folders().open_resolved(path)?;
     let name = inner.files.free_name(&row.file_name, path)?;
-    inner.files.track(&name, Facts::of(&opened.path, &opened.metadata), inner.floor.clock.now())?;
+    inner.files.track(&name, Facts::of(&opened.path, &opened.metadata), Clock::wall())?;
     inner.files_changed("fetched", &name);
     Ok(())
 }

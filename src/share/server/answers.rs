@@ -187,8 +187,8 @@ impl Shared {
                 let head = wire::json(&Head {
                     addr: (host.ip, host.port),
                     display_name: &host.display_name,
-                    last_seen: seconds(host.last_seen),
-                    connected_at: seconds(host.connected_at),
+                    last_seen: seconds(self.keeper.dated(host.last_seen)),
+                    connected_at: seconds(self.keeper.dated(host.connected_at)),
                 });
                 out.json(&host.hostname)?;
                 out.push(b":")?;

@@ -223,9 +223,16 @@ impl Keeper {
             if heard.is_empty() {
                 return Ok(());
             }
+            // As dates: after the next start the clock goes by the wall as it is then.
+            let heard: Vec<_> = heard.into_iter().map(|(id, at)| (id, self.clock.dated(at))).collect();
             // For itself: if it fails, nothing is lost but some time of those hosts after a restart.
             self.store.submit(move |tx| store::write_heard(tx, &heard)).wait()?;
         }
+    }
+
+    /// The date of an instant that the core goes by.
+    pub(super) fn dated(&self, instant: Millis) -> Millis {
+        self.clock.dated(instant)
     }
 
     /// Sizes for the counters.

@@ -61,7 +61,7 @@ impl View {
         let mut file_count = 0;
         self.walk(cursor, at_most, |piece| {
             match piece {
-                Piece::Host(host) => clients.push(client(host)),
+                Piece::Host(host) => clients.push(self.client(host)),
                 Piece::Files(files) => {
                     file_count += files.len();
                     if let Some(client) = clients.last_mut() {
@@ -127,26 +127,27 @@ impl View {
         }
     }
 
+    fn client(&self, host: Shown) -> Client {
+        let dated = |at| self.shared.keeper.dated(at);
+        Client {
+            hostname: host.hostname,
+            display_name: host.display_name,
+            ip: host.ip,
+            port: host.port,
+            files: Vec::new(),
+            file_count: host.file_count,
+            last_seen: dated(host.last_seen),
+            connected_at: dated(host.connected_at),
+            online: host.is_open,
+        }
+    }
+
     /// Memory is built anew when this fails: whoever asks again gets it.
     fn or_nothing<T: Default>(&self, looked: Result<T, StoreError>) -> T {
         looked.unwrap_or_else(|error| {
             log::error!("registry: {error}");
             T::default()
         })
-    }
-}
-
-fn client(host: Shown) -> Client {
-    Client {
-        hostname: host.hostname,
-        display_name: host.display_name,
-        ip: host.ip,
-        port: host.port,
-        files: Vec::new(),
-        file_count: host.file_count,
-        last_seen: host.last_seen,
-        connected_at: host.connected_at,
-        online: host.is_open,
     }
 }
 

@@ -54,7 +54,7 @@ fn world(with_registry: bool) -> World {
         Arc::new(RegistryServer::start(config, floor).unwrap())
     });
     let metrics = Arc::new(Metrics::new().unwrap());
-    let api = ServerApi::new(Arc::clone(&users), registry.clone(), clock, metrics);
+    let api = ServerApi::new(Arc::clone(&users), registry.clone(), metrics);
     World { api, users, registry, _dir: dir }
 }
 

@@ -62,7 +62,7 @@ impl Accounts {
         if let Some(name) = &name {
             Name::new(name).map_err(|rule| Refusal::new(Code::BadRequest, format!("name: {rule}")))?;
         }
-        let now = self.clock.now();
+        let now = Clock::wall();
         let known = move |user: &store::UserRow, request: &str| {
             user.request == request && user.created_at.until(now) < REQUEST_KEPT
         };

@@ -19,7 +19,7 @@ use super::sales::{self, Rows, Shipping};
 use super::store::Journal;
 use super::{Done, Memory, Shared, json, unavailable};
 use crate::bank::{Authorisation, Capture, GatewayError, Void};
-use crate::model::{Card, CardNumber, Expiry, FeeRate, Millis, Name, Token};
+use crate::model::{Card, CardNumber, Clock, Expiry, FeeRate, Millis, Name, Token};
 use crate::shop::ops::{Answer, Begun, Code, CustomerOp, LinkCard, Orphan, Purchased, Refusal, Role};
 use crate::shop::purchase::{self, Attempt, BankCall, Begin, Cart, Event, LEASE_MS, Purchase, Stage, Step, Then};
 use crate::storage::{Reader, StoreError, Ticket, TicketState};
@@ -44,6 +44,8 @@ const PAGE_MAX: u64 = 500;
 /// Every purchase under way.
 pub struct Purchases {
     fee: FeeRate,
+    /// For dates.
+    clock: Clock,
     open: Mutex<Open>,
 }
 
@@ -128,15 +130,16 @@ impl Purchases {
         people: &People,
         under_way: Vec<Purchase>,
         fee: FeeRate,
-        now: Millis,
+        clock: Clock,
     ) -> Result<Purchases, StoreError> {
+        let now = clock.now();
         let mut open = Open::default();
         for mut purchase in under_way {
             purchase.resume(now);
             let buyer = people.buyer(journal, purchase.buyer.user_id)?;
             open.put(purchase, buyer, Ticket::committed());
         }
-        Ok(Purchases { fee, open: Mutex::new(open) })
+        Ok(Purchases { fee, clock, open: Mutex::new(open) })
     }
 
     /// How many are under way.
@@ -159,7 +162,7 @@ impl Purchases {
 
     fn write(&self, journal: &Journal, cell: &Cell, rows: Vec<purchase::Row>, now: Millis) -> Ticket {
         let is_paid = rows.contains(&purchase::Row::Paid);
-        let rows = Rows::new(&cell.purchase, rows, self.fee, now);
+        let rows = Rows::new(&cell.purchase, rows, self.fee, self.clock.dated(now));
         if !is_paid {
             return journal.append_with(Vec::new(), move |tx| rows.write(tx));
         }
@@ -535,7 +538,8 @@ impl Shared {
 
     /// `None` for a word of the bank that contradicts what it said before: a person has to look.
     fn ask_bank_once(&self, id: &str, call: BankCall, card: Option<&Card>) -> Result<Option<Said>, GatewayError> {
-        let now = self.config.clock.now();
+        // The bank judges cards by the date.
+        let now = Clock::wall();
         Ok(match (call, card) {
             (BankCall::Authorise(total), Some(card)) => Some(match self.gateway.authorise(id, total, card, now)? {
                 Authorisation::Authorised => Said::Authorised,
@@ -588,7 +592,7 @@ impl Shared {
     }
 
     fn ship(&self, seller_id: u64, purchase_id: String, item_id: String) -> Answer<()> {
-        let now = self.config.clock.now();
+        let now = Clock::wall();
         let text = format!("purchase_id: there is no item {item_id} in purchase {purchase_id}");
         let shipped = self.store.write(move |tx| sales::ship(tx, seller_id, &purchase_id, &item_id, now));
         match shipped.map_err(|error: StoreError| unavailable(&error))? {
@@ -635,7 +639,8 @@ impl Reserved<'_> {
     /// The attempt is a purchase from now on.
     fn take(mut self, journal: &Journal, purchase: Purchase, buyer: Arc<Buyer>, now: Millis) -> (Begun, Ticket) {
         let begun = drive(&purchase);
-        let rows = Rows::new(&purchase, vec![purchase::Row::Keep], self.purchases.fee, now);
+        let Purchases { fee, clock, .. } = self.purchases;
+        let rows = Rows::new(&purchase, vec![purchase::Row::Keep], *fee, clock.dated(now));
         let mut open = self.purchases.open.lock();
         let last = journal.append_with(Vec::new(), move |tx| rows.write(tx));
         open.put(purchase, buyer, last.clone());

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{Due, LINE_MAX, MESSAGE_TIMEOUT, Shared};
 use crate::bank::{Authorisation, Capture, GatewayError, Void};
+use crate::model::Clock;
 use crate::net::conn::{Conn, ConnWriter};
 use crate::net::lines::{LineLimits, LineReader};
 use crate::trade::deal::Event;
@@ -161,8 +162,9 @@ impl Shared {
                 Action::Authorise(card) => {
                     let (key, price) = (core.order().key.clone(), core.order().price);
                     let deadline = Instant::now() + self.config.settle_timeout;
-                    let answer =
-                        self.ask_bank(Some(deadline), || self.floor.gateway.authorise(&key, price, &card, self.now()))?;
+                    // Read anew for each attempt: the bank judges cards by the date.
+                    let authorise = || self.floor.gateway.authorise(&key, price, &card, Clock::wall());
+                    let answer = self.ask_bank(Some(deadline), authorise)?;
                     lines.hear_what_came_early(core);
                     match answer {
                         Some(Authorisation::Authorised) => core.handle(Input::Authorised),
@@ -172,7 +174,7 @@ impl Shared {
                 }
                 Action::Capture => {
                     let key = core.order().key.clone();
-                    match self.ask_bank(None, || self.floor.gateway.capture(&key, self.now()))? {
+                    match self.ask_bank(None, || self.floor.gateway.capture(&key, Clock::wall()))? {
                         Some(Capture::Captured) => core.handle(Input::Captured),
                         Some(Capture::Refused { reason }) => core.handle(Input::CaptureRefused(&reason)),
                         None => return Err(Abandoned),
@@ -180,7 +182,7 @@ impl Shared {
                 }
                 Action::Void => {
                     let key = core.order().key.clone();
-                    match self.ask_bank(None, || self.floor.gateway.void(&key, self.now()))? {
+                    match self.ask_bank(None, || self.floor.gateway.void(&key, Clock::wall()))? {
                         Some(Void::Voided) => core.handle(Input::Voided),
                         Some(Void::Captured { amount }) => core.handle(Input::AlreadyCaptured(amount)),
                         None => return Err(Abandoned),

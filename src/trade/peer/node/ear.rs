@@ -6,8 +6,8 @@ use std::time::Instant;
 use super::{Inner, PUSHES_MAX};
 use crate::model::{Card, Cents, Name};
 use crate::trade::client::{Handler, Shipping};
-use crate::trade::peer::Event;
 use crate::trade::peer::wallet::Wallet;
+use crate::trade::peer::{Event, Note};
 use crate::trade::wire::{Amount, Inform, Purse, Push, Side};
 
 /// What the client talks to. Weak, because the client is the inner one's own.
@@ -50,6 +50,13 @@ impl Handler for Ear {
             inner.trouble(Some(rq), format!("the settlement broke off: {why}; the server is asked how it ended"));
         }
         self.after_settlement(rq, Event::SettlementBroke { rq });
+    }
+
+    fn silent(&self, is_closed: bool) {
+        if let Some(inner) = self.0.upgrade() {
+            let cause = if is_closed { "nothing listens there" } else { "nothing comes from there" };
+            inner.tell(&Note::Silent { server: inner.settings.client.server, cause });
+        }
     }
 
     fn refused(&self, why: &str) {

@@ -126,7 +126,7 @@ impl Inner {
         self.changed.notify_all();
     }
 
-    fn tell(&self, note: &Note) {
+    pub(super) fn tell(&self, note: &Note) {
         (self.observer)(note);
     }
 
