@@ -14,7 +14,8 @@ const KEY_MAX: usize = 128;
 /// The field's well-known test number for a card that is always declined.
 const ALWAYS_DECLINED: &str = "4000000000000002";
 
-const TABLES: &str = "
+/// How the bank's tables came to be.
+pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE charge (
         charge_key TEXT PRIMARY KEY,
         state TEXT NOT NULL CHECK (state IN ('authorised', 'captured', 'voided', 'declined')),
@@ -23,7 +24,7 @@ const TABLES: &str = "
         reason TEXT,           -- why it was declined
         created_ms BIGINT NOT NULL,
         changed_ms BIGINT NOT NULL
-    )";
+    )"];
 
 /// Checks number (Luhn) and expiry, declines one test number, and lets all others pass.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl BuiltinGateway {
     /// # Errors
     /// Those of [`Store::open`].
     pub fn open_file(path: &Path) -> Result<BuiltinGateway, OpenError> {
-        Ok(BuiltinGateway { store: Store::open(path, &[TABLES])? })
+        Ok(BuiltinGateway { store: Store::open(path, MIGRATIONS)? })
     }
 
     /// All charges, by key.

@@ -8,5 +8,5 @@ mod builtin;
 pub mod gateway;
 pub mod ledger;
 
-pub use builtin::{BANK_DB, BuiltinGateway, Charge, ChargeState, charges};
+pub use builtin::{BANK_DB, BuiltinGateway, Charge, ChargeState, MIGRATIONS, charges};
 pub use gateway::{Authorisation, Capture, Gateway, GatewayError, Void};

@@ -12,9 +12,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::repl::{clean, clean_json};
-use super::server::TRADE_DB;
 use super::settings;
 use super::shop::CUSTOMER_DB;
+use super::stores::{self, TRADE_DB};
 use super::table::{
     Align::{Left, Right},
     table,
@@ -23,6 +23,7 @@ use crate::bank::ledger;
 use crate::identity::users::{self, USERS_DB};
 use crate::model::{Cents, Clock, Millis, Total, duration};
 use crate::shop::customer;
+use crate::storage::backup::Accepted;
 use crate::storage::{self, Reader, StoreError, View, backup};
 use crate::trade::deal::{Deal, Party, State};
 use crate::trade::store as trade_store;
@@ -77,6 +78,15 @@ enum AdminCommand {
     #[command(after_help = "Example:\n  p2s2 admin backup market.tar")]
     Backup {
         /// The archive; must not exist
+        file: PathBuf,
+    },
+    /// Accept that a file of the data dir is lost, or what it has lost: the server starts again, without it
+    ///
+    /// What is left of the file is kept beside under another name, and numbers jump, so that none is given out twice.
+    /// A backup loses less: this is for when there is none.
+    #[command(after_help = "Example:\n  p2s2 admin accept-loss customer.db --data-dir /var/lib/p2s2")]
+    AcceptLoss {
+        /// The file that a start refused, such as customer.db
         file: PathBuf,
     },
     /// Put a backup into an empty data dir
@@ -141,6 +151,7 @@ pub fn run(args: AdminArgs) -> anyhow::Result<ExitCode> {
                 &format!("{}: {bytes} bytes", file.display()),
             )?
         }
+        AdminCommand::AcceptLoss { file } => accept_loss(&args.data_dir, file, args.json, &mut out)?,
         AdminCommand::Restore { file } => {
             backup::restore(file, &args.data_dir)?;
             let text = format!("restored into {}; start a server on it", args.data_dir.display());
@@ -184,14 +195,53 @@ fn open_rooms(data_dir: &Path, rooms: &[Room]) -> anyhow::Result<Vec<View>> {
         let file = data_dir.join(name);
         // One that cannot be looked for is told of when it is opened.
         if file.try_exists().is_ok_and(|exists| !exists) {
+            storage::check_may_be_absent(&file)?;
             continue;
         }
         if storage::is_absent(&file) {
+            storage::check_may_be_absent(&file)?;
             bail!("{} is empty: restore a backup into an empty data dir", file.display());
         }
         views.push(View::open(&file, migrations)?);
     }
     Ok(views)
+}
+
+fn accept_loss(data_dir: &Path, file: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    if !data_dir.is_dir() {
+        bail!("{} is no data dir: name the server's own --data-dir", data_dir.display());
+    }
+    // By its name, or by the way to it.
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let name = file.file_name().and_then(|name| name.to_str()).filter(|_| {
+        folder.is_none_or(|folder| {
+            folder.canonicalize().ok().is_some_and(|real| data_dir.canonicalize().ok() == Some(real))
+        })
+    });
+    let Some(name) = name else { bail!("{}: expected a file of {}", file.display(), data_dir.display()) };
+    let names = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    let (became, aside, text) = match stores::accept(data_dir, name)? {
+        Accepted::Anew(aside) => {
+            let aside = names(&aside);
+            let kept = if aside.is_empty() {
+                "nothing was left of it".to_owned()
+            } else {
+                format!("what was left of it is {}", aside.join(", "))
+            };
+            ("anew", aside, format!("{name} is given up: the next start makes it anew ({kept})"))
+        }
+        Accepted::Kept(copy) => {
+            let aside = names(copy.as_slice());
+            let kept = aside.iter().map(|path| format!("; the log as it was is {path}")).collect::<String>();
+            ("kept", aside, format!("{name} stays as it is, without what it has lost{kept}"))
+        }
+        Accepted::Manifest => (
+            "manifest",
+            Vec::new(),
+            format!("{name} is made anew of the files that are there; whether others are missing is not known"),
+        ),
+    };
+    Ok(say(out, json, json!({"accepted": name, "became": became, "aside": aside}), &text)?)
 }
 
 fn say(out: &mut impl Write, json: bool, value: Value, text: &str) -> io::Result<ExitCode> {

@@ -20,6 +20,7 @@ pub mod share;
 pub mod share_server;
 pub mod shop;
 pub mod shopper;
+pub mod stores;
 pub mod story;
 pub mod table;
 

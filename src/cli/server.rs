@@ -15,6 +15,7 @@ use super::announce::{AnnounceArgs, Announcer, Served};
 use super::settings;
 use super::share_server::{Ground, Share, ShareArgs};
 use super::shop::{self, Ports, TlsArgs, announce, in_use};
+use super::stores;
 use crate::model::{Clock, FeeRate};
 use crate::net::cluster;
 use crate::net::gate::Gate;
@@ -33,7 +34,6 @@ use crate::trade::server::{Config, Floor, StartError, TradeServer};
 mod data_dir;
 
 use data_dir::DataDir;
-pub use data_dir::TRADE_DB;
 
 /// How long work in hand may take to finish at the end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -190,6 +190,8 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let chosen = args.share.choose(bind, &args.tls)?;
     let _lock = DataDirLock::take(&args.data_dir)?;
     let has = |service| args.services.contains(&service);
+    // Before anything is made, a certificate or a key too: they would look as if nothing had ever been here.
+    stores::examine_server(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
 
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
@@ -212,7 +214,6 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let executor = Executor::new("request", threads);
     let gate = Gate::new(max_connections);
     let mut listeners = Listeners::default();
-    // Trade first: it finds out whether something of an earlier life is missing, before anything is made.
     let trade =
         if has(Service::Trade) { Some(Trade::start(&args, bind, &executor, &gate, &mut listeners)?) } else { None };
     // The certificate that peers settle by is shown to the shop's clients too, if they ask for TLS and there is
@@ -312,7 +313,7 @@ impl Trade {
             identity: Arc::clone(&data.identity),
             store: Arc::clone(&data.store),
             gateway: data.gateway.clone(),
-            restored: backup::restored_mark(&args.data_dir, Part::Trade),
+            jumps: backup::restored_jumps(&args.data_dir, Part::Trade),
             charged_up_to: data.charged_up_to,
         };
         let server = TradeServer::start(config, floor).map_err(|error| match error {

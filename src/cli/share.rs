@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::shop::{TlsArgs, announce, in_use};
-use super::{auto, name, settings};
+use super::{auto, name, settings, stores};
 use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
 use crate::model::{Clock, Name};
@@ -201,6 +201,8 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let server = find_server(node, args.tls.insecure)?;
     let data_dir = node.data_dir.clone().unwrap_or_else(|| default_data_dir(&name));
     let _lock = DataDirLock::take(&data_dir)?;
+    // Before a certificate is made.
+    stores::examine_node(&data_dir)?;
     let api_ip = api_ip(args.api_bind, true)?;
     let identity = match args.tls.identity(api_ip, &data_dir) {
         Err(_) if !args.tls.tls && args.tls.tls_cert.is_none() => {

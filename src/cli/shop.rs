@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::announce::{AnnounceArgs, Announcer, Served};
-use super::{ready, settings};
+use super::{ready, settings, stores};
 use crate::bank::BuiltinGateway;
 use crate::model::FeeRate;
 use crate::net::budget::Budget;
@@ -165,9 +165,9 @@ impl Product {
         data_dir: &Path,
         hold_timeout: Duration,
     ) -> anyhow::Result<Product> {
-        let lock = DataDirLock::take_part(data_dir, "product")?;
-        let restored = backup::restored_mark(data_dir, Part::Product);
-        let db = Arc::new(ProductDb::open(data_dir, Settings { hold_timeout, restored })?);
+        let lock = DataDirLock::take_part(data_dir, Part::Product.component())?;
+        let jumps = backup::restored_jumps(data_dir, Part::Product);
+        let db = Arc::new(ProductDb::open(data_dir, Settings { hold_timeout, jumps })?);
         take_note(data_dir, Part::Product)?;
         let door = Door::open_product(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
         Ok(Product { db, door, _lock: lock })
@@ -212,11 +212,11 @@ impl Customer {
         session_timeout: Duration,
         fee: FeeRate,
     ) -> anyhow::Result<Customer> {
-        let lock = DataDirLock::take_part(data_dir, "customer")?;
+        let lock = DataDirLock::take_part(data_dir, Part::Customer.component())?;
         let store = Arc::new(Store::open(&data_dir.join(CUSTOMER_DB), customer::MIGRATIONS)?);
         let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
-        let restored = backup::restored_mark(data_dir, Part::Customer);
-        let config = customer::Config { session_timeout, fee, restored, ..customer::Config::default() };
+        let jumps = backup::restored_jumps(data_dir, Part::Customer);
+        let config = customer::Config { session_timeout, fee, jumps, ..customer::Config::default() };
         let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
         take_note(data_dir, Part::Customer)?;
         let door =
@@ -408,6 +408,8 @@ struct Backends {
 /// What kept it from starting, in one line.
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
     refuse_db(args.db.as_deref())?;
+    settings::init_log("info");
+    stores::examine_product(&args.data_dir)?;
     let process = Process::begin(&args.common, &args.data_dir)?;
     let addr = SocketAddr::new(process.bind, args.port);
     let product = Product::start(addr, "--port", &process.floor, &args.data_dir, args.hold_timeout)?;
@@ -423,6 +425,8 @@ pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
 /// What kept it from starting, in one line.
 pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
     refuse_db(args.db.as_deref())?;
+    settings::init_log("info");
+    stores::examine_customer(&args.data_dir)?;
     let process = Process::begin(&args.common, &args.data_dir)?;
     let addr = SocketAddr::new(process.bind, args.port);
     let customer =

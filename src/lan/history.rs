@@ -20,10 +20,10 @@ pub const MESSAGES_MAX: u64 = 10_000;
 /// Most messages that a new one takes with it: more than one, so that what is too much goes.
 const FORGOTTEN_AT_ONCE: u64 = 4;
 /// The file in the data dir.
-const FILE: &str = "lan.db";
+pub const FILE: &str = "lan.db";
 
-/// The index is of the few that are waited for, not of all.
-const MIGRATIONS: &[&str] = &[
+/// How its tables came to be. The index is of the few that are waited for, not of all.
+pub const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE lan_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE lan_message (id INTEGER PRIMARY KEY, at BIGINT NOT NULL, sent BIGINT NOT NULL, kind TEXT NOT NULL,

@@ -77,8 +77,9 @@ pub struct Config {
     pub fee: FeeRate,
     /// The process's clock.
     pub clock: Clock,
-    /// The file is that of a backup: ids of users may have been given out since.
-    pub restored: bool,
+    /// How often the ids of users have to jump: 0 unless some may have been given out that this file does not know
+    /// (it is that of a backup, or a loss was accepted).
+    pub jumps: u64,
 }
 
 impl Default for Config {
@@ -90,7 +91,7 @@ impl Default for Config {
             passwords_at_once: std::thread::available_parallelism().map_or(1, usize::from),
             fee: FeeRate::default(),
             clock: Clock::start(),
-            restored: false,
+            jumps: 0,
         }
     }
 }
@@ -142,8 +143,9 @@ impl CustomerDb {
     /// # Errors
     /// The file cannot be read, or the system gives no thread.
     pub fn open(store: Arc<Store>, gateway: Arc<dyn Gateway>, config: Config) -> Result<CustomerDb, OpenError> {
-        if config.restored {
-            store.write(|tx| store::skip_user_ids(tx, NUMBERS_JUMP))?;
+        if config.jumps > 0 {
+            let count = NUMBERS_JUMP.saturating_mul(config.jumps);
+            store.write(move |tx| store::skip_user_ids(tx, count))?;
         }
         let passwords = Passwords::new(config.password_cost, config.passwords_at_once)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);

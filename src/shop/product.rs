@@ -55,8 +55,9 @@ const NUMBERS_JUMP: i64 = 1 << 32;
 pub struct Settings {
     /// Stock is held for a purchase so long at most, whatever the purchase asks for.
     pub hold_timeout: Duration,
-    /// The file is that of a backup: item ids may have been given out since.
-    pub restored: bool,
+    /// How often the ids of items have to jump: 0 unless some may have been given out that this file does not know
+    /// (it is that of a backup, or a loss was accepted).
+    pub jumps: u64,
 }
 
 /// The product database. Share it in an `Arc`; dropping it closes it.
@@ -95,9 +96,10 @@ impl ProductDb {
     fn without_sweeper(data_dir: &Path, settings: Settings) -> Result<ProductDb, OpenError> {
         let path = data_dir.join(FILE);
         let store = Store::open(&path, MIGRATIONS)?;
-        if settings.restored {
+        if settings.jumps > 0 {
+            let count = NUMBERS_JUMP.saturating_mul(settings.jumps as i64);
             store
-                .write(|tx| store::skip_numbers(tx, NUMBERS_JUMP))
+                .write(move |tx| store::skip_numbers(tx, count))
                 .map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
         }
         let room =

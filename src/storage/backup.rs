@@ -4,7 +4,7 @@
 //! of each opens a snapshot, and the small files beside them (certificate, keys) are read. Then the locks
 //! are let go: servers write on while the snapshots are copied, so that a large backup holds nobody up.
 //!
-//! The archive is a plain tar: the files, then `MANIFEST` with the size and SHA-256 of each, so that one
+//! The archive is a plain tar: the files, then a table of contents with the size and SHA-256 of each, so that one
 //! which was cut short or damaged is told from a whole one. It holds secrets: mode 600.
 
 use std::fs::File;
@@ -16,13 +16,14 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 use serde::{Deserialize, Serialize};
 
+pub use super::accept::{AcceptError, Accepted, accept_loss};
 use super::lock::LOCK_FILE;
 use super::restore::STAGING_DIR;
-pub use super::restore::{Part, clear_restored_mark, restore, restored_mark};
-use super::{files, sqlite};
+pub use super::restore::{Part, clear_restored_mark, restore, restored_jumps};
+use super::{accept, files, manifest, sqlite};
 
 /// The archive's last entry.
-pub(super) const MANIFEST: &str = "p2s2-backup.json";
+pub(super) const CONTENTS: &str = "p2s2-backup.json";
 /// The archive's format; a later one is refused.
 pub(super) const FORMAT: u32 = 1;
 /// Most files in an archive, and deepest folder: a data dir has a dozen files.
@@ -80,18 +81,18 @@ pub enum BackupError {
     },
 }
 
-/// One line of the manifest.
+/// One line of the table of contents.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ManifestFile {
+pub(super) struct ContentsFile {
     pub(super) name: String,
     pub(super) size: u64,
     pub(super) sha256: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub(super) struct Contents {
     pub(super) format: u32,
-    pub(super) files: Vec<ManifestFile>,
+    pub(super) files: Vec<ContentsFile>,
 }
 
 impl BackupError {
@@ -186,7 +187,7 @@ fn write_archive(
 
     let archive = scratch.dir.join("archive");
     let file = files::private().write(true).create_new(true).open(&archive).map_err(io_error(&archive))?;
-    let mut writer = Archive { tar: tar::Builder::new(file), manifest: Manifest { format: FORMAT, files: Vec::new() } };
+    let mut writer = Archive { tar: tar::Builder::new(file), contents: Contents { format: FORMAT, files: Vec::new() } };
     for (name, bytes, mode) in &small {
         writer.add(name, &mut bytes.as_slice(), bytes.len() as u64, *mode, &mut meter)?;
     }
@@ -236,9 +237,11 @@ fn list(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
 /// Whether a file belongs to the running process, not to the data.
 pub(super) fn is_passing(name: &Path) -> bool {
     let text = name.to_string_lossy();
-    [LOCK_FILE, MANIFEST].into_iter().chain(Part::ALL.map(Part::mark)).any(|passing| name == Path::new(passing))
+    [LOCK_FILE, CONTENTS].into_iter().chain(Part::ALL.map(Part::mark)).any(|passing| name == Path::new(passing))
         || text.starts_with(&format!("{LOCK_FILE}-"))
-        || ["-wal", "-shm", "-journal", ".log"].iter().any(|end| text.ends_with(end))
+        || manifest::is_scratch(name)
+        || accept::is_aside(name)
+        || ["-wal", "-shm", "-journal", super::mark::ENDING, ".log"].iter().any(|end| text.ends_with(end))
 }
 
 fn lock(path: &Path) -> Result<Connection, BackupError> {
@@ -329,7 +332,7 @@ impl Meter<'_> {
 
 struct Archive {
     tar: tar::Builder<File>,
-    manifest: Manifest,
+    contents: Contents,
 }
 
 impl Archive {
@@ -352,13 +355,13 @@ impl Archive {
             return Err(BackupError::Io { path: name.to_owned(), error });
         }
         let sha256 = crate::model::secret::hex(source.hash.finish().as_ref());
-        self.manifest.files.push(ManifestFile { name: text.replace('\\', "/"), size, sha256 });
+        self.contents.files.push(ContentsFile { name: text.replace('\\', "/"), size, sha256 });
         Ok(())
     }
 
     fn finish(mut self) -> io::Result<File> {
-        let manifest = serde_json::to_vec_pretty(&self.manifest)?;
-        self.tar.append_data(&mut header(manifest.len() as u64, 0o600), MANIFEST, manifest.as_slice())?;
+        let contents = serde_json::to_vec_pretty(&self.contents)?;
+        self.tar.append_data(&mut header(contents.len() as u64, 0o600), CONTENTS, contents.as_slice())?;
         let mut file = self.tar.into_inner()?;
         file.flush()?;
         Ok(file)

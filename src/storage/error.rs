@@ -14,7 +14,7 @@ pub enum StoreError {
     #[error("the store is busy: too much waits for it")]
     Busy,
     /// The file is damaged.
-    #[error("the store's file is damaged: {0}; restore a backup")]
+    #[error("the store's file is damaged: {0}; restore a backup into an empty data dir")]
     Corrupt(String),
     /// A rule of the tables (unique, foreign key, check) forbids it.
     #[error("a rule of the store forbids it: {0}")]
@@ -33,19 +33,28 @@ impl StoreError {
         StoreError::Unavailable("an earlier change that this one builds on was not stored".to_owned())
     }
 
+    /// A value that was read from a file and is none of those that this program writes there.
+    pub(super) fn in_row_of(self, file: &str) -> StoreError {
+        match self {
+            StoreError::Invalid(detail) => StoreError::Corrupt(format!("{file}: {detail}")),
+            other => other,
+        }
+    }
+
     pub(super) fn closed() -> StoreError {
         StoreError::Unavailable("it is closed".to_owned())
     }
 
-    /// Not `From`: that would put rusqlite into the public interface.
-    pub(super) fn from_sqlite(error: &rusqlite::Error) -> StoreError {
-        let text = one_line(error);
+    /// What SQLite says of a file, which is named: a data dir has several. Not `From`: that would put rusqlite
+    /// into the public interface.
+    pub(super) fn from_sqlite(file: &str, error: &rusqlite::Error) -> StoreError {
+        let text = format!("{file}: {}", one_line(error));
         match error.sqlite_error_code() {
             Some(ErrorCode::ConstraintViolation) => StoreError::Constraint(text),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt(text),
-            Some(ErrorCode::DiskFull) => StoreError::Unavailable("the disk is full".to_owned()),
+            Some(ErrorCode::DiskFull) => StoreError::Unavailable(format!("{file}: the disk is full")),
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-                StoreError::Unavailable("another process holds its lock (a backup?)".to_owned())
+                StoreError::Unavailable(format!("{file}: another process holds its lock (a backup?)"))
             }
             Some(
                 ErrorCode::SystemIoFailure
@@ -66,9 +75,7 @@ impl StoreError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The file is no SQLite database, or its header is damaged.
-    #[error(
-        "{path} is not a database, or its beginning is damaged: move it away, or restore a backup into an empty data dir"
-    )]
+    #[error("{path} is not a database, or its beginning is damaged: {}", way_out(.path))]
     NotADatabase {
         /// The file.
         path: PathBuf,
@@ -79,8 +86,45 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The data dir's manifest names the file, and it is not there.
+    #[error("{path} is missing or empty, but this data dir had it{detail}: {}", way_out(.path))]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What shows that it was there; may be empty.
+        detail: String,
+    },
+    /// The file is one of ours, but not the one that belongs there.
+    #[error("{path} is not the store that belongs there ({detail}): put that one back; or {}", way_out(.path))]
+    Stranger {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        detail: String,
+    },
+    /// The file is whole, but older than what is known to have been on the disk.
+    #[error(
+        "{path} has lost changes that were on the disk (it holds number {holds} and had number {mark}: its log (-wal) \
+         is lost or damaged, or this is an older copy): {}", way_out(.path)
+    )]
+    Behind {
+        /// The file.
+        path: PathBuf,
+        /// The number of the newest change in it.
+        holds: u64,
+        /// The number of the newest change that was known to be on disk.
+        mark: u64,
+    },
+    /// The manifest of the data dir cannot be used.
+    #[error("{path} cannot be used ({detail}): {}", way_out(.path))]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The file is damaged.
-    #[error("{path} is damaged ({detail}): keep a copy of it and restore a backup into an empty data dir")]
+    #[error("{path} is damaged ({detail}): {}", way_out(.path))]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -89,7 +133,8 @@ pub enum OpenError {
     },
     /// A later version of this program has written the file.
     #[error(
-        "{path} was written by a newer version of this program (schema {found}, this one knows {known}): use that version"
+        "{path} was written by a newer version of this program (schema {found}, this one knows {known}): use that \
+         version; or {}", way_out(.path)
     )]
     Newer {
         /// The file.
@@ -159,7 +204,32 @@ pub enum OpenError {
     },
 }
 
+/// What to do about a file that is lost or damaged.
+fn way_out(path: &Path) -> String {
+    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let dir = super::files::parent_of(path).unwrap_or(Path::new(".")).display();
+    format!(
+        "restore a backup into an empty data dir, or accept the loss by `p2s2 admin accept-loss {file} --data-dir {dir}`"
+    )
+}
+
 impl OpenError {
+    /// Whether the file, or something of it, is gone: what an operator may accept.
+    pub fn is_loss(&self) -> bool {
+        use OpenError::{Behind, Corrupt, Foreign, Manifest, Missing, Newer, NotADatabase, Stranger};
+        matches!(
+            self,
+            Missing { .. }
+                | Stranger { .. }
+                | Behind { .. }
+                | Manifest { .. }
+                | NotADatabase { .. }
+                | Corrupt { .. }
+                | Foreign { .. }
+                | Newer { .. }
+        )
+    }
+
     pub(super) fn from_sqlite(path: &Path, error: &rusqlite::Error) -> OpenError {
         let (path, detail) = (path.to_owned(), one_line(error));
         match error.sqlite_error_code() {

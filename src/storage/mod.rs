@@ -14,14 +14,21 @@
 //! | `value.rs` | [`Value`], [`Row`], [`Tx`], [`Reader`]: all that rooms see of a database |
 //! | `sqlite.rs` | the only file that knows SQLite's connections: settings, migrations |
 //! | `error.rs` | [`StoreError`], [`OpenError`] |
+//! | `manifest.rs` | which stores a data dir has |
+//! | `mark.rs` | beside a store: the number of its newest change that is known to be on disk |
+//! | `whole.rs` | whether a data dir is whole, before anything of it is changed |
+//! | `accept.rs` | a loss that an operator accepts |
 //! | `lock.rs` | one server per data dir |
 //! | `backup.rs`, `restore.rs` | one archive of one instant, and back |
 //! | `files.rs` | private files and folders, synced |
 
+mod accept;
 pub mod backup;
 mod error;
 pub(crate) mod files;
 pub mod lock;
+mod manifest;
+mod mark;
 mod readers;
 mod restore;
 mod sqlite;
@@ -35,6 +42,7 @@ mod tests_then;
 mod ticket;
 mod value;
 mod view;
+mod whole;
 mod writer;
 
 pub use error::{OpenError, StoreError};
@@ -44,4 +52,5 @@ pub use store::Store;
 pub use ticket::{Ticket, TicketState};
 pub use value::{Query, Reader, Row, Tx, Value};
 pub use view::View;
+pub use whole::{Expected, check_may_be_absent, examine};
 pub use writer::Chain;

@@ -3,7 +3,7 @@
 //! Everything is unpacked and checked in a folder inside the data dir, and moves to its place only when
 //! all of it is good and synced. Killed in between, that folder remains, and no server starts on it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
@@ -12,15 +12,18 @@ use ring::digest::{Context, SHA256};
 use rusqlite::{Connection, OpenFlags};
 
 use super::backup::{
-    BackupError, DEPTH_MAX, FILES_MAX, FORMAT, MANIFEST, Manifest, database_error, io_error, is_passing,
+    BackupError, CONTENTS, Contents, DEPTH_MAX, FILES_MAX, FORMAT, database_error, io_error, is_passing,
 };
 use super::lock::{DataDirLock, LOCK_FILE};
-use super::{files, sqlite};
+use super::manifest::{Entry, MANIFEST_FILE, Manifest, Stage};
+use super::{files, sqlite, whole};
 
 /// Where a restore works, inside the data dir.
 pub(super) const STAGING_DIR: &str = ".restoring";
-/// The largest manifest that is read: far more than [`FILES_MAX`] files need.
-const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+/// How often the numbers of a part may jump at once: so far that none is ever past what JSON can hold.
+const JUMPS_MAX: u64 = 4096;
+/// The largest table of contents that is read: far more than [`FILES_MAX`] files need.
+const CONTENTS_BYTES_MAX: u64 = 64 << 20;
 
 /// What has numbers of its own in a data dir, and may be served by a process of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,24 @@ pub enum Part {
 impl Part {
     pub(super) const ALL: [Part; 3] = [Part::Trade, Part::Product, Part::Customer];
 
+    /// What a process that serves it alone locks of the data dir.
+    pub fn component(self) -> &'static str {
+        match self {
+            Part::Trade => "trade",
+            Part::Product => "product",
+            Part::Customer => "customer",
+        }
+    }
+
+    /// The stores whose loss makes its numbers jump.
+    pub(super) fn stores(self) -> &'static [&'static str] {
+        match self {
+            Part::Trade => &["trade.db", "bank.db"],
+            Part::Product => &["product.db"],
+            Part::Customer => &["customer.db", "shop-bank.db"],
+        }
+    }
+
     /// The file that says that the data dir was restored, until this part has taken note. Each has its own,
     /// so that none takes note for another.
     pub(super) fn mark(self) -> &'static str {
@@ -47,13 +68,30 @@ impl Part {
     }
 }
 
-/// Whether the data dir comes from a backup and this part has not taken note of that yet.
+/// How far the numbers of this part have to jump, in jumps of its own: 0 unless the data dir comes from a backup,
+/// or an operator has accepted a loss, and this part has not taken note of that yet.
 ///
-/// Numbers that were handed out after the backup's instant are in no file: whoever sees the mark moves
-/// every counter of that part whose numbers are never used twice far ahead, has that on disk, and only then
-/// calls [`clear_restored_mark`].
-pub fn restored_mark(data_dir: &Path, part: Part) -> bool {
-    data_dir.join(part.mark()).exists()
+/// Numbers that were handed out after the backup's instant, or are lost, are in no file: whoever sees the mark
+/// moves every counter of that part whose numbers are never used twice so far ahead, has that on disk, and only
+/// then calls [`clear_restored_mark`]. Each time it is further than all times before it in the life of the data,
+/// so that a store that begins anew does not come to what an earlier one has handed out.
+pub fn restored_jumps(data_dir: &Path, part: Part) -> u64 {
+    match std::fs::read_to_string(data_dir.join(part.mark())) {
+        // Empty in a data dir that an earlier version restored.
+        Ok(text) => text.trim().parse().unwrap_or(1).clamp(1, JUMPS_MAX),
+        Err(error) => u64::from(error.kind() != io::ErrorKind::NotFound),
+    }
+}
+
+/// Notes, durably, how far the numbers of a part have to jump at its next start.
+pub(super) fn note_jump(dir: &Path, part: Part, jumps: u64) -> io::Result<()> {
+    let path = dir.join(part.mark());
+    let new = files::beside(&path, "-new");
+    let mut file = files::private().write(true).create(true).truncate(true).open(&new)?;
+    writeln!(file, "{}", jumps.max(restored_jumps(dir, part)))?;
+    file.sync_all()?;
+    std::fs::rename(&new, &path)?;
+    files::sync_dir(dir)
 }
 
 /// Removes the part's mark, durably.
@@ -84,15 +122,14 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<(), BackupError> {
     let staging = data_dir.join(STAGING_DIR);
     files::create_private_dir(&staging).map_err(io_error(&staging))?;
 
-    let names = unpack(archive, file, &staging)?;
-    for name in names.iter().filter(|name| name.extension().is_some_and(|extension| extension == "db")) {
-        check_database(&staging.join(name), name)?;
+    let mut names = unpack(archive, file, &staging)?;
+    names.extend(name_stores(&staging, &names)?);
+    let manifest = Manifest::read(&staging).map_err(|error| bad_archive(file, error.to_string()))?;
+    let losses = manifest.map_or(1, |manifest| manifest.losses);
+    for part in Part::ALL {
+        note_jump(&staging, part, losses).map_err(io_error(&staging))?;
     }
     let marks = Part::ALL.map(|part| PathBuf::from(part.mark()));
-    for mark in &marks {
-        let mark = staging.join(mark);
-        files::create_private_file(&mark).map_err(io_error(&mark))?;
-    }
     // The marks first: no state in which the databases are there and they are not.
     for name in marks.into_iter().chain(names) {
         let place = data_dir.join(&name);
@@ -112,6 +149,40 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
+fn bad_archive(file: &Path, detail: String) -> BackupError {
+    BackupError::BadArchive { file: file.to_owned(), detail }
+}
+
+/// Checks the stores that were unpacked, gives each an id of its own (it is not the one that was backed up), and
+/// writes the manifest of each folder that has some. An archive of an earlier version has no manifest, and its
+/// stores have no ids: the next start gives them. Which manifests are new.
+fn name_stores(staging: &Path, names: &[PathBuf]) -> Result<Vec<PathBuf>, BackupError> {
+    let mut folders: BTreeMap<PathBuf, Vec<Entry>> = BTreeMap::new();
+    for name in names.iter().filter(|name| name.extension().is_some_and(|extension| extension == "db")) {
+        let id = check_database(&staging.join(name), name)?;
+        let folder = name.parent().unwrap_or(Path::new("")).to_owned();
+        let file = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let entries = folders.entry(folder).or_default();
+        entries.extend(id.map(|id| Entry { file, id, state: Stage::Kept }));
+    }
+    let mut made = Vec::new();
+    for (folder, entries) in folders {
+        let dir = staging.join(&folder);
+        // What it says of stores is of the data dir that was backed up; how often numbers have jumped holds here.
+        let archived = Manifest::read(&dir)
+            .map_err(|error| BackupError::Database { path: folder.join(MANIFEST_FILE), detail: error.to_string() })?;
+        if entries.is_empty() && archived.is_none() {
+            continue;
+        }
+        let losses = archived.as_ref().map_or(0, |archived| archived.losses) + 1;
+        Manifest::new(losses, entries).write(&dir).map_err(io_error(&dir))?;
+        if archived.is_none() {
+            made.push(folder.join(MANIFEST_FILE));
+        }
+    }
+    Ok(made)
+}
+
 fn check_empty(data_dir: &Path) -> Result<(), BackupError> {
     for entry in std::fs::read_dir(data_dir).map_err(io_error(data_dir))? {
         if entry.map_err(io_error(data_dir))?.file_name() != LOCK_FILE {
@@ -121,7 +192,7 @@ fn check_empty(data_dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-/// Writes the archive's files below `staging`, synced, and holds them against the manifest.
+/// Writes the archive's files below `staging`, synced, and holds them against the table of contents.
 fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, BackupError> {
     let bad = |detail: String| BackupError::BadArchive { file: file.to_owned(), detail };
     // Any file may be named by mistake: as long as it is not known to be ours, nothing of it is quoted.
@@ -134,11 +205,11 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
     };
     let stranger = || bad("it holds what no backup of this program holds".to_owned());
     let mut found: HashMap<String, (PathBuf, u64, String)> = HashMap::new();
-    let mut manifest: Option<Manifest> = None;
+    let mut contents: Option<Contents> = None;
     let mut archive = tar::Archive::new(archive);
     for entry in archive.entries().map_err(unreadable)? {
         let mut entry = entry.map_err(unreadable)?;
-        if manifest.is_some() {
+        if contents.is_some() {
             return Err(bad("something follows its table of contents".to_owned()));
         }
         let name = entry.path().map_err(unreadable)?.into_owned();
@@ -146,9 +217,9 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
         if entry.header().entry_type() != tar::EntryType::Regular {
             return Err(stranger());
         }
-        if name == Path::new(MANIFEST) {
-            let read: Result<Manifest, _> = serde_json::from_reader(entry.take(MANIFEST_BYTES_MAX));
-            manifest = Some(read.map_err(|_| bad("its table of contents is damaged".to_owned()))?);
+        if name == Path::new(CONTENTS) {
+            let read: Result<Contents, _> = serde_json::from_reader(entry.take(CONTENTS_BYTES_MAX));
+            contents = Some(read.map_err(|_| bad("its table of contents is damaged".to_owned()))?);
             continue;
         }
         let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
@@ -163,22 +234,21 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
         if let Some(folder) = files::parent_of(&place) {
             files::create_private_dir(folder).map_err(io_error(folder))?;
         }
-        let mode = entry.header().mode().map_err(unreadable)?;
-        let (size, sha256) = write_file(&mut entry, &place, mode).map_err(|error| match error.kind() {
+        let (size, sha256) = write_file(&mut entry, &place).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => stranger(),
             io::ErrorKind::UnexpectedEof => unreadable(error),
             _ => BackupError::Io { path: place.clone(), error },
         })?;
         found.insert(shown.replace('\\', "/"), (name, size, sha256));
     }
-    let Some(manifest) = manifest else {
+    let Some(contents) = contents else {
         return Err(bad("it has no table of contents: it was cut short, or is no backup of this program".to_owned()));
     };
-    if manifest.format != FORMAT {
-        return Err(bad(format!("its format is {}, this version reads {FORMAT}", manifest.format)));
+    if contents.format != FORMAT {
+        return Err(bad(format!("its format is {}, this version reads {FORMAT}", contents.format)));
     }
     let mut names = Vec::new();
-    for listed in manifest.files {
+    for listed in contents.files {
         match found.remove(&listed.name) {
             Some((name, size, sha256)) if size == listed.size && sha256 == listed.sha256 => names.push(name),
             Some(_) => return Err(bad(format!("{:?} is damaged", listed.name))),
@@ -191,8 +261,8 @@ fn unpack(archive: File, file: &Path, staging: &Path) -> Result<Vec<PathBuf>, Ba
     Ok(names)
 }
 
-/// Writes and syncs one new file; its size and SHA-256.
-fn write_file(from: &mut dyn Read, place: &Path, mode: u32) -> io::Result<(u64, String)> {
+/// Writes and syncs one new file, private whatever the archive says of it; its size and SHA-256.
+fn write_file(from: &mut dyn Read, place: &Path) -> io::Result<(u64, String)> {
     let mut to = files::private().write(true).create_new(true).open(place)?;
     let mut hash = Context::new(&SHA256);
     let mut size = 0;
@@ -206,26 +276,28 @@ fn write_file(from: &mut dyn Read, place: &Path, mode: u32) -> io::Result<(u64, 
         to.write_all(&buffer[..read])?;
         size += read as u64;
     }
-    #[cfg(unix)]
-    to.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode & 0o777))?;
-    #[cfg(not(unix))]
-    let _unix_only = mode; // Windows has no such modes
     to.sync_all()?;
     Ok((size, crate::model::secret::hex(hash.finish().as_ref())))
 }
 
-fn check_database(path: &Path, name: &Path) -> Result<(), BackupError> {
+/// The id that a whole database was given, if it has one.
+fn check_database(path: &Path, name: &Path) -> Result<Option<String>, BackupError> {
     let failed = database_error(name);
     let check = || {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         let found = sqlite::integrity(&connection, "integrity_check")?;
+        let id = if found.is_none() { whole::rename_restored(&connection)? } else { None };
         connection.close().map_err(|(_connection, error)| error)?;
-        Ok(found)
+        Ok((found, id))
     };
     match check().map_err(failed)? {
-        None => Ok(()),
-        Some(detail) => Err(BackupError::Database { path: name.to_owned(), detail }),
+        (None, id) => {
+            // Closing has moved the log into the file; that it is synced does not hang on how SQLite is set.
+            File::options().write(true).open(path).and_then(|file| file.sync_all()).map_err(io_error(path))?;
+            Ok(id)
+        }
+        (Some(detail), _) => Err(BackupError::Database { path: name.to_owned(), detail }),
     }
 }
 

@@ -8,7 +8,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, MAIN_DB, OpenFlags, ToSql};
 
+use super::manifest::Stage;
 use super::value::EachRow;
+use super::whole::{self, Identity, Place};
 use super::{OpenError, Reader, Row, StoreError, Tx, Value, files};
 
 /// How long to wait for a lock that another process holds: long enough for a backup.
@@ -21,26 +23,47 @@ const STATEMENTS: usize = 256;
 /// when it is met.
 const CHECK_UP_TO_BYTES: i64 = 1 << 30;
 
-/// Opens or creates the file, checks it, and brings it to the newest schema.
-pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Connection, OpenError> {
+/// A store's file, opened to be written.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    /// As the manifest and the file itself name it.
+    pub(super) id: String,
+    /// The number of its newest change.
+    pub(super) number: u64,
+}
+
+/// Opens or creates the file, checks it, brings it to the newest schema, and names it in the manifest.
+pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Opened, OpenError> {
     if let Some(dir) = files::parent_of(path) {
         files::create_private_dir(dir).map_err(|error| OpenError::from_io(dir, &error))?;
     }
-    if path.is_dir() {
-        return Err(OpenError::Other { path: path.to_owned(), detail: "it is a folder".to_owned() });
+    let is_new = !check_absent_or_there(path)?;
+    let place = Place::of(path)?;
+    let mut id = None;
+    if is_new {
+        place.check_absent()?;
+        id = Some(place.plan(None, true)?);
     }
-    check_log(path)?;
     files::create_private_file(path).map_err(|error| OpenError::from_io(path, &error))?;
+    let mark = place.mark();
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
     let connection = open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
-    if connection.is_readonly(MAIN_DB).map_err(failed)? {
-        // SQLite opens such a file all the same. Told before it makes a log that is as read-only.
-        return Err(OpenError::Permission { path: path.to_owned(), detail: "it may only be read".to_owned() });
-    }
+    check_writable(&connection, path)?;
     open_log_to_owner(path);
 
     // Look before writing anything: what is not ours stays as it is.
-    let (_, fresh) = check(&connection, path, migrations.len() as u64)?;
+    let checked = check(&connection, path, migrations.len() as u64, !whole::was_examined(path))
+        .map_err(|error| place.explain(error))?;
+    let id = match (id, place.stage()) {
+        (Some(id), _) => id,
+        (None, stage) => {
+            place.check_present(checked.identity.as_ref(), mark)?;
+            match stage {
+                Some((Stage::Kept | Stage::Adopting | Stage::Making, id)) => id.to_owned(),
+                _ => place.plan(checked.identity.as_ref(), false)?,
+            }
+        }
+    };
     // From here on it is whole, and its log may be moved into it when it is closed.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(failed)?;
 
@@ -64,29 +87,59 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Connection
     ] {
         connection.pragma_update(None, name, value).map_err(failed)?;
     }
-    if fresh {
+    if checked.is_fresh {
         connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
     }
     migrate(&connection, path, migrations)?;
-    Ok(connection)
+    let number = Identity::settle(&connection, &id, migrations.len()).map_err(failed)?;
+    // Only now may anything be acknowledged that this file holds.
+    place.keep(&id)?;
+    Ok(Opened { connection, id, number })
+}
+
+fn check_writable(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    if connection.is_readonly(MAIN_DB).map_err(|error| OpenError::from_sqlite(path, &error))? {
+        // SQLite opens such a file all the same. Told before it makes a log that is as read-only.
+        return Err(OpenError::Permission { path: path.to_owned(), detail: "it may only be read".to_owned() });
+    }
+    Ok(())
 }
 
 /// Opens a connection that cannot write, to a file that nobody here has opened, and checks it. Nothing
 /// of the file is changed, nor of its log.
 pub(super) fn open_view(path: &Path, known: u64) -> Result<Connection, OpenError> {
+    let (connection, found) = look(path, known, false)?;
+    connection
+        .pragma_update(None, "query_only", "ON")
+        .map_err(|error: rusqlite::Error| OpenError::from_sqlite(path, &error))?;
+    if found < known {
+        return Err(OpenError::Older { path: path.to_owned(), found, known });
+    }
+    Ok(connection)
+}
+
+/// Opens a store that is there and checks it, also against the manifest and its mark; its schema version too.
+/// Nothing of the file is changed, nor of its log. Where it `is_to_be_written` it must be writable, and of this
+/// data dir; one that is only looked at may lie anywhere.
+pub(super) fn look(path: &Path, known: u64, is_to_be_written: bool) -> Result<(Connection, u64), OpenError> {
     check_log(path)?;
+    let place = Place::of(path)?;
+    let mark = place.mark();
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
     // As a writer where that is allowed: who may only read cannot take away the scratch files it needed.
     let connection = open_to_look(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed)?;
-    connection.pragma_update(None, "query_only", "ON").map_err(failed)?;
-    let checked = check(&connection, path, known);
+    if is_to_be_written {
+        check_writable(&connection, path)?;
+    }
+    let checked = check(&connection, path, known, true);
     // Who may only read a file makes what belongs beside it just as read-only, which the server could not
     // use.
     open_log_to_owner(path);
-    match checked? {
-        (found, _) if found < known => Err(OpenError::Older { path: path.to_owned(), found, known }),
-        _ => Ok(connection),
+    let checked = checked.map_err(|error| place.explain(error))?;
+    if is_to_be_written || place.has_manifest() {
+        place.check_present(checked.identity.as_ref(), mark)?;
     }
+    Ok((connection, checked.found))
 }
 
 /// A connection that leaves the log beside the file as it is when it is closed: SQLite's own way is to
@@ -120,6 +173,15 @@ fn check_log(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Whether there is a file with anything in it; what can be no store is an error.
+pub(super) fn check_absent_or_there(path: &Path) -> Result<bool, OpenError> {
+    if path.is_dir() {
+        return Err(OpenError::Other { path: path.to_owned(), detail: "it is a folder".to_owned() });
+    }
+    check_log(path)?;
+    Ok(!files::is_absent(path))
+}
+
 /// What SQLite keeps beside a file has the file's own mode: read-only ones would outlive that mode.
 fn open_log_to_owner(path: &Path) {
     for ending in ["-wal", "-shm"] {
@@ -130,23 +192,50 @@ fn open_log_to_owner(path: &Path) {
     }
 }
 
-/// Whether a file is ours, whole, and not of a later version: its schema version, and whether it is
-/// nobody's yet.
-fn check(connection: &Connection, path: &Path, known: u64) -> Result<(u64, bool), OpenError> {
-    let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+/// What a look at a file has found.
+struct Checked {
+    /// Its schema version.
+    found: u64,
+    /// It is nobody's yet.
+    is_fresh: bool,
+    identity: Option<Identity>,
+}
+
+/// Whether a file is ours, whole, and not of a later version.
+fn check(connection: &Connection, path: &Path, known: u64, with_pages: bool) -> Result<Checked, OpenError> {
+    // All that is asked here is right: an error that is not the disk's is the file's.
+    let failed = |error: rusqlite::Error| match OpenError::from_sqlite(path, &error) {
+        OpenError::Other { path, detail } => OpenError::Corrupt { path, detail },
+        known => known,
+    };
     let found = schema_version(connection).map_err(failed)?;
     let tables: i64 =
         connection.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
     let owner: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(failed)?;
-    let fresh = tables == 0 && found == 0 && owner == 0;
-    if !fresh && owner != APPLICATION_ID {
+    let is_fresh = tables == 0 && found == 0 && owner == 0;
+    if !is_fresh && owner != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    let encoding: String = connection.query_row("PRAGMA encoding", [], |row| row.get(0)).map_err(failed)?;
+    let identity = Identity::of(connection).map_err(failed)?;
+    let corrupt = |detail: String| OpenError::Corrupt { path: path.to_owned(), detail };
+    if encoding != "UTF-8" {
+        return Err(corrupt(format!("its header says that its text is {encoding}")));
+    }
+    if let Some(identity) = &identity
+        && identity.schema != found
+    {
+        let newer = if found > known { ", as of a newer version" } else { "" };
+        let (said, is) = (found as i64, identity.schema);
+        return Err(corrupt(format!("its header says schema {said}{newer}, but it is {is}")));
     }
     if found > known {
         return Err(OpenError::Newer { path: path.to_owned(), found, known });
     }
-    check_pages(connection, path)?;
-    Ok((found, fresh))
+    if with_pages {
+        check_pages(connection, path)?;
+    }
+    Ok(Checked { found, is_fresh, identity })
 }
 
 /// Runs `f` in a read transaction: all its queries see one instant.
@@ -163,7 +252,18 @@ pub(super) fn read_in<T, E: From<StoreError>>(
 /// Runs a statement that answers nothing.
 pub(super) fn run(connection: &Connection, sql: &str) -> Result<(), StoreError> {
     let run = || connection.prepare_cached(sql)?.raw_execute();
-    run().map(|_rows| ()).map_err(|error| StoreError::from_sqlite(&error))
+    run().map(|_rows| ()).map_err(|error| failure(connection, &error))
+}
+
+/// An error of a connection, with the name of its file.
+pub(super) fn failure(connection: &Connection, error: &rusqlite::Error) -> StoreError {
+    StoreError::from_sqlite(file_of(connection), error)
+}
+
+/// The name of a connection's file, without the way to it: it may be told to anybody.
+fn file_of(connection: &Connection) -> &str {
+    let name = connection.path().and_then(|path| Path::new(path).file_name());
+    name.and_then(|name| name.to_str()).unwrap_or("the store")
 }
 
 /// Opens a connection that cannot write, to a file that [`open_writer`] has opened.
@@ -178,7 +278,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         Ok(connection)
     };
-    open().map_err(|error| StoreError::from_sqlite(&error))
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    open().map_err(|error| StoreError::from_sqlite(&file, &error))
 }
 
 fn schema_version(connection: &Connection) -> rusqlite::Result<u64> {
@@ -218,6 +319,9 @@ fn migrate(connection: &Connection, path: &Path, migrations: &[&str]) -> Result<
             if schema_version(connection)? < version {
                 connection.execute_batch(sql)?;
                 connection.pragma_update(None, "user_version", version as i64)?;
+                if whole::has_identity(connection)? {
+                    connection.execute("UPDATE store_identity SET schema = ?1", [version as i64])?;
+                }
             }
             connection.execute_batch("COMMIT")
         };
@@ -253,7 +357,7 @@ fn prepare<'c>(
     sql: &str,
     parameters: &[Value<'_>],
 ) -> Result<CachedStatement<'c>, StoreError> {
-    let failed = |error: rusqlite::Error| StoreError::from_sqlite(&error);
+    let failed = |error: rusqlite::Error| failure(connection, &error);
     let mut statement = connection.prepare_cached(sql).map_err(failed)?;
     // One that is missing would silently be NULL.
     let wanted = statement.parameter_count();
@@ -274,10 +378,14 @@ fn prepare<'c>(
     Ok(statement)
 }
 
-fn each_row(statement: &mut CachedStatement<'_>, each: &mut EachRow<'_>) -> Result<(), StoreError> {
+fn each_row(
+    connection: &Connection,
+    statement: &mut CachedStatement<'_>,
+    each: &mut EachRow<'_>,
+) -> Result<(), StoreError> {
     let mut rows = statement.raw_query();
-    while let Some(row) = rows.next().map_err(|error| StoreError::from_sqlite(&error))? {
-        each(&Row { sqlite: row })?;
+    while let Some(row) = rows.next().map_err(|error| failure(connection, &error))? {
+        each(&Row { sqlite: row }).map_err(|error| error.in_row_of(file_of(connection)))?;
     }
     Ok(())
 }
@@ -287,7 +395,7 @@ pub(super) struct SqliteReader<'c>(pub(super) &'c Connection);
 
 impl Reader for SqliteReader<'_> {
     fn query(&self, sql: &str, parameters: &[Value<'_>], each: &mut EachRow<'_>) -> Result<(), StoreError> {
-        each_row(&mut prepare(self.0, sql, parameters)?, each)
+        each_row(self.0, &mut prepare(self.0, sql, parameters)?, each)
     }
 }
 
@@ -351,7 +459,7 @@ impl Reader for SqliteTx<'_> {
         let mut statement = self.prepare(sql, parameters)?;
         // One that writes and answers (RETURNING) has written as soon as it has begun.
         self.wrote.set(self.wrote.get() || !statement.readonly());
-        each_row(&mut statement, each)
+        each_row(self.connection, &mut statement, each)
     }
 }
 
@@ -359,7 +467,7 @@ impl Tx for SqliteTx<'_> {
     fn execute(&mut self, sql: &str, parameters: &[Value<'_>]) -> Result<u64, StoreError> {
         let rows = self.prepare(sql, parameters)?.raw_execute();
         self.wrote.set(self.wrote.get() || rows.is_ok());
-        rows.map(|rows| rows as u64).map_err(|error| StoreError::from_sqlite(&error))
+        rows.map(|rows| rows as u64).map_err(|error| failure(self.connection, &error))
     }
 }
 
@@ -379,11 +487,11 @@ mod tests {
         let compiled = |connection: &Connection| {
             for kind in 0..5_i64 {
                 let values = [kind.into(), Value::from("a"), Value::from("b"), (kind + 1).into()];
-                each_row(&mut prepare(connection, RANGE, &values).unwrap(), &mut |_| Ok(())).unwrap();
+                each_row(connection, &mut prepare(connection, RANGE, &values).unwrap(), &mut |_| Ok(())).unwrap();
             }
             connection.prepare_cached(RANGE).unwrap().get_status(StatementStatus::RePrepare)
         };
-        let writer = open_writer(&path, &[TERMS]).unwrap();
+        let writer = open_writer(&path, &[TERMS]).unwrap().connection;
         assert_eq!((compiled(&writer), compiled(&open_reader(&path).unwrap())), (0, 0));
         // Without it, they do: else there would be nothing to turn off.
         writer.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, false).unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
+use super::mark::Mark;
 use super::readers::Readers;
 use super::ticket::Verdict;
 use super::writer::{Chain, INDEPENDENT, Shared, Writer};
@@ -26,14 +27,16 @@ pub struct Store {
 
 impl Store {
     /// Opens the file, creates it (mode 600, a new folder 700) if there is none, and brings it to the
-    /// newest schema: `migrations[n]` leads from version n to n + 1, and never changes once released.
+    /// newest schema: `migrations[n]` leads from version n to n + 1, and never changes once released. One that
+    /// was there before, by the folder's manifest, is never made anew.
     ///
     /// # Errors
     /// One line that says what to do; the file is left as it was.
     pub fn open(path: &Path, migrations: &[&str]) -> Result<Store, OpenError> {
-        let connection = sqlite::open_writer(path, migrations)?;
+        let opened = sqlite::open_writer(path, migrations)?;
         let shared = Arc::new(Shared::new());
-        let writer = Writer::new(connection, migrations.len());
+        let mark = Mark::new(path, opened.id.clone());
+        let writer = Writer::new(opened, mark, migrations.len());
         let thread = thread::Builder::new()
             .name("store".to_owned())
             .spawn({

@@ -6,7 +6,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::backup::{BackupError, Part, backup, clear_restored_mark, restore, restored_mark};
+use super::backup::{BackupError, Part, backup, clear_restored_mark, restore, restored_jumps};
 use super::lock::DataDirLock;
 use super::*;
 
@@ -124,7 +124,8 @@ fn what_is_restored_is_what_was_there_and_says_so() {
     restore(&home.out(), &home.restored()).unwrap();
     let again = home.restored();
     let marks = ["restored-customer", "restored-product", "restored-trade"];
-    assert_eq!(names(&again), [&["large.bin", "lock", "one.db"][..], &marks, &["tls", "two.db"]].concat());
+    let whole = [&["large.bin", "lock", "manifest.json", "one.db"][..], &marks, &["tls", "two.db"]];
+    assert_eq!(names(&again), whole.concat());
     assert_eq!(std::fs::read(again.join("tls/key.pem")).unwrap(), b"secret");
     assert_eq!(std::fs::read(again.join("large.bin")).unwrap(), vec![7; 3 << 20]);
     assert_eq!(keys(&Store::open(&again.join("one.db"), &[TABLES]).unwrap()), [1]);
@@ -133,14 +134,25 @@ fn what_is_restored_is_what_was_there_and_says_so() {
         use std::os::unix::fs::PermissionsExt;
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&home.out()), mode(&again)), (0o600, 0o700));
-        assert_eq!((mode(&again.join("tls/key.pem")), mode(&again.join("one.db"))), (0o400, 0o600));
+        assert_eq!((mode(&again.join("tls/key.pem")), mode(&again.join("one.db"))), (0o600, 0o600));
+        assert_eq!(mode(&again.join("tls")), 0o700);
     }
     DataDirLock::take(&again).unwrap();
-    assert!(Part::ALL.iter().all(|part| restored_mark(&again, *part) && !restored_mark(&home.data(), *part)));
+    assert_eq!(Part::ALL.map(|part| restored_jumps(&again, part)), [1; 3]);
+    assert_eq!(Part::ALL.map(|part| restored_jumps(&home.data(), part)), [0; 3]);
     clear_restored_mark(&again, Part::Product).unwrap();
     clear_restored_mark(&again, Part::Product).unwrap();
     // Each takes note for itself.
-    assert_eq!(Part::ALL.map(|part| restored_mark(&again, part)), [true, false, true]);
+    assert_eq!(Part::ALL.map(|part| restored_jumps(&again, part)), [1, 0, 1]);
+    // One that an earlier version has left says nothing more than that it is there.
+    std::fs::write(again.join("restored-product"), "").unwrap();
+    assert_eq!(restored_jumps(&again, Part::Product), 1);
+    // A backup of what was restored: its numbers have jumped before, and jump further.
+    backup(&again, &home.dir.path().join("second.tar"), &mut |_, _| {}).unwrap();
+    let third = home.dir.path().join("third");
+    restore(&home.dir.path().join("second.tar"), &third).unwrap();
+    assert_eq!(Part::ALL.map(|part| restored_jumps(&third, part)), [2; 3]);
+    assert_eq!(keys(&Store::open(&third.join("one.db"), &[TABLES]).unwrap()), [1]);
 }
 
 #[test]
@@ -204,7 +216,7 @@ fn of_what_is_no_archive_of_ours_nothing_is_quoted() {
     let mut other = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(json.len() as u64);
-    other.append_data(&mut header, super::backup::MANIFEST, json.as_bytes()).unwrap();
+    other.append_data(&mut header, super::backup::CONTENTS, json.as_bytes()).unwrap();
     let other = other.into_inner().unwrap();
     let links = archive_with(secret, tar::EntryType::Symlink, b"");
     let mut cut = archive_with(secret, tar::EntryType::Regular, &[b'x'; 4096]);
@@ -280,7 +292,7 @@ fn archive_with(name: &str, kind: tar::EntryType, bytes: &[u8]) -> Vec<u8> {
     let manifest = serde_json::json!({ "format": 1, "files": files }).to_string();
     let mut header = tar::Header::new_gnu();
     header.set_size(manifest.len() as u64);
-    tar.append_data(&mut header, super::backup::MANIFEST, manifest.as_bytes()).unwrap();
+    tar.append_data(&mut header, super::backup::CONTENTS, manifest.as_bytes()).unwrap();
     tar.into_inner().unwrap()
 }
 
@@ -302,6 +314,6 @@ fn archives_that_reach_out_are_refused() {
     {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(home.restored().join("ok")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o777, "no set-user-id from an archive");
+        assert_eq!(mode & 0o7777, 0o600, "an archive does not say who may read");
     }
 }

@@ -14,19 +14,29 @@
 //! 1. it keeps everyone from its memory (its own lock),
 //! 2. [`Store::chain`](super::Store::chain): from then on no change of an older epoch can reach the disk,
 //! 3. [`Store::read`](super::Store::read): the state that all answers so far were built on.
+//!
+//! **The mark.** The store's number counts on about once a second, in a transaction that is made anyway, and once
+//! more when the last changes have no number yet. Once that transaction is synced the number stands in the mark
+//! (`mark.rs`): all that was committed before it is then known to have been on the disk. Between two numbers a
+//! transaction costs nothing more; a number in each would cost every one of them a page.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rusqlite::Connection;
 
-use super::sqlite::SqliteTx;
+use super::mark::Mark;
+use super::sqlite::{self, Opened, SqliteTx};
 use super::ticket::{Batch, Outcome};
 use super::{StoreError, Ticket, Tx};
 
 /// Most changes that wait for the disk; what comes beyond gets [`StoreError::Busy`].
 pub(super) const WAITING_MAX: usize = 65_536;
+
+/// The time between two numbers of a store, and so how old what is lost without a word can be.
+const NUMBER_EVERY: Duration = Duration::from_secs(1);
 
 /// A change, as the writer runs it.
 pub(super) type Change = Box<dyn FnOnce(&mut dyn Tx) -> Result<(), StoreError> + Send>;
@@ -149,22 +159,30 @@ impl Shared {
         self.work.notify_one();
     }
 
-    /// The next transaction's changes, into `changes`; nothing when the store is closed and all is done.
-    fn next(&self, changes: &mut Vec<Waiting>) -> Option<Next> {
+    /// The next transaction's changes, into `changes`, for which it waits until that instant if there is one.
+    fn next(&self, changes: &mut Vec<Waiting>, until: Option<Instant>) -> Woken {
         let mut queue = self.queue.lock();
         while queue.open.is_empty() {
             if queue.closed {
-                return None;
+                return Woken::Closed;
             }
             queue.writer_sleeps = true;
-            self.work.wait(&mut queue);
+            match until {
+                None => self.work.wait(&mut queue),
+                Some(until) => {
+                    if self.work.wait_until(&mut queue, until).timed_out() && queue.open.is_empty() && !queue.closed {
+                        queue.writer_sleeps = false;
+                        return Woken::Idle;
+                    }
+                }
+            }
         }
         queue.writer_sleeps = false;
         std::mem::swap(&mut queue.open, changes);
         let batch = std::mem::replace(&mut queue.batch, Batch::new());
         queue.running = Some(Arc::clone(&batch));
         queue.begun += 1;
-        Some(Next { batch, chain: queue.chain, chain_ends: queue.chain_ends })
+        Woken::Work(Next { batch, chain: queue.chain, chain_ends: queue.chain_ends })
     }
 
     /// Makes a transaction's outcome known. The epoch moves first, so that who learns of a failure
@@ -197,6 +215,15 @@ fn publish(batch: &Batch, outcome: Outcome) {
     }
 }
 
+/// What the writer is woken for.
+enum Woken {
+    Work(Next),
+    /// The time is up, and there is nothing to do.
+    Idle,
+    /// The store is closed, and all is done.
+    Closed,
+}
+
 struct Next {
     batch: Arc<Batch>,
     /// The epoch at its start: only the writer moves it.
@@ -212,19 +239,47 @@ pub(super) struct Writer {
     schema_version: usize,
     /// A commit failed, and its pages may lie in the log all the same; see [`Writer::bury`].
     commit_failed: bool,
+    mark: Mark,
+    /// The store's number on disk.
+    number: u64,
+    /// When it was last counted on, or was to be.
+    numbered_at: Option<Instant>,
+    /// Something was committed since.
+    has_unnumbered: bool,
 }
 
 impl Writer {
-    pub(super) fn new(connection: Connection, schema_version: usize) -> Writer {
-        Writer { connection, schema_version, commit_failed: false }
+    pub(super) fn new(opened: Opened, mark: Mark, schema_version: usize) -> Writer {
+        let Opened { connection, number, id: _ } = opened;
+        Writer {
+            connection,
+            schema_version,
+            commit_failed: false,
+            mark,
+            number,
+            numbered_at: None,
+            has_unnumbered: false,
+        }
     }
 
     /// Runs transactions until the store is closed; gives the connection back.
     pub(super) fn run(mut self, shared: &Shared) -> Connection {
         let guard = FailAll(shared);
+        // It is on disk already; beside a store that had no mark, or a torn one, it stands from now on.
+        self.mark.set(self.number);
         let mut changes = Vec::new();
-        while let Some(next) = shared.next(&mut changes) {
+        loop {
+            let until = self.numbered_at.filter(|_| self.has_unnumbered).map(|at| at + NUMBER_EVERY);
+            let next = match shared.next(&mut changes, until) {
+                Woken::Work(next) => next,
+                Woken::Idle => {
+                    self.count_on();
+                    continue;
+                }
+                Woken::Closed => break,
+            };
             let chained = changes.iter().any(|waiting| waiting.chain == next.chain);
+            let before = self.number;
             let (outcome, chain_broken) = match self.transaction(&mut changes, next.chain) {
                 Ok(done) => (Outcome::Committed(done.failures), done.chain_broken),
                 Err(error) => {
@@ -235,15 +290,54 @@ impl Writer {
             // What a lost transaction did not come to. (Some of it may be a room's: outside the lock.)
             changes.clear();
             shared.finish(&next, outcome, chain_broken);
+            if self.number != before {
+                self.mark.set(self.number);
+            }
+        }
+        if self.has_unnumbered {
+            self.count_on();
         }
         drop(guard);
         self.connection
+    }
+
+    /// Counts on by itself, where no transaction has come that would have. One that fails is tried again with
+    /// the next, or after a while.
+    fn count_on(&mut self) {
+        let before = self.number;
+        self.numbered_at = Some(Instant::now());
+        match self.transaction(&mut Vec::new(), INDEPENDENT) {
+            Ok(_) if self.number != before => self.mark.set(self.number),
+            Ok(_) => {}
+            Err(error) => log::debug!("the store's number was not counted on: {error}"),
+        }
+    }
+
+    /// Counts on within the transaction that is open, if it is time: its number once it is committed.
+    fn number_if_due(&mut self, is_alone: bool) -> Result<Option<u64>, StoreError> {
+        let now = Instant::now();
+        if !is_alone && self.numbered_at.is_some_and(|at| now < at + NUMBER_EVERY) {
+            return Ok(None);
+        }
+        // Also where it fails: not again with each transaction.
+        self.numbered_at = Some(now);
+        let next = self.number + 1;
+        let count_on = || {
+            let mut statement = self.connection.prepare_cached("UPDATE store_identity SET number = ?1")?;
+            statement.execute([next as i64])
+        };
+        match count_on() {
+            Ok(1) => Ok(Some(next)),
+            Ok(rows) => Err(StoreError::Corrupt(format!("{rows} rows name the store instead of one"))),
+            Err(error) => Err(sqlite::failure(&self.connection, &error)),
+        }
     }
 
     /// All changes in one transaction. An error means that none of them is there.
     fn transaction(&mut self, changes: &mut Vec<Waiting>, chain: Chain) -> Result<Done, StoreError> {
         self.bury()?;
         self.execute("BEGIN IMMEDIATE")?;
+        let is_alone = changes.is_empty();
         let mut done = Done { failures: Vec::new(), chain_broken: false };
         for (place, waiting) in (0..).zip(changes.drain(..)) {
             let chained = waiting.chain != INDEPENDENT;
@@ -263,6 +357,13 @@ impl Writer {
                 }
             }
         }
+        let number = match self.number_if_due(is_alone) {
+            Ok(number) => number,
+            Err(error) => {
+                self.roll_back();
+                return Err(error);
+            }
+        };
         if let Err(error) = self.execute("COMMIT") {
             self.roll_back();
             self.commit_failed = true;
@@ -276,6 +377,8 @@ impl Writer {
                 error => StoreError::Unavailable(format!("the commit failed: {error}")),
             });
         }
+        self.has_unnumbered = number.is_none();
+        self.number = number.unwrap_or(self.number);
         Ok(done)
     }
 
@@ -334,7 +437,7 @@ impl Writer {
 
     fn execute(&self, sql: &str) -> Result<(), StoreError> {
         let run = || self.connection.prepare_cached(sql)?.raw_execute();
-        run().map(|_rows| ()).map_err(|error| StoreError::from_sqlite(&error))
+        run().map(|_rows| ()).map_err(|error| sqlite::failure(&self.connection, &error))
     }
 }
 

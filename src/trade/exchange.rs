@@ -235,9 +235,10 @@ impl Slots {
 }
 
 impl<J: Journal> Exchange<J> {
-    /// Builds the exchange from what is on disk. `restored` says that the disk is that of a backup.
-    pub fn load(journal: J, rules: Rules, snapshot: Snapshot, restored: bool, now: Millis) -> (Exchange<J>, Resumed) {
-        let next = snapshot.ceiling.max(SERVER_NUMBERS) + if restored { NUMBERS_JUMP } else { 0 };
+    /// Builds the exchange from what is on disk. `jumps` says how often numbers
+    /// have to jump: not 0 where the disk may not know all that were given out.
+    pub fn load(journal: J, rules: Rules, snapshot: Snapshot, jumps: u64, now: Millis) -> (Exchange<J>, Resumed) {
+        let next = snapshot.ceiling.max(SERVER_NUMBERS) + NUMBERS_JUMP.saturating_mul(jumps);
         let exchange = Exchange {
             journal,
             rules,
@@ -251,7 +252,7 @@ impl<J: Journal> Exchange<J> {
             numbers: Mutex::new(Numbers { next, ceiling: next }),
             settling: Mutex::default(),
         };
-        if restored {
+        if jumps > 0 {
             // On disk before anything else, whether or not a number is asked for.
             exchange.number(1);
         }

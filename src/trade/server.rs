@@ -89,8 +89,9 @@ pub struct Floor {
     pub store: Arc<Store>,
     /// Who charges cards.
     pub gateway: Arc<dyn Gateway>,
-    /// The data dir is that of a backup: numbers must jump.
-    pub restored: bool,
+    /// How often numbers have to jump: 0 unless some may have been given out that the file does not know (it is that
+    /// of a backup, or a loss was accepted).
+    pub jumps: u64,
     /// The largest number of a deal that the gateway knows a charge of. Where trade's own file does not
     /// know that number, it is older than the bank's, and numbers must jump past it.
     pub charged_up_to: Option<u64>,
@@ -258,7 +259,7 @@ fn build(config: &Config, floor: &Floor) -> Result<(Ex, Resumed), StoreError> {
     };
     let journal = StoreJournal::begin(Arc::clone(&floor.store), floor.clock);
     let mut snapshot = floor.store.read(store::load)?;
-    let mut jumps = floor.restored;
+    let mut jumps = floor.jumps;
     if let Some(charged) = floor.charged_up_to
         && charged >= snapshot.ceiling
     {
@@ -269,7 +270,7 @@ fn build(config: &Config, floor: &Floor) -> Result<(Ex, Resumed), StoreError> {
             floor.store.path().display()
         );
         snapshot.ceiling = charged.saturating_add(1);
-        jumps = true;
+        jumps = jumps.max(1);
     }
     Ok(Exchange::load(journal, rules, snapshot, jumps, floor.clock.now()))
 }

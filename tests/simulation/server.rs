@@ -91,8 +91,7 @@ impl World {
         self.starts += 1;
         let skew =
             if self.starts > 1 && self.rng.permille(200) { self.rng.range(0, 120_000) as i64 - 60_000 } else { 0 };
-        let (exchange, resumed) =
-            Exchange::load(self.disk.clone(), rules(), self.disk.snapshot(), false, self.clock(skew));
+        let (exchange, resumed) = Exchange::load(self.disk.clone(), rules(), self.disk.snapshot(), 0, self.clock(skew));
         self.server = Some(Server {
             exchange,
             waiting: Vec::new(),
@@ -149,7 +148,7 @@ impl World {
         self.tally.store_failures += 1;
         self.disk.fail();
         let now = self.server_now();
-        let (exchange, resumed) = Exchange::load(self.disk.clone(), rules(), self.disk.snapshot(), false, now);
+        let (exchange, resumed) = Exchange::load(self.disk.clone(), rules(), self.disk.snapshot(), 0, now);
         let Some(server) = &mut self.server else { return };
         server.exchange = exchange;
         server.leavers.clear();

@@ -26,7 +26,7 @@ const SCHEMA: &str = "
 ";
 
 /// From an empty file to this version.
-const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA];
+pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA];
 
 /// A user of this node.
 #[derive(Debug, Clone)]

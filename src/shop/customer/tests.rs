@@ -177,14 +177,14 @@ fn ids_are_never_given_twice_not_even_after_a_backup() {
     let mut db = Db::new();
     let id = |db: &mut Db, role, name: &str| db.create(role, name).unwrap().user_id;
     assert_eq!((id(&mut db, Role::Buyer, "a"), id(&mut db, Role::Buyer, "b")), (1, 2));
-    db.config.restored = true;
+    db.config.jumps = 1;
     db.restart();
     // Of each role, also of one that nobody had.
     assert_eq!(id(&mut db, Role::Buyer, "c"), 3 + NUMBERS_JUMP);
     assert_eq!(id(&mut db, Role::Seller, "c"), 1 + NUMBERS_JUMP);
     // It jumps once more, should nobody have noted that it did.
     db.restart();
-    db.config.restored = false;
+    db.config.jumps = 0;
     db.restart();
     assert_eq!(id(&mut db, Role::Buyer, "d"), 4 + 2 * NUMBERS_JUMP);
     assert_eq!(id(&mut db, Role::Buyer, "e"), 5 + 2 * NUMBERS_JUMP);

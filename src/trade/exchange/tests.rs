@@ -104,7 +104,7 @@ fn rules() -> Rules {
 impl World {
     fn new() -> World {
         let now = Millis(1_000_000_000);
-        let (exchange, _) = Exchange::load(Memory::default(), rules(), Snapshot::default(), false, now);
+        let (exchange, _) = Exchange::load(Memory::default(), rules(), Snapshot::default(), 0, now);
         World {
             exchange,
             now,
@@ -231,7 +231,7 @@ impl World {
     fn reload(&mut self) -> Resumed {
         let journal = self.exchange.journal().clone();
         let snapshot = journal.snapshot();
-        let (exchange, resumed) = Exchange::load(journal, rules(), snapshot, false, self.now);
+        let (exchange, resumed) = Exchange::load(journal, rules(), snapshot, 0, self.now);
         self.exchange = exchange;
         resumed
     }

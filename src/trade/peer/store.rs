@@ -10,9 +10,10 @@ use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{Chain, OpenError, Query, Store, StoreError, Ticket, Tx};
 
 /// The file in the data dir.
-const FILE: &str = "peer.db";
+pub const FILE: &str = "peer.db";
 
-const MIGRATIONS: &[&str] = &["
+/// How its tables came to be.
+pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE items (name TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE deals (rq BIGINT PRIMARY KEY, side TEXT NOT NULL, body TEXT NOT NULL);

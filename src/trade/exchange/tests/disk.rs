@@ -68,7 +68,7 @@ fn a_number_is_never_given_twice() {
     let highest = *seen.iter().max().unwrap();
     let journal = world.exchange.journal().clone();
     let snapshot = journal.snapshot();
-    let (restored, _) = Exchange::load(journal.clone(), rules(), snapshot, true, world.now);
+    let (restored, _) = Exchange::load(journal.clone(), rules(), snapshot, 1, world.now);
     assert!(restored.number(1) > highest + (1 << 35), "a backup does not know what was given since");
     let snapshot = journal.snapshot();
     assert!(snapshot.ceiling > highest + (1 << 35), "on disk at once");
@@ -125,7 +125,7 @@ fn the_fee_is_that_of_the_moment_of_buy() {
     let other_rate = || Rules { fee: FeeRate::parse_percent("25").unwrap(), ..rules() };
     let reload = |world: &mut World, snapshot| {
         let journal = world.exchange.journal().clone();
-        world.exchange = Exchange::load(journal, other_rate(), snapshot, false, world.now).0;
+        world.exchange = Exchange::load(journal, other_rate(), snapshot, 0, world.now).0;
     };
     let snapshot = world.exchange.journal().snapshot();
     reload(&mut world, snapshot);
