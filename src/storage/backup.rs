@@ -2,11 +2,13 @@
 //!
 //! Every database is locked for writing, in one fixed order; with all locks held, a second connection
 //! of each opens a snapshot, and the small files beside them (certificate, keys) are read. Then the locks
-//! are let go: servers write on while the snapshots are copied, so that a large backup holds nobody up.
+//! are let go: servers write on while the snapshots are copied, so that a large backup holds nobody up. On a disk
+//! that nobody can write to, the files are copied as they are: SQLite could not even read the log of one there.
 //!
 //! The archive is a plain tar: the files, then a table of contents with the size and SHA-256 of each, so that one
 //! which was cut short or damaged is told from a whole one. It holds secrets: mode 600.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ pub use super::accept::{AcceptError, Accepted, accept_loss};
 use super::lock::LOCK_FILE;
 use super::restore::STAGING_DIR;
 pub use super::restore::{Part, clear_restored_mark, restore, restored_jumps};
-use super::{accept, files, manifest, sqlite};
+use super::{OpenError, accept, files, manifest, sqlite, whole};
 
 /// The archive's last entry.
 pub(super) const CONTENTS: &str = "p2s2-backup.json";
@@ -60,6 +62,9 @@ pub enum BackupError {
         /// What is wrong with it.
         detail: String,
     },
+    /// A store of the data dir is lost, or has lost something.
+    #[error(transparent)]
+    Lost(#[from] OpenError),
     /// A database could not be copied or is damaged.
     #[error("database {path}: {detail}")]
     Database {
@@ -134,10 +139,18 @@ pub fn backup(data_dir: &Path, out_file: &Path, progress: &mut dyn FnMut(u64, u6
     if databases.is_empty() {
         return Err(BackupError::NoData(data_dir.to_owned()));
     }
+    check_all_there(data_dir, &databases)?;
     let scratch = Scratch::new(folder, out_file).map_err(|error| error.at(out_file))?;
 
-    let locks = databases.iter().map(|name| lock(&data_dir.join(name))).collect::<Result<Vec<_>, _>>()?;
-    let snapshots = databases.iter().map(|name| Snapshot::take(data_dir, name)).collect::<Result<Vec<_>, _>>()?;
+    let (locks, snapshots) = if is_on_read_only_disk(&data_dir.join(&databases[0])) {
+        let copy = |name: &PathBuf| Snapshot::of_read_only(data_dir, name, &scratch);
+        let snapshots = databases.iter().map(copy).collect::<Result<Vec<_>, _>>();
+        (Vec::new(), snapshots.map_err(|error| error.at(out_file))?)
+    } else {
+        let locks = databases.iter().map(|name| lock(&data_dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+        let take = |name: &PathBuf| Snapshot::take(data_dir, name);
+        (locks, databases.iter().map(take).collect::<Result<Vec<_>, _>>()?)
+    };
     let mut small = Vec::new();
     let mut large = Vec::new();
     for name in others {
@@ -244,6 +257,21 @@ pub(super) fn is_passing(name: &Path) -> bool {
         || ["-wal", "-shm", "-journal", super::mark::ENDING, ".log"].iter().any(|end| text.ends_with(end))
 }
 
+/// Whether all stores are there that the manifests beside them name: a backup of the rest would hide the loss.
+fn check_all_there(data_dir: &Path, databases: &[PathBuf]) -> Result<(), BackupError> {
+    let folders: BTreeSet<&Path> = databases.iter().filter_map(|name| name.parent()).chain([Path::new("")]).collect();
+    for folder in folders {
+        manifest::check_all_there(&data_dir.join(folder))?;
+    }
+    Ok(())
+}
+
+/// Whether nobody can write to the disk of a file. It is not opened by anybody here yet.
+fn is_on_read_only_disk(path: &Path) -> bool {
+    let opened = File::options().write(true).open(path);
+    opened.is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem)
+}
+
 fn lock(path: &Path) -> Result<Connection, BackupError> {
     let refused = |detail: &str| BackupError::Database { path: path.to_owned(), detail: detail.to_owned() };
     if sqlite::has_only_a_log(path) {
@@ -255,6 +283,7 @@ fn lock(path: &Path) -> Result<Connection, BackupError> {
         return Err(refused("it may only be read: run as its owner"));
     }
     connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+    whole::check_snapshot(path, &connection)?;
     Ok(connection)
 }
 
@@ -280,6 +309,39 @@ impl Snapshot {
         };
         let (connection, bytes) = take().map_err(database_error(&path))?;
         Ok(Snapshot { name: name.to_owned(), path, connection, bytes })
+    }
+
+    /// A copy of the file and its log, which nobody can be changing.
+    fn of_read_only(data_dir: &Path, name: &Path, scratch: &Scratch) -> Result<Snapshot, BackupError> {
+        let path = data_dir.join(name);
+        if sqlite::has_only_a_log(&path) {
+            let detail = "it is empty, but its log beside it (-wal) is not".to_owned();
+            return Err(BackupError::Database { path, detail });
+        }
+        let copy = scratch.dir.join(name);
+        if let Some(folder) = files::parent_of(&copy) {
+            files::create_private_dir(folder).map_err(io_error(folder))?;
+        }
+        for ending in ["", "-wal"] {
+            let (from, to) = (files::beside(&path, ending), files::beside(&copy, ending));
+            let copied = || {
+                let mut to = files::private().write(true).create_new(true).open(&to)?;
+                io::copy(&mut File::open(&from)?, &mut to)
+            };
+            match copied() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !ending.is_empty() => {
+                    std::fs::remove_file(&to).map_err(io_error(&to))?;
+                }
+                result => drop(result.map_err(io_error(&to))?),
+            }
+        }
+        let snapshot = Snapshot::take(&scratch.dir, name).map_err(|error| match error {
+            // Of the file that it is a copy of.
+            BackupError::Database { detail, .. } => BackupError::Database { path: path.clone(), detail },
+            other => other,
+        })?;
+        whole::check_snapshot(&path, &snapshot.connection)?;
+        Ok(Snapshot { path, ..snapshot })
     }
 
     fn copy_to(&self, copy: &Path, meter: &mut Meter<'_>) -> Result<(), BackupError> {

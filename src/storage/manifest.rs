@@ -149,6 +149,16 @@ impl Manifest {
     }
 }
 
+/// Whether all stores of a folder are there that its manifest asks for.
+pub(super) fn check_all_there(dir: &Path) -> Result<(), OpenError> {
+    let Some(manifest) = Manifest::read(dir)? else { return Ok(()) };
+    let is_missing = |entry: &&Entry| entry.state == Stage::Kept && files::is_absent(&dir.join(&entry.file));
+    match manifest.stores.iter().find(is_missing) {
+        Some(entry) => Err(OpenError::Missing { path: dir.join(&entry.file), detail: String::new() }),
+        None => Ok(()),
+    }
+}
+
 /// A new store's id.
 pub(super) fn new_id() -> String {
     secret::random_hex::<16>()

@@ -39,6 +39,8 @@ mod tests;
 mod tests_backup;
 #[cfg(test)]
 mod tests_then;
+#[cfg(test)]
+mod tests_whole;
 mod ticket;
 mod value;
 mod view;

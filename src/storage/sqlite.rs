@@ -58,6 +58,7 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Opened, Op
         (Some(id), _) => id,
         (None, stage) => {
             place.check_present(checked.identity.as_ref(), mark)?;
+            checked.check_known(path, migrations.len() as u64)?;
             match stage {
                 Some((Stage::Kept | Stage::Adopting | Stage::Making, id)) => id.to_owned(),
                 _ => place.plan(checked.identity.as_ref(), false)?,
@@ -139,6 +140,7 @@ pub(super) fn look(path: &Path, known: u64, is_to_be_written: bool) -> Result<(C
     if is_to_be_written || place.has_manifest() {
         place.check_present(checked.identity.as_ref(), mark)?;
     }
+    checked.check_known(path, known)?;
     Ok((connection, checked.found))
 }
 
@@ -201,7 +203,18 @@ struct Checked {
     identity: Option<Identity>,
 }
 
-/// Whether a file is ours, whole, and not of a later version.
+impl Checked {
+    /// Whether it is not of a later version. To be asked once it is known whose file it is: that of another store
+    /// may well have more versions.
+    fn check_known(&self, path: &Path, known: u64) -> Result<(), OpenError> {
+        if self.found > known {
+            return Err(OpenError::Newer { path: path.to_owned(), found: self.found, known });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file is ours, and whole. `known` is only for what is said of it.
 fn check(connection: &Connection, path: &Path, known: u64, with_pages: bool) -> Result<Checked, OpenError> {
     // All that is asked here is right: an error that is not the disk's is the file's.
     let failed = |error: rusqlite::Error| match OpenError::from_sqlite(path, &error) {
@@ -228,9 +241,6 @@ fn check(connection: &Connection, path: &Path, known: u64, with_pages: bool) -> 
         let newer = if found > known { ", as of a newer version" } else { "" };
         let (said, is) = (found as i64, identity.schema);
         return Err(corrupt(format!("its header says schema {said}{newer}, but it is {is}")));
-    }
-    if found > known {
-        return Err(OpenError::Newer { path: path.to_owned(), found, known });
     }
     if with_pages {
         check_pages(connection, path)?;

@@ -175,6 +175,18 @@ impl Place {
     }
 }
 
+/// Whether a store that is about to be backed up is the one that the manifest beside it names, and holds what its
+/// mark says. A store without a manifest comes from an earlier version.
+pub(super) fn check_snapshot(path: &Path, connection: &Connection) -> Result<(), OpenError> {
+    let place = Place::of(path)?;
+    if !place.has_manifest() {
+        return Ok(());
+    }
+    let mark = place.mark();
+    let found = Identity::of(connection).map_err(|error| OpenError::from_sqlite(path, &error))?;
+    place.check_present(found.as_ref(), mark)
+}
+
 /// One of the stores that a start opens.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use serde_json::json;
 
 use crate::disk::assert_refused;
-use crate::support::{DECLINED_CARD, GOOD_CARD, Peer, Server, reserved, settle};
+use crate::support::{DECLINED_CARD, GOOD_CARD, Peer, Server, program, reserved, settle};
 
 /// A purchase of two new peers for this many dollars; whether it was paid.
 fn purchase(server: &Server, tag: &str, dollars: f64, card: &str) -> bool {
@@ -50,6 +50,20 @@ fn sold_one() -> tempfile::TempDir {
     dir
 }
 
+/// Gives up what a file has lost.
+fn accept_loss(state: &Path, file: &str) {
+    let output = program("admin").args(["accept-loss", file, "--data-dir"]).arg(state).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Has a store say that it is the one that the manifest names.
+fn as_one_of(state: &Path, file: &str) {
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(state.join("manifest.json")).unwrap()).unwrap();
+    let id = manifest["stores"].as_array().unwrap().iter().find(|store| store["file"] == file).unwrap()["id"].clone();
+    let store = Connection::open(state.join(file)).unwrap();
+    store.execute("UPDATE store_identity SET id = ?1", [id.as_str().unwrap()]).unwrap();
+}
+
 #[test]
 fn without_trades_file_no_server_starts_beside_what_is_left() {
     let dir = sold_one();
@@ -64,9 +78,9 @@ fn without_trades_file_no_server_starts_beside_what_is_left() {
             }
         }
         fs::write(state.join("trade.db"), "").unwrap();
-        assert_refused(&state, &["trade.db", "missing or empty", "restore a backup", "remove all of"]);
+        assert_refused(&state, &["trade.db", "missing or empty", "restore a backup", "accept-loss trade.db"]);
         fs::remove_file(state.join("trade.db")).unwrap();
-        assert_refused(&state, &["trade.db", "missing or empty", "restore a backup", "remove all of"]);
+        assert_refused(&state, &["trade.db", "missing or empty", "restore a backup", "accept-loss trade.db"]);
     }
     // All of it is there again, and it goes on.
     for (file, bytes) in [("trade.db", &whole), ("bank.db", &bank), ("identity.pem", &identity)] {
@@ -91,7 +105,7 @@ fn trade_begins_beside_what_other_services_made_before() {
     assert_eq!(fs::read(&identity).unwrap(), made, "who knows it knows it still");
     // What trade itself has left behind is a sign as before.
     fs::remove_file(state.join("trade.db")).unwrap();
-    assert_refused(&state, &["trade.db", "missing or empty", "bank.db"]);
+    assert_refused(&state, &["trade.db", "missing or empty", "accept-loss"]);
 }
 
 #[test]
@@ -112,15 +126,31 @@ fn a_first_start_that_was_cut_off_is_no_loss() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     assert_eq!(Server::start_in(dir.path(), &[], &[]).stop(), 0);
-    // The files in the order in which they are made, cut off before each.
-    for cut in [&["identity.pem"][..], &["bank.db", "identity.pem"], &["trade.db", "bank.db", "identity.pem"]] {
+    // The stores in the order in which they are made, cut off before each: planned, and not there yet or empty.
+    for cut in [&["users.db"][..], &["bank.db", "users.db"], &["trade.db", "bank.db", "users.db"]] {
+        let path = state.join("manifest.json");
+        let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for store in manifest["stores"].as_array_mut().unwrap() {
+            if cut.contains(&store["file"].as_str().unwrap()) {
+                store["state"] = json!("making");
+            }
+        }
+        fs::write(&path, manifest.to_string()).unwrap();
         for file in cut {
             fs::remove_file(state.join(file)).unwrap();
+            fs::remove_file(state.join(format!("{file}-mark"))).unwrap();
         }
+        fs::write(state.join(cut[0]), "").unwrap();
+        fs::remove_file(state.join("identity.pem")).unwrap();
         let server = Server::start_in(dir.path(), &[], &[]);
         assert!(!server.log().contains("WARN"), "{}", server.log());
         assert_eq!(server.stop(), 0);
     }
+    // Cut off before the manifest, there is nothing at all.
+    fs::remove_dir_all(&state).unwrap();
+    fs::create_dir(&state).unwrap();
+    fs::write(state.join("manifest.json-new"), "{").unwrap();
+    assert_eq!(Server::start_in(dir.path(), &[], &[]).stop(), 0);
 }
 
 #[test]
@@ -155,6 +185,8 @@ fn beside_an_older_file_of_trade_no_charge_is_taken_for_another() {
     assert_eq!(first.len(), 3);
 
     fs::write(state.join("trade.db"), older).unwrap();
+    assert_refused(&state, &["trade.db", "has lost changes", "accept-loss trade.db"]);
+    accept_loss(&state, "trade.db");
     let server = Server::start_in(dir.path(), &[], &[]);
     assert!(server.log().contains("older than the bank's"), "{}", server.log());
     assert!(!purchase(&server, "oven", 45.0, DECLINED_CARD), "sold for a card that must be declined");
@@ -199,6 +231,11 @@ fn a_settlement_that_an_older_file_of_trade_remembers_is_brought_to_its_end() {
     let restored = crate::support::program("admin").arg("restore").arg(&archive).arg("--data-dir").arg(&again).output();
     assert!(restored.unwrap().status.success());
     fs::copy(again.join("trade.db"), state.join("trade.db")).unwrap();
+    // One that a restore has made is another store.
+    assert_refused(&state, &["trade.db", "of another data dir"]);
+    as_one_of(&state, "trade.db");
+    assert_refused(&state, &["trade.db", "has lost changes"]);
+    accept_loss(&state, "trade.db");
     // The bank's word counts: it was paid, and with this price.
     let server = Server::start_in(dir.path(), &["--trade-port", &port], &[]);
     assert_eq!(bob.ended(rq)["state"], "completed");

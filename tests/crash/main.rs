@@ -13,3 +13,4 @@ mod powercut;
 mod rng;
 mod shim;
 mod traders;
+mod whole;

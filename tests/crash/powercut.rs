@@ -105,8 +105,9 @@ impl Recording {
         log.after(cut, any_unsynced(rng), rng)
     }
 
-    /// Builds the folder, starts a server on it, and checks. Panics if a promise was broken.
-    fn survives(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> money::Counted {
+    /// Builds the folder, starts a server on it, and checks. Panics if a promise was broken; a mark that were ahead
+    /// of its store would be one, for then no server starts. Whether there was a mark to be ahead, too.
+    fn survives(&self, cut: usize, unsynced: Unsynced, rng: &mut Rng) -> (money::Counted, bool) {
         let mut claims = self.claims(cut);
         let log_length = self.log.events.get(cut).map_or(u64::MAX, |(before, _)| *before);
         let mut files = self.log.after(cut, unsynced, rng);
@@ -115,6 +116,7 @@ impl Recording {
         }
         let dir = tempfile::tempdir().unwrap();
         lay_out(&files, &dir.path().join("state"));
+        let is_marked = check_marks(&files, &dir.path().join("state"));
         let server = Server::start_in(dir.path(), &args(self.plaintext), &[]);
         // From its DE-REGISTER to the answer nobody knows whether a peer has left.
         let in_limbo = |who: usize| self.roster.peers[who].leaving_from.is_some_and(|from| from < log_length);
@@ -122,7 +124,7 @@ impl Recording {
         claims.check_fresh_numbers(server.addr);
         let state = server.state_dir();
         assert_eq!(server.stop(), 0);
-        money::check(&state, &claims, &self.roster)
+        (money::check(&state, &claims, &self.roster), is_marked)
     }
 }
 
@@ -142,6 +144,35 @@ fn lay_out(files: &BTreeMap<String, Vec<u8>>, state: &Path) {
     }
 }
 
+/// No mark may be ahead of what its store holds. Whether one said anything that a start might have refused.
+fn check_marks(files: &BTreeMap<String, Vec<u8>>, state: &Path) -> bool {
+    let mut is_marked = false;
+    // Looked at in a folder of its own: SQLite would move the log into the file.
+    let copy = tempfile::tempdir().unwrap();
+    for (name, content) in files.iter().filter(|(name, _)| name.contains(".db") && !name.ends_with("-mark")) {
+        fs::write(copy.path().join(name), content).unwrap();
+    }
+    for store in files.keys().filter(|name| name.ends_with(".db")) {
+        let Some(mark) = files.get(&format!("{store}-mark")) else { continue };
+        // `p2s2-mark 1 ID NUMBER CHECKSUM`; torn ones are not whole.
+        let text = String::from_utf8_lossy(mark);
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        let [_, _, id, number, _] = words[..] else { continue };
+        let Ok(number) = number.parse::<i64>() else { continue };
+        let holds = || {
+            let file = rusqlite::Connection::open(copy.path().join(store))?;
+            file.query_row("SELECT id, number FROM store_identity", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        };
+        let (known, holds): (String, i64) = holds().unwrap_or_else(|error: rusqlite::Error| {
+            panic!("{store} has a mark and no number in {}: {error}", state.display())
+        });
+        // One that the cut has torn may be readable by chance in part, but not with another store's id.
+        assert!(known != id || number <= holds, "{store}: its mark says {number}, it holds {holds}");
+        is_marked |= known == id && number > 0;
+    }
+    is_marked
+}
+
 fn any_unsynced(rng: &mut Rng) -> Unsynced {
     match rng.below(100) {
         0..25 => Unsynced::Lost,
@@ -158,8 +189,8 @@ fn what_was_said_before_a_power_cut_holds_after_it() {
     }
     let seed = Seed::of_this_run();
     let mut rng = Rng::new(seed.0);
-    let cuts = scaled(100);
-    let (mut captured, mut told, mut longest) = (0, 0, 0);
+    let cuts = scaled(200);
+    let (mut captured, mut told, mut marked, mut longest) = (0, 0, 0, 0);
     for plaintext in [true, false] {
         let recording = record(scaled(150), plaintext, None, &mut rng);
         longest = longest.max(recording.log.events.len());
@@ -167,19 +198,25 @@ fn what_was_said_before_a_power_cut_holds_after_it() {
             let (cut, unsynced) = (recording.any_cut(&mut rng), any_unsynced(&mut rng));
             let mut chance = rng.fork();
             let survives = || recording.survives(cut, unsynced, &mut chance);
-            captured += panic::catch_unwind(AssertUnwindSafe(survives))
-                .unwrap_or_else(|_| {
-                    panic!("the cut after event {cut} of {}, {unsynced:?}: see above", recording.log.events.len())
-                })
-                .captured;
+            let (counted, is_marked) = panic::catch_unwind(AssertUnwindSafe(survives)).unwrap_or_else(|_| {
+                panic!("the cut after event {cut} of {}, {unsynced:?}: see above", recording.log.events.len())
+            });
+            captured += counted.captured;
+            marked += usize::from(is_marked);
             told += recording.claims(cut).sizes().1;
         }
         // And one after everything: the whole story.
         let end = recording.log.events.len();
-        let counted = recording.survives(end, Unsynced::Lost, &mut rng);
+        let (counted, _) = recording.survives(end, Unsynced::Lost, &mut rng);
         assert!(counted.captured > 0, "nothing was ever bought");
+        // And one of which all is kept, marks too, though nobody has ever synced one.
+        let (_, is_marked) = recording.survives(end, Unsynced::Kept, &mut rng);
+        assert!(is_marked, "no store has a mark");
     }
-    println!("{cuts} cuts of up to {longest} events: {told} deals' sides and {captured} captured charges stood");
+    assert!(marked > 0, "no cut has left a mark");
+    println!(
+        "{cuts} cuts of up to {longest} events: {told} deals' sides and {captured} captured charges stood; {marked} had marks"
+    );
 }
 
 #[test]
