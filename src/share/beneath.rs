@@ -265,7 +265,8 @@ mod system {
         use rustix::fs::{ResolveFlags, openat2};
         use rustix::io::Errno;
         let no_links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        match openat2(CWD, path, how, Mode::empty(), no_links) {
+        // Without NOFOLLOW: with it a link where a folder is expected is told as "not a directory".
+        match openat2(CWD, path, how.difference(OFlags::NOFOLLOW), Mode::empty(), no_links) {
             // A kernel before 5.6, or a sandbox that does not know the call (some say EPERM then).
             Err(Errno::NOSYS | Errno::PERM) => step_by_step(path, how),
             done => Ok(done?),

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::wire::answers::Answer;
+use super::wire::answers::{Answer, Held};
 use super::wire::{
-    FileEntry, FileName, HostEntry, Hostname, List, Listing, Ping, Publish, Register, Request, Unpublish, Wanted,
-    requests,
+    FileEntry, FileName, HostEntry, Hostname, List, Listing, Ping, Publish, Register, Request, Seconds, Unpublish,
+    Wanted, requests,
 };
 use crate::model::Name;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
@@ -163,7 +163,27 @@ impl RegistryClient {
     /// # Errors
     /// [`RegistryError`].
     pub fn request(&self, fname: &FileName) -> Result<Vec<HostEntry>, RegistryError> {
-        let answer = self.ask(&Request::Request(Wanted { fname: fname.clone() }), &["FOUND", "NOTFOUND"])?;
+        let wanted = Wanted { fname: fname.clone(), size: None, modified: None };
+        Ok(self.wanted(wanted)?.into_iter().map(|held| held.host).collect())
+    }
+
+    /// REQUEST with a size: some files of others with that name or that size, the most alike first. (An older registry
+    /// knows of the name alone.)
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub fn alike(
+        &self,
+        fname: &FileName,
+        size: u64,
+        modified: Option<Seconds>,
+    ) -> Result<Vec<(FileName, HostEntry)>, RegistryError> {
+        let held = self.wanted(Wanted { fname: fname.clone(), size: Some(size), modified })?;
+        Ok(held.into_iter().map(|held| (held.fname.unwrap_or_else(|| fname.clone()), held.host)).collect())
+    }
+
+    fn wanted(&self, wanted: Wanted) -> Result<Vec<Held>, RegistryError> {
+        let answer = self.ask(&Request::Request(wanted), &["FOUND", "NOTFOUND"])?;
         answer.hosts.ok_or_else(|| self.improper("REQUEST: hosts are missing"))
     }
 

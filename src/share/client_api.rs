@@ -13,7 +13,7 @@ use super::folders::PathError;
 use super::node::fetches::Wish;
 use super::node::nodes::Nodes;
 use super::node::{Node, NodeError};
-use super::wire::{FILE_SIZE_MAX, FileName};
+use super::wire::{FILE_SIZE_MAX, FileName, Seconds};
 use crate::model::{Name, Token};
 use crate::net::http::{
     self, Body, Fields, HeaderMap, Method, Refusal, Request, Response, StatusCode, bearer, query_pairs, segments,
@@ -52,6 +52,9 @@ impl ClientApi {
         let post = request.method == Method::POST;
         match path {
             ["register" | "login"] if post => return self.sign_in(path[0], request),
+            // Whoever holds a token finds out by this whether it is for this node, before it is shown.
+            ["node"] if get => return Ok(success(self.about())),
+            ["node"] => return Ok(http::method_not_allowed(&[Method::GET])),
             _ => {}
         }
         let (allowed, known) = match path {
@@ -107,6 +110,18 @@ impl ClientApi {
                 answer_work(&node, request, path)
             }
         }
+    }
+
+    /// Which node this is, and of which server.
+    fn about(&self) -> Value {
+        let settings = self.nodes.settings();
+        let host = &settings.server_host;
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        json!({
+            "name": self.nodes.named(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "server": format!("{host}:{}", settings.registry_port),
+        })
     }
 
     fn sign_in(&self, what: &str, request: &Request) -> Answered {
@@ -209,13 +224,17 @@ fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
         }
         ["check-duplicate"] => {
             let fields = Fields::of(request)?;
-            file_name(&fields, "fname")?;
+            let name = file_name(&fields, "fname")?;
             let size = fields.whole("size", FILE_SIZE_MAX)?;
             let modified = match fields.get("modified") {
                 None => None,
-                Some(value) => Some(value.as_f64().ok_or_else(|| Refusal::bad("modified: expected Unix seconds"))?),
+                Some(value) => {
+                    let modified = value.as_f64().ok_or_else(|| "expected Unix seconds".to_owned());
+                    let modified = modified.and_then(Seconds::new);
+                    Some(modified.map_err(|wrong| Refusal::bad(format!("modified: {wrong}")))?)
+                }
             };
-            Ok(success(node.duplicates(size, modified).map_err(no)?.json()))
+            Ok(success(node.duplicates(&name, size, modified).map_err(no)?.json()))
         }
         ["check-local-duplicate"] => {
             let file = node.file(&file_name(&Fields::of(request)?, "fname")?).map_err(no)?;

@@ -496,7 +496,8 @@ mod tests {
         }
         for named in ["shared/none/new.txt", "shared/none/"] {
             let refused = place.folders.save_target(Some(&place.at(named)), &name).unwrap_err();
-            assert!(matches!(refused, PathError::NotFound(_)), "{named}: {refused:?}");
+            assert_eq!(refused, PathError::NoFolder(place.at("shared/none")), "{named}");
+            assert!(refused.to_string().starts_with("no such folder: "), "{refused}");
         }
         // A name that a host elsewhere has published may begin with a dot: it is not saved as such.
         let hidden = FileName::new(".profile").unwrap();

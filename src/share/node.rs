@@ -50,7 +50,7 @@ use events::Watchers;
 use fetches::Fetches;
 use keep::Keep;
 use link::{Link, Order};
-use network::{Duplicates, FRESH, FRESH_TO_COMPARE, Network, NetworkError, Snapshot};
+use network::{Duplicates, FRESH, Network, NetworkError, Snapshot};
 use shelf::Shelf;
 
 /// How long whoever publishes waits for the registry, with a connection that is made anew in between.
@@ -566,7 +566,7 @@ impl Node {
             _ => None,
         };
         drop(opened);
-        let duplicates = self.duplicates_of(&facts);
+        let duplicates = self.duplicates(name, facts.size, Some(super::files::seconds(facts.modified_ns)));
         let duplicates = match duplicates {
             Ok(duplicates) if !overwrite && !duplicates.is_empty() => {
                 return Err(NodeError::Duplicates(Box::new(duplicates)));
@@ -593,10 +593,6 @@ impl Node {
         Ok(PublishedFile { file, duplicates })
     }
 
-    fn duplicates_of(&self, facts: &Facts) -> Result<Duplicates, NodeError> {
-        self.duplicates(facts.size, Some(super::files::seconds(facts.modified_ns).get()))
-    }
-
     /// Hides a file from others at once; it stays tracked.
     ///
     /// # Errors
@@ -609,13 +605,19 @@ impl Node {
         done.map(|()| file)
     }
 
-    /// Others' files that look like one of this size and time.
+    /// Others' files that look like one of this name, size and time. The registry finds them: that costs the same
+    /// however much the network has.
     ///
     /// # Errors
     /// The registry cannot be asked.
-    pub fn duplicates(&self, size: u64, modified: Option<f64>) -> Result<Duplicates, NodeError> {
-        let snapshot = self.snapshot_of(FRESH_TO_COMPARE)?;
-        Ok(snapshot.duplicates(&self.inner.user, size, modified))
+    pub fn duplicates(
+        &self,
+        name: &FileName,
+        size: u64,
+        modified: Option<Seconds>,
+    ) -> Result<Duplicates, NodeError> {
+        let found = self.inner.registry()?.alike(name, size, modified)?;
+        Ok(Duplicates::of(&self.inner.user, size, modified.map(Seconds::get), found))
     }
 
     /// All that the network has.
@@ -623,12 +625,8 @@ impl Node {
     /// # Errors
     /// The registry cannot be asked.
     pub fn network(&self) -> Result<Arc<Snapshot>, NodeError> {
-        self.snapshot_of(FRESH)
-    }
-
-    fn snapshot_of(&self, fresh: Duration) -> Result<Arc<Snapshot>, NodeError> {
         let registry = self.inner.registry()?;
-        Ok(self.inner.network.snapshot(fresh, &registry)?)
+        Ok(self.inner.network.snapshot(FRESH, &registry)?)
     }
 
     /// What one host has, and where it is.

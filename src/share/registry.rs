@@ -3,6 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `alike.rs` | which files look like another |
 //! | `claims.rs` | REGISTER: who may have a hostname |
 //! | `files.rs` | PUBLISH, UNPUBLISH, and a whole list replaced step by step |
 //! | `shown.rs` | what REQUEST, DISCOVER and LIST show, in pages |
@@ -26,6 +27,7 @@ use std::time::Duration;
 use super::wire::{Digest, FileName, Files};
 use crate::model::{Millis, Name};
 
+mod alike;
 mod claims;
 mod files;
 mod index;
@@ -41,6 +43,7 @@ pub use secrets::SecretKey;
 pub use shown::{Cursor, Piece, Shown};
 pub use store::{Change, HostRow};
 
+use alike::Sizes;
 use index::Index;
 use names::Names;
 use secrets::Secrets;
@@ -167,6 +170,7 @@ pub struct Registry {
     /// Published files of all hosts, live or silent.
     by_file: Index<FileName, Slot>,
     by_content: Index<Digest, (Slot, FileName)>,
+    by_size: Sizes,
     known_files: usize,
     secrets: Secrets,
     /// Hostnames whose secrets outlived their host, in the order in which those went: as many as there may be hosts.
@@ -194,6 +198,7 @@ impl Registry {
             silent: BTreeSet::new(),
             by_file: Index::default(),
             by_content: Index::default(),
+            by_size: Sizes::default(),
             known_files: 0,
             secrets: Secrets::default(),
             without_host: VecDeque::new(),

@@ -410,7 +410,12 @@ impl Shared {
                 let is_there = self.keeper.ping(caller.conn, ping.hostname.as_str());
                 is_there.map(|is_there| if is_there { wire::ALIVE } else { wire::DEAD }.to_vec()).map_err(Failure::from)
             }
-            Ok(Request::Request(wanted)) => return self.stream(caller, out, |out| self.found(&wanted.fname, out)),
+            Ok(Request::Request(wanted)) => {
+                return self.stream(caller, out, |out| match wanted.size {
+                    Some(size) => self.alike(caller.conn, &wanted, size, out),
+                    None => self.found(&wanted.fname, out),
+                });
+            }
             Ok(Request::Discover(whom)) => return self.stream(caller, out, |out| self.discovered(&whom.hostname, out)),
             Ok(Request::List(list)) => return self.stream(caller, out, |out| self.listed(list, out)),
             Ok(Request::Register(register)) => self.register(caller, *register),

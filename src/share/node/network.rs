@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::model::Name;
 use crate::share::client::{RegistryClient, RegistryError};
 use crate::share::files::{Likeness, likeness};
-use crate::share::wire::{FileEntry, FileName, Listing, Seconds};
+use crate::share::wire::{FileEntry, FileName, HostEntry, Listing, Seconds};
 
 /// Hosts that are asked for at a time: as many as the registry looks at in one go.
 const PAGE: u64 = 256;
@@ -25,9 +25,8 @@ const FILES_MAX: usize = 1_000_000;
 const HOSTS_MAX: u64 = 500_000;
 /// How long reading all of it may take.
 const READ_WITHIN: Duration = Duration::from_secs(30);
-/// For whoever looks at a list, and for whoever compares a file with all others.
+/// For whoever looks at a list.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
-pub(super) const FRESH_TO_COMPARE: Duration = Duration::from_secs(30);
 
 /// A host as the registry lists it.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,35 +94,79 @@ pub struct Snapshot {
     pub hosts: Vec<Arc<Host>>,
 }
 
+/// A file of somebody else that looks like one of ours.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Match {
+    /// Its name there.
+    pub name: FileName,
+    /// Who has it, and what is known of it.
+    pub host: HostEntry,
+}
+
+impl Match {
+    /// As the client API shows it.
+    fn json(&self) -> Value {
+        let (host, file) = (&self.host, &self.host.file);
+        json!({
+            "hostname": host.hostname,
+            "owner_hostname": host.hostname,
+            "name": self.name,
+            "size": file.size,
+            "modified": file.modified,
+            "created": file.created,
+            "published_at": file.published_at,
+            "blake3": file.blake3,
+            "owner_name": host.display_name,
+            "owner_ip": host.ip,
+            "owner_port": host.port,
+        })
+    }
+}
+
 /// Files that look like one that is about to be published.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Duplicates {
     /// Same size, and modified within two seconds.
-    pub exact: Vec<NetworkFile>,
-    /// Same size.
-    pub likely: Vec<NetworkFile>,
+    pub exact: Vec<Match>,
+    /// Same size, or same name.
+    pub partial: Vec<Match>,
 }
 
-/// Most of either kind that are told.
-const DUPLICATES_MAX: usize = 100;
-
 impl Duplicates {
+    /// Of what the registry has found for a file of that size and time: our own is none.
+    pub fn of(own: &Name, size: u64, modified: Option<f64>, found: Vec<(FileName, HostEntry)>) -> Duplicates {
+        let mut duplicates = Duplicates::default();
+        for (name, host) in found.into_iter().filter(|(_, host)| host.hostname != *own) {
+            let list = match likeness(size, modified, host.file.size, host.file.modified.get()) {
+                Some(Likeness::Exact) => &mut duplicates.exact,
+                Some(Likeness::Likely) | None => &mut duplicates.partial,
+            };
+            if list.len() < DUPLICATES_MAX {
+                list.push(Match { name, host });
+            }
+        }
+        duplicates
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.likely.is_empty()
+        self.exact.is_empty() && self.partial.is_empty()
     }
 
     /// As the client API shows them.
     pub fn json(&self) -> Value {
-        let list = |files: &[NetworkFile]| files.iter().map(NetworkFile::json).collect::<Vec<_>>();
+        let list = |files: &[Match]| files.iter().map(Match::json).collect::<Vec<_>>();
         json!({
             "has_exact_duplicate": !self.exact.is_empty(),
-            "has_partial_duplicate": !self.likely.is_empty(),
+            "has_partial_duplicate": !self.partial.is_empty(),
             "exact_matches": list(&self.exact),
-            "partial_matches": list(&self.likely),
+            "partial_matches": list(&self.partial),
         })
     }
 }
+
+/// Most of either kind that are told: an older registry gives all that have the name.
+const DUPLICATES_MAX: usize = 100;
 
 impl Snapshot {
     /// A snapshot of what was listed.
@@ -163,22 +206,6 @@ impl Snapshot {
         let is_wanted = |file: &&NetworkFile| wanted.is_empty() || file.name.as_str().to_lowercase().contains(&wanted);
         let total = self.files.iter().filter(is_wanted).count();
         (total, self.files.iter().filter(is_wanted).skip(offset).take(limit).collect())
-    }
-
-    /// Files of others that look like this one.
-    pub fn duplicates(&self, own: &Name, size: u64, modified: Option<f64>) -> Duplicates {
-        let mut found = Duplicates::default();
-        for file in self.files.iter().filter(|file| file.owner.hostname != *own) {
-            let list = match likeness(size, modified, file.entry.size, file.entry.modified.get()) {
-                Some(Likeness::Exact) => &mut found.exact,
-                Some(Likeness::Likely) => &mut found.likely,
-                None => continue,
-            };
-            if list.len() < DUPLICATES_MAX {
-                list.push(file.clone());
-            }
-        }
-        found
     }
 }
 
@@ -409,17 +436,24 @@ mod tests {
     }
 
     #[test]
-    fn duplicates_are_others_files_of_the_same_size() {
-        let snapshot = Snapshot::new([listing(&[
-            ("ann", &[("a", 5, 100.0)]),
-            ("bob", &[("b", 5, 101.5), ("c", 5, 200.0), ("d", 6, 100.0)]),
-        ])]);
+    fn duplicates_are_others_files_of_the_same_size_or_name() {
+        let found = |name: &str, host: &str, size: u64, modified: f64| {
+            let entry = json!({"hostname": host, "ip": "192.0.2.1", "port": 6001, "size": size, "modified": modified});
+            (FileName::new(name).unwrap(), from_value::<HostEntry>(entry).unwrap())
+        };
+        let all = vec![
+            found("a", "ann", 5, 100.0),
+            found("b", "bob", 5, 101.5),
+            found("c", "bob", 5, 200.0),
+            found("a", "cy", 6, 100.0),
+        ];
         let ann = Name::new("ann").unwrap();
-        let found = snapshot.duplicates(&ann, 5, Some(100.0));
-        assert_eq!(names(&found.exact.iter().collect::<Vec<_>>()), ["b@bob"]);
-        assert_eq!(names(&found.likely.iter().collect::<Vec<_>>()), ["c@bob"]);
-        assert_eq!(found.json()["has_exact_duplicate"], true);
-        assert_eq!(snapshot.duplicates(&ann, 5, None).likely.len(), 2);
-        assert!(snapshot.duplicates(&ann, 7, Some(100.0)).is_empty());
+        let names = |list: &[Match]| list.iter().map(|it| format!("{}@{}", it.name, it.host.hostname)).collect::<Vec<_>>();
+        let duplicates = Duplicates::of(&ann, 5, Some(100.0), all.clone());
+        assert_eq!((names(&duplicates.exact), names(&duplicates.partial)), (vec!["b@bob".to_owned()], vec!["c@bob".to_owned(), "a@cy".to_owned()]));
+        let shown = duplicates.json();
+        assert_eq!((&shown["has_exact_duplicate"], &shown["exact_matches"][0]["hostname"]), (&json!(true), &json!("bob")));
+        assert_eq!(Duplicates::of(&ann, 5, None, all).partial.len(), 3);
+        assert!(Duplicates::of(&ann, 5, None, Vec::new()).is_empty());
     }
 }

@@ -57,6 +57,8 @@ pub enum StartError {
 /// What a process's nodes share, and which of them there are.
 pub struct Nodes {
     settings: Arc<Settings>,
+    /// Whom the process is named after.
+    named: Name,
     floor: Floor,
     /// Of the first account; others have the repo alone.
     folders: Folders,
@@ -78,7 +80,8 @@ impl Nodes {
         port: Option<u16>,
     ) -> Result<Nodes, StartError> {
         let folders = Folders::new(folders, repo, &settings.data_dir).map_err(StartError::Folder)?;
-        let nodes = Nodes { settings: Arc::new(settings), floor, folders, running: Mutex::default() };
+        let settings = Arc::new(settings);
+        let nodes = Nodes { settings, named: named.clone(), floor, folders, running: Mutex::default() };
         let users = nodes.floor.keep.users()?;
         let kept = users.iter().find(|user| user.name == *named).and_then(|user| user.port);
         let listener = match port {
@@ -104,6 +107,11 @@ impl Nodes {
     /// How they are run.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whom the process is named after.
+    pub fn named(&self) -> &Name {
+        &self.named
     }
 
     /// What outlives the process.

@@ -142,6 +142,7 @@ impl Registry {
             if let Some(content) = is.blake3 {
                 self.by_content.insert(content, (slot, fname.clone()));
             }
+            self.by_size.insert(slot, fname, &is);
         }
     }
 
@@ -151,5 +152,6 @@ impl Registry {
         if let Some(content) = &entry.blake3 {
             self.by_content.remove(content, &(slot, fname.clone()));
         }
+        self.by_size.remove(slot, fname, entry);
     }
 }

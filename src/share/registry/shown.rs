@@ -144,7 +144,7 @@ impl Registry {
     }
 
     /// Of a host that is gone, files may still be in the indices.
-    fn host_entry(&self, now: Millis, slot: Slot, fname: &FileName) -> Option<HostEntry> {
+    pub(super) fn host_entry(&self, now: Millis, slot: Slot, fname: &FileName) -> Option<HostEntry> {
         let host = self.slots[slot as usize].as_ref().filter(|host| now < host.heard_at.plus(self.timeout))?;
         let file = host.files.get(fname).filter(|file| file.is_published)?;
         Some(HostEntry {

@@ -11,10 +11,12 @@ use serde::Serialize;
 use super::{Failure, STEP, Shared};
 use crate::model::{Millis, Name};
 use crate::net::conn::ConnWriter;
-use crate::share::registry::{Cursor, Piece, Refusal};
-use crate::share::wire::{FileName, List, Seconds, answers as wire};
+use crate::share::registry::{ConnId, Cursor, Piece, Refusal};
+use crate::share::wire::{FileName, List, Seconds, Wanted, answers as wire};
 use crate::storage::StoreError;
 
+/// Most files that are shown as like another.
+const ALIKE_MAX: usize = 100;
 /// So much is gathered before it is written, bytes.
 const BUFFER: usize = 32 * 1024;
 /// How long one such part may take to be written: nothing is held meanwhile but the connection itself.
@@ -120,6 +122,26 @@ impl Shared {
             out.line(wire::NOT_FOUND)?;
         }
         Ok(())
+    }
+
+    /// The answer of REQUEST with a size.
+    pub(super) fn alike(&self, conn: ConnId, wanted: &Wanted, size: u64, out: &mut Output<'_>) -> Result<(), Broken> {
+        let modified = wanted.modified.map(Seconds::get);
+        let found =
+            self.keeper.look(|core, now| core.alike(now, conn, &wanted.fname, size, modified, ALIKE_MAX));
+        let found = found.map_err(|error| out.broken(error))?;
+        if found.is_empty() {
+            return Ok(out.line(wire::NOT_FOUND)?);
+        }
+        out.push(b"{\"status\":\"FOUND\",\"hosts\":[")?;
+        for (number, (fname, host)) in found.iter().enumerate() {
+            if number > 0 {
+                out.push(b",")?;
+            }
+            out.json(&wire::Alike { fname, host })?;
+        }
+        out.push(b"]}")?;
+        Ok(out.end()?)
     }
 
     /// The answer of DISCOVER.

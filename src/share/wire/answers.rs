@@ -52,7 +52,7 @@ pub(in crate::share) struct Answer {
     pub(in crate::share) status: String,
     pub(in crate::share) reason: Option<String>,
     pub(in crate::share) resume: Option<Token>,
-    pub(in crate::share) hosts: Option<Vec<HostEntry>>,
+    pub(in crate::share) hosts: Option<Vec<Held>>,
     pub(in crate::share) files: Option<BTreeMap<FileName, FileEntry>>,
     pub(in crate::share) addr: Option<(IpAddr, u16)>,
     pub(in crate::share) total: Option<u64>,
@@ -130,8 +130,30 @@ impl<'de> Deserialize<'de> for FileEntry {
 
 impl<'de> Deserialize<'de> for HostEntry {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<HostEntry, D::Error> {
+        Held::deserialize(deserializer).map(|held| held.host)
+    }
+}
+
+/// A host that has a file, and the file's name there, where that was not what was asked for.
+#[derive(Debug)]
+pub(in crate::share) struct Held {
+    pub(in crate::share) fname: Option<FileName>,
+    pub(in crate::share) host: HostEntry,
+}
+
+/// A file that is like the one that was asked for, as the registry shows it.
+#[derive(Debug, Serialize)]
+pub(in crate::share) struct Alike<'a> {
+    pub(in crate::share) fname: &'a FileName,
+    #[serde(flatten)]
+    pub(in crate::share) host: &'a HostEntry,
+}
+
+impl<'de> Deserialize<'de> for Held {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Held, D::Error> {
         #[derive(Deserialize)]
         struct Fields {
+            fname: Option<FileName>,
             hostname: Name,
             display_name: Option<String>,
             ip: IpAddr,
@@ -142,12 +164,13 @@ impl<'de> Deserialize<'de> for HostEntry {
         let fields = Fields::deserialize(deserializer)?;
         let file = FileEntry::try_from(fields.file).map_err(serde::de::Error::custom)?;
         let display_name = fields.display_name.unwrap_or_else(|| fields.hostname.as_str().to_owned());
-        Ok(HostEntry {
+        let host = HostEntry {
             hostname: fields.hostname,
             display_name: display_name.into(),
             ip: fields.ip,
             port: fields.port,
             file: Arc::new(file),
-        })
+        };
+        Ok(Held { fname: fields.fname, host })
     }
 }

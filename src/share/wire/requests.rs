@@ -101,6 +101,13 @@ pub struct Unpublish {
 pub struct Wanted {
     /// The file's name.
     pub fname: FileName,
+    /// Who looks for duplicates of a file of that size, bytes, as well; the answer has the most alike then, each with
+    /// its name, and not all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// And of that time of change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modified: Option<Seconds>,
 }
 
 /// The data of DISCOVER and UNREGISTER.
@@ -152,7 +159,11 @@ pub fn parse(line: &[u8]) -> Result<Request, String> {
             let (hostname, fname) = (required("hostname", data.hostname)?, required("fname", data.fname)?);
             Ok(Request::Unpublish(Unpublish { hostname, fname }))
         }
-        "REQUEST" => Ok(Request::Request(Wanted { fname: required("fname", fields::<Data<'_>>(data)?.fname)? })),
+        "REQUEST" => {
+            let data: Data<'_> = fields(data)?;
+            let (fname, size) = (required("fname", data.fname)?, whole("size", data.size)?);
+            Ok(Request::Request(Wanted { fname, size, modified: optional("modified", data.modified)? }))
+        }
         "DISCOVER" => Ok(Request::Discover(hostname(data)?)),
         "LIST" => {
             let data: Data<'_> = fields(data)?;
@@ -245,6 +256,10 @@ struct Data<'a> {
     limit: Raw<'a>,
     #[serde(borrow)]
     state: Raw<'a>,
+    #[serde(borrow)]
+    size: Raw<'a>,
+    #[serde(borrow)]
+    modified: Raw<'a>,
 }
 
 /// Every field of a file.
