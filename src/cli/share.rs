@@ -34,6 +34,8 @@ use crate::storage::create_private_dir;
 use crate::storage::lock::DataDirLock;
 
 mod commands;
+mod progress;
+mod running;
 mod show;
 
 use commands::ShareCommand;
@@ -73,20 +75,20 @@ Examples:
   p2s2 share search report
   p2s2 share fetch report.pdf --to ~/Downloads
 
-The commands talk to a running node, by default the one at 127.0.0.1:5501 (--api-port). \
+The commands talk to a running node: that of --name, the one at --api-port, or the only one that runs here. \
 The token that `login` gets is kept in ~/.config/p2s2 (or $XDG_CONFIG_HOME/p2s2), readable by you alone; \
 the password is asked for, or read from P2S2_PASSWORD."
 )]
 pub struct ShareArgs {
     #[command(subcommand)]
     command: Option<ShareCommand>,
-    /// Who you are; asked for when a node is to be run and it is not given
+    /// Who you are; asked for when a node is to be run and it is not given. Commands: whose node is meant
     #[arg(long, value_name = "NAME", value_parser = Name::new, global = true)]
     name: Option<Name>,
     /// Address of the client API; anything but loopback opens it to other machines
     #[arg(long, value_name = "IP", global = true)]
     api_bind: Option<IpAddr>,
-    /// Port of the client API; without it 5501, or the next one that is free
+    /// Port of the client API; without it 5501, or the next one that is free. Commands: where the node is
     #[arg(long, value_name = "PORT", global = true, allow_negative_numbers = true)]
     api_port: Option<u16>,
     /// Commands: the certificate that the node shows (SHA-256, 64 hex digits), where its API speaks TLS
@@ -177,9 +179,14 @@ pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
         Some(command) => {
             settings::init_log("error");
             let ip = commands_ip(api_ip(args.api_bind, false)?);
-            let port = or_variable(args.api_port, "CLIENT_API_PORT")?.unwrap_or(API_PORT);
-            let at = SocketAddr::new(ip, port);
-            Ok(commands::run(command, at, args.node_cert.as_deref(), args.name.as_ref(), args.json))
+            let port = or_variable(args.api_port, "CLIENT_API_PORT")?;
+            let wanted = commands::Wanted {
+                port: port.map(|port| SocketAddr::new(ip, port)),
+                name: args.name.as_ref(),
+                cert: args.node_cert.as_deref(),
+                usual: SocketAddr::new(ip, API_PORT),
+            };
+            Ok(commands::run(command, &wanted, args.json))
         }
         None => {
             settings::init_log("info");
@@ -248,6 +255,7 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let api = ApiClient::new(&server.host, server.api_port, server.cert.as_deref(), SERVER_TIMEOUT);
     let handler = ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone()));
     let is_tls = identity.is_some();
+    let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
     let rules = Rules { http_hosts: node.http_hosts.clone(), allow_origins: node.allow_origins.clone() };
     let http_floor = http::Floor {
         executor,
@@ -263,6 +271,10 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let mut entries = Map::new();
     entries.insert("peer".to_owned(), Value::from(peer.to_string()));
     entries.insert("client_api".to_owned(), Value::from(api_addr.to_string()));
+    let at = SocketAddr::new(commands_ip(api_addr.ip()), api_addr.port());
+    let _note = running::leave_note(&name, at, fingerprint.as_deref()).map_err(|error| {
+        log::warn!("commands find this node by --api-port {} alone: {error:#}", at.port());
+    });
     let scheme = if is_tls { "https" } else { "http" };
     let lines = [format!("peer: tcp {peer}"), format!("client api: {scheme}://{api_addr}/api/client")];
     announce(node.ready_file.as_deref(), &lines, &entries)?;

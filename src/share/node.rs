@@ -610,12 +610,7 @@ impl Node {
     ///
     /// # Errors
     /// The registry cannot be asked.
-    pub fn duplicates(
-        &self,
-        name: &FileName,
-        size: u64,
-        modified: Option<Seconds>,
-    ) -> Result<Duplicates, NodeError> {
+    pub fn duplicates(&self, name: &FileName, size: u64, modified: Option<Seconds>) -> Result<Duplicates, NodeError> {
         let found = self.inner.registry()?.alike(name, size, modified)?;
         Ok(Duplicates::of(&self.inner.user, size, modified.map(Seconds::get), found))
     }

@@ -131,23 +131,148 @@ fn anns_digests(server: &Server) {
     });
 }
 
+/// Runs without saying where the node is; with the home that the nodes have.
+fn anywhere(place: &Place, config: &str, words: &[&str]) -> (Option<i32>, String, String) {
+    let output = program("share")
+        .args(words)
+        .env("HOME", place.path(""))
+        .env("XDG_CONFIG_HOME", place.path(config))
+        .env_remove("XDG_STATE_HOME")
+        .env("P2S2_PASSWORD", "correct horse")
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
 #[test]
-fn a_node_that_was_begun_anew_is_told_to_take_part() {
+fn a_token_is_shown_to_the_node_of_its_name_alone_wherever_that_is() {
     let place = Place::new();
     let server = Server::start(&place, &[]);
-    let node = Node::start(&place, &server, "ann", &[]);
-    let shell = Shell { place: &place, node: &node, home: "home" };
-    shell.says(&["register", "ann"]);
-    // The same user at another node, with the token of before.
-    let other = Node::start(&place, &server, "cy", &["--folder", &place.text("shared")]);
-    let folder = place.path("home/.config/p2s2");
-    let (from, to) = (node.api().port().to_string(), other.api().port().to_string());
-    for file in fs::read_dir(&folder).unwrap().map(|it| it.unwrap().path()) {
-        let named = file.file_name().unwrap().to_str().unwrap().replace(&from, &to);
-        fs::copy(&file, folder.join(named)).unwrap();
+    let (ann, bob) = (Node::start(&place, &server, "ann", &[]), Node::start(&place, &server, "bob", &[]));
+    for name in ["ann", "bob"] {
+        let (code, said, error) = anywhere(&place, "config", &["register", "--name", name]);
+        assert!(code == Some(0) && said.contains(&format!("signed in as {name}")), "{said}{error}");
     }
-    let there = Shell { place: &place, node: &other, home: "home" };
-    assert!(there.says(&["status"]).contains("ann (ann) is active"));
+    let (ann_api, bob_api) = (ann.api().port().to_string(), bob.api().port().to_string());
+    let (ann_peer, bob_peer) = (ann.peer().port(), bob.peer().port());
+    assert_eq!((ann.stop(), bob.stop()), (0, 0));
+    // In the other order: each has the other's port now.
+    let ann = Node::start(&place, &server, "ann", &["--api-port", &bob_api]);
+    let bob = Node::start(&place, &server, "bob", &["--api-port", &ann_api]);
+    for (port, name) in [(&bob_api, "ann"), (&ann_api, "bob")] {
+        let (code, said, error) = anywhere(&place, "config", &["status", "--api-port", port]);
+        assert!(code == Some(0) && said.starts_with(&format!("{name} (")), "{said}{error}");
+        let (code, said, _) = anywhere(&place, "config", &["status", "--name", name]);
+        assert!(code == Some(0) && said.starts_with(&format!("{name} (")), "{said}");
+    }
+    let at = |name: &str| server.ask("LIST", json!({}))["registry"][name]["addr"][1].clone();
+    assert_eq!((at("ann"), at("bob")), (json!(ann_peer), json!(bob_peer)), "no account has moved");
+    // Nor does one by being named, or by a token that lies there.
+    let (code, _, error) = anywhere(&place, "config", &["status", "--name", "ann", "--api-port", &ann_api]);
+    assert!(code == Some(1) && error.contains("is bob's, not ann's"), "{error}");
+    let (code, _, error) = anywhere(&place, "config", &["login", "ann", "--api-port", &ann_api]);
+    assert!(code == Some(1) && error.contains("is bob's"), "{error}");
+    // Whose account does not take part is told so; status brings it to no node.
+    let (code, _, error) = anywhere(&place, "config", &["logout", "--name", "ann"]);
+    assert_eq!(code, Some(0), "{error}");
+    let (code, _, error) = anywhere(&place, "config", &["status", "--name", "ann"]);
+    assert!(code == Some(1) && error.contains("p2s2 share login"), "{error}");
+    assert_eq!(at("ann"), Value::Null);
+    drop((ann, bob));
+}
+
+#[test]
+fn a_command_finds_the_only_node_and_names_several() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let (code, _, error) = anywhere(&place, "config", &["status", "--name", "ann"]);
+    assert!(code == Some(1) && error.contains("no node of ann runs here"), "{error}");
+    let ann = Node::start(&place, &server, "ann", &[]);
+    let about = crate::nodes::http(ann.api(), "GET", "/api/client/node", None, None);
+    assert_eq!((about.0, &about.1["name"]), (200, &json!("ann")));
+    assert_eq!(about.1["server"], format!("127.0.0.1:{}", server.registry().port()));
+    assert_eq!(about.1["version"], env!("CARGO_PKG_VERSION"));
+    let bob = Node::start(&place, &server, "bob", &[]);
+    let (code, _, error) = anywhere(&place, "config", &["status"]);
+    let named = |name: &str, node: &Node| error.contains(&format!("{name} ({})", node.api()));
+    assert!(code == Some(1) && error.lines().count() == 1 && error.contains("--name"), "{error}");
+    assert!(named("ann", &ann) && named("bob", &bob), "{error}");
+    // One that was killed has left its note behind, and is not named.
+    drop(bob);
+    let (_, _, error) = anywhere(&place, "config", &["status", "--name", "bob"]);
+    assert!(error.contains("no node of bob runs here, but of ") && error.contains("ann ("), "{error}");
+    assert_eq!(anywhere(&place, "config", &["register", "--name", "ann"]).0, Some(0));
+    assert_eq!(anywhere(&place, "config", &["status", "--name", "ann"]).0, Some(0));
+}
+
+#[test]
+fn many_files_are_published_and_fetched_by_one_command() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let (anns, bobs) = (Node::begun(&place, &server, "ann", &[]), Node::begun(&place, &server, "bob", &[]));
+    let ann = Shell { place: &place, node: &anns, home: "home-ann" };
+    let bob = Shell { place: &place, node: &bobs, home: "home-bob" };
+    ann.says(&["login"]);
+    bob.says(&["login"]);
+    for number in 0..40 {
+        place.file(&format!("many/f{number:02}.txt"), number);
+    }
+    place.file("many/other.pdf", 9);
+    fs::create_dir(place.path("shared/many/sub")).unwrap();
+    let said = ann.says(&["publish", "many/*"]);
+    assert_eq!(said.lines().filter(|line| line.ends_with("is published")).count(), 41, "{said}");
+    // What fails is said, and holds nothing else up.
+    let output = ann.run(&["publish", "many/f00.txt", "many/none.txt", "many/f01.txt"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("many/none.txt"), "{error}");
+    fs::create_dir(place.path("shared/got")).unwrap();
+    let said = bob.says(&["fetch", "f*.txt", "--to", "got"]);
+    assert_eq!(said.lines().count(), 40, "{said}");
+    for number in 0..40 {
+        let name = format!("f{number:02}.txt");
+        assert_eq!(fs::read(place.path("shared/got").join(&name)).unwrap(), content(&format!("many/{name}"), number));
+    }
+    assert!(!place.path("shared/got/other.pdf").exists());
+    let missing = bob.fails(&["fetch", "other.pdf", "--to", "nowhere/other.pdf"]);
+    assert!(missing.contains("no such folder") && missing.contains("nowhere"), "{missing}");
+}
+
+#[test]
+fn who_interrupts_a_fetch_is_told_that_it_goes_on() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let bobs = Node::begun(&place, &server, "bob", &[]);
+    let bob = Shell { place: &place, node: &bobs, home: "home-bob" };
+    bob.says(&["login"]);
+    // A host that takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut host = std::net::TcpStream::connect(server.registry()).unwrap();
+    let files = json!({"slow.bin": {"size": 5, "modified": 1, "is_published": true}});
+    let data = json!({"hostname": "slow", "port": silent.local_addr().unwrap().port(), "files_metadata": files});
+    std::io::Write::write_all(&mut host, format!("{}\n", json!({"action": "REGISTER", "data": data})).as_bytes())
+        .unwrap();
+    eventually("the registry to know it", || (server.hosts_of("slow.bin") == ["slow"]).then_some(()));
+    let mut fetch = program("share")
+        .args(["fetch", "slow.bin", "--api-port", &bobs.api().port().to_string()])
+        .env("HOME", place.path("home-bob"))
+        .env_remove("XDG_CONFIG_HOME")
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let id = eventually("the fetch to begin", || {
+        bobs.shows("fetches")["fetches"].as_object().unwrap().keys().next().cloned()
+    });
+    crate::support::signal(fetch.id(), libc::SIGINT);
+    let code = eventually("the command to end", || fetch.try_wait().unwrap()).code();
+    let mut error = String::new();
+    std::io::Read::read_to_string(&mut fetch.stderr.take().unwrap(), &mut error).unwrap();
+    assert_eq!(code, Some(130), "{error}");
+    assert!(error.contains("goes on in the node") && error.contains(&format!("fetches cancel {id}")), "{error}");
+    assert_ne!(bobs.progress(&id)["status"], "cancelled");
+    let said = bob.says(&["fetches", "cancel", &id]);
+    assert!(said.contains("cancelled"), "{said}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod node_faults;
 mod node_tls;
 #[cfg(unix)]
 mod nodes;
+mod owners;
 mod registry;
 mod registry_floor;
 mod registry_load;

@@ -1,17 +1,18 @@
 //! The commands of `p2s2 share` that talk to a running node, over its client API.
 
-use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::show;
+use super::progress::Line;
+use super::{running, show};
 use crate::cli::repl::{Screen, clean};
 use crate::cli::shopper::ask;
 use crate::cli::shopper::keep::Keep;
@@ -23,6 +24,12 @@ use crate::share::api_client::{Answer, ApiClient};
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a fetch is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Files that are published or fetched at a time, of many.
+const AT_ONCE: usize = 8;
+/// Files of the network that are looked at at a time.
+const PAGE: usize = 1000;
+/// The exit code of who waits no more, as shells report a death by SIGINT.
+const INTERRUPTED: u8 = 130;
 /// How the node says that it does not take part yet.
 const NOT_BEGUN: &str = "not begun";
 
@@ -41,7 +48,7 @@ pub enum ShareCommand {
     /// Sign in, and take part; the password is asked for
     #[command(after_help = "Example:\n  p2s2 share login alice")]
     Login {
-        /// Without it: --name, or who signed in last
+        /// Without it: whose node it is
         username: Option<String>,
     },
     /// Take part no more, and forget the token
@@ -53,15 +60,15 @@ pub enum ShareCommand {
         #[arg(value_name = "FILE", required = true)]
         files: Vec<String>,
     },
-    /// Let others find and fetch a file: one at a path, or a tracked one by its name
+    /// Let others find and fetch files: those at paths, or tracked ones by their names
     #[command(
-        after_help = "Examples:\n  p2s2 share publish ~/Documents/report.pdf\n  p2s2 share publish ~/notes.txt --as notes-of-may.txt\n  p2s2 share publish report.pdf --unless-duplicate"
+        after_help = "Examples:\n  p2s2 share publish ~/Documents/report.pdf\n  p2s2 share publish ~/Music/*\n  p2s2 share publish ~/notes.txt --as notes-of-may.txt\n  p2s2 share publish report.pdf --unless-duplicate"
     )]
     Publish {
-        /// Where it lies, or the name of one that is tracked
-        #[arg(value_name = "FILE")]
-        file: String,
-        /// Under another name
+        /// Where each of them lies (the last part may have * and ?), or the name of one that is tracked
+        #[arg(value_name = "PATH", required = true)]
+        files: Vec<String>,
+        /// Under another name, if it is one
         #[arg(long = "as", value_name = "NAME")]
         named: Option<String>,
         /// Not if somebody has published one that looks the same
@@ -94,17 +101,20 @@ pub enum ShareCommand {
         #[command(flatten)]
         page: PageArgs,
     },
-    /// Fetch a file from whoever has it, and wait until it is here
+    /// Fetch files from whoever has them, and wait until they are here
     #[command(
-        after_help = "Examples:\n  p2s2 share fetch report.pdf\n  p2s2 share fetch report.pdf --to ~/Downloads\n  p2s2 share fetch big.iso --background\n\nIt goes on in the node when this command is ended, and after a restart of the node."
+        after_help = "Examples:\n  p2s2 share fetch report.pdf\n  p2s2 share fetch 'holiday-*.jpg' --to ~/Pictures\n  p2s2 share fetch invoice.txt --from alice\n  p2s2 share fetch report.pdf --to ~/Downloads\n  p2s2 share fetch big.iso --background\n\nIt goes on in the node when this command is ended, and after a restart of the node."
     )]
     Fetch {
-        /// As `search` shows it
-        #[arg(value_name = "NAME")]
-        file: String,
+        /// As `search` shows each of them; may have * and ?
+        #[arg(value_name = "NAME", required = true)]
+        files: Vec<String>,
         /// A folder, or the path of the file that is to be; without it, the node's repo
         #[arg(long = "to", value_name = "PATH")]
         to: Option<String>,
+        /// Whose, where several have different files of that name
+        #[arg(long = "from", value_name = "HOSTNAME")]
+        from: Option<String>,
         /// Do not wait
         #[arg(long)]
         background: bool,
@@ -145,30 +155,53 @@ impl PageArgs {
     }
 }
 
+/// Which node a command is for.
+pub(super) struct Wanted<'a> {
+    /// Where, if that was said.
+    pub port: Option<SocketAddr>,
+    /// Whose, if that was said.
+    pub name: Option<&'a Name>,
+    /// The certificate that it shows.
+    pub cert: Option<&'a str>,
+    /// Where one would be that left no note.
+    pub usual: SocketAddr,
+}
+
 /// Who talks to the node.
 struct Desk {
     api: ApiClient,
     keep: Keep,
     screen: Screen,
-    /// Who is named on the command line.
-    named: Option<String>,
+    /// Whose node it is: no other's token is shown to it.
+    user: String,
+    shutdown: Shutdown,
+}
+
+/// How files are fetched.
+struct Fetching<'a> {
+    to: Option<&'a str>,
+    from: Option<&'a str>,
+    background: bool,
 }
 
 /// Does one command.
-pub(super) fn run(
-    command: ShareCommand,
-    node: SocketAddr,
-    cert: Option<&str>,
-    name: Option<&Name>,
-    json: bool,
-) -> ExitCode {
-    let screen = Screen::new(json, Shutdown::default());
-    let done = Keep::of("share", &node.to_string()).and_then(|keep| {
-        let api = ApiClient::new(&node.ip().to_string(), node.port(), cert, TIMEOUT);
-        let named = name.map(|name| name.as_str().to_owned());
-        Desk { api, keep, screen: screen.clone(), named }.perform(command)
+pub(super) fn run(command: ShareCommand, wanted: &Wanted<'_>, json: bool) -> ExitCode {
+    let shutdown = Shutdown::default();
+    let screen = Screen::new(json, shutdown.clone());
+    let done = running::find(wanted.port, wanted.name, wanted.cert, wanted.usual).and_then(|node| {
+        let api = ApiClient::new(&node.at.ip().to_string(), node.at.port(), node.cert.as_deref(), TIMEOUT);
+        // A token is of a server and a user, wherever the user's node is just now.
+        let keep = Keep::of("share", &node.server)?;
+        Desk { api, keep, screen: screen.clone(), user: node.name, shutdown }.perform(command)
     });
     let Err(error) = done else { return ExitCode::SUCCESS };
+    if error.is::<Said>() {
+        return ExitCode::FAILURE;
+    }
+    if let Some(LeftAlone(said)) = error.downcast_ref() {
+        eprintln!("{}", clean(said));
+        return ExitCode::from(INTERRUPTED);
+    }
     if json {
         screen.print_json(&json!({ "error": clean(&format!("{error:#}")) }));
     } else {
@@ -176,6 +209,16 @@ pub(super) fn run(
     }
     ExitCode::FAILURE
 }
+
+/// What failed was said already.
+#[derive(Debug, thiserror::Error)]
+#[error("some of it failed")]
+struct Said;
+
+/// The user waits no more.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct LeftAlone(String);
 
 impl Desk {
     fn perform(&self, command: ShareCommand) -> anyhow::Result<()> {
@@ -192,7 +235,9 @@ impl Desk {
                 }
                 Ok(())
             }
-            ShareCommand::Publish { file, named, unless_duplicate } => self.publish(&file, named, !unless_duplicate),
+            ShareCommand::Publish { files, named, unless_duplicate } => {
+                self.publish_all(&files, named, !unless_duplicate)
+            }
             ShareCommand::Unpublish { file } => {
                 let answer = self.post("unpublish", &json!({ "fname": file }))?;
                 self.say("unpublish", &answer, |_| format!("{file} is hidden from others"));
@@ -213,7 +258,9 @@ impl Desk {
                 self.say("search", &answer, show::network_files);
                 Ok(())
             }
-            ShareCommand::Fetch { file, to, background } => self.fetch(&file, to.as_deref(), background),
+            ShareCommand::Fetch { files, to, from, background } => {
+                self.fetch_all(&files, &Fetching { to: to.as_deref(), from: from.as_deref(), background })
+            }
             ShareCommand::Fetches { wish: Some(wish), id: Some(id) } => {
                 let answer = self.post(&format!("fetches/{}/{wish}", encoded(&id)), &json!({}))?;
                 self.say("fetches", &answer, |answer| show::fetch(&answer["progress"]));
@@ -236,15 +283,14 @@ impl Desk {
     }
 
     fn sign_in(&self, what: &str, username: Option<String>, display_name: Option<&str>) -> anyhow::Result<()> {
-        let known = match username.or_else(|| self.named.clone()) {
-            None if what == "login" => self.keep.last_user()?,
-            named => named,
-        };
-        let username = match (known, ask::somebody_is_there()) {
-            (Some(username), _) => username,
-            (None, true) => ask::line("User name: ")?,
-            (None, false) => bail!("a user name is missing: {what} USERNAME (or --name NAME)"),
-        };
+        let username = username.unwrap_or_else(|| self.user.clone());
+        if username != self.user {
+            bail!(
+                "the node at {} is {}'s: `p2s2 share --name {username}` runs one for {username}",
+                self.api.at(),
+                self.user
+            );
+        }
         let mut body = json!({"username": username, "password": ask::password(what == "register")?});
         if let Some(display_name) = display_name {
             body["display_name"] = display_name.into();
@@ -275,6 +321,104 @@ impl Desk {
         Ok(())
     }
 
+    /// All of them, several at a time: the node and the registry write many changes down together.
+    fn publish_all(&self, files: &[String], named: Option<String>, overwrite: bool) -> anyhow::Result<()> {
+        let files: Vec<String> = files.iter().flat_map(|file| matching_paths(file)).collect();
+        if let [file] = &files[..] {
+            return self.publish(file, named, overwrite);
+        }
+        if named.is_some() {
+            bail!("--as: {} files cannot have one name", files.len());
+        }
+        let files = files.into_iter().filter(|file| {
+            let is_folder = Path::new(file).is_dir();
+            if is_folder {
+                eprintln!("note: {} is a folder: left out", clean(file));
+            }
+            !is_folder
+        });
+        self.each(files.collect(), |file| self.publish(file, None, overwrite))
+    }
+
+    fn fetch_all(&self, files: &[String], how: &Fetching<'_>) -> anyhow::Result<()> {
+        let mut names: Vec<String> = Vec::new();
+        for file in files {
+            if is_pattern(file) {
+                names.extend(self.matching_names(file)?);
+            } else {
+                names.push(file.clone());
+            }
+        }
+        names.dedup();
+        let shutdown = Shutdown::install().unwrap_or_else(|error| {
+            log::debug!("Ctrl-C ends at once: {error}");
+            self.shutdown.clone()
+        });
+        if let [name] = &names[..] {
+            return self.fetch(name, how, &shutdown, true);
+        }
+        if let Some(to) = how.to.filter(|to| !Path::new(to).is_dir()) {
+            bail!("--to {to}: {} files want a folder that is there", names.len());
+        }
+        self.each(names, |name| self.fetch(name, how, &shutdown, false))
+    }
+
+    /// Names on the network that a pattern means.
+    fn matching_names(&self, pattern: &str) -> anyhow::Result<Vec<String>> {
+        let longest = pattern.split(['*', '?']).max_by_key(|part| part.len()).unwrap_or_default();
+        let (mut names, mut offset) = (std::collections::BTreeSet::new(), 0);
+        loop {
+            let page = self.get(&format!("network-files?q={}&offset={offset}&limit={PAGE}", encoded(longest)))?;
+            let files = page["files"].as_array().cloned().unwrap_or_default();
+            let found = files.iter().filter(|file| file["owner_hostname"] != self.user.as_str());
+            let found = found.filter_map(|file| file["name"].as_str()).filter(|name| matches(pattern, name));
+            names.extend(found.map(str::to_owned));
+            offset += PAGE;
+            if files.len() < PAGE {
+                break;
+            }
+        }
+        if names.is_empty() {
+            bail!("nobody else on the network has a file like {pattern}");
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// Does something with each, a few at a time; what fails is said, and the others go on.
+    fn each(&self, all: Vec<String>, work: impl Fn(&str) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+        let next = AtomicUsize::new(0);
+        let failed = AtomicUsize::new(0);
+        let left_alone = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..AT_ONCE.min(all.len()) {
+                scope.spawn(|| {
+                    while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        match work(one) {
+                            Ok(()) => {}
+                            Err(error) if error.is::<LeftAlone>() => {
+                                *left_alone.lock() = Some(error);
+                                return;
+                            }
+                            Err(error) => {
+                                failed.fetch_add(1, Ordering::Relaxed);
+                                let why = clean(&format!("{one}: {error:#}"));
+                                if self.screen.is_json() {
+                                    self.screen.print_json(&json!({"error": why, "file": one}));
+                                } else {
+                                    eprintln!("error: {why}");
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        if let Some(left_alone) = left_alone.into_inner() {
+            return Err(left_alone);
+        }
+        if failed.into_inner() > 0 { Err(Said.into()) } else { Ok(()) }
+    }
+
     fn publish(&self, file: &str, named: Option<String>, overwrite: bool) -> anyhow::Result<()> {
         // A path says so by its separators, or by being one.
         let is_path = file.contains(std::path::is_separator) || Path::new(file).exists();
@@ -297,29 +441,31 @@ impl Desk {
         Ok(())
     }
 
-    fn fetch(&self, file: &str, to: Option<&str>, background: bool) -> anyhow::Result<()> {
+    fn fetch(&self, file: &str, how: &Fetching<'_>, shutdown: &Shutdown, is_alone: bool) -> anyhow::Result<()> {
         let mut body = json!({ "fname": file });
-        if let Some(to) = to {
+        if let Some(to) = how.to {
             body["save_path"] = absolute(to)?.into();
+        }
+        if let Some(from) = how.from {
+            body["owner_hostname"] = from.into();
         }
         let begun = self.post("fetch", &body)?;
         let id = begun["fetch_id"].as_str().context("the node answered without a fetch_id")?.to_owned();
-        if background {
+        if how.background {
             self.say("fetch", &begun, |begun| {
                 format!("{file} is being fetched to {}: fetch {id}", text(&begun["save_path"]))
             });
             return Ok(());
         }
-        let bar = bar(begun["total_size"].as_u64().unwrap_or_default(), self.screen.is_json());
-        bar.set_message(file.to_owned());
+        let line = Line::new(file, is_alone && !self.screen.is_json());
         let mut waits_for = String::new();
         loop {
             let progress = self.get(&format!("fetch-progress/{}", encoded(&id)))?["progress"].clone();
-            bar.set_position(progress["downloaded_size"].as_u64().unwrap_or_default());
+            line.show(&progress);
             let why = progress["error"].as_str().unwrap_or_default();
             match progress["status"].as_str().unwrap_or_default() {
                 "completed" => {
-                    bar.finish_and_clear();
+                    line.clear();
                     let mut fields = begun;
                     for field in ["downloaded_size", "verified", "status"] {
                         fields[field] = progress[field].clone();
@@ -328,23 +474,29 @@ impl Desk {
                     return Ok(());
                 }
                 "failed" => {
-                    bar.abandon();
+                    line.clear();
                     bail!("{file}: {}", if why.is_empty() { "the fetch failed" } else { why });
                 }
                 "cancelled" => {
-                    bar.abandon();
+                    line.clear();
                     bail!("{file}: the fetch was cancelled");
                 }
                 _ if why != waits_for => {
                     waits_for = why.to_owned();
-                    bar.set_message(if why.is_empty() { file.to_owned() } else { format!("{file}: {}", clean(why)) });
-                    if bar.is_hidden() && !why.is_empty() {
+                    if line.is_hidden() && !why.is_empty() {
                         eprintln!("note: {file}: {}", clean(why));
                     }
                 }
                 _ => {}
             }
-            std::thread::sleep(LOOK_EVERY);
+            if shutdown.wait_for(LOOK_EVERY) {
+                line.clear();
+                let name = &self.user;
+                return Err(LeftAlone(format!(
+                    "{file}: the fetch goes on in the node; `p2s2 share fetches cancel {id} --name {name}` ends it"
+                ))
+                .into());
+            }
         }
     }
 
@@ -356,13 +508,12 @@ impl Desk {
         self.call(|token| Ok(self.api.post(&path(what), Some(token), body)?))
     }
 
-    /// Asks with the kept token; a node that was begun anew is told to take part first.
+    /// Asks with the kept token. No account is brought to the node by that.
     fn call(&self, ask: impl Fn(&Token) -> anyhow::Result<Answer>) -> anyhow::Result<Value> {
         let (user, token) = self.session()?;
         let answer = ask(&token)?;
         if answer.status == 409 && answer.error().starts_with(NOT_BEGUN) {
-            well(self.begin(&user, &token)?)?;
-            return well(ask(&token)?);
+            bail!("{user} does not take part at this node: `p2s2 share login` begins that");
         }
         well(answer)
     }
@@ -373,14 +524,9 @@ impl Desk {
 
     /// Who is signed in, by the file.
     fn session(&self) -> anyhow::Result<(String, Token)> {
-        let user = match &self.named {
-            Some(named) => Some(named.clone()),
-            None => self.keep.last_user()?,
-        };
-        let nobody = || format!("nobody is signed in at {}: `p2s2 share login` first", self.api.at());
-        let user = user.with_context(nobody)?;
-        let token = self.keep.session(&user)?.with_context(nobody)?;
-        Ok((user, Token::from_text(token)))
+        let nobody = || format!("{} is not signed in at {}: `p2s2 share login` first", self.user, self.api.at());
+        let token = self.keep.session(&self.user)?.with_context(nobody)?;
+        Ok((self.user.clone(), Token::from_text(token)))
     }
 
     /// The answer of a command: its fields with `--json`, else a text for people.
@@ -438,17 +584,50 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// At a terminal, on the error output: what is printed stays what was asked for.
-fn bar(total: u64, json: bool) -> ProgressBar {
-    let is_shown = !json && io::stderr().is_terminal() && io::stdout().is_terminal();
-    let target = if is_shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(Some(total), target);
-    let style = "{msg} [{bar:30}] {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
-    // A style that is written here is one that can be read.
-    if let Ok(style) = ProgressStyle::with_template(style) {
-        bar.set_style(style.progress_chars("=> "));
+fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?'])
+}
+
+/// Whether a name is one that a pattern means: `*` is any text, `?` one character.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut at, mut of) = (0, 0);
+    // Where the last star stands, and how much of the name it takes.
+    let mut star: Option<(usize, usize)> = None;
+    while of < name.len() {
+        match (pattern.get(at), &mut star) {
+            (Some('*'), _) => {
+                star = Some((at, of));
+                at += 1;
+            }
+            (Some(it), _) if *it == '?' || *it == name[of] => (at, of) = (at + 1, of + 1),
+            (_, Some((begins, taken))) => {
+                *taken += 1;
+                (at, of) = (*begins + 1, *taken);
+            }
+            (_, None) => return false,
+        }
     }
-    bar
+    pattern[at..].iter().all(|it| *it == '*')
+}
+
+/// The files that a path means: those of its folder, where its last part is a pattern and no file of that name is there.
+/// (Most shells do that by themselves, but not for what is quoted.) Hidden ones are meant by a pattern that begins with a
+/// dot alone.
+fn matching_paths(path: &str) -> Vec<String> {
+    let there = Path::new(path);
+    let pattern = there.file_name().and_then(|name| name.to_str()).filter(|name| is_pattern(name));
+    let Some(pattern) = pattern.filter(|_| !there.exists()) else { return vec![path.to_owned()] };
+    let folder = there.parent().unwrap_or(Path::new(""));
+    let listed = std::fs::read_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    let names = listed.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let meant = names.filter(|name| matches(pattern, name) && (pattern.starts_with('.') || !name.starts_with('.')));
+    // A bare name would be taken for that of a tracked file.
+    let mut found: Vec<String> =
+        meant.filter_map(|name| Path::new(".").join(folder).join(name).to_str().map(str::to_owned)).collect();
+    found.sort();
+    // Nothing fits: what was given is said to be missing.
+    if found.is_empty() { vec![path.to_owned()] } else { found }
 }
 
 #[cfg(test)]
@@ -459,6 +638,32 @@ mod tests {
     fn what_goes_into_a_url_is_encoded() {
         assert_eq!(encoded("a b&c/é~"), "a%20b%26c%2F%C3%A9~");
         assert_eq!(encoded("report-1.pdf"), "report-1.pdf");
+    }
+
+    #[test]
+    fn patterns_mean_what_shells_mean_by_them() {
+        for (pattern, name, fits) in [
+            ("*", "a", true),
+            ("*.txt", "a.txt", true),
+            ("*.txt", ".txt", true),
+            ("*.txt", "a.txt.gz", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("é?", "éé", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.txt", "b.txt", ".c.txt", "d.pdf"] {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        assert_eq!(matching_paths(&at("*.txt")), [at("a.txt"), at("b.txt")]);
+        assert_eq!(matching_paths(&at("*.none")), [at("*.none")]);
+        assert_eq!(matching_paths("name"), ["name"]);
     }
 
     #[test]

@@ -448,11 +448,18 @@ mod tests {
             found("a", "cy", 6, 100.0),
         ];
         let ann = Name::new("ann").unwrap();
-        let names = |list: &[Match]| list.iter().map(|it| format!("{}@{}", it.name, it.host.hostname)).collect::<Vec<_>>();
+        let names =
+            |list: &[Match]| list.iter().map(|it| format!("{}@{}", it.name, it.host.hostname)).collect::<Vec<_>>();
         let duplicates = Duplicates::of(&ann, 5, Some(100.0), all.clone());
-        assert_eq!((names(&duplicates.exact), names(&duplicates.partial)), (vec!["b@bob".to_owned()], vec!["c@bob".to_owned(), "a@cy".to_owned()]));
+        assert_eq!(
+            (names(&duplicates.exact), names(&duplicates.partial)),
+            (vec!["b@bob".to_owned()], vec!["c@bob".to_owned(), "a@cy".to_owned()])
+        );
         let shown = duplicates.json();
-        assert_eq!((&shown["has_exact_duplicate"], &shown["exact_matches"][0]["hostname"]), (&json!(true), &json!("bob")));
+        assert_eq!(
+            (&shown["has_exact_duplicate"], &shown["exact_matches"][0]["hostname"]),
+            (&json!(true), &json!("bob"))
+        );
         assert_eq!(Duplicates::of(&ann, 5, None, all).partial.len(), 3);
         assert!(Duplicates::of(&ann, 5, None, Vec::new()).is_empty());
     }

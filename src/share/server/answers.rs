@@ -127,8 +127,7 @@ impl Shared {
     /// The answer of REQUEST with a size.
     pub(super) fn alike(&self, conn: ConnId, wanted: &Wanted, size: u64, out: &mut Output<'_>) -> Result<(), Broken> {
         let modified = wanted.modified.map(Seconds::get);
-        let found =
-            self.keeper.look(|core, now| core.alike(now, conn, &wanted.fname, size, modified, ALIKE_MAX));
+        let found = self.keeper.look(|core, now| core.alike(now, conn, &wanted.fname, size, modified, ALIKE_MAX));
         let found = found.map_err(|error| out.broken(error))?;
         if found.is_empty() {
             return Ok(out.line(wire::NOT_FOUND)?);
