@@ -109,12 +109,29 @@ impl Clock {
 /// How long the machine has been running, asleep or awake.
 #[cfg(target_os = "linux")]
 fn uptime() -> Duration {
+    read(libc::CLOCK_BOOTTIME)
+}
+
+#[cfg(target_os = "linux")]
+fn read(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes one timespec to where the pointer points, which is one.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time) };
+    let result = unsafe { libc::clock_gettime(clock, &mut time) };
     // It can fail only where the kernel has no such clock, which every kernel since 2.6.39 has.
-    assert_eq!(result, 0, "the kernel has CLOCK_BOOTTIME");
+    assert_eq!(result, 0, "the kernel has clock {clock}");
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// How long the machine has slept since it was started, which [`std::time::Instant`] does not count there.
+#[cfg(target_os = "linux")]
+pub(crate) fn asleep() -> Duration {
+    read(libc::CLOCK_BOOTTIME).saturating_sub(read(libc::CLOCK_MONOTONIC))
+}
+
+/// Nothing: whether instants count time asleep is the system's affair.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn asleep() -> Duration {
+    Duration::ZERO
 }
 
 /// How long the process has been running (elsewhere, whether time asleep counts is the system's affair).

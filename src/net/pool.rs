@@ -384,13 +384,14 @@ mod tests {
     #[test]
     fn one_that_is_not_there_yet_is_greeted_until_it_is() {
         let key = ClusterKey::random();
-        let address = echo(&key, None).local_addr();
-        let pool = Pool::new(target(&echo(&key, None), &key), 1, 1);
+        let server = echo(&key, None);
+        let pool = Pool::new(target(&server, &key), 1, 1);
         pool.greet().unwrap();
         pool.greet().unwrap();
         // The link that was made is there for the first request.
         assert_eq!(pool.ask(b"x".to_vec(), SOON).unwrap(), b"x");
         assert_eq!((pool.counters().connects.get(), pool.state.lock().in_use), (1, 0));
+        let address = echo(&key, None).local_addr();
         let target = Target { address: address.to_string(), ..pool.target.clone() };
         let pool = Pool::new(target, 1, 1);
         let error = pool.greet().unwrap_err().to_string();

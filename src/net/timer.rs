@@ -12,14 +12,20 @@ use parking_lot::{Condvar, Mutex};
 
 use super::counters::Counter;
 use super::threads::{self, Executor, Job};
+use crate::model::time;
 
 /// How soon a due item is offered again when every request thread was busy.
 const RETRY_AFTER: Duration = Duration::from_millis(10);
+/// How often it is looked whether the machine has slept: a wait does not end sooner for that.
+const LOOK_EVERY: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
+/// The two clocks that tell are not read at the same instant.
+const LEAST_SLEEP: Duration = Duration::from_millis(100);
 
 /// Deadlines with an item each. Earlier ones first; of equal ones the one set first.
 ///
 /// There is no cancelling: an item says what is to be looked at, and who looks finds out whether
-/// there is still something to do. How many are set at a time is bounded by who sets them.
+/// there is still something to do. How many are set at a time is bounded by who sets them. Time in which the machine
+/// sleeps counts: what became due meanwhile fires within seconds after.
 pub struct Timers<T: Send + 'static> {
     shared: Arc<Shared<T>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -32,10 +38,15 @@ struct Shared<T> {
     /// Told when the earliest deadline changed, or at the end.
     changed: Condvar,
     counters: TimerCounters,
+    /// How long the machine has slept since it was started.
+    read_asleep: fn() -> Duration,
 }
 
 struct State<T> {
+    /// By what [`Instant`]s would be if they went on while the machine sleeps.
     heap: BinaryHeap<Reverse<Entry<T>>>,
+    /// How long it has slept, as was seen last.
+    asleep: Duration,
     /// Numbers the entries, so that equal deadlines keep their order.
     next_number: u64,
     is_stopped: bool,
@@ -82,12 +93,27 @@ impl<T: Send + 'static> Timers<T> {
         executor: Arc<Executor>,
         fire: impl Fn(T) + Send + Sync + 'static,
     ) -> io::Result<Timers<T>> {
+        Timers::start_with(name, executor, fire, time::asleep)
+    }
+
+    fn start_with(
+        name: &str,
+        executor: Arc<Executor>,
+        fire: impl Fn(T) + Send + Sync + 'static,
+        read_asleep: fn() -> Duration,
+    ) -> io::Result<Timers<T>> {
         let shared = Arc::new(Shared {
             executor,
             fire: Box::new(fire),
-            state: Mutex::new(State { heap: BinaryHeap::new(), next_number: 0, is_stopped: false }),
+            state: Mutex::new(State {
+                heap: BinaryHeap::new(),
+                asleep: read_asleep(),
+                next_number: 0,
+                is_stopped: false,
+            }),
             changed: Condvar::new(),
             counters: TimerCounters::default(),
+            read_asleep,
         });
         let thread = threads::spawn(name, {
             let shared = Arc::clone(&shared);
@@ -104,6 +130,7 @@ impl<T: Send + 'static> Timers<T> {
             self.shared.counters.abandoned.add(1);
             return;
         }
+        let at = at + state.look(self.shared.read_asleep);
         let number = state.next_number;
         state.next_number += 1;
         let is_earliest = state.heap.peek().is_none_or(|Reverse(first)| at < first.at);
@@ -140,6 +167,17 @@ impl<T: Send + 'static> Timers<T> {
             // An Err would be a panic, which `threads::spawn` has caught and logged.
             let _ = thread.join();
         }
+    }
+}
+
+impl<T> State<T> {
+    /// How long the machine has slept.
+    fn look(&mut self, read_asleep: fn() -> Duration) -> Duration {
+        let asleep = read_asleep();
+        if asleep > self.asleep + LEAST_SLEEP {
+            self.asleep = asleep;
+        }
+        self.asleep
     }
 }
 
@@ -185,10 +223,12 @@ impl<T: Send + 'static> Shared<T> {
             if state.is_stopped {
                 return None;
             }
+            let asleep = state.look(self.read_asleep);
             match state.heap.peek().map(|Reverse(first)| first.at) {
                 None => self.changed.wait(&mut state),
-                Some(at) if at > Instant::now() => {
-                    self.changed.wait_until(&mut state, at);
+                Some(at) if at > Instant::now() + asleep => {
+                    let left = at.saturating_duration_since(Instant::now() + asleep);
+                    self.changed.wait_for(&mut state, left.min(LOOK_EVERY));
                 }
                 Some(_due) => break,
             }
@@ -237,8 +277,32 @@ mod tests {
     use super::*;
     use crate::net::testing::eventually;
     use crossbeam_channel::{bounded, unbounded};
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     const SOON: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn time_in_which_the_machine_sleeps_counts() {
+        static ASLEEP_S: AtomicU64 = AtomicU64::new(0);
+        let (tell, told) = unbounded();
+        let fire = move |n: u32| tell.send(n).unwrap();
+        let read_asleep = || Duration::from_secs(ASLEEP_S.load(SeqCst));
+        let timers = Timers::start_with("test", Executor::new("test", 1), fire, read_asleep).unwrap();
+        let hours = |n: u64| Duration::from_secs(n * 3600);
+        timers.at(Instant::now() + hours(1), 1);
+        timers.at(Instant::now() + hours(3), 3);
+        assert!(told.recv_timeout(3 * LOOK_EVERY).is_err());
+        ASLEEP_S.store(2 * 3600, SeqCst);
+        assert_eq!(told.recv_timeout(SOON), Ok(1));
+        // What is set afterwards waits its own time; what was set before has an hour left.
+        timers.at(Instant::now() + hours(2), 2);
+        assert!(told.recv_timeout(3 * LOOK_EVERY).is_err());
+        ASLEEP_S.store(3 * 3600 + 60, SeqCst);
+        assert_eq!(told.recv_timeout(SOON), Ok(3));
+        assert!(told.recv_timeout(3 * LOOK_EVERY).is_err());
+        ASLEEP_S.store(5 * 3600, SeqCst);
+        assert_eq!(told.recv_timeout(SOON), Ok(2));
+    }
 
     #[test]
     fn fires_by_deadline_then_by_insertion() {

@@ -299,7 +299,7 @@ impl Keeper {
                         if link::is_hello(&message) {
                             link::keep_alive(&tcp);
                             // Links from other hosts are encrypted whatever was allowed to clients.
-                            let is_private = is_tls || source.is_loopback();
+                            let is_private = is_tls || source.is_loopback() || stays_here(&tcp, source);
                             return self.link(&message, reader, &writer, (is_private, is_tls), (links, newcomer));
                         }
                         match links.strangers.enter(source) {
@@ -379,7 +379,12 @@ impl Keeper {
         let fingerprint = own.map_or("", |identity| identity.fingerprint());
         if !is_private || !link::welcome(hello, &mut reader, writer, (name, &self.floor.key, fingerprint))? {
             self.counters.links_refused.add(1);
-            let refusal = Refusal::new(Code::Forbidden, format!("this is the {name}, for those with its cluster key"));
+            let why = if is_private {
+                format!("this is the {name}, for those with its cluster key")
+            } else {
+                format!("this is the {name}; from another host a link wants TLS: start it with --tls")
+            };
+            let refusal = Refusal::new(Code::Forbidden, why);
             self.refuse(&reader, writer, refusal)?;
             reader.linger(writer);
             return Ok(());
@@ -391,6 +396,11 @@ impl Keeper {
             operate(request)
         })?)
     }
+}
+
+/// Whether a connection never leaves this host: of two ends with one address, none is on another.
+fn stays_here(stream: &TcpStream, source: IpAddr) -> bool {
+    stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == source)
 }
 
 // What is in a link's frames: an operation; `{"ok":…}` or `{"error":{"code":…,"message":…}}`.

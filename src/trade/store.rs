@@ -263,3 +263,32 @@ fn json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
 fn parse<T: serde::de::DeserializeOwned>(table: &str, body: &str) -> Result<T, StoreError> {
     serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("{table}: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Name;
+    use std::time::Duration;
+
+    #[test]
+    fn what_happened_bears_the_date_though_the_clock_started_ten_years_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&dir.path().join("trade.db"), MIGRATIONS).unwrap());
+        let clock = Clock::behind(Duration::from_secs(10 * 365 * 24 * 3600));
+        let journal = StoreJournal::begin(Arc::clone(&store), clock);
+        let row = LogRow {
+            at: clock.now(),
+            kind: "search".to_owned(),
+            peer: Name::new("alice").unwrap(),
+            deal: None,
+            rq: None,
+            item_name: None,
+            price: None,
+            detail: String::new(),
+        };
+        journal.append(vec![Change::Log(row)]).wait().unwrap();
+        let at =
+            store.read(|reader| reader.first("SELECT at FROM trade_log", &[], |row| row.millis(0))).unwrap().unwrap();
+        assert!(at.0.abs_diff(Clock::wall().0) < 60_000, "{at:?}");
+    }
+}

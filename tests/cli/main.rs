@@ -370,3 +370,26 @@ fn what_a_peer_prints_drives_no_terminal() {
         assert!(!said.contains(|c: char| c != '\n' && (c.is_control() || c == '\u{202e}')), "{said:?}");
     }
 }
+
+#[test]
+fn a_server_that_is_silent_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let deaf = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    let closed = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    for (addr, cause) in [(deaf.local_addr().unwrap(), "nothing comes from there"), (closed, "nothing listens there")] {
+        let mut peer = Killed(
+            program("peer")
+                .args(["--name", "carol", "--server", &addr.to_string(), "--data-dir"])
+                .arg(dir.path().join(addr.port().to_string()))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
+        // The first line, while it goes on asking: an end would close the pipe without one.
+        let mut line = String::new();
+        BufReader::new(peer.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.contains(&addr.to_string()) && line.contains(cause), "{line:?}");
+        assert!(line.contains("does not answer yet") && line.contains("`p2s2 server`"), "{line:?}");
+    }
+}

@@ -36,7 +36,7 @@ fn what_is_missing_is_asked_for() {
     };
     asked(&mut alice, &["pOsT", "# no comment: it answers"], "post");
     assert_eq!(zoe.next_from(&alice, "POST").get("CONTENT"), "# no comment: it answers");
-    for lines in [&["Dm", "zoe", "one"][..], &["dm zoe", "one"], &["dm", "zoe one"]] {
+    for lines in [&["Dm", "zoe", "one"][..], &["dm zoe", "one"], &["dm", "\"zoe\"", "one"]] {
         asked(&mut alice, lines, "dm");
         let said = zoe.next_from(&alice, "DM");
         assert_eq!(said.get("CONTENT"), "one", "{lines:?}");
@@ -202,4 +202,15 @@ fn what_others_say_is_harmless() {
         out.contains("evil") && !out.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'),
         "{out:?}"
     );
+}
+
+#[test]
+fn a_name_with_a_blank_is_the_whole_line_where_it_is_asked_for() {
+    let place = Place::new();
+    let [mut bob, mary] = place.start_all(["bob", "Mary Ann"]);
+    bob.knows(&["Mary Ann"]);
+    for lines in [&["dm", "Mary Ann", "one"][..], &["dm", "\"Mary Ann\"", "two"], &["dm \"Mary Ann\" three"]] {
+        lines.iter().for_each(|line| bob.says(line));
+        mary.hears("dm", lines.last().unwrap().rsplit(' ').next().unwrap());
+    }
 }

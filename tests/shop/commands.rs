@@ -212,3 +212,39 @@ fn tls_is_spoken_with_the_server_that_was_met_first() {
     let (code, _, error) = run(client("buyer", shop.buyer, home.path()).args(["--tls", "cart"]), "");
     assert!(code == 1 && error.contains("cannot reach"), "{error}");
 }
+
+/// Answers every line with this one.
+fn answering(line: &'static str) -> SocketAddr {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = [0; 4096];
+        assert!(std::io::Read::read(&mut stream, &mut request).unwrap() > 0);
+        stream.write_all(line.as_bytes()).unwrap();
+    });
+    addr
+}
+
+#[test]
+fn what_a_server_says_in_words_of_its_own_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    for (line, said) in [
+        ("{\"status\":\"ERR\",\"error\":\"Invalid credentials\"}\n", "Invalid credentials"),
+        ("{\"status\":\"ERR\",\"error\":{\"code\":\"E1\",\"message\":\"no such user\"}}\n", "no such user"),
+        ("ERROR unknown command\r\n", "ERROR unknown command"),
+    ] {
+        let (code, _, error) = run(client("buyer", answering(line), home.path()).args(["login", "bob"]), "");
+        assert!(code == 1 && error.contains(said) && error.contains("--server"), "{line}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn a_shop_that_was_not_started_is_named_with_the_way_out() {
+    let home = tempfile::tempdir().unwrap();
+    let nobody = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    let (code, _, error) = run(client("seller", nobody, home.path()).args(["login", "bob"]), "");
+    assert!(code == 1 && error.contains(&nobody.to_string()), "{error}");
+    assert!(error.contains("`p2s2 server`") && error.contains("--server HOST:PORT"), "{error}");
+}

@@ -194,6 +194,10 @@ fn tokens_go_by_the_wall_also_after_the_machine_has_slept() {
     let ann = users.register("ann", "p", None, HERE).unwrap();
     let (token, claims) = users.issue(&ann.username, Role::User);
     let wall = Clock::wall().0 / 1000;
+    let is_now = |at: Millis| at.0.abs_diff(Clock::wall().0) < 60_000;
+    assert!(is_now(ann.created_at), "{ann:?}");
+    let ann = users.login("ann", "p", HERE).unwrap();
+    assert!(is_now(ann.created_at) && ann.last_login.is_some_and(is_now), "{ann:?}");
     assert!((wall - 10..=wall).contains(&claims.iat), "{claims:?} at {wall}");
     assert_eq!(jwt().verify(Clock::wall(), token.reveal()), Ok(claims));
     assert!(users.user_of(token.reveal()).is_ok());

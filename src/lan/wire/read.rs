@@ -31,6 +31,8 @@ pub fn read(datagram: &[u8]) -> Result<Message, Refused> {
         return Err(format!("datagram: expected at most {DATAGRAM_MAX} bytes, not {}", datagram.len()).into());
     }
     let text = std::str::from_utf8(datagram).map_err(|_| "datagram: expected UTF-8".to_owned())?;
+    // Some editors and libraries begin every text with a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = Lines::of(text)?;
     let message = match lines.need("TYPE")? {
         "PEER_DISCOVERY" => Message::Discovery(discovery(&lines)?),

@@ -153,6 +153,15 @@ fn older_and_other_programs_are_read() {
 }
 
 #[test]
+fn a_byte_order_mark_is_skipped() {
+    let read_post = |text: &str| match read(text.as_bytes()) {
+        Ok(Message::Post(post)) => post.content,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read_post("\u{feff}TYPE:POST\nUSER_ID:s@10.0.0.1\nCONTENT:\u{feff}hi\n\n"), "\u{feff}hi");
+}
+
+#[test]
 fn a_profile_is_worth_showing_without_its_picture() {
     let avatar = |lines: &str| {
         let datagram = format!("TYPE:PROFILE\nUSER_ID:s@10.0.0.1\nDISPLAY_NAME:S\nSTATUS:here\n{lines}\n\n");

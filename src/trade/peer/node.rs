@@ -324,7 +324,7 @@ impl Node {
         let mut state = inner.state.lock();
         loop {
             match outcome(&state.core, rq, inner.settings.auto_buy) {
-                None => return Err(Refused(format!("there is no deal {rq}")).into()),
+                None => return Err(Refused(format!("there is no deal {rq}; `deals` lists yours")).into()),
                 Some(Some(note)) => return Ok(note),
                 Some(None) => {}
             }

@@ -102,7 +102,8 @@ impl Core {
     }
 
     pub(super) fn buy(&mut self, now: Millis, rq: u64, fx: &mut Effects) -> Result<(), Refused> {
-        let purchase = self.purchases.get(&rq).ok_or_else(|| Refused(format!("there is no search {rq}")))?;
+        let purchase =
+            self.purchases.get(&rq).ok_or_else(|| Refused(format!("there is no search {rq}; `deals` lists yours")))?;
         let (item_name, price) = match (purchase.state, purchase.price) {
             (PurchaseState::Found, Some(price)) => (purchase.item_name.clone(), price),
             (PurchaseState::Searching | PurchaseState::Found, _) => {
@@ -122,7 +123,8 @@ impl Core {
     }
 
     pub(super) fn cancel_purchase(&mut self, now: Millis, rq: u64, fx: &mut Effects) -> Result<(), Refused> {
-        let purchase = self.purchases.get(&rq).ok_or_else(|| Refused(format!("there is no deal {rq}")))?;
+        let purchase =
+            self.purchases.get(&rq).ok_or_else(|| Refused(format!("there is no deal {rq}; `deals` lists yours")))?;
         match purchase.state {
             PurchaseState::Bought => return Err(Refused(format!("{rq} is bought"))),
             PurchaseState::Over => {

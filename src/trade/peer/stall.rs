@@ -328,7 +328,9 @@ impl Core {
 
     /// The person steps back. The unit is free once the server agrees.
     pub(super) fn cancel_sale(&mut self, now: Millis, rq: u64, fx: &mut Effects) -> Result<(), Refused> {
-        let Some(sale) = self.sales.get(&rq) else { return Err(Refused(format!("there is no deal {rq}"))) };
+        let Some(sale) = self.sales.get(&rq) else {
+            return Err(Refused(format!("there is no deal {rq}; `deals` lists yours")));
+        };
         match sale.state {
             SaleState::Sold => Err(Refused(format!("{rq} is sold"))),
             SaleState::Over => Err(Refused(format!("{rq} is over: {}", sale.reason.as_deref().unwrap_or("no sale")))),

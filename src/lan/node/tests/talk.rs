@@ -344,3 +344,21 @@ fn a_server_takes_no_messages() {
     }
     assert_eq!(bench.dropped(Cause::NotAPerson), 2);
 }
+
+#[test]
+fn what_is_said_and_kept_bears_the_date_of_the_wall() {
+    let mut bench = Bench::new();
+    bench.known("bob@10.0.0.2", 8002, "b");
+    let ahead_ms = 10 * 365 * 24 * 3_600_000;
+    bench.node.set_wall_ahead(ahead_ms);
+    let (_, message) = sent(bench.command(tell("bob", "hi")));
+    let date = bench.now.shifted(ahead_ms);
+    assert_eq!(message.stamp().unwrap().timestamp, Some(date.0 / 1000));
+    let effects = bench.hear("10.0.0.2:8002", Door::Own, post("bob@10.0.0.2", "p1"));
+    let Effect::Keep(entry) = &effects[0] else { panic!("{effects:?}") };
+    assert_eq!(entry.at, date);
+    // What it waits for is waited for as before: a peer is forgotten after five minutes.
+    assert_eq!(bench.list().len(), 1);
+    bench.wait(301_000);
+    assert!(bench.list().is_empty());
+}

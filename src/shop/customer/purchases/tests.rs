@@ -60,6 +60,7 @@ struct Shop {
     seller: String,
     other_seller: String,
     requests: AtomicU32,
+    clock: Clock,
 }
 
 const GOOD: &str = "4111111111111111";
@@ -67,6 +68,10 @@ const DECLINED: &str = "4000000000000002";
 
 impl Shop {
     fn new() -> Shop {
+        Shop::going_by(Clock::start())
+    }
+
+    fn going_by(clock: Clock) -> Shop {
         let dir = tempfile::tempdir().unwrap();
         let bank = Arc::new(Bank {
             inner: BuiltinGateway::open(dir.path()).unwrap(),
@@ -75,7 +80,8 @@ impl Shop {
             captures: AtomicU32::new(0),
         });
         let (buyer, seller, other_seller) = Default::default();
-        let mut shop = Shop { dir, running: None, bank, buyer, seller, other_seller, requests: AtomicU32::new(0) };
+        let requests = AtomicU32::new(0);
+        let mut shop = Shop { dir, running: None, bank, buyer, seller, other_seller, requests, clock };
         shop.open();
         shop.buyer = shop.sign_up(Role::Buyer, "bea");
         shop.seller = shop.sign_up(Role::Seller, "sam");
@@ -85,7 +91,8 @@ impl Shop {
 
     fn open(&mut self) {
         let store = Arc::new(Store::open(&self.dir.path().join(FILE), MIGRATIONS).unwrap());
-        let config = Config { password_cost: Cost { memory_kib: 8, passes: 1 }, ..Config::default() };
+        let password_cost = Cost { memory_kib: 8, passes: 1 };
+        let config = Config { password_cost, clock: self.clock, ..Config::default() };
         let db = CustomerDb::open(Arc::clone(&store), Arc::clone(&self.bank) as Arc<dyn Gateway>, config).unwrap();
         self.running = Some((db, store));
     }
@@ -157,7 +164,11 @@ impl Shop {
     }
 
     fn authorise(&self, id: &str, lease: u64, number: &str) -> Answer<()> {
-        let card = LinkCard { number: number.to_owned(), exp: "12/79".to_owned(), name: "Bea".to_owned() };
+        self.authorise_until(id, lease, number, "12/79")
+    }
+
+    fn authorise_until(&self, id: &str, lease: u64, number: &str, exp: &str) -> Answer<()> {
+        let card = LinkCard { number: number.to_owned(), exp: exp.to_owned(), name: "Bea".to_owned() };
         self.ask(CustomerOp::Authorise { purchase_id: id.to_owned(), lease, lines: priced(), card })
     }
 
@@ -570,6 +581,27 @@ fn history_comes_in_pages_newest_first() {
     assert_eq!(shop.orders(&shop.seller, 3, 500), []);
     assert_eq!(shop.orders(&shop.seller, u64::MAX, u64::MAX), []);
     assert_eq!(shop.purchases().len(), 6);
+}
+
+#[test]
+fn a_clock_that_started_ten_years_behind_and_was_set_right_dates_nothing_wrong() {
+    let shop = Shop::going_by(Clock::behind(Duration::from_secs(10 * 365 * 24 * 3600)));
+    shop.fill();
+    let (id, lease, _) = shop.begin(None);
+    // A card that ended five years ago was good when that clock stood still.
+    let ended = format!("01/{:02}", (Clock::wall().to_utc().year() - 5) % 100);
+    assert_eq!(code(shop.authorise_until(&id, lease, GOOD, &ended)), Code::PaymentDeclined);
+    assert_eq!(shop.closed(&id, lease), Ok(()));
+    let (id, lease, _) = shop.begin(None);
+    shop.authorise(&id, lease, GOOD).unwrap();
+    shop.complete(&id, lease).unwrap();
+    let is_now = |at: Millis| at.0.abs_diff(Clock::wall().0) < 60_000;
+    assert!(is_now(shop.purchases()[0].purchased_at), "{:?}", shop.purchases());
+    let sale = CustomerOp::MarkShipped { sid: shop.seller.clone(), purchase_id: id.clone(), item_id: "1-1".to_owned() };
+    shop.ask::<()>(sale).unwrap();
+    let orders = shop.orders(&shop.seller, 0, 10);
+    assert!(orders.iter().all(|order| is_now(order.purchased_at)), "{orders:?}");
+    assert!(orders.iter().any(|order| order.shipped_at.is_some_and(is_now)), "{orders:?}");
 }
 
 #[test]
