@@ -67,8 +67,9 @@ fn outward() -> Option<Ipv4Addr> {
 ///
 /// # Errors
 /// The system's.
-pub fn is_own(ip: Ipv4Addr) -> io::Result<bool> {
-    let is_own = |interface: &if_addrs::Interface| interface.ip() == IpAddr::V4(ip);
+pub fn is_own(ip: impl Into<IpAddr>) -> io::Result<bool> {
+    let ip = ip.into().to_canonical();
+    let is_own = |interface: &if_addrs::Interface| interface.ip() == ip;
     Ok(ip.is_loopback() || if_addrs::get_if_addrs()?.iter().any(is_own))
 }
 

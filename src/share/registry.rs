@@ -7,7 +7,8 @@
 //! | `claims.rs` | REGISTER: who may have a hostname |
 //! | `files.rs` | PUBLISH, UNPUBLISH, and a whole list replaced step by step |
 //! | `shown.rs` | what REQUEST, DISCOVER and LIST show, in pages |
-//! | `secrets.rs` | what gives a hostname back |
+//! | `secrets.rs`, `farewells.rs` | what gives a hostname back, also when its host is gone |
+//! | `room.rs` | how much there may be, and whose it is |
 //! | `names.rs`, `index.rs` | names in order, and who holds what |
 //! | `store.rs` | the rows of all of it |
 //!
@@ -16,9 +17,10 @@
 //! lock never holds it for long.
 //!
 //! A host is **live** until the peer timeout after it was last heard, and then **silent**: it is not shown, and
-//! its name may go to others, but what it had is kept for as long as its secret can bring it back.
+//! its name may go to others (whatever becomes of its connection), but what it had is kept for as long as its secret
+//! can bring it back.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,12 +28,15 @@ use std::time::Duration;
 
 use super::wire::{Digest, FileName, Files};
 use crate::model::{Millis, Name};
+use crate::net::source::{self, Source};
 
 mod alike;
 mod claims;
+mod farewells;
 mod files;
 mod index;
 mod names;
+mod room;
 mod secrets;
 mod shown;
 pub mod store;
@@ -46,6 +51,7 @@ pub use store::{Change, HostRow};
 use alike::Sizes;
 use index::Index;
 use names::Names;
+use room::{Holding, Lack, Room};
 use secrets::Secrets;
 
 /// How long a secret gives its hostname back.
@@ -57,18 +63,33 @@ pub type ConnId = u64;
 /// A host's place in memory; used again once nothing speaks of it any more.
 type Slot = u32;
 
-/// How much is taken on.
+/// How much is taken on: of hosts without an account, and as much again of users'.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Hosts, silent ones included.
     pub hosts: usize,
-    /// Files of all hosts together.
+    /// Published files of all hosts together.
     pub files: usize,
+    /// Hosts without an account from one address; from loopback half of all.
+    pub hosts_of_one: usize,
+    /// Their published files; from loopback half of all.
+    pub files_of_one: usize,
+    /// Files that are not published, which are remembered while there is room for that.
+    pub hidden: usize,
+    /// Those of one address; from loopback half of all.
+    pub hidden_of_one: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { hosts: 500_000, files: 5_000_000 }
+        Bounds {
+            hosts: 500_000,
+            files: 5_000_000,
+            hosts_of_one: 1_000,
+            files_of_one: 200_000,
+            hidden: 500_000,
+            hidden_of_one: 20_000,
+        }
     }
 }
 
@@ -88,8 +109,20 @@ pub enum Refusal {
     #[error("hostname in use")]
     InUse,
     /// There are as many as there may be.
-    #[error("the registry is full: it takes no more {0}")]
+    #[error("BUSY: the registry is full: it takes no more {0}")]
     Full(&'static str),
+    /// One source has as many as it may have.
+    #[error(
+        "BUSY: {source_of_it} has {share} {what} here, as many as one source may; UNREGISTER and UNPUBLISH make room"
+    )]
+    ShareFull {
+        /// Of what.
+        what: &'static str,
+        /// Whose share.
+        source_of_it: Source,
+        /// How many that are.
+        share: usize,
+    },
     /// The host has as many as it may have.
     #[error("fname: a host may have {0} files")]
     TooManyFiles(usize),
@@ -140,6 +173,10 @@ struct Host {
     files: Files,
     published: u64,
     published_size: u64,
+    /// What is counted for it.
+    held: Option<Holding>,
+    /// So many published files are on their way to its list, for which it has room already.
+    promised: usize,
     /// Put here by whoever stores changes: which one made this host what it is.
     mark: u64,
 }
@@ -153,7 +190,6 @@ struct Grave {
 /// All hosts.
 pub struct Registry {
     timeout: Duration,
-    bounds: Bounds,
     /// Time never goes back, whichever thread was quicker.
     now: Millis,
     next_number: u64,
@@ -164,18 +200,19 @@ pub struct Registry {
     by_conn: HashMap<ConnId, Slot>,
     /// Live hosts.
     names: Names<Slot>,
-    /// Both by when they were last heard.
+    /// All by when they were last heard.
     live: BTreeSet<(Millis, Slot)>,
-    silent: BTreeSet<(Millis, Slot)>,
+    silent_users: BTreeSet<(Millis, Slot)>,
+    silent_strangers: BTreeSet<(Millis, Slot)>,
+    /// The latter by their source.
+    silent_of: BTreeSet<(Source, Millis, Slot)>,
     /// Published files of all hosts, live or silent.
     by_file: Index<FileName, Slot>,
     by_content: Index<Digest, (Slot, FileName)>,
     by_size: Sizes,
     known_files: usize,
+    room: Room,
     secrets: Secrets,
-    /// Hostnames whose secrets outlived their host, in the order in which those went: as many as there may be hosts.
-    /// (One whose host is back may still stand here.)
-    without_host: VecDeque<Name>,
     totals: Totals,
     unsaved: Vec<Slot>,
 }
@@ -185,7 +222,6 @@ impl Registry {
     pub fn new(timeout: Duration, bounds: Bounds) -> Registry {
         Registry {
             timeout,
-            bounds,
             now: Millis::default(),
             next_number: 1,
             slots: Vec::new(),
@@ -195,13 +231,15 @@ impl Registry {
             by_conn: HashMap::new(),
             names: Names::default(),
             live: BTreeSet::new(),
-            silent: BTreeSet::new(),
+            silent_users: BTreeSet::new(),
+            silent_strangers: BTreeSet::new(),
+            silent_of: BTreeSet::new(),
             by_file: Index::default(),
             by_content: Index::default(),
             by_size: Sizes::default(),
             known_files: 0,
-            secrets: Secrets::default(),
-            without_host: VecDeque::new(),
+            room: Room::new(bounds),
+            secrets: Secrets::new(&bounds),
             totals: Totals::default(),
             unsaved: Vec::new(),
         }
@@ -246,17 +284,16 @@ impl Registry {
         }
     }
 
-    /// UNREGISTER: the host ends at once, and its secrets.
+    /// UNREGISTER: the host ends at once, its files are forgotten and its place is free. What it was answered gives
+    /// the name back, for 30 days and unless another has held it since.
     ///
     /// # Errors
     /// Not this connection's.
     pub fn unregister(&mut self, now: Millis, conn: ConnId, hostname: &Name) -> Result<Vec<Change>, Refusal> {
-        self.at(now);
+        let now = self.at(now);
         let slot = self.own(conn, hostname)?;
+        self.hear_slot(now, slot);
         let mut changes = Vec::new();
-        if let Some(host) = &self.slots[slot as usize] {
-            self.secrets.forget(hostname, host.tenure, &mut changes);
-        }
         self.drop_host(slot, &mut changes);
         Ok(changes)
     }
@@ -298,7 +335,8 @@ impl Registry {
         let now = self.at(now);
         let mut left = at_most;
         while left > 0
-            && let Some((heard_at, slot)) = self.silent.first().copied()
+            && let firsts = [self.silent_users.first(), self.silent_strangers.first()]
+            && let Some((heard_at, slot)) = firsts.into_iter().flatten().min().copied()
             && heard_at.plus(RESUME_FOR) <= now
         {
             left -= 1;
@@ -317,19 +355,65 @@ impl Registry {
 
     /// Lets silent hosts go, those first that were silent longest, until a claim has room; a bounded part of it.
     /// Whether another call may make more.
-    pub fn make_room(&mut self, claim: &Claim, at_most: usize, changes: &mut Vec<Change>) -> bool {
+    pub fn make_room(
+        &mut self,
+        now: Millis,
+        conn: ConnId,
+        claim: &Claim,
+        at_most: usize,
+        changes: &mut Vec<Change>,
+    ) -> bool {
+        let now = self.at(now);
+        self.expire(now, at_most);
         for _ in 0..at_most {
-            if !self.is_too_full_for(claim) {
+            // For what is refused anyway nobody has to go.
+            let Ok(plan) = self.plan(now, conn, claim) else { return false };
+            let Some(lack) = self.room.lack(plan.before.as_ref(), &plan.after) else { return false };
+            if !self.give_way(&lack, &claim.hostname, changes) {
                 return false;
             }
-            let oldest = self.silent.iter().copied().find(|(_, slot)| {
-                let host = self.slots[*slot as usize].as_ref();
-                host.is_some_and(|host| host.conn.is_none() && host.name != claim.hostname)
-            });
-            let Some((_, slot)) = oldest else { return false };
-            self.drop_host(slot, changes);
         }
         true
+    }
+
+    /// The same for a file that a host wants to publish.
+    pub fn make_room_to_publish(
+        &mut self,
+        now: Millis,
+        conn: ConnId,
+        hostname: &Name,
+        fname: &FileName,
+        at_most: usize,
+        changes: &mut Vec<Change>,
+    ) {
+        let now = self.at(now);
+        for _ in 0..at_most {
+            let Ok(slot) = self.own(conn, hostname) else { return };
+            let Some(lack) = self.lack_to_publish(slot, fname) else { return };
+            self.expire(now, at_most);
+            if !self.give_way(&lack, hostname, changes) {
+                return;
+            }
+        }
+    }
+
+    /// Lets the host go that was silent longest of those that hold what is lacking; whether there was one.
+    fn give_way(&mut self, lack: &Lack, but_not: &Name, changes: &mut Vec<Change>) -> bool {
+        let is_another = |slot: &Slot| self.slots[*slot as usize].as_ref().is_some_and(|host| host.name != *but_not);
+        let oldest = match lack {
+            Lack::InAll { by_account, .. } => {
+                let silent = if *by_account { &self.silent_users } else { &self.silent_strangers };
+                silent.iter().map(|(_, slot)| *slot).find(is_another)
+            }
+            Lack::OfSource { source, .. } => {
+                let all = (*source, Millis(0), 0)..=(*source, Millis(u64::MAX), Slot::MAX);
+                self.silent_of.range(all).map(|(_, _, slot)| *slot).find(is_another)
+            }
+        };
+        if let Some(slot) = oldest {
+            self.drop_host(slot, changes);
+        }
+        oldest.is_some()
     }
 
     /// Who was heard and is not saved yet, `at_most` so many: the rows' ids and when.
@@ -374,16 +458,24 @@ impl Registry {
     }
 
     /// Hosts, silent ones included; files of all of them; different names and contents of published ones;
-    /// files of hosts that are gone, which are still to be taken out of the indices.
-    pub fn sizes(&self) -> [(&'static str, u64); 5] {
+    /// files of hosts that are gone, which are still to be taken out of the indices; hosts and published files of
+    /// users and of others, as their bounds count them; hostnames without a host that a secret gives back.
+    pub fn sizes(&self) -> [(&'static str, u64); 10] {
         let buried: usize = self.graves.iter().map(|grave| grave.files.len()).sum();
+        let [user_hosts, user_files, anonymous_hosts, anonymous_files] = self.room.held();
         [
-            ("hosts_known", self.by_name.len() as u64),
-            ("files_known", self.known_files as u64),
-            ("file_names", self.by_file.len() as u64),
-            ("file_contents", self.by_content.len() as u64),
-            ("files_to_bury", buried as u64),
+            ("hosts_known", self.by_name.len()),
+            ("files_known", self.known_files),
+            ("file_names", self.by_file.len()),
+            ("file_contents", self.by_content.len()),
+            ("files_to_bury", buried),
+            ("user_hosts", user_hosts),
+            ("user_files", user_files),
+            ("anonymous_hosts", anonymous_hosts),
+            ("anonymous_files", anonymous_files),
+            ("hostnames_left", self.secrets.farewells()),
         ]
+        .map(|(name, size)| (name, size as u64))
     }
 
     // What stands in for everything above.
@@ -426,7 +518,23 @@ impl Registry {
         });
         self.by_name.insert(host.name.clone(), slot);
         self.slots[slot as usize] = Some(host);
+        self.recount(slot);
         slot
+    }
+
+    /// Counts what a host holds now.
+    fn recount(&mut self, slot: Slot) {
+        let Some(host) = self.slots[slot as usize].as_mut() else { return };
+        let published = usize::try_from(host.published).unwrap_or(usize::MAX);
+        let now = Holding {
+            by_account: host.by_account,
+            source: source::of(host.source),
+            hosts: 1,
+            files: published.max(host.promised),
+            hidden: host.files.len() - published,
+        };
+        let before = host.held.replace(now).unwrap_or(Holding { hosts: 0, files: 0, hidden: 0, ..now });
+        self.room.replace(&before, &now);
     }
 
     fn hear_slot(&mut self, now: Millis, slot: Slot) {
@@ -439,8 +547,30 @@ impl Registry {
             self.live.remove(&(heard_before, slot));
             self.live.insert((now, slot));
         } else {
-            self.silent.remove(&(heard_before, slot));
+            self.unsilence(slot, heard_before);
             self.rise(slot);
+        }
+    }
+
+    /// Among the silent ones, by when it was last heard.
+    fn silence(&mut self, slot: Slot) {
+        let Some(host) = &self.slots[slot as usize] else { return };
+        if host.by_account {
+            self.silent_users.insert((host.heard_at, slot));
+        } else {
+            self.silent_strangers.insert((host.heard_at, slot));
+            self.silent_of.insert((source::of(host.source), host.heard_at, slot));
+        }
+    }
+
+    /// Not among the silent ones any more, where it stood as last heard then.
+    fn unsilence(&mut self, slot: Slot, heard_at: Millis) {
+        let Some(host) = &self.slots[slot as usize] else { return };
+        if host.by_account {
+            self.silent_users.remove(&(heard_at, slot));
+        } else {
+            self.silent_strangers.remove(&(heard_at, slot));
+            self.silent_of.remove(&(source::of(host.source), heard_at, slot));
         }
     }
 
@@ -458,15 +588,14 @@ impl Registry {
 
     fn fall_silent(&mut self, slot: Slot) {
         self.hide(slot);
-        if let Some(host) = &self.slots[slot as usize] {
-            self.silent.insert((host.heard_at, slot));
-        }
+        self.silence(slot);
     }
 
     /// A host is not shown any more; it is neither live nor silent then.
     fn hide(&mut self, slot: Slot) {
+        let Some(heard_at) = self.slots[slot as usize].as_ref().map(|host| host.heard_at) else { return };
+        self.unsilence(slot, heard_at);
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
-        self.silent.remove(&(host.heard_at, slot));
         if std::mem::take(&mut host.is_live) {
             self.live.remove(&(host.heard_at, slot));
             self.names.remove(host.name.as_str());
@@ -482,28 +611,16 @@ impl Registry {
         self.hide(slot);
         let Some(host) = self.slots[slot as usize].take() else { return };
         self.by_name.remove(&host.name);
-        self.left_without_host(host.name.clone(), changes);
+        self.secrets.left(&host.name, host.source, host.heard_at, changes);
         if let Some(conn) = host.conn {
             self.by_conn.remove(&conn);
         }
         self.known_files -= host.files.len();
+        if let Some(held) = &host.held {
+            self.room.give_back(held);
+        }
         changes.push(Change::DropHost(host.id));
         self.graves.push(Grave { slot, files: host.files });
-    }
-
-    /// Secrets may be all that is left of a name. Past the bound, those of the host that went first end.
-    fn left_without_host(&mut self, name: Name, changes: &mut Vec<Change>) {
-        if !self.secrets.has(&name) {
-            return;
-        }
-        self.without_host.push_back(name);
-        while self.without_host.len() > self.bounds.hosts
-            && let Some(first) = self.without_host.pop_front()
-        {
-            if !self.by_name.contains_key(&first) {
-                self.secrets.forget_all(first.as_str(), changes);
-            }
-        }
     }
 
     /// Takes files of hosts that are gone out of the indices.

@@ -22,7 +22,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing};
 use super::wire::requests::{self, REQUEST_MAX};
-use super::wire::{Files, Register, Request, answers as wire};
+use super::wire::{Files, Publish, Register, Request, answers as wire};
 use crate::model::{Clock, Name, Token};
 use crate::net::budget::{Budget, Share};
 use crate::net::conn::{Conn, ConnReader, ConnWriter};
@@ -30,6 +30,7 @@ use crate::net::counters::Counter;
 use crate::net::deadline::ReadBefore;
 use crate::net::ended::Ended;
 use crate::net::gate::Gate;
+use crate::net::interfaces;
 use crate::net::lines::{LineError, LineLimits, LineReader};
 use crate::net::porch::{Newcomer, Porch};
 use crate::net::tcp::{self, TcpServer};
@@ -134,6 +135,8 @@ struct Counters {
     pings: Counter,
     registered: Counter,
     replaced: Counter,
+    refused_full: Counter,
+    refused_share: Counter,
     connections_failed: Counter,
 }
 
@@ -145,6 +148,8 @@ impl Counters {
             ("pings", self.pings.get()),
             ("registered", self.registered.get()),
             ("connections_replaced", self.replaced.get()),
+            ("refused_full", self.refused_full.get()),
+            ("refused_share", self.refused_share.get()),
             ("connections_failed", self.connections_failed.get()),
         ]
     }
@@ -420,20 +425,26 @@ impl Shared {
             Ok(Request::List(list)) => return self.stream(caller, out, |out| self.listed(list, out)),
             Ok(Request::Register(register)) => self.register(caller, *register),
             Ok(Request::Publish(publish)) => {
-                let done = self.keeper.change(caller.conn, |core, now| {
-                    core.publish(now, caller.conn, &publish.hostname, &publish.fname, publish.entry)
+                let Publish { hostname, fname, entry } = *publish;
+                let done = self.keeper.change(caller.conn, |core, now, changes| {
+                    core.make_room_to_publish(now, caller.conn, &hostname, &fname, STEP, changes);
+                    changes.extend(core.publish(now, caller.conn, &hostname, &fname, entry)?);
+                    Ok(())
                 });
                 done.map(|()| wire::ACK.to_vec())
             }
             Ok(Request::Unpublish(unpublish)) => {
-                let done = self.keeper.change(caller.conn, |core, now| {
-                    core.unpublish(now, caller.conn, &unpublish.hostname, &unpublish.fname)
+                let done = self.keeper.change(caller.conn, |core, now, changes| {
+                    changes.extend(core.unpublish(now, caller.conn, &unpublish.hostname, &unpublish.fname)?);
+                    Ok(())
                 });
                 done.map(|()| wire::ACK.to_vec())
             }
             Ok(Request::Unregister(whom)) => {
-                let done =
-                    self.keeper.change(caller.conn, |core, now| core.unregister(now, caller.conn, &whom.hostname));
+                let done = self.keeper.change(caller.conn, |core, now, changes| {
+                    changes.extend(core.unregister(now, caller.conn, &whom.hostname)?);
+                    Ok(())
+                });
                 if done.is_ok() {
                     caller.held = None;
                     self.holders.lock().remove(&caller.conn);
@@ -445,6 +456,11 @@ impl Shared {
             Ok(line) => out.line(&line),
             Err(failure) => {
                 self.counters.refused.add(1);
+                match &failure {
+                    Failure::Refused(Refusal::Full(_)) => self.counters.refused_full.add(1),
+                    Failure::Refused(Refusal::ShareFull { .. }) => self.counters.refused_share.add(1),
+                    _ => {}
+                }
                 let failure = self.as_lost(caller, failure);
                 out.line(&wire::error(&failure.reason()))
             }
@@ -498,7 +514,8 @@ impl Shared {
             resume: shown.map(SecretKey::of),
             fresh: SecretKey::of(&fresh),
             keeps_files: register.files.is_none() && register.resume.is_some(),
-            file_count: register.files.as_ref().map_or(0, Files::len),
+            file_count: register.files.as_ref().map_or(0, published),
+            ip_is_here: caller.source.is_loopback() && register.ip.is_some_and(is_this_host),
             hostname,
         };
         let granted = self.keeper.register(caller.conn, &claim, &register.files.unwrap_or_default())?;
@@ -564,6 +581,19 @@ impl Shared {
         *self.is_closed.lock() = true;
         self.closing.notify_all();
     }
+}
+
+/// Whether an address is of the host on which this runs.
+fn is_this_host(ip: IpAddr) -> bool {
+    interfaces::is_own(ip).unwrap_or_else(|error| {
+        log::warn!("registry: this host's addresses cannot be read: {error}");
+        false
+    })
+}
+
+/// How many of a list are published.
+fn published(files: &Files) -> usize {
+    files.values().filter(|file| file.is_published).count()
 }
 
 /// Whether a client may speak as it does: from other hosts with TLS, unless it was allowed otherwise.

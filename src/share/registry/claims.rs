@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::room::Holding;
 use super::secrets::Secret;
 use super::{Change, ConnId, Host, Refusal, Registry, SecretKey};
 use crate::model::{Millis, Name};
+use crate::net::source;
 use crate::share::wire::Files;
 
 /// Who wants to be a host.
@@ -29,8 +31,10 @@ pub struct Claim {
     pub fresh: SecretKey,
     /// No list was given: with a `resume` that is good the former one stays.
     pub keeps_files: bool,
-    /// How many files the list has that was given.
+    /// How many published files the list has that was given.
     pub file_count: usize,
+    /// The registry is on the host of that address: one from loopback may say it.
+    pub ip_is_here: bool,
 }
 
 /// What a hostname is.
@@ -66,6 +70,19 @@ pub struct Granted {
     pub changes: Vec<Change>,
 }
 
+/// A claim that would be granted if there is room.
+pub(super) struct Plan {
+    /// What it showed, if that is good.
+    secret: Option<Secret>,
+    stays: Stays,
+    ip: IpAddr,
+    files_stay: bool,
+    /// What is counted for whoever has the name now.
+    pub(super) before: Option<Holding>,
+    /// What would be counted then.
+    pub(super) after: Holding,
+}
+
 /// What stays of who had the name.
 enum Stays {
     /// Nothing: there was none, or somebody else.
@@ -77,6 +94,35 @@ enum Stays {
 }
 
 impl Registry {
+    /// Whether a claim would be granted if there is room, and what it would come to.
+    pub(super) fn plan(&self, now: Millis, conn: ConnId, claim: &Claim) -> Result<Plan, Refusal> {
+        if let Some(held) = self.held_by(conn)
+            && *held != claim.hostname
+        {
+            return Err(Refusal::OneHostname(held.clone()));
+        }
+        let known = self.host_named(claim.hostname.as_str()).map(|(_, host)| host);
+        let is_account = matches!(claim.standing, Standing::Account(_));
+        let heard = known.map(|host| (host.tenure, host.heard_at));
+        let secret = claim.resume.and_then(|key| self.secrets.find(now, &claim.hostname, &key, heard).copied());
+        // Of a user's hostname, what a stranger was given before it was the user's is worth nothing.
+        let secret = secret.filter(|secret| secret.by_account || !is_account);
+        let stays = self.may_have(now, conn, claim, known, secret.as_ref())?;
+        let stays_all = matches!(stays, Stays::All);
+        let former_ip = known.filter(|host| stays_all && host.by_account).map(|host| host.ip);
+        let ip = allowed_ip(claim, claim.source.to_canonical(), former_ip)?;
+        let files_stay = claim.keeps_files && secret.is_some() && stays_all;
+        let before = known.and_then(|host| host.held);
+        let files = match before {
+            Some(held) if files_stay => held.files,
+            _ if files_stay => 0,
+            _ => claim.file_count,
+        };
+        let source = source::of(claim.source);
+        let after = Holding { by_account: is_account, source, hosts: 1, files, hidden: 0 };
+        Ok(Plan { secret, stays, ip, files_stay, before, after })
+    }
+
     /// REGISTER.
     ///
     /// # Errors
@@ -84,26 +130,14 @@ impl Registry {
     pub fn register(&mut self, now: Millis, conn: ConnId, claim: &Claim) -> Result<Granted, Refusal> {
         let now = self.at(now);
         let source = claim.source.to_canonical();
-        if let Some(held) = self.held_by(conn)
-            && *held != claim.hostname
-        {
-            return Err(Refusal::OneHostname(held.clone()));
-        }
-        let known = self.host_named(claim.hostname.as_str());
-        let is_account = matches!(claim.standing, Standing::Account(_));
-        let heard = known.map(|(_, host)| (host.tenure, host.heard_at));
-        let secret = claim.resume.and_then(|key| self.secrets.find(now, &claim.hostname, &key, heard).copied());
-        // Of a user's hostname, what a stranger was given before it was the user's is worth nothing.
-        let secret = secret.filter(|secret| secret.by_account || !is_account);
-        let stays = self.may_have(now, conn, claim, known.map(|(_, host)| host), secret.as_ref())?;
-        let stays_all = matches!(stays, Stays::All);
-        let former_ip = known.filter(|(_, host)| stays_all && host.by_account).map(|(_, host)| host.ip);
-        let ip = allowed_ip(claim, source, former_ip)?;
-        if self.is_too_full_for(claim) {
-            let no_more_hosts = known.is_none() && self.by_name.len() >= self.bounds.hosts;
-            return Err(Refusal::Full(if no_more_hosts { "hosts" } else { "files" }));
+        let Plan { secret, stays, ip, files_stay, before, after } = self.plan(now, conn, claim)?;
+        if let Some(lack) = self.room.lack(before.as_ref(), &after) {
+            return Err(lack.into());
         }
 
+        let is_account = after.by_account;
+        let known = self.host_named(claim.hostname.as_str());
+        let heard = known.map(|(_, host)| (host.tenure, host.heard_at));
         let known = known.map(|(slot, _)| slot);
         let mut changes = Vec::new();
         self.secrets.end(now, &claim.hostname, heard, &mut changes);
@@ -122,9 +156,13 @@ impl Registry {
         };
         let tenure = match (&stays, &secret, &self.slots[slot as usize]) {
             (Stays::All, _, Some(host)) => host.tenure,
-            // Who comes back with a secret after somebody else goes on where it was.
+            // Who comes back with a secret after its host went goes on where it was.
             (_, Some(secret), _) => secret.tenure,
-            _ => self.number(),
+            _ => {
+                // Another holds the name from now on: what was answered to whoever had it before gives nothing back.
+                self.secrets.forget_all(claim.hostname.as_str(), &mut changes);
+                self.number()
+            }
         };
         // Taken out and put back, so that every count follows.
         self.hide(slot);
@@ -139,7 +177,9 @@ impl Registry {
         (host.ip, host.port, host.source) = (ip, claim.port, source);
         host.display_name = Arc::clone(&claim.display_name);
         (host.by_account, host.tenure, host.heard_at) = (is_account, tenure, now);
+        host.promised = if files_stay { 0 } else { after.files };
         changes.push(Change::Host(Box::new(host.row())));
+        self.recount(slot);
         self.by_conn.insert(conn, slot);
         self.rise(slot);
 
@@ -148,8 +188,8 @@ impl Registry {
             (Some(key), true) => *key,
             _ => claim.fresh,
         };
-        self.secrets.put(&claim.hostname, Secret { key, tenure, by_account: is_account, made_at: now }, &mut changes);
-        let files_stay = claim.keeps_files && resumed && stays_all;
+        let secret = Secret { key, tenure, by_account: is_account, made_at: now, source };
+        self.secrets.put(&claim.hostname, secret, &mut changes);
         Ok(Granted { resumed, files_stay, replaced, changes })
     }
 
@@ -177,25 +217,14 @@ impl Registry {
         if is_proved || secret.is_some() {
             return Ok(Stays::Nothing);
         }
-        if host.conn.is_some() {
-            return Err(Refusal::InUse);
+        // One that was not heard for so long holds no name, whatever becomes of its connection.
+        if now >= host.heard_at.plus(self.timeout) {
+            return Ok(Stays::Nothing);
         }
-        if host.source == claim.source.to_canonical() {
+        if host.conn.is_none() && host.source == claim.source.to_canonical() {
             return Ok(Stays::Place);
         }
-        if now < host.heard_at.plus(self.timeout) {
-            return Err(Refusal::InUse);
-        }
-        Ok(Stays::Nothing)
-    }
-
-    /// Whether a claim would go past a bound. What its own host has makes room for it.
-    pub(super) fn is_too_full_for(&self, claim: &Claim) -> bool {
-        let known = self.host_named(claim.hostname.as_str());
-        let hosts = self.by_name.len() + usize::from(known.is_none());
-        let own_files = known.map_or(0, |(_, host)| host.files.len());
-        let more_files = claim.file_count.saturating_sub(own_files);
-        hosts > self.bounds.hosts || more_files > 0 && self.known_files + more_files > self.bounds.files
+        Err(Refusal::InUse)
     }
 }
 
@@ -217,12 +246,14 @@ fn new_host(id: u64, claim: &Claim, ip: IpAddr) -> Host {
         files: Files::new(),
         published: 0,
         published_size: 0,
+        held: None,
+        promised: 0,
         mark: 0,
     }
 }
 
-/// The address that is shown: the source, or what a user with a valid token says. One that such a user gave
-/// before stays good for who resumes, so that a token that has expired meanwhile locks nobody out.
+/// The address that is shown: the source (from loopback any of this host), or what a user with a valid token says. One
+/// that such a user gave before stays good for who resumes, so that a token that has expired meanwhile locks nobody out.
 fn allowed_ip(claim: &Claim, source: IpAddr, former: Option<IpAddr>) -> Result<IpAddr, Refusal> {
     let ip = claim.ip.map_or(source, |ip| ip.to_canonical());
     if ip.is_unspecified() {
@@ -235,7 +266,8 @@ fn allowed_ip(claim: &Claim, source: IpAddr, former: Option<IpAddr>) -> Result<I
     if ip.is_loopback() && !source.is_loopback() {
         return Err(Refusal::Ip("expected no loopback address from another host"));
     }
-    if ip != source && claim.standing != Standing::Account(Proof::Token) && former != Some(ip) {
+    let is_own = ip == source || source.is_loopback() && (ip.is_loopback() || claim.ip_is_here);
+    if !is_own && claim.standing != Standing::Account(Proof::Token) && former != Some(ip) {
         return Err(Refusal::Ip("expected the address that this connection comes from (or a user's token)"));
     }
     Ok(ip)

@@ -4,7 +4,8 @@ use std::cmp::Ordering;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::{Change, ConnId, Refusal, Registry, Slot};
+use super::room::{Holding, Lack};
+use super::{Change, ConnId, Host, Refusal, Registry, Slot};
 use crate::model::{Millis, Name};
 use crate::share::wire::requests::FILES_MAX;
 use crate::share::wire::{FileEntry, FileName, Files};
@@ -32,14 +33,25 @@ impl Registry {
         if is_new && count >= FILES_MAX {
             return Err(Refusal::TooManyFiles(FILES_MAX));
         }
-        if is_new && self.known_files >= self.bounds.files {
-            return Err(Refusal::Full("files"));
+        if entry.is_published
+            && let Some(lack) = self.lack_to_publish(slot, fname)
+        {
+            return Err(lack.into());
         }
         self.set_file(slot, fname, Some(Arc::clone(&entry)));
         Ok(vec![Change::File { host: id, fname: fname.clone(), entry }])
     }
 
-    /// UNPUBLISH: the file is kept and not shown.
+    /// What a host has no room for that publishes this file.
+    pub(super) fn lack_to_publish(&self, slot: Slot, fname: &FileName) -> Option<Lack> {
+        let host = self.slots[slot as usize].as_ref()?;
+        let held = host.held.as_ref()?;
+        let is_more = host.files.get(fname).is_none_or(|file| !file.is_published);
+        self.room.lack(Some(held), &Holding { files: held.files + usize::from(is_more), ..*held })
+    }
+
+    /// UNPUBLISH: the file is not shown, and takes nobody's room any more. It is remembered while there is room for
+    /// what is not shown.
     ///
     /// # Errors
     /// Not this connection's, or no such file.
@@ -58,7 +70,12 @@ impl Registry {
         if !entry.is_published {
             return Ok(Vec::new());
         }
-        let (id, entry) = (host.id, Arc::new(FileEntry { is_published: false, ..FileEntry::clone(entry) }));
+        let id = host.id;
+        if !self.may_hide(slot) {
+            self.set_file(slot, fname, None);
+            return Ok(vec![Change::DropFile { host: id, fname: fname.clone() }]);
+        }
+        let entry = Arc::new(FileEntry { is_published: false, ..FileEntry::clone(entry) });
         self.set_file(slot, fname, Some(Arc::clone(&entry)));
         Ok(vec![Change::File { host: id, fname: fname.clone(), entry }])
     }
@@ -106,13 +123,40 @@ impl Registry {
             last = Some(fname.clone());
         }
         for (fname, entry) in different {
+            let was_hidden = |host: &Host| host.files.get(&fname).is_some_and(|file| !file.is_published);
+            let is_hidden = entry.as_ref().is_some_and(|entry| !entry.is_published);
+            let entry = entry.filter(|_| {
+                let takes_no_more = self.slots[slot as usize].as_ref().is_some_and(was_hidden);
+                !is_hidden || takes_no_more || self.may_hide(slot)
+            });
+            let is_known = self.slots[slot as usize].as_ref().is_some_and(|host| host.files.contains_key(&fname));
+            if entry.is_none() && !is_known {
+                continue;
+            }
             self.set_file(slot, &fname, entry.clone());
             changes.push(match entry {
                 Some(entry) => Change::File { host: id, fname, entry },
                 None => Change::DropFile { host: id, fname },
             });
         }
+        if last.is_none() {
+            // It has what it was promised.
+            self.promise(slot, 0);
+        }
         Ok(last)
+    }
+
+    /// Room for so many published files is a host's, whether they are there already or not.
+    pub(super) fn promise(&mut self, slot: Slot, files: usize) {
+        if let Some(host) = self.slots[slot as usize].as_mut() {
+            host.promised = files;
+            self.recount(slot);
+        }
+    }
+
+    fn may_hide(&self, slot: Slot) -> bool {
+        let held = self.slots[slot as usize].as_ref().and_then(|host| host.held);
+        held.is_some_and(|held| self.room.may_hide(&held))
     }
 
     /// Puts a file in its place, or takes it away: in the list, the indices and all counts.
@@ -144,6 +188,7 @@ impl Registry {
             }
             self.by_size.insert(slot, fname, &is);
         }
+        self.recount(slot);
     }
 
     /// Takes a published file out of the indices.

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::Bound;
 
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq;
 
-use super::{Change, RESUME_FOR};
+use super::farewells::Farewells;
+use super::{Bounds, Change, RESUME_FOR};
 use crate::model::{Millis, Name, Token};
+use crate::net::source;
 
 /// Most secrets of a hostname; of more, the newest.
 const SECRETS_MAX: usize = 4;
@@ -58,8 +61,10 @@ pub(super) struct Secret {
     pub(super) tenure: u64,
     /// It was answered to the user whose account bears the hostname.
     pub(super) by_account: bool,
-    /// When it was answered last.
+    /// When it was answered last, or its host was last heard before it went.
     pub(super) made_at: Millis,
+    /// Where it was answered to.
+    pub(super) source: IpAddr,
 }
 
 impl Secret {
@@ -70,14 +75,21 @@ impl Secret {
 }
 
 /// The secrets of every hostname that has some.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Secrets {
     by_name: BTreeMap<Name, Vec<Secret>>,
     /// Up to where they were looked through.
     looked_at: Option<Name>,
+    /// Whose host is gone. (Not users': of those there are no more than accounts.)
+    farewells: Farewells,
 }
 
 impl Secrets {
+    pub(super) fn new(bounds: &Bounds) -> Secrets {
+        let farewells = Farewells::new(bounds.hosts, bounds.hosts_of_one);
+        Secrets { by_name: BTreeMap::new(), looked_at: None, farewells }
+    }
+
     /// One that is still good. `heard`: the tenure of the host that has the name, and when it was last heard.
     pub(super) fn find(
         &self,
@@ -96,13 +108,8 @@ impl Secrets {
         let secrets = self.by_name.entry(hostname.clone()).or_default();
         secrets.retain(|known| known.key != secret.key);
         secrets.push(secret);
-        changes.push(Change::Secret {
-            hostname: hostname.clone(),
-            key: secret.key,
-            tenure: secret.tenure,
-            by_account: secret.by_account,
-            made_at: secret.made_at,
-        });
+        changes.push(change(hostname, &secret));
+        self.farewells.remove(hostname.as_str());
         if secrets.len() > SECRETS_MAX {
             // In the order in which they were answered.
             let oldest = secrets.remove(0);
@@ -128,9 +135,20 @@ impl Secrets {
         self.by_name.entry(hostname).or_default().push(secret);
     }
 
-    /// Those of one tenure are worth nothing any more.
-    pub(super) fn forget(&mut self, hostname: &Name, tenure: u64, changes: &mut Vec<Change>) {
-        self.drop_where(hostname.as_str(), |secret| secret.tenure == tenure, changes);
+    /// The host has gone that was last heard then. What it was answered gives the name back for 30 days from that;
+    /// at the bound those of whoever went first end.
+    pub(super) fn left(&mut self, hostname: &Name, source: IpAddr, heard_at: Millis, changes: &mut Vec<Change>) {
+        let Some(secrets) = self.by_name.get_mut(hostname) else { return };
+        for secret in secrets.iter_mut().filter(|secret| secret.made_at < heard_at) {
+            secret.made_at = heard_at;
+            changes.push(change(hostname, secret));
+        }
+        if secrets.iter().all(|secret| secret.by_account) {
+            return;
+        }
+        for gone in self.farewells.add(hostname.clone(), source::of(source)) {
+            self.forget_all(gone.as_str(), changes);
+        }
     }
 
     /// Those that were not answered to the user are worth nothing any more.
@@ -143,18 +161,22 @@ impl Secrets {
         self.drop_where(hostname, |_| true, changes);
     }
 
-    /// Whether there are any of a hostname.
-    pub(super) fn has(&self, hostname: &Name) -> bool {
-        self.by_name.contains_key(hostname)
+    /// After all were restored: whose host is not there has gone, in the order in which they were last heard.
+    pub(super) fn restore_farewells(&mut self, has_host: impl Fn(&Name) -> bool) {
+        let mut gone: Vec<(Millis, &Name, IpAddr)> = Vec::new();
+        for (name, secrets) in self.by_name.iter().filter(|(name, _)| !has_host(name)) {
+            let newest = secrets.iter().filter(|secret| !secret.by_account).max_by_key(|secret| secret.made_at);
+            gone.extend(newest.map(|secret| (secret.made_at, name, secret.source)));
+        }
+        gone.sort();
+        for (_, name, source) in gone {
+            self.farewells.restore(name.clone(), source::of(source));
+        }
     }
 
-    /// The hostnames that have some, those first whose newest was answered first.
-    pub(super) fn names_by_age(&self) -> Vec<Name> {
-        let newest = |secrets: &Vec<Secret>| secrets.iter().map(|secret| secret.made_at).max();
-        let mut names: Vec<(Option<Millis>, &Name)> =
-            self.by_name.iter().map(|(name, secrets)| (newest(secrets), name)).collect();
-        names.sort();
-        names.into_iter().map(|(_, name)| name.clone()).collect()
+    /// How many hostnames are left without a host.
+    pub(super) fn farewells(&self) -> usize {
+        self.farewells.len()
     }
 
     fn drop_where(&mut self, hostname: &str, is_over: impl Fn(&Secret) -> bool, changes: &mut Vec<Change>) {
@@ -170,6 +192,7 @@ impl Secrets {
         });
         if secrets.is_empty() {
             self.by_name.remove(&name);
+            self.farewells.remove(name.as_str());
         }
     }
 
@@ -204,9 +227,26 @@ impl Secrets {
         self.by_name.values().flatten().map(|secret| secret.tenure).max().unwrap_or_default()
     }
 
+    /// The hostnames without a host, in the order in which those went.
+    #[cfg(test)]
+    pub(super) fn without_host(&self) -> Vec<Name> {
+        self.farewells.names()
+    }
+
     /// How many there are of a hostname.
     #[cfg(test)]
     pub(super) fn count(&self, hostname: &str) -> usize {
         self.by_name.get(hostname).map_or(0, Vec::len)
+    }
+}
+
+fn change(hostname: &Name, secret: &Secret) -> Change {
+    Change::Secret {
+        hostname: hostname.clone(),
+        key: secret.key,
+        tenure: secret.tenure,
+        by_account: secret.by_account,
+        made_at: secret.made_at,
+        source: secret.source,
     }
 }

@@ -15,14 +15,17 @@ pub const FILE: &str = "registry.db";
 /// What makes an empty file the registry's, one step a schema version.
 ///
 /// `entry` is a [`FileEntry`] as JSON; `secret` the SHA-256 of one.
-pub const MIGRATIONS: &[&str] = &["
-    CREATE TABLE registry_host (id BIGINT PRIMARY KEY, hostname TEXT NOT NULL UNIQUE, display_name TEXT NOT NULL,
+pub const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE registry_host (id BIGINT PRIMARY KEY, hostname TEXT NOT NULL UNIQUE, display_name TEXT NOT NULL,
         ip TEXT NOT NULL, port BIGINT NOT NULL, source TEXT NOT NULL, by_account BIGINT NOT NULL,
         tenure BIGINT NOT NULL, connected_at BIGINT NOT NULL, heard_at BIGINT NOT NULL);
     CREATE TABLE registry_file (host BIGINT NOT NULL, fname TEXT NOT NULL, entry TEXT NOT NULL,
         PRIMARY KEY (host, fname));
     CREATE TABLE registry_secret (hostname TEXT NOT NULL, secret BLOB NOT NULL, tenure BIGINT NOT NULL,
-        by_account BIGINT NOT NULL, made_at BIGINT NOT NULL, PRIMARY KEY (hostname, secret))"];
+        by_account BIGINT NOT NULL, made_at BIGINT NOT NULL, PRIMARY KEY (hostname, secret))",
+    // Where it was answered to; of older ones nobody knows.
+    "ALTER TABLE registry_secret ADD COLUMN source TEXT",
+];
 
 /// A host without its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,8 +86,10 @@ pub enum Change {
         tenure: u64,
         /// It was answered to the user.
         by_account: bool,
-        /// When.
+        /// When, or when its host was last heard before it went.
         made_at: Millis,
+        /// Where to.
+        source: IpAddr,
     },
     /// A secret is worth nothing any more.
     DropSecret {
@@ -137,16 +142,18 @@ impl Change {
                 "DELETE FROM registry_file WHERE host = $1 AND fname = $2",
                 &[number(*host)?.into(), fname.as_str().into()],
             ),
-            Change::Secret { hostname, key, tenure, by_account, made_at } => tx.execute(
-                "INSERT INTO registry_secret (hostname, secret, tenure, by_account, made_at) VALUES ($1, $2, $3, $4, $5)
+            Change::Secret { hostname, key, tenure, by_account, made_at, source } => tx.execute(
+                "INSERT INTO registry_secret (hostname, secret, tenure, by_account, made_at, source)
+                     VALUES ($1, $2, $3, $4, $5, $6)
                  ON CONFLICT (hostname, secret) DO UPDATE SET tenure = excluded.tenure,
-                     by_account = excluded.by_account, made_at = excluded.made_at",
+                     by_account = excluded.by_account, made_at = excluded.made_at, source = excluded.source",
                 &[
                     hostname.into(),
                     key.bytes().into(),
                     number(*tenure)?.into(),
                     (*by_account).into(),
                     (*made_at).into(),
+                    (&source.to_string()).into(),
                 ],
             ),
             Change::DropSecret { hostname, key } => tx.execute(
@@ -217,9 +224,11 @@ impl Registry {
                 files: Files::new(),
                 published: 0,
                 published_size: 0,
+                held: None,
+                promised: 0,
                 mark: 0,
             });
-            self.silent.insert((heard_at, slot));
+            self.silence(slot);
             slots.insert(id, slot);
         }
         reader.query("SELECT host, fname, entry FROM registry_file ORDER BY host, fname", &[], &mut |row| {
@@ -234,17 +243,17 @@ impl Registry {
         for slot in slots.into_values() {
             let heard_at = self.slots[slot as usize].as_ref().map_or(now, |host| host.heard_at);
             if now < heard_at.plus(self.timeout) {
-                self.silent.remove(&(heard_at, slot));
+                self.unsilence(slot, heard_at);
                 self.rise(slot);
             }
         }
-        let sql = "SELECT hostname, secret, tenure, by_account, made_at FROM registry_secret ORDER BY made_at";
+        let sql = "SELECT hostname, secret, tenure, by_account, made_at, source FROM registry_secret ORDER BY made_at";
         for (hostname, secret) in reader.all(sql, &[], read_secret)? {
             self.secrets.restore(hostname, secret);
         }
         self.next_number = self.next_number.max(self.secrets.last_tenure() + 1);
-        let names = self.secrets.names_by_age();
-        self.without_host = names.into_iter().filter(|name| !self.by_name.contains_key(name)).collect();
+        let by_name = &self.by_name;
+        self.secrets.restore_farewells(|name| by_name.contains_key(name));
         Ok(())
     }
 }
@@ -268,7 +277,11 @@ fn read_host(row: &Row<'_>) -> Result<HostRow, StoreError> {
 fn read_secret(row: &Row<'_>) -> Result<(Name, Secret), StoreError> {
     let key = SecretKey::from_bytes(row.blob(1)?).ok_or_else(|| invalid("secret", "expected 32 bytes"))?;
     let (tenure, by_account, made_at) = (row.uint(2)?, row.bool(3)?, row.millis(4)?);
-    Ok((name(row.text(0)?)?, Secret { key, tenure, by_account, made_at }))
+    let source = match row.opt_text(5)? {
+        Some(ip) => ip.parse().map_err(|_| invalid("source", "expected an IP address"))?,
+        None => IpAddr::from([0, 0, 0, 0]),
+    };
+    Ok((name(row.text(0)?)?, Secret { key, tenure, by_account, made_at, source }))
 }
 
 fn name(text: &str) -> Result<Name, StoreError> {

@@ -58,6 +58,7 @@ fn claim(hostname: &str) -> Claim {
         fresh: key(&format!("fresh-{hostname}")),
         keeps_files: false,
         file_count: 0,
+        ip_is_here: false,
     }
 }
 
@@ -112,12 +113,11 @@ fn a_closed_name_is_free_at_once_to_its_address() {
     core.closed(1);
     let granted = register(&mut core, 1, 2, &Claim { fresh: key("second"), ..claim("ann") }).unwrap();
     assert!(!granted.resumed && !granted.files_stay && granted.replaced.is_none());
-    // The one of before has a secret that still gives the name back, but not the list of who came then.
-    core.publish(Millis(2), 2, &name("ann"), &fname("a"), entry(1, true)).unwrap();
+    // Another has held it since: what the one of before was answered gives nothing back any more.
     let back = Claim { resume: Some(key("fresh-ann")), keeps_files: true, fresh: key("another"), ..claim("ann") };
-    let granted = register(&mut core, 3, 3, &back).unwrap();
-    assert!(granted.resumed && !granted.files_stay);
-    assert_eq!(granted.replaced, Some(2));
+    assert_eq!(register(&mut core, 3, 3, &back), Err(Refusal::InUse));
+    core.unregister(Millis(4), 2, &name("ann")).unwrap();
+    assert!(!register(&mut core, 5, 3, &back).unwrap().resumed, "nor when that one has left");
 }
 
 #[test]
@@ -147,20 +147,56 @@ fn a_secret_gives_the_name_back_for_thirty_days() {
     assert!(granted.resumed && granted.files_stay);
     assert_eq!(core.totals().total_files, 1);
     core.closed(3);
-    // A wrong one is as good as none, and one is good for 30 days from when it was answered last.
-    let wrong = Claim { resume: Some(key("wrong")), fresh: key("new"), ..back.clone() };
-    let granted = register(&mut core, 29 * day + 1, 4, &wrong).unwrap();
-    assert!(!granted.resumed && !granted.files_stay, "the same address");
-    core.closed(4);
+    // One is good for 30 days from when it was answered last, or its host was last heard.
     let late = register(&mut core, 59 * day, 5, &back).unwrap();
     assert!(!late.resumed);
+}
+
+#[test]
+fn a_secret_outlives_an_orderly_end_and_every_other_but_not_another_holder() {
+    let day = 24 * 60 * MINUTE;
+    let back = |from: &str| Claim {
+        resume: Some(key("fresh-ann")),
+        keeps_files: true,
+        source: ip(from),
+        fresh: key("unused"),
+        ..claim("ann")
+    };
+    // Thirty days from when it left, however long ago the secret was answered.
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    core.publish(Millis(1), 1, &name("ann"), &fname("a"), entry(5, true)).unwrap();
+    core.hear(Millis(40 * day), 1);
+    let changes = core.unregister(Millis(50 * day), 1, &name("ann")).unwrap();
+    assert!(matches!(changes[..], [Change::Secret { made_at: Millis(at), .. }, Change::DropHost(_)] if at == 50 * day));
+    assert_eq!(core.held_by(1), None);
+    assert_eq!(core.presence(Millis(50 * day), "ann"), None);
+    for _ in 0..3 {
+        core.tidy(Millis(79 * day), 100, &mut Vec::new());
+    }
+    let granted = register(&mut core, 79 * day, 2, &back("192.0.2.9")).unwrap();
+    assert!(granted.resumed && !granted.files_stay, "its files were forgotten");
+    // One whose name went to another when it was silent for long, and who left again.
+    core.closed(2);
+    let silent = 79 * day + 20 * MINUTE;
+    let other = Claim { source: ip("192.0.2.3"), fresh: key("other"), ..claim("ann") };
+    register(&mut core, silent, 3, &other).unwrap();
+    assert_eq!(register(&mut core, silent + 1, 4, &back("192.0.2.9")), Err(Refusal::InUse));
+    core.unregister(Millis(silent + 2), 3, &name("ann")).unwrap();
+    assert!(!register(&mut core, silent + 3, 4, &back("192.0.2.9")).unwrap().resumed);
+    // A wrong one is as good as none.
+    let wrong = Claim { resume: Some(key("wrong")), ..back("192.0.2.9") };
+    core.closed(4);
+    assert!(!register(&mut core, silent + 4, 5, &wrong).unwrap().resumed, "the same address");
 }
 
 #[test]
 fn at_most_four_secrets_are_kept_and_all_end() {
     let mut core = registry();
     for round in 0..10 {
-        let claim = Claim { fresh: key(&format!("{round}")), ..claim("ann") };
+        // The same user from one machine after another.
+        let standing = Standing::Account(Proof::Token);
+        let claim = Claim { fresh: key(&format!("{round}")), standing, ..claim("ann") };
         let granted = register(&mut core, round, round, &claim).unwrap();
         let drops = granted.changes.iter().filter(|change| matches!(change, Change::DropSecret { .. })).count();
         assert_eq!(drops, usize::from(round >= 4));
@@ -176,7 +212,7 @@ fn at_most_four_secrets_are_kept_and_all_end() {
     core.tidy(Millis(month + 9), 100, &mut changes);
     assert_eq!(core.secrets.count("ann"), 0);
     assert!(changes.iter().any(|change| matches!(change, Change::DropHost(_))));
-    assert_eq!(core.sizes().map(|(_, size)| size), [0; 5]);
+    assert_eq!(core.sizes().map(|(_, size)| size), [0; 10]);
 }
 
 #[test]
@@ -207,6 +243,7 @@ fn a_stranger_loses_a_name_that_becomes_a_users() {
     core.publish(Millis(0), 1, &name("ann"), &fname("a"), entry(1, true)).unwrap();
     let changes = core.account_created("ann");
     assert!(matches!(changes[..], [Change::DropHost(_), Change::DropSecret { .. }]), "{changes:?}");
+    assert_eq!(core.secrets.farewells(), 0);
     assert!(shown(&mut core, 1).is_empty());
     let publish = core.publish(Millis(1), 1, &name("ann"), &fname("b"), entry(1, true));
     assert_eq!(publish, Err(Refusal::NotRegistered));
@@ -255,6 +292,7 @@ fn the_address_is_the_connections_or_a_users_word() {
         (token, "192.0.2.1", "ff02::1", false),
         (token, "192.0.2.1", "255.255.255.255", false),
         (Standing::Free, "127.0.0.1", "127.0.0.1", true),
+        (Standing::Free, "127.0.0.1", "127.0.0.2", true),
         (Standing::Free, "127.0.0.1", "192.0.2.1", false),
     ] {
         let result = try_ip(standing, source, said);
@@ -262,6 +300,17 @@ fn the_address_is_the_connections_or_a_users_word() {
         if let Err(refusal) = result {
             assert!(refusal.to_string().starts_with("ip: "), "{refusal}");
         }
+    }
+    // From loopback any address of the registry's host, from elsewhere none but one's own.
+    for (source, said, is_good) in [
+        ("127.0.0.1", "192.0.2.1", true),
+        ("::1", "192.0.2.1", true),
+        ("198.51.100.1", "192.0.2.1", false),
+        ("127.0.0.1", "0.0.0.0", false),
+        ("127.0.0.1", "224.0.0.1", false),
+    ] {
+        let claim = Claim { source: ip(source), ip: Some(ip(said)), ip_is_here: true, ..claim("ann") };
+        assert_eq!(register(&mut registry(), 0, 1, &claim).is_ok(), is_good, "{source} {said}");
     }
     // What a token allowed once stays good with the secret when the token has expired.
     let mut core = registry();
@@ -292,7 +341,7 @@ fn a_connection_has_one_name_and_changes_only_that() {
     assert_eq!(shown(&mut core, 0), ["bob"]);
     assert_eq!(publish(&mut core, 1, "ann"), Err(Refusal::NotRegistered));
     let elsewhere = Claim { source: ip("192.0.2.2"), resume: Some(key("fresh-ann")), ..claim("ann") };
-    assert!(!register(&mut core, 0, 3, &elsewhere).unwrap().resumed, "UNREGISTER ends its secret too");
+    assert!(register(&mut core, 0, 3, &elsewhere).unwrap().resumed, "UNREGISTER leaves its secret");
     register(&mut core, 0, 1, &claim("cid")).unwrap();
 }
 
@@ -304,14 +353,27 @@ fn whoever_is_heard_again_is_shown_again() {
     assert!(shown(&mut core, 20 * MINUTE).is_empty());
     assert_eq!(core.presence(Millis(20 * MINUTE), "ann"), None);
     assert_eq!(core.totals(), Totals::default());
-    let other = Claim { source: ip("192.0.2.2"), ..claim("ann") };
-    assert_eq!(register(&mut core, 20 * MINUTE, 2, &other), Err(Refusal::InUse), "its connection is open");
     core.hear(Millis(20 * MINUTE), 1);
     assert_eq!(shown(&mut core, 20 * MINUTE), ["ann"]);
     assert!(core.presence(Millis(20 * MINUTE), "ann").is_some());
     assert_eq!(core.totals(), Totals { total_clients: 1, active_clients: 1, total_files: 1, total_size: 3 });
     assert_eq!(core.take_unsaved(10).len(), 1);
     assert!(core.take_unsaved(10).is_empty());
+}
+
+#[test]
+fn past_the_timeout_a_host_holds_no_name_whatever_becomes_of_its_connection() {
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    let other = Claim { source: ip("192.0.2.2"), fresh: key("other"), ..claim("ann") };
+    assert_eq!(register(&mut core, 20 * MINUTE - 1, 2, &other), Err(Refusal::InUse));
+    assert_eq!(register(&mut core, 20 * MINUTE - 1, 2, &claim("ann")), Err(Refusal::InUse), "at its own address too");
+    let granted = register(&mut core, 20 * MINUTE, 2, &other).unwrap();
+    assert_eq!(granted.replaced, Some(1));
+    assert_eq!((core.held_by(1), core.held_by(2)), (None, Some(&name("ann"))));
+    core.hear(Millis(20 * MINUTE), 1);
+    core.closed(1);
+    assert_eq!(core.held_by(2), Some(&name("ann")), "whatever comes over the former connection");
 }
 
 #[test]
@@ -343,12 +405,12 @@ fn a_long_list_is_replaced_in_steps_and_what_stays_is_not_stored_again() {
     assert!(core.tidy(Millis(0), 300, &mut Vec::new()));
     register(&mut core, 0, 2, &claim("bob")).unwrap();
     while core.tidy(Millis(0), 300, &mut Vec::new()) {}
-    assert_eq!(core.sizes().map(|(_, size)| size), [1, 0, 0, 0, 0]);
+    assert_eq!(core.sizes().map(|(_, size)| size), [1, 0, 0, 0, 0, 0, 0, 1, 0, 1]);
 }
 
 #[test]
 fn bounds_hold_and_the_silent_make_room() {
-    let mut core = Registry::new(TIMEOUT, Bounds { hosts: 2, files: 3 });
+    let mut core = Registry::new(TIMEOUT, Bounds { hosts: 2, files: 3, ..Bounds::default() });
     register(&mut core, 0, 1, &claim("ann")).unwrap();
     core.publish(Millis(0), 1, &name("ann"), &fname("a"), entry(1, true)).unwrap();
     core.publish(Millis(0), 1, &name("ann"), &fname("b"), entry(1, true)).unwrap();
@@ -360,12 +422,15 @@ fn bounds_hold_and_the_silent_make_room() {
     core.publish(Millis(1), 2, &name("bob"), &fname("a"), entry(2, true)).unwrap();
     assert_eq!(register(&mut core, 1, 3, &claim("cid")), Err(Refusal::Full("hosts")));
     let mut changes = Vec::new();
-    assert!(!core.make_room(&claim("cid"), 10, &mut changes) && changes.is_empty(), "both are there");
+    assert!(!core.make_room(Millis(1), 3, &claim("cid"), 10, &mut changes) && changes.is_empty(), "both are there");
     core.hear(Millis(20 * MINUTE), 2);
     while core.expire(Millis(20 * MINUTE), 10) {}
     let more = Claim { file_count: 3, ..claim("cid") };
-    assert!(!core.make_room(&more, 10, &mut changes));
-    assert_eq!(changes.len(), 1);
+    // For what is refused anyway nobody goes.
+    let strange = Claim { ip: Some(ip("192.0.2.77")), ..more.clone() };
+    assert!(!core.make_room(Millis(20 * MINUTE), 3, &strange, 10, &mut changes) && changes.is_empty());
+    assert!(!core.make_room(Millis(20 * MINUTE), 3, &more, 10, &mut changes));
+    assert_eq!(changes.iter().filter(|change| matches!(change, Change::DropHost(_))).count(), 1);
     assert_eq!(register(&mut core, 20 * MINUTE, 3, &more), Err(Refusal::Full("files")));
     register(&mut core, 20 * MINUTE, 3, &Claim { file_count: 2, ..claim("cid") }).unwrap();
 }
@@ -385,39 +450,175 @@ fn a_host_has_so_many_files_however_they_come() {
 fn secrets_without_a_host_are_no_more_than_hosts_may_be() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("registry.db"), store::MIGRATIONS).unwrap();
-    let bounds = Bounds { hosts: 3, files: 3 };
+    let bounds = Bounds { hosts: 3, files: 3, ..Bounds::default() };
     let mut core = Registry::new(TIMEOUT, bounds);
     let mut changes = Vec::new();
     for n in 0..10 {
-        // Who had the name before loses it to another at the same address, who leaves it: what is left is a secret.
         let host = format!("host-{n}");
-        for (conn, secret) in [(2 * n, "first"), (2 * n + 1, "second")] {
-            let claim = Claim { fresh: key(secret), ..claim(&host) };
-            changes.extend(register(&mut core, n, conn, &claim).unwrap().changes);
-            core.closed(2 * n);
-        }
-        changes.extend(core.unregister(Millis(n), 2 * n + 1, &name(&host)).unwrap());
+        let claim = Claim { fresh: key("first"), ..claim(&host) };
+        changes.extend(register(&mut core, n, n, &claim).unwrap().changes);
+        changes.extend(core.unregister(Millis(n), n, &name(&host)).unwrap());
         let left =
             |core: &Registry| (0..=n).filter(|n| core.secrets.count(&format!("host-{n}")) > 0).collect::<Vec<_>>();
         assert_eq!(left(&core), (n.saturating_sub(2)..=n).collect::<Vec<_>>());
-        assert!(core.without_host.len() <= bounds.hosts);
+        assert!(core.secrets.farewells() <= bounds.hosts);
         let now = std::mem::take(&mut changes);
         store.write(move |tx| now.iter().try_for_each(|change| change.write(tx))).unwrap();
         let mut again = Registry::new(TIMEOUT, bounds);
         store.read(|reader| again.load(Millis(n), reader)).unwrap();
-        assert_eq!((left(&again), &again.without_host), (left(&core), &core.without_host));
+        assert_eq!((left(&again), again.secrets.without_host()), (left(&core), core.secrets.without_host()));
     }
     // One whose host is back keeps its secrets, however many go.
     let back = Claim { resume: Some(key("first")), ..claim("host-7") };
     assert!(register(&mut core, 10, 100, &back).unwrap().resumed);
     for n in 10..20 {
         let host = format!("host-{n}");
-        register(&mut core, n, 200 + 2 * n, &Claim { fresh: key("first"), ..claim(&host) }).unwrap();
-        core.closed(200 + 2 * n);
-        register(&mut core, n, 201 + 2 * n, &Claim { fresh: key("second"), ..claim(&host) }).unwrap();
-        core.unregister(Millis(n), 201 + 2 * n, &name(&host)).unwrap();
+        register(&mut core, n, 200 + n, &claim(&host)).unwrap();
+        core.unregister(Millis(n), 200 + n, &name(&host)).unwrap();
     }
     assert_eq!(core.secrets.count("host-7"), 1);
+}
+
+/// Bounds small enough to be met.
+fn small() -> Bounds {
+    Bounds { hosts: 10, files: 40, hosts_of_one: 3, files_of_one: 8, hidden: 20, hidden_of_one: 20 }
+}
+
+fn from(source: &str, hostname: &str) -> Claim {
+    Claim { source: ip(source), ..claim(hostname) }
+}
+
+#[test]
+fn an_address_has_its_share_of_hostnames_and_gives_back_what_it_leaves() {
+    let mut core = Registry::new(TIMEOUT, small());
+    let (one, other) = ("192.0.2.1", "192.0.2.2");
+    for n in 0..3 {
+        register(&mut core, 0, n, &from(one, &format!("h{n}"))).unwrap();
+    }
+    let refused = register(&mut core, 0, 9, &from(one, "h9")).unwrap_err();
+    assert!(matches!(refused, Refusal::ShareFull { share: 3, .. }), "{refused:?}");
+    let said = "BUSY: 192.0.2.1 has 3 hostnames without an account here, as many as one source may";
+    assert!(refused.to_string().starts_with(said), "{refused}");
+    register(&mut core, 0, 9, &from(other, "honest")).unwrap();
+    // What it has it may say again; a user's is not counted.
+    register(&mut core, 0, 1, &from(one, "h1")).unwrap();
+    let user = Claim { standing: Standing::Account(Proof::Token), ..from(one, "user") };
+    register(&mut core, 0, 10, &user).unwrap();
+    assert_eq!(core.sizes()[5], ("user_hosts", 1));
+    // One that only closed counts; one that left does not.
+    core.closed(1);
+    assert!(register(&mut core, 1, 11, &from(one, "h9")).is_err());
+    core.unregister(Millis(2), 2, &name("h2")).unwrap();
+    register(&mut core, 2, 11, &from(one, "h9")).unwrap();
+    // Past the timeout its own silent ones give way, nobody else's.
+    core.hear(Millis(20 * MINUTE), 0);
+    core.hear(Millis(20 * MINUTE), 11);
+    while core.expire(Millis(20 * MINUTE), 10) {}
+    let mut changes = Vec::new();
+    let late = from(one, "late");
+    assert!(!core.make_room(Millis(20 * MINUTE), 12, &late, 10, &mut changes));
+    register(&mut core, 20 * MINUTE, 12, &late).unwrap();
+    let known = |core: &Registry| ["h0", "h1", "h9", "late", "honest"].map(|name| core.host_named(name).is_some());
+    assert_eq!(known(&core), [true, false, true, true, true]);
+    // From another network the same host takes that one's share.
+    let moves = Claim { resume: Some(key("fresh-late")), ..from(other, "late") };
+    register(&mut core, 20 * MINUTE, 13, &moves).unwrap();
+    register(&mut core, 20 * MINUTE, 14, &from(one, "again")).unwrap();
+}
+
+#[test]
+fn loopback_has_half_of_the_bound_and_a_64_is_one_source() {
+    let mut core = Registry::new(TIMEOUT, small());
+    for n in 0..5 {
+        let source = ["127.0.0.1", "127.0.0.2", "::1"][n as usize % 3];
+        register(&mut core, 0, n, &from(source, &format!("here{n}"))).unwrap();
+    }
+    let refused = register(&mut core, 0, 9, &from("127.0.0.3", "more")).unwrap_err();
+    assert!(matches!(refused, Refusal::ShareFull { share: 5, .. }), "{refused:?}");
+    for n in 0..4 {
+        let result = register(&mut core, 0, 20 + n, &from(&format!("2001:db8::{n}"), &format!("six{n}")));
+        assert_eq!(result.is_ok(), n < 3, "{n}");
+    }
+}
+
+#[test]
+fn an_address_has_its_share_of_files_and_unpublish_gives_back() {
+    let mut core = Registry::new(TIMEOUT, small());
+    let one = "192.0.2.1";
+    let publish = |core: &mut Registry, conn, host: &str, file: &str| {
+        core.publish(Millis(0), conn, &name(host), &fname(file), entry(1, true)).map(drop)
+    };
+    // A list has its room from the start, before it is there.
+    register(&mut core, 0, 1, &Claim { file_count: 6, ..from(one, "a") }).unwrap();
+    assert!(register(&mut core, 0, 2, &Claim { file_count: 3, ..from(one, "b") }).is_err());
+    register(&mut core, 0, 2, &Claim { file_count: 2, ..from(one, "b") }).unwrap();
+    let list: Files = (0..6).map(|n| (fname(&n.to_string()), entry(1, true))).collect();
+    assert_eq!(core.replace_files(1, &list, None, 100, &mut Vec::new()), Ok(None));
+    assert_eq!(core.replace_files(2, &Files::new(), None, 100, &mut Vec::new()), Ok(None));
+    assert_eq!(core.sizes()[8], ("anonymous_files", 6));
+    publish(&mut core, 2, "b", "x").unwrap();
+    publish(&mut core, 2, "b", "y").unwrap();
+    let refused = publish(&mut core, 2, "b", "z").unwrap_err();
+    let said = "BUSY: 192.0.2.1 has 8 files without an account here, as many as one source may";
+    assert!(refused.to_string().starts_with(said), "{refused}");
+    assert_eq!(publish(&mut core, 2, "b", "y"), Ok(()), "what is there may be published anew");
+    // Whichever of its hosts gives back.
+    core.unpublish(Millis(0), 1, &name("a"), &fname("0")).unwrap();
+    publish(&mut core, 2, "b", "z").unwrap();
+    assert!(publish(&mut core, 1, "a", "0").is_err(), "it was given away meanwhile");
+    core.unregister(Millis(0), 2, &name("b")).unwrap();
+    publish(&mut core, 1, "a", "0").unwrap();
+    // Others and users have theirs.
+    register(&mut core, 0, 3, &Claim { file_count: 8, ..from("192.0.2.2", "c") }).unwrap();
+    let user = Claim { standing: Standing::Account(Proof::Token), file_count: 40, ..from(one, "user") };
+    register(&mut core, 0, 4, &user).unwrap();
+    let more = Claim { standing: Standing::Account(Proof::Token), file_count: 1, ..from(one, "user2") };
+    assert_eq!(register(&mut core, 0, 5, &more), Err(Refusal::Full("files")), "users have a bound in all");
+}
+
+#[test]
+fn what_is_not_published_is_remembered_while_there_is_room_and_never_in_the_way() {
+    let bounds = Bounds { hidden: 20, hidden_of_one: 2, ..Bounds::default() };
+    let mut core = Registry::new(TIMEOUT, bounds);
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    for n in 0..5 {
+        let file = fname(&n.to_string());
+        core.publish(Millis(0), 1, &name("ann"), &file, entry(1, true)).unwrap();
+        let changes = core.unpublish(Millis(0), 1, &name("ann"), &file).unwrap();
+        assert_eq!(matches!(changes[..], [Change::File { .. }]), n < 2, "{changes:?}");
+        let again = core.unpublish(Millis(0), 1, &name("ann"), &file);
+        assert_eq!(again, if n < 2 { Ok(Vec::new()) } else { Err(Refusal::UnknownFile) });
+    }
+    assert_eq!((core.sizes()[1].1, core.sizes()[8].1), (2, 0));
+    let list: Files = (0..30).map(|n| (fname(&format!("l{n:02}")), entry(1, n >= 25))).collect();
+    register(&mut core, 0, 1, &Claim { file_count: 5, ..claim("ann") }).unwrap();
+    let mut changes = Vec::new();
+    assert_eq!(core.replace_files(1, &list, None, 100, &mut changes), Ok(None));
+    assert_eq!((core.sizes()[1].1, core.sizes()[8].1), (7, 5));
+    assert_eq!(changes.len(), 9, "two go, two hidden and five shown ones come: {changes:?}");
+}
+
+#[test]
+fn who_comes_back_is_counted_as_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join(store::FILE), store::MIGRATIONS).unwrap();
+    let mut core = Registry::new(TIMEOUT, small());
+    let mut changes = Vec::new();
+    for (conn, source, host) in [(1, "192.0.2.1", "a"), (2, "192.0.2.1", "b"), (3, "127.0.0.1", "c")] {
+        changes.extend(register(&mut core, 0, conn, &from(source, host)).unwrap().changes);
+    }
+    changes.extend(core.publish(Millis(0), 1, &name("a"), &fname("f"), entry(1, true)).unwrap());
+    changes.extend(core.unregister(Millis(0), 2, &name("b")).unwrap());
+    store.write(move |tx| changes.iter().try_for_each(|change| change.write(tx))).unwrap();
+    for now in [1, 25 * MINUTE] {
+        let mut again = Registry::new(TIMEOUT, small());
+        store.read(|reader| again.load(Millis(now), reader)).unwrap();
+        assert_eq!(again.sizes(), core.sizes());
+        for (conn, host, is_good) in [(5, "d", true), (6, "e", true), (7, "g", false)] {
+            assert_eq!(register(&mut again, now, conn, &from("192.0.2.1", host)).is_ok(), is_good, "{host}");
+        }
+    }
+    store.close();
 }
 
 #[test]
@@ -475,6 +676,6 @@ fn what_is_stored_is_what_is_loaded() {
     assert_eq!(anew.totals(), loaded.totals());
     let changes = [loaded.unregister(Millis(0), 7, &name("ann")), loaded.unregister(Millis(0), 8, &name("cid"))];
     store.write(move |tx| changes.into_iter().flatten().flatten().try_for_each(|change| change.write(tx))).unwrap();
-    assert_eq!(load(31 * MINUTE).sizes().map(|(_, size)| size), [1, 0, 0, 0, 0]);
+    assert_eq!(load(31 * MINUTE).sizes().map(|(_, size)| size), [1, 0, 0, 0, 0, 1, 0, 0, 0, 2]);
     store.close();
 }

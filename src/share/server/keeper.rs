@@ -72,20 +72,19 @@ impl Keeper {
     pub(super) fn change(
         &self,
         conn: ConnId,
-        work: impl FnOnce(&mut Registry, Millis) -> Result<Vec<Change>, Refusal>,
+        work: impl FnOnce(&mut Registry, Millis, &mut Vec<Change>) -> Result<(), Refusal>,
     ) -> Result<(), Failure> {
         let now = self.clock.now();
         let (refused, handed) = {
             let mut state = self.state.lock();
-            let refused = match work(&mut state.core, now) {
-                Ok(changes) => {
-                    state.hand_over(&self.store, changes);
-                    let mark = state.newest.seq();
-                    state.core.mark(conn, mark);
-                    None
-                }
-                Err(refusal) => Some(refusal),
-            };
+            let mut changes = Vec::new();
+            let refused = work(&mut state.core, now, &mut changes).err();
+            // Also of what is refused: others may have given way in vain.
+            state.hand_over(&self.store, changes);
+            if refused.is_none() {
+                let mark = state.newest.seq();
+                state.core.mark(conn, mark);
+            }
             (refused, state.handed())
         };
         // A refusal, too, rests on what was there.
@@ -100,7 +99,7 @@ impl Keeper {
         while room {
             let mut state = self.state.lock();
             let mut changes = Vec::new();
-            room = state.core.make_room(claim, STEP, &mut changes);
+            room = state.core.make_room(now, conn, claim, STEP, &mut changes);
             state.hand_over(&self.store, changes);
         }
         let (result, first) = {
@@ -236,7 +235,7 @@ impl Keeper {
     }
 
     /// Sizes for the counters.
-    pub(super) fn sizes(&self) -> [(&'static str, u64); 5] {
+    pub(super) fn sizes(&self) -> [(&'static str, u64); 10] {
         self.state.lock().core.sizes()
     }
 

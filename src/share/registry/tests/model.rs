@@ -4,6 +4,9 @@ use super::*;
 
 /// A month, in minutes.
 const MONTH: u64 = 30 * 24 * 60;
+/// What is met in a few steps.
+const BOUNDS: Bounds =
+    Bounds { hosts: 100, files: 100, hosts_of_one: 2, files_of_one: 3, hidden: 100, hidden_of_one: 100 };
 
 const NAMES: [&str; 3] = ["ann", "bob", "cid"];
 const FILES: [&str; 3] = ["a", "b", "c"];
@@ -74,12 +77,17 @@ struct Answered {
 
 #[derive(Default)]
 struct Model {
+    /// Milliseconds; no two steps at the same time.
     now: u64,
     hosts: BTreeMap<usize, Known>,
     /// In the order in which they were answered.
     secrets: Vec<Answered>,
     users: BTreeSet<usize>,
     tenures: u64,
+}
+
+fn published(files: &BTreeMap<String, (u64, bool)>) -> usize {
+    files.values().filter(|(_, is_published)| *is_published).count()
 }
 
 /// A REGISTER.
@@ -106,7 +114,7 @@ impl Model {
     }
 
     fn is_there(&self, host: usize) -> bool {
-        self.hosts.get(&host).is_some_and(|host| self.now < host.heard_at + 20)
+        self.hosts.get(&host).is_some_and(|host| self.now < host.heard_at + 20 * MINUTE)
     }
 
     fn secret(&self, host: usize, secret: &str) -> Option<Answered> {
@@ -116,7 +124,41 @@ impl Model {
 
     fn is_good(&self, secret: &Answered) -> bool {
         let heard = self.hosts.get(&secret.host).filter(|host| host.tenure == secret.tenure);
-        self.now < secret.at.max(heard.map_or(0, |host| host.heard_at)) + MONTH
+        self.now < secret.at.max(heard.map_or(0, |host| host.heard_at)) + MONTH * MINUTE
+    }
+
+    /// Hosts without an account from there, and their published files, but for one host's.
+    fn held(&self, source: u8, but_for: usize) -> (usize, usize) {
+        let others = self.hosts.iter().filter(|(host, known)| **host != but_for && !known.is_users);
+        let of_source: Vec<&Known> = others.map(|(_, known)| known).filter(|known| known.source == source).collect();
+        (of_source.len(), of_source.iter().map(|known| published(&known.files)).sum())
+    }
+
+    /// Whether a host may hold so many published files; the silent ones of the same source give way.
+    fn has_room(&mut self, host: usize, source: u8, is_users: bool, files: usize) -> bool {
+        if is_users {
+            return true;
+        }
+        let own = self.hosts.get(&host).filter(|known| known.source == source && !known.is_users);
+        let own = own.map(|known| published(&known.files));
+        loop {
+            let (hosts, others) = self.held(source, host);
+            // What takes no more is no matter of room.
+            let is_host_fine = own.is_some() || hosts < BOUNDS.hosts_of_one;
+            let is_list_fine = files <= own.unwrap_or(0) || others + files <= BOUNDS.files_of_one;
+            if is_host_fine && is_list_fine {
+                return true;
+            }
+            let silent = self.hosts.iter().filter(|(other, known)| {
+                **other != host && known.source == source && !known.is_users && !self.is_there(**other)
+            });
+            let Some(oldest) = silent.min_by_key(|(_, known)| known.heard_at).map(|(other, _)| *other) else {
+                return false;
+            };
+            let gone = self.hosts.remove(&oldest).unwrap();
+            let its = self.secrets.iter_mut().filter(|secret| secret.host == oldest);
+            its.for_each(|secret| secret.at = secret.at.max(gone.heard_at));
+        }
     }
 
     /// None if it is refused; else whether the list stays, and whether the secret does.
@@ -142,21 +184,30 @@ impl Model {
             && !shows_user
             && secret.is_none()
         {
-            let is_free = known.conn.is_none() && (known.source == source || !self.is_there(host));
+            let is_free = known.conn.is_none() && known.source == source || !self.is_there(host);
             if !is_free {
                 return None;
             }
         }
+        let stay = said.files.is_none() && is_same && secret.is_some() && resume.is_some();
+        let list = match &known {
+            Some(known) if stay => known.files.clone(),
+            _ => said.files.clone().unwrap_or_default(),
+        };
+        if !self.has_room(host, source, is_user, published(&list)) {
+            return None;
+        }
+        // Another holds it from now on.
+        let is_new = !is_same && secret.is_none();
         let old = std::mem::take(&mut self.secrets);
-        self.secrets = old.iter().filter(|known| known.host != host || self.is_good(known)).cloned().collect();
+        self.secrets =
+            old.iter().filter(|known| known.host != host || self.is_good(known) && !is_new).cloned().collect();
         self.tenures += 1;
         let tenure = match (&known, &secret) {
             (Some(known), _) if is_same => known.tenure,
             (_, Some(secret)) => secret.tenure,
             _ => self.tenures,
         };
-        let stay = said.files.is_none() && is_same && secret.is_some() && resume.is_some();
-        let list = if stay { known.unwrap().files } else { said.files.clone().unwrap_or_default() };
         let is_users = is_user;
         self.hosts.insert(host, Known { conn: Some(conn), source, is_users, tenure, heard_at: self.now, files: list });
         let answered = secret.as_ref().map_or(said.fresh.to_owned(), |secret| secret.secret.clone());
@@ -200,12 +251,8 @@ impl Disk {
     }
 }
 
-fn ms(minutes: u64) -> Millis {
-    Millis(minutes * MINUTE)
-}
-
 fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
-    let now = ms(model.now);
+    let now = Millis(model.now);
     while core.expire(now, 2) {}
     let there: Vec<usize> = (0..NAMES.len()).filter(|host| model.is_there(*host)).collect();
     let published = |host: usize| -> BTreeMap<FileName, u64> {
@@ -283,7 +330,7 @@ fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
     // What is on disk is what is known. (What nothing brings back goes later.)
     for (host, known) in &model.hosts {
         let Some(row) = disk.hosts.values().find(|row| row.hostname().as_str() == NAMES[*host]) else {
-            assert!(known.heard_at + MONTH <= model.now);
+            assert!(known.heard_at + MONTH * MINUTE <= model.now);
             continue;
         };
         let kept: BTreeMap<String, (u64, bool)> = disk
@@ -302,20 +349,22 @@ fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
 }
 
 fn run(steps: Vec<Step>) {
-    let (mut core, mut model, mut disk) = (registry(), Model::default(), Disk::default());
+    let mut core = Registry::new(TIMEOUT, BOUNDS);
+    let (mut model, mut disk) = (Model::default(), Disk::default());
     let mut answered: Vec<String> = Vec::new();
     let mut fresh = 0;
     for step in steps {
-        let now = ms(model.now);
+        model.now += 1;
+        let now = Millis(model.now);
         match step {
             Step::Wait(minutes) => {
-                model.now += minutes;
+                model.now += minutes * MINUTE;
                 let now = model.now;
                 // Nobody can have them back, whenever they are let go.
-                model.hosts.retain(|_, host| now < host.heard_at + MONTH);
+                model.hosts.retain(|_, host| now < host.heard_at + MONTH * MINUTE);
                 let mut changes = Vec::new();
-                while core.expire(ms(now), 3) {}
-                while core.tidy(ms(now), 3, &mut changes) {}
+                while core.expire(Millis(now), 3) {}
+                while core.tidy(Millis(now), 3, &mut changes) {}
                 disk.apply(changes);
             }
             Step::Register { conn, host, source, proof, resume, files } => {
@@ -334,9 +383,12 @@ fn run(steps: Vec<Step>) {
                     resume: resume.as_deref().map(key),
                     fresh: key(&format!("{fresh}")),
                     keeps_files: list.is_none() && resume.is_some(),
-                    file_count: list.as_ref().map_or(0, BTreeMap::len),
+                    file_count: list.as_ref().map_or(0, published),
                     ..claim(NAMES[host])
                 };
+                let mut room = Vec::new();
+                assert!(!core.make_room(now, conn, &claim, 100, &mut room));
+                disk.apply(room);
                 let granted = core.register(now, conn, &claim);
                 let (resumes, fresh) = (resume.as_deref(), &format!("{fresh}"));
                 let said = Said { conn, host, source, proof, resume: resumes, files: list, fresh };
@@ -357,10 +409,21 @@ fn run(steps: Vec<Step>) {
                 }
             }
             Step::Publish(conn, host, file, size) => {
+                let mut room = Vec::new();
+                core.make_room_to_publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), 100, &mut room);
+                disk.apply(room);
                 let done = core.publish(now, conn, &name(NAMES[host]), &fname(FILES[file]), entry(size, true));
                 let minute = model.now;
-                let own = model.own(conn, host);
-                assert_eq!(done.is_ok(), own.is_some());
+                let wanted = model.own(conn, host).map(|own| {
+                    // Also when it is refused.
+                    own.heard_at = minute;
+                    let is_shown = own.files.get(FILES[file]).is_some_and(|(_, is_published)| *is_published);
+                    (own.source, own.is_users, published(&own.files) + usize::from(!is_shown))
+                });
+                let fits =
+                    wanted.is_some_and(|(source, is_users, files)| model.has_room(host, source, is_users, files));
+                assert_eq!(done.is_ok(), fits, "{done:?}");
+                let own = model.own(conn, host).filter(|_| fits);
                 if let Some(own) = own {
                     own.files.insert(FILES[file].to_owned(), (size, true));
                     own.heard_at = minute;
@@ -385,8 +448,10 @@ fn run(steps: Vec<Step>) {
                 assert_eq!(done.is_ok(), model.own(conn, host).is_some());
                 if let Ok(changes) = done {
                     disk.apply(changes);
-                    let gone = model.hosts.remove(&host).unwrap();
-                    model.secrets.retain(|known| known.host != host || known.tenure != gone.tenure);
+                    model.hosts.remove(&host);
+                    // From then on 30 days.
+                    let minute = model.now;
+                    model.secrets.iter_mut().filter(|known| known.host == host).for_each(|known| known.at = minute);
                 }
             }
             Step::Ping(conn, host) => {
