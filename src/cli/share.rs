@@ -17,7 +17,7 @@ use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
 use crate::model::{Clock, Name};
 use crate::net::gate::Gate;
-use crate::net::http::{self, HttpServer, Rules, parse_host_name, parse_origin};
+use crate::net::http::{self, HttpServer, Rules, parse_allowed_origin, parse_host_name};
 use crate::net::limits::{self, Bounds, Wanted};
 use crate::net::shutdown::Shutdown;
 use crate::net::tcp;
@@ -145,7 +145,7 @@ struct NodeArgs {
     #[arg(long = "http-host", value_name = "NAME", value_delimiter = ',', value_parser = parse_host_name)]
     http_hosts: Vec<String>,
     /// A web page's origin that may use the client API; may be given again
-    #[arg(long = "allow-origin", value_name = "URL", value_delimiter = ',', value_parser = parse_origin)]
+    #[arg(long = "allow-origin", value_name = "URL", value_delimiter = ',', value_parser = parse_allowed_origin)]
     allow_origins: Vec<String>,
     /// How often the registry hears from a node that is used, 60s without it
     #[arg(long, value_name = "TIME", value_parser = parse_heartbeat)]
@@ -245,18 +245,18 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     // Bound first: who cannot have it has changed nothing.
     let listener = api_listener(api_ip, &args)?;
     let keep = Keep::open(&data_dir)?;
-    let floor =
-        Floor { executor: Arc::clone(&executor), gate: Arc::clone(&gate), clock: Clock::start(), keep: keep.clone() };
+    let clock = Clock::start();
+    let floor = Floor { executor: Arc::clone(&executor), gate: Arc::clone(&gate), clock, keep: keep.clone() };
     let nodes = Nodes::start(settings, floor, &folders, &repo, &name, node.port).map_err(|error| match error {
         StartError::PortInUse { addr } => in_use(addr, "--port"),
         error => error.into(),
     })?;
     let nodes = Arc::new(nodes);
     let api = ApiClient::new(&server.host, server.api_port, server.cert.as_deref(), SERVER_TIMEOUT);
-    let handler = ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone()));
+    let handler = ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone(), clock));
     let is_tls = identity.is_some();
     let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
-    let rules = Rules { http_hosts: node.http_hosts.clone(), allow_origins: node.allow_origins.clone() };
+    let rules = Rules::chosen(node.http_hosts.clone(), node.allow_origins.clone());
     let http_floor = http::Floor {
         executor,
         gate,

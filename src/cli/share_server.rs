@@ -19,7 +19,7 @@ use crate::identity::{Cost, Passwords, Users};
 use crate::model::{Clock, Name};
 use crate::net::budget::Budget;
 use crate::net::gate::Gate;
-use crate::net::http::{self, HttpServer, Rules, parse_host_name, parse_origin};
+use crate::net::http::{self, HttpServer, Rules, parse_allowed_origin, parse_host_name};
 use crate::net::tcp;
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
@@ -56,7 +56,7 @@ pub struct ShareArgs {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = settings::parse_window, env = "P2S2_SERVER_JWT_TTL")]
     jwt_ttl: Option<Duration>,
     /// Pages of this origin may use the HTTP port; may repeat
-    #[arg(long, value_name = "URL", value_parser = parse_origin, value_delimiter = ',', env = "P2S2_SERVER_ALLOW_ORIGIN")]
+    #[arg(long, value_name = "URL", value_parser = parse_allowed_origin, value_delimiter = ',', env = "P2S2_SERVER_ALLOW_ORIGIN")]
     allow_origin: Vec<String>,
     /// The HTTP port answers under this name too, not only under addresses and localhost; may repeat
     #[arg(long, value_name = "NAME", value_parser = parse_host_name, value_delimiter = ',', env = "P2S2_SERVER_HTTP_HOST")]
@@ -136,7 +136,7 @@ impl ShareArgs {
                 RegistryAuth::Strict => AuthMode::Strict,
                 RegistryAuth::Address => AuthMode::Address,
             },
-            rules: Rules { http_hosts: self.http_host.clone(), allow_origins: self.allow_origin.clone() },
+            rules: Rules::chosen(self.http_host.clone(), self.allow_origin.clone()),
             admin: AdminSettings { username, password: secret_variable("ADMIN_PASSWORD")? },
             secret: secret_variable("JWT_SECRET_KEY")?,
         })

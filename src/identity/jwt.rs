@@ -1,4 +1,5 @@
-//! Tokens that say who somebody is: JWT, HS256 and nothing else, with the claims sub, role, iat, exp and jti.
+//! Tokens that say who somebody is: JWT, HS256 and nothing else, with the claims sub, username (the same), role, iat, exp
+//! and jti.
 //! No I/O but for the secret's file; the time is an argument.
 //!
 //! Whoever has the secret can be anybody, so it is made here, of the system's randomness, and kept like a
@@ -42,6 +43,9 @@ pub enum Role {
 pub struct Claims {
     /// Who.
     pub sub: String,
+    /// The same, under the name that document 004 gives it. (Tokens of earlier builds lack it.)
+    #[serde(default)]
+    pub username: String,
     /// As what.
     pub role: Role,
     /// When it was made, Unix seconds.
@@ -139,7 +143,8 @@ impl Jwt {
         let iat = now.0 / 1000;
         let life_s = self.life.as_secs() + u64::from(self.life.subsec_nanos() > 0);
         let exp = iat.saturating_add(life_s);
-        let claims = Claims { sub: sub.to_owned(), role, iat, exp, jti: secret::random_hex::<16>() };
+        let username = sub.to_owned();
+        let claims = Claims { sub: sub.to_owned(), username, role, iat, exp, jti: secret::random_hex::<16>() };
         // It fails if the claims are no JSON, or the algorithm does not fit the key: neither can be.
         let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.signing)
             .expect("plain claims, signed with the algorithm of the key");
@@ -249,6 +254,7 @@ mod tests {
         let jwt = jwt();
         let (token, made) = jwt.issue(NOW, "ann", Role::User);
         assert_eq!((made.iat, made.exp), (1_795_253_400, 1_795_257_000));
+        assert_eq!((&*made.sub, &*made.username), ("ann", "ann"));
         assert_eq!(jwt.verify(NOW, token.reveal()), Ok(made.clone()));
         let last = Millis(1_795_256_999_999);
         assert_eq!(jwt.verify(last, token.reveal()), Ok(made.clone()));

@@ -457,6 +457,17 @@ impl Users {
         Ok(found)
     }
 
+    /// The next accounts by name, `at_most` so many.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn page(&self, after: Option<&Name>, at_most: usize) -> Result<Vec<User>, UserError> {
+        let sql = format!("{SELECT} WHERE username > $1 ORDER BY username LIMIT $2");
+        let after = after.map_or("", Name::as_str);
+        let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
+        Ok(self.store.read(|reader| reader.all(&sql, &[after.into(), at_most.into()], user))?)
+    }
+
     /// How many accounts there are.
     pub fn len(&self) -> usize {
         self.names.read().len()

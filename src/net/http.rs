@@ -53,7 +53,7 @@ pub use body::{Body, Event};
 pub use hyper::header;
 pub use hyper::header::{HeaderMap, HeaderValue};
 pub use hyper::{Method, StatusCode};
-pub use rules::{Rules, parse_host_name, parse_origin};
+pub use rules::{Rules, parse_allowed_origin, parse_host_name};
 
 /// Most bytes of a request's body.
 pub const BODY_MAX: usize = 1 << 20;

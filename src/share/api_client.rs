@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -60,12 +60,15 @@ pub struct Away {
 #[derive(Debug, Clone)]
 pub struct ApiClient {
     at: String,
+    /// The same, where that is a name: it is resolved for each request.
+    name: Option<(String, u16)>,
     agent: Agent,
 }
 
 impl ApiClient {
     /// Of an API at this host and port; with a certificate's SHA-256, over TLS with that one alone.
     pub fn new(host: &str, port: u16, cert_sha256: Option<&str>, timeout: Duration) -> ApiClient {
+        let name = host.parse::<std::net::IpAddr>().is_err().then(|| (host.to_owned(), port));
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -77,7 +80,7 @@ impl ApiClient {
             None => Agent::with_parts(config, DefaultConnector::default(), DefaultResolver::default()),
             Some(pin) => Agent::with_parts(config, Pinned { pin: pin.to_owned() }, DefaultResolver::default()),
         };
-        ApiClient { at: format!("{host}:{port}"), agent }
+        ApiClient { at: format!("{host}:{port}"), name, agent }
     }
 
     /// Who is asked, as `host:port`.
@@ -91,6 +94,9 @@ impl ApiClient {
     /// Nobody answered in time.
     pub fn get(&self, path: &str, token: Option<&Token>) -> Result<Answer, Away> {
         let mut request = self.agent.get(self.url(path));
+        if let Some(host) = self.host_header() {
+            request = request.header("Host", host);
+        }
         if let Some(token) = token {
             request = request.header("Authorization", format!("Bearer {}", token.reveal()));
         }
@@ -103,10 +109,22 @@ impl ApiClient {
     /// Nobody answered in time.
     pub fn post(&self, path: &str, token: Option<&Token>, body: &Value) -> Result<Answer, Away> {
         let mut request = self.agent.post(self.url(path)).content_type("application/json");
+        if let Some(host) = self.host_header() {
+            request = request.header("Host", host);
+        }
         if let Some(token) = token {
             request = request.header("Authorization", format!("Bearer {}", token.reveal()));
         }
         self.read(request.send(body.to_string()))
+    }
+
+    /// The address that the name stands for. A server cannot know under which names it is reached, and takes none that
+    /// it was not told of (a page elsewhere could make one point to it); by its address it may always be asked.
+    fn host_header(&self) -> Option<String> {
+        let (name, port) = self.name.as_ref()?;
+        // Where it has none, the request itself says so.
+        let addr = (name.as_str(), *port).to_socket_addrs().ok()?.next()?;
+        Some(addr.to_string())
     }
 
     fn url(&self, path: &str) -> String {
@@ -251,6 +269,25 @@ mod tests {
         let said = served.join().unwrap().to_lowercase();
         assert!(said.starts_with("post /x http/1.1\r\n") && said.contains("authorization: bearer abc\r\n"), "{said}");
         assert!(said.contains("content-type: application/json") && said.ends_with("{\"a\":1}"), "{said}");
+    }
+
+    #[test]
+    fn who_is_reached_by_name_is_asked_by_its_address() {
+        for (host, expected) in [("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let served = std::thread::spawn(move || {
+                let (stream, _) = listener.accept().unwrap();
+                answer_one(|bytes| (&stream).read(bytes).unwrap(), |bytes| (&stream).write_all(bytes).unwrap(), "{}")
+            });
+            let api = ApiClient::new(host, port, None, TIMEOUT);
+            assert_eq!(api.at(), format!("{host}:{port}"), "people are told the name");
+            api.post("/x", None, &json!({})).unwrap();
+            let said = served.join().unwrap().to_lowercase();
+            let hosts: Vec<&str> = said.lines().filter(|line| line.starts_with("host:")).collect();
+            let at = |ip: &str| vec![format!("host: {ip}:{port}")];
+            assert!(hosts == at(expected) || hosts == at("[::1]"), "{said}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::files::FilesError;
 use super::folders::PathError;
+use super::node::events::Session;
 use super::node::fetches::Wish;
 use super::node::nodes::Nodes;
 use super::node::{Node, NodeError};
@@ -37,6 +38,7 @@ pub struct ClientApi {
 struct User {
     name: Name,
     token: Token,
+    session: Session,
 }
 
 type Answered = Result<Response, Refusal>;
@@ -98,8 +100,10 @@ impl ClientApi {
                 let progress = node.fetches().progress(id).map_err(|error| refusal(&error))?;
                 Ok(success(json!({ "progress": progress })))
             }
-            ["events"] => match node.watch() {
+            ["events"] => match node.watch(user.session) {
                 Some(events) => {
+                    // It may have been logged out meanwhile: then nobody would end this.
+                    self.sign_in.user_of(&user.token)?;
                     Ok(Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(events) })
                 }
                 None => Err(refusal(&NodeError::Busy("too many event streams of this node are open".to_owned()))),
@@ -127,8 +131,8 @@ impl ClientApi {
     fn sign_in(&self, what: &str, request: &Request) -> Answered {
         let fields = Fields::of(request)?;
         let mut body = json!({"username": fields.any_text("username")?, "password": fields.any_text("password")?});
-        if fields.get("display_name").is_some() {
-            body["display_name"] = fields.any_text("display_name")?.into();
+        if let Some(display_name) = fields.text_if_any("display_name")? {
+            body["display_name"] = display_name.into();
         }
         let signed_in = self.sign_in.sign_in(what, &body)?;
         self.nodes
@@ -141,8 +145,8 @@ impl ClientApi {
         let missing =
             || Refusal::new(StatusCode::UNAUTHORIZED, "Authorization: expected Bearer and the token of a sign-in");
         let token = bearer(&request.headers).ok_or_else(missing)?;
-        let name = self.sign_in.user_of(&token)?;
-        Ok(User { name, token })
+        let (name, session) = self.sign_in.user_of(&token)?;
+        Ok(User { name, token, session })
     }
 
     fn init(&self, user: &User, fields: &Fields) -> Answered {
@@ -177,7 +181,13 @@ impl ClientApi {
 
     fn log_out(&self, user: &User) -> Answered {
         self.sign_in.log_out(&user.token)?;
-        self.nodes.end(&user.name).map_err(|error| refusal(&error))?;
+        if let Some(node) = self.nodes.get(&user.name) {
+            node.end_watching(&user.session);
+        }
+        // Whoever is signed in elsewhere as the same user goes on.
+        if !self.sign_in.has_another(&user.name, &user.session) {
+            self.nodes.end(&user.name).map_err(|error| refusal(&error))?;
+        }
         Ok(success(json!({})))
     }
 }

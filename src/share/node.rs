@@ -46,7 +46,7 @@ pub mod network;
 pub mod nodes;
 mod shelf;
 
-use events::Watchers;
+use events::{Session, Watchers};
 use fetches::Fetches;
 use keep::Keep;
 use link::{Link, Order};
@@ -352,6 +352,7 @@ impl Node {
             heartbeat: Heartbeat::new(settings.heartbeat_active),
             why_not: None,
         };
+        let clock = floor.clock;
         let fetches = Fetches::new(floor.keep.fetches(&user)?);
         let inner = Arc::new(Inner {
             user,
@@ -361,7 +362,7 @@ impl Node {
             shelf,
             port,
             state: Mutex::new(state),
-            watchers: Watchers::default(),
+            watchers: Watchers::new(clock),
             network: Network::default(),
             fetches,
             orders,
@@ -508,9 +509,14 @@ impl Node {
         client
     }
 
-    /// Tells what changes from now on; none when too many are told already.
-    pub fn watch(&self) -> Option<Receiver<http::Event>> {
-        self.inner.watchers.add()
+    /// Tells what changes from now on, as long as the session lasts; none when too many are told already.
+    pub fn watch(&self, session: Session) -> Option<Receiver<http::Event>> {
+        self.inner.watchers.add(session)
+    }
+
+    /// Tells those nothing more who watch with this token.
+    pub fn end_watching(&self, session: &Session) {
+        self.inner.watchers.end_of(&session.token);
     }
 
     /// What is tracked; or only what is published.

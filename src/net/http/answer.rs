@@ -191,6 +191,15 @@ impl Fields {
         self.need(field)?.as_str().ok_or_else(|| Refusal::bad(format!("{field}: expected a text")))
     }
 
+    /// A text where none, null and an empty one are the same: nothing. (What a form sends that was not filled in.)
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn text_if_any(&self, field: &str) -> Result<Option<&str>, Refusal> {
+        let text = self.get(field).map(|_| self.any_text(field)).transpose()?;
+        Ok(text.filter(|text| !text.is_empty()))
+    }
+
     /// A text of so many characters, none of them a control character.
     ///
     /// # Errors
@@ -304,6 +313,8 @@ mod tests {
         let fields = of(r#"{"name":"ann","n":7,"yes":true,"none":null,"extra":[]}"#).unwrap();
         assert_eq!(fields.text("name", 1, 3), Ok("ann"));
         assert_eq!(fields.optional_text("none", 1, 3), Ok(None));
+        assert_eq!((fields.text_if_any("name"), fields.text_if_any("none")), (Ok(Some("ann")), Ok(None)));
+        assert_eq!((of(r#"{"a":""}"#).unwrap().text_if_any("a"), fields.text_if_any("n").is_err()), (Ok(None), true));
         assert_eq!((fields.whole("n", 7), fields.optional_whole("m", 7)), (Ok(7), Ok(None)));
         assert_eq!((fields.flag("yes", false), fields.flag("no", true)), (Ok(true), Ok(true)));
         let reason = |wrong: Result<(), Refusal>| wrong.unwrap_err().reason;

@@ -92,6 +92,8 @@ pub(super) enum Outgoing {
 
 /// Events on their way to one client.
 pub(super) struct Stream {
+    /// A comment goes first, so that whoever waits for the stream knows at once that it is there.
+    pub(super) greets: bool,
     pub(super) events: Receiver<Event>,
     /// Closed when the server stops.
     pub(super) stopped: Receiver<()>,
@@ -138,6 +140,10 @@ impl hyper::body::Body for Outgoing {
 impl Stream {
     /// The next piece; none at the end. Blocks, but only once everything before is on its way.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
+        if std::mem::take(&mut self.greets) {
+            self.spoke_at = Instant::now();
+            return Poll::Ready(Some(":\n\n".to_owned()));
+        }
         if !self.is_flushed {
             match self.events.try_recv() {
                 Ok(event) => return Poll::Ready(Some(self.say(&event))),

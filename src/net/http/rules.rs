@@ -24,7 +24,7 @@ const PREFLIGHT_KEPT_S: &str = "600";
 pub struct Rules {
     /// Names that Host may bear: see [`parse_host_name`].
     pub http_hosts: Vec<String>,
-    /// Origins whose pages may ask: see [`parse_origin`].
+    /// Origins whose pages may ask: see [`parse_allowed_origin`].
     pub allow_origins: Vec<String>,
 }
 
@@ -66,7 +66,33 @@ pub fn parse_origin(text: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{host}{port}"))
 }
 
+/// What browsers say of a page that has no origin of its own: one from a file, or one that is shut off from its own
+/// (a frame in a sandbox).
+const NOBODYS: [&str; 2] = ["null", "file://"];
+
+/// An origin that is to be allowed: as [`parse_origin`], or `null` or `file://`; for `value_parser`.
+///
+/// # Errors
+/// What was expected.
+pub fn parse_allowed_origin(text: &str) -> Result<String, String> {
+    match NOBODYS.into_iter().find(|nobodys| text.eq_ignore_ascii_case(nobodys)) {
+        Some(nobodys) => Ok(nobodys.to_owned()),
+        None => parse_origin(text).map_err(|wrong| format!("{wrong}; or null, or file://")),
+    }
+}
+
 impl Rules {
+    /// As an operator has chosen them. One that lets in more than it seems to is warned of.
+    pub fn chosen(http_hosts: Vec<String>, allow_origins: Vec<String>) -> Rules {
+        for origin in allow_origins.iter().filter(|origin| NOBODYS.contains(&origin.as_str())) {
+            log::warn!(
+                "--allow-origin {origin}: pages of every file on a user's machine, and any page that is shut off from its \
+                 own origin, may ask here; their users' tokens alone protect them"
+            );
+        }
+        Rules { http_hosts, allow_origins }
+    }
+
     /// Whether the request may be looked at.
     ///
     /// # Errors
@@ -86,7 +112,7 @@ impl Rules {
         let Some(origin) = origin else { return Ok(Passed::On(headers)) };
         let scheme = if is_tls { "https" } else { "http" };
         let is_same = parse_origin(origin).ok() == parse_origin(&format!("{scheme}://{host}")).ok();
-        let is_allowed = self.allow_origins.iter().any(|allowed| parse_origin(origin).as_ref() == Ok(allowed));
+        let is_allowed = parse_allowed_origin(origin).is_ok_and(|origin| self.allow_origins.contains(&origin));
         if !is_same && !is_allowed {
             let reason = "pages of this origin may not ask here; --allow-origin would allow it";
             return Err(Refusal::new(StatusCode::FORBIDDEN, reason));
@@ -226,6 +252,16 @@ mod tests {
             assert_eq!(allowed, (status == 200 && origin.contains("page")).then_some(origin), "{origin}");
             assert_eq!(headers.contains_key(VARY), status == 200);
         }
+        // A page of nobody's only by its own word, and then that alone.
+        for allowed in ["null", "file://"] {
+            let allow_origins = vec![parse_allowed_origin(allowed).unwrap()];
+            let rules = Rules::chosen(Vec::new(), allow_origins);
+            for origin in ["null", "file://", "http://null", "https://page.example"] {
+                let (status, headers) = ask(&rules, "POST", "/", &[host, ("origin", origin)], false);
+                assert_eq!(status, if origin == allowed { 200 } else { 403 }, "{allowed} {origin}");
+                assert_eq!(headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN), origin == allowed);
+            }
+        }
         let usual = ask(&rules, "GET", "/", &[("host", "127.0.0.1"), ("origin", "http://127.0.0.1:80")], false);
         assert_eq!(usual.0, 200);
     }
@@ -256,6 +292,9 @@ mod tests {
     fn origins_and_names_are_checked_when_they_are_given() {
         assert_eq!(parse_origin("HTTPS://Page.Example:443/"), Ok("https://page.example".to_owned()));
         assert_eq!(parse_origin("http://[::1]:80"), Ok("http://[::1]".to_owned()));
+        assert_eq!(parse_allowed_origin("NULL"), Ok("null".to_owned()));
+        assert_eq!(parse_allowed_origin("HTTP://a/"), Ok("http://a".to_owned()));
+        assert!(parse_allowed_origin("file://x").is_err() && parse_allowed_origin("*").is_err());
         for wrong in ["", "*", "null", "page.example", "ftp://page.example", "http://", "http://a/b", "http://a b"] {
             assert!(parse_origin(wrong).is_err(), "{wrong}");
         }

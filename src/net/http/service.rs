@@ -201,7 +201,10 @@ impl Answering {
                 Some(place) if *method != Method::HEAD => {
                     self.server.counters.event_streams.add(1);
                     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+                    // A proxy that gathers an answer before it hands it on would keep all of it.
+                    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
                     let stream = Stream {
+                        greets: true,
                         events,
                         stopped: self.server.stopped.clone(),
                         comment_every: self.server.limits.comment_every,

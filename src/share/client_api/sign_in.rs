@@ -1,8 +1,9 @@
 //! Who asks: the server's tokens, checked by the server. A node has no secret of its own.
 //!
 //! What the server said of a token holds for a minute, and never past the token's own end; while the server is
-//! away, tokens that it has vouched for go on, and others have to wait. One that was logged out is refused here
-//! for good.
+//! away, tokens that it has vouched for go on, and others have to wait. When a token ends is the server's word too:
+//! it says for how long one is still good, and that is measured here, so that nothing depends on how this machine's
+//! clock is set. One that was logged out is refused here for good.
 
 use std::collections::HashMap;
 
@@ -15,6 +16,7 @@ use crate::model::{Clock, Millis, Name, Token};
 use crate::net::http::{Refusal, StatusCode};
 use crate::share::api_client::{Answer, ApiClient};
 use crate::share::client::shortened;
+use crate::share::node::events::Session;
 use crate::share::node::keep::Keep;
 
 /// How long the server's word holds.
@@ -23,6 +25,8 @@ const KNOWN_FOR_MS: u64 = 60_000;
 const KNOWN_MAX: usize = 4_096;
 /// Longest token that is looked at, bytes.
 const TOKEN_MAX: usize = 4_096;
+/// One that was logged out is remembered for so much longer than it lasts: the clock may be set meanwhile.
+const REFUSED_LONGER_MS: u64 = 7 * 24 * 3600 * 1000;
 
 type Digest = [u8; 32];
 
@@ -30,8 +34,8 @@ type Digest = [u8; 32];
 #[derive(Debug, Clone)]
 struct Known {
     user: Name,
-    /// Its end, as it says itself.
-    exp: Millis,
+    /// Its end, by the clock here.
+    ends_at: Millis,
     checked_at: Millis,
 }
 
@@ -40,8 +44,8 @@ pub struct SignIn {
     server: ApiClient,
     keep: Keep,
     known: Mutex<HashMap<Digest, Known>>,
-    /// By the wall: a token ends at a time of day, also after the machine has slept.
-    now: fn() -> Millis,
+    /// Runs on evenly, also while the machine sleeps, and however its clock is set.
+    now: Box<dyn Fn() -> Millis + Send + Sync>,
 }
 
 /// Somebody who has signed in.
@@ -59,8 +63,8 @@ pub struct SignedIn {
 
 impl SignIn {
     /// By this server API.
-    pub fn new(server: ApiClient, keep: Keep) -> SignIn {
-        SignIn { server, keep, known: Mutex::default(), now: Clock::wall }
+    pub fn new(server: ApiClient, keep: Keep, clock: Clock) -> SignIn {
+        SignIn { server, keep, known: Mutex::default(), now: Box::new(move || clock.now()) }
     }
 
     /// Passes `register` or `login` on to the server.
@@ -80,15 +84,16 @@ impl SignIn {
         let token = Token::from_text(token);
         let display_name = answer.body["user"]["display_name"].as_str().and_then(|name| Name::new(name).ok());
         let display_name = display_name.as_ref().unwrap_or(&user).to_string();
-        self.remember(&token, &user);
+        // It was made just now, so all of its life is left.
+        self.remember(&token, &user, life_of(&token));
         Ok(SignedIn { user, display_name, token, answer: answer.body })
     }
 
-    /// Whose token it is.
+    /// Whose token it is, and what ends with it.
     ///
     /// # Errors
     /// What is to be answered instead: 401, or 503 where nobody can tell.
-    pub fn user_of(&self, token: &Token) -> Result<Name, Refusal> {
+    pub fn user_of(&self, token: &Token) -> Result<(Name, Session), Refusal> {
         if token.reveal().len() > TOKEN_MAX {
             return Err(denied("the token is none of this server"));
         }
@@ -100,31 +105,43 @@ impl SignIn {
         {
             return Err(denied("the token was logged out: sign in again"));
         }
+        let session = |known: &Known| Session { token: digest, ends_at: known.ends_at };
         let known = self.known.lock().get(&digest).cloned();
-        if let Some(known) = &known {
-            if known.exp <= now {
-                self.known.lock().remove(&digest);
-                return Err(denied("the token has expired: sign in again"));
-            }
-            if now < known.checked_at.plus_ms(KNOWN_FOR_MS) {
-                return Ok(known.user.clone());
-            }
+        if let Some(known) = &known
+            && now < known.ends_at
+            && now < known.checked_at.plus_ms(KNOWN_FOR_MS)
+        {
+            return Ok((known.user.clone(), session(known)));
         }
+        // Where the server cannot tell, what it said before holds until the end that it named.
+        let by_former_word = |away: Refusal| match &known {
+            Some(known) if now < known.ends_at => Ok((known.user.clone(), session(known))),
+            Some(_) => Err(denied("the token has expired: sign in again")),
+            None => Err(away),
+        };
         let answer = match self.ask("/api/user/verify", Some(token), &json!({})) {
             Ok(answer) => answer,
-            Err(away) => return known.map(|known| known.user).ok_or(away),
+            Err(away) => return by_former_word(away),
         };
         if answer.status >= 500 || answer.status == 429 {
             // It cannot tell now, which says nothing of the token.
-            return known.map(|known| known.user).ok_or_else(|| passed_on(&answer));
+            return by_former_word(passed_on(&answer));
         }
         let user = answer.body["user"]["username"].as_str().filter(|_| answer.is_ok());
         let Some(user) = user.and_then(|name| Name::new(name).ok()) else {
             self.known.lock().remove(&digest);
             return Err(denied(&shortened(&answer.error())));
         };
-        self.remember(token, &user);
-        Ok(user)
+        let left_ms = answer.body["expires_in"].as_f64().map(|seconds| (seconds * 1000.0).max(0.0) as u64);
+        let ends_at = self.remember(token, &user, left_ms);
+        Ok((user, Session { token: digest, ends_at }))
+    }
+
+    /// Whether a user has another token that is good, of those that were shown here.
+    pub fn has_another(&self, user: &Name, but_not: &Session) -> bool {
+        let now = (self.now)();
+        let known = self.known.lock();
+        known.iter().any(|(digest, known)| *digest != but_not.token && known.user == *user && now < known.ends_at)
     }
 
     /// Refuses the token from now on.
@@ -132,9 +149,10 @@ impl SignIn {
     /// # Errors
     /// What is to be answered instead.
     pub fn log_out(&self, token: &Token) -> Result<(), Refusal> {
-        let (digest, now) = (digest(token), (self.now)());
-        // One that does not say when it ends is refused for as long as any could last.
-        let until = end_of(token).unwrap_or(Millis(u64::MAX >> 1));
+        let (digest, now) = (digest(token), Clock::wall());
+        // No more of its life is left than all of it. One that does not say is refused for as long as any could last.
+        let until = life_of(token).map(|life_ms| now.plus_ms(life_ms.saturating_add(REFUSED_LONGER_MS)));
+        let until = until.unwrap_or(Millis(u64::MAX >> 1));
         self.keep
             .refuse_token(digest, until, now)
             .map_err(|why| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()))?;
@@ -148,20 +166,22 @@ impl SignIn {
         })
     }
 
-    fn remember(&self, token: &Token, user: &Name) {
-        // What does not say when it ends is asked for every time.
-        let Some(exp) = end_of(token) else { return };
+    /// Keeps the server's word, and until when it holds. Of a token of which the server does not say how long it lasts
+    /// the word holds as long as any: then it is asked again.
+    fn remember(&self, token: &Token, user: &Name, left_ms: Option<u64>) -> Millis {
         let now = (self.now)();
+        let ends_at = now.plus_ms(left_ms.unwrap_or(KNOWN_FOR_MS));
         let mut known = self.known.lock();
         if known.len() >= KNOWN_MAX {
-            known.retain(|_, known| known.exp > now);
+            known.retain(|_, known| now < known.ends_at);
         }
         if known.len() >= KNOWN_MAX {
             // The one that was looked at longest ago.
             let oldest = known.iter().min_by_key(|(_, known)| known.checked_at).map(|(digest, _)| *digest);
             oldest.map(|oldest| known.remove(&oldest));
         }
-        known.insert(digest(token), Known { user: user.clone(), exp, checked_at: now });
+        known.insert(digest(token), Known { user: user.clone(), ends_at, checked_at: now });
+        ends_at
     }
 }
 
@@ -170,12 +190,16 @@ fn digest(token: &Token) -> Digest {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// When a token ends, as it says itself: to be believed only of one that the server has vouched for.
-fn end_of(token: &Token) -> Option<Millis> {
+/// How long a token lasts from when it was made, as it says itself, milliseconds: to be believed only of one that the
+/// server has vouched for.
+fn life_of(token: &Token) -> Option<u64> {
     let claims = URL_SAFE_NO_PAD.decode(token.reveal().split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&claims).ok()?;
-    let exp = &claims["exp"];
-    exp.as_u64().or_else(|| exp.as_f64().filter(|exp| *exp >= 0.0).map(|exp| exp as u64)).map(Millis::from_unix_s)
+    let seconds = |claim: &str| {
+        let claim = &claims[claim];
+        claim.as_u64().or_else(|| claim.as_f64().filter(|seconds| *seconds >= 0.0).map(|seconds| seconds as u64))
+    };
+    Some(seconds("exp")?.saturating_sub(seconds("iat")?).saturating_mul(1000))
 }
 
 fn denied(why: &str) -> Refusal {
@@ -203,11 +227,12 @@ mod tests {
 
     fn token(user: &str, exp_s: u64) -> Token {
         let part = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let claims = json!({"sub": user, "exp": exp_s});
+        let claims = json!({"sub": user, "iat": 0, "exp": exp_s});
         Token::from_text(format!("{}.{}.x", part(json!({"alg": "HS256"})), part(claims)))
     }
 
-    /// A server that vouches for every token as ann's, or says what it is told to; how often it was asked.
+    /// A server that vouches for every token as ann's, or says what it is told to; how often it was asked. Its clock
+    /// counts from when the tokens were made.
     struct Server {
         port: u16,
         asked: Arc<AtomicUsize>,
@@ -230,7 +255,15 @@ mod tests {
                 }
                 counted.fetch_add(1, SeqCst);
                 let status = said.load(SeqCst);
-                let body = json!({"success": status == 200, "error": "no", "user": {"username": "ann"}}).to_string();
+                let head = String::from_utf8_lossy(&request).into_owned();
+                let token = head.split_once("Bearer ").or(head.split_once("bearer ")).unwrap().1.split('\r').next();
+                let life_ms = life_of(&Token::from_text(token.unwrap())).unwrap();
+                let left_ms = life_ms.saturating_sub(NOW.load(SeqCst));
+                let status = if left_ms == 0 && status == 200 { 401 } else { status };
+                let expires_in = left_ms as f64 / 1000.0;
+                let body = json!({"success": status == 200, "error": "no", "user": {"username": "ann"},
+                    "expires_in": expires_in})
+                .to_string();
                 let head =
                     format!("HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
                 stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
@@ -241,8 +274,9 @@ mod tests {
 
     fn sign_in(port: u16, dir: &std::path::Path) -> SignIn {
         let server = ApiClient::new("127.0.0.1", port, None, Duration::from_secs(5));
-        let mut sign_in = SignIn::new(server, Keep::open(dir).unwrap());
-        sign_in.now = || Millis(NOW.load(SeqCst));
+        let mut sign_in = SignIn::new(server, Keep::open(dir).unwrap(), Clock::start());
+        // A clock that is far from the server's: only how long something takes counts.
+        sign_in.now = Box::new(|| Millis(7_200_000 + NOW.load(SeqCst)));
         sign_in
     }
 
@@ -254,11 +288,12 @@ mod tests {
         let anns = token("ann", 100);
         for (at_ms, asked) in [(0, 1), (59_999, 1), (60_000, 2), (99_999, 2)] {
             NOW.store(at_ms, SeqCst);
-            assert_eq!(sign_in.user_of(&anns).unwrap().as_str(), "ann");
+            let (user, session) = sign_in.user_of(&anns).unwrap();
+            assert_eq!((user.as_str(), session.ends_at), ("ann", Millis(7_300_000)));
             assert_eq!(server.asked.load(SeqCst), asked, "at {at_ms}");
         }
         NOW.store(100_000, SeqCst);
-        assert_eq!((status(&anns), server.asked.load(SeqCst)), (401, 2));
+        assert_eq!((status(&anns), server.asked.load(SeqCst)), (401, 3));
         // While the server cannot tell, who is known goes on, who is not has to wait.
         NOW.store(0, SeqCst);
         let (known, unknown, bad) = (token("ann", 1000), token("ann", 1001), token("ann", 1002));
@@ -280,9 +315,19 @@ mod tests {
         let other = tempfile::tempdir().unwrap();
         let alone = self::sign_in(nowhere, other.path());
         assert_eq!(alone.user_of(&known).unwrap_err().status, 503);
-        alone.remember(&known, &Name::new("ann").unwrap());
+        let ann = Name::new("ann").unwrap();
+        alone.remember(&known, &ann, Some(930_000));
         NOW.store(200_000, SeqCst);
-        assert_eq!(alone.user_of(&known).unwrap().as_str(), "ann");
+        let (user, session) = alone.user_of(&known).unwrap();
+        assert_eq!(user, ann);
+        // Others of the same user, which are good still.
+        assert!(!alone.has_another(&ann, &session));
+        alone.remember(&token("ann", 5), &ann, Some(1));
+        alone.remember(&token("bob", 6), &Name::new("bob").unwrap(), Some(1_000_000));
+        NOW.store(200_001, SeqCst);
+        assert!(!alone.has_another(&ann, &session));
+        alone.remember(&token("ann", 7), &ann, Some(1_000_000));
+        assert!(alone.has_another(&ann, &session));
         NOW.store(1_000_000, SeqCst);
         assert_eq!(alone.user_of(&known).unwrap_err().status, 401);
     }
@@ -317,10 +362,10 @@ mod tests {
     }
 
     #[test]
-    fn a_token_tells_its_end() {
-        assert_eq!(end_of(&token("ann", 100)), Some(Millis(100_000)));
+    fn a_token_tells_how_long_it_lasts() {
+        assert_eq!(life_of(&token("ann", 100)), Some(100_000));
         for strange in ["", "a", "a.b.c", "a.e30.c", "a.!.c"] {
-            assert_eq!(end_of(&Token::from_text(strange)), None, "{strange}");
+            assert_eq!(life_of(&Token::from_text(strange)), None, "{strange}");
         }
     }
 }

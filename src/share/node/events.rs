@@ -4,6 +4,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use crate::model::{Clock, Millis};
 use crate::net::http::Event;
 
 /// What a watcher has not taken yet. One that leaves more is cut off: it begins anew, and reads everything.
@@ -11,27 +12,50 @@ const WAITING_MAX: usize = 256;
 /// Most watchers of one node.
 const WATCHERS_MAX: usize = 64;
 
+/// A token that is good: what was opened with it ends with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// The token's SHA-256.
+    pub token: [u8; 32],
+    /// From when on it is good no more, by the process's clock.
+    pub ends_at: Millis,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    events: Sender<Event>,
+    session: Session,
+}
+
 /// Those who watch one node.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watchers {
-    list: Mutex<Vec<Sender<Event>>>,
+    clock: Clock,
+    list: Mutex<Vec<Watcher>>,
 }
 
 impl Watchers {
-    /// One more; none when there are too many. Dropping the receiver ends it.
-    pub fn add(&self) -> Option<Receiver<Event>> {
+    /// Nobody yet.
+    pub fn new(clock: Clock) -> Watchers {
+        Watchers { clock, list: Mutex::default() }
+    }
+
+    /// One more; none when there are too many. Dropping the receiver ends it, and so does the end of the session.
+    pub fn add(&self, session: Session) -> Option<Receiver<Event>> {
         let mut list = self.list.lock();
         // One that has gone is noticed when it is told something: make sure of those first. Nothing tells a
         // sender whether its receiver is there but sending.
         if list.len() >= WATCHERS_MAX {
             let hello = Event::json("node", &Value::Null);
-            list.retain(|watcher| !matches!(watcher.try_send(hello.clone()), Err(TrySendError::Disconnected(_))));
+            list.retain(|watcher| {
+                !matches!(watcher.events.try_send(hello.clone()), Err(TrySendError::Disconnected(_)))
+            });
         }
         if list.len() >= WATCHERS_MAX {
             return None;
         }
-        let (watcher, receiver) = bounded(WAITING_MAX);
-        list.push(watcher);
+        let (events, receiver) = bounded(WAITING_MAX);
+        list.push(Watcher { events, session });
         Some(receiver)
     }
 
@@ -44,7 +68,20 @@ impl Watchers {
     /// for.
     pub fn tell(&self, name: &str, data: &Value) {
         let event = Event::json(name, data);
-        self.list.lock().retain(|watcher| watcher.try_send(event.clone()).is_ok());
+        let now = self.clock.now();
+        let mut list = self.list.lock();
+        list.retain(|watcher| now < watcher.session.ends_at && watcher.events.try_send(event.clone()).is_ok());
+    }
+
+    /// Ends those that were opened with a token, and no others.
+    pub fn end_of(&self, token: &[u8; 32]) {
+        self.list.lock().retain(|watcher| watcher.session.token != *token);
+    }
+
+    /// Ends those whose token is good no more.
+    pub fn end_expired(&self) {
+        let now = self.clock.now();
+        self.list.lock().retain(|watcher| now < watcher.session.ends_at);
     }
 
     /// Ends all of them.
@@ -56,12 +93,44 @@ impl Watchers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam_channel::TryRecvError;
     use serde_json::json;
+    use std::time::Duration;
+
+    fn watchers() -> Watchers {
+        Watchers::new(Clock::start())
+    }
+
+    fn session(number: u8, lasts: Duration) -> Session {
+        Session { token: [number; 32], ends_at: Clock::start().now().plus(lasts) }
+    }
+
+    fn add(watchers: &Watchers) -> Option<Receiver<Event>> {
+        watchers.add(session(0, Duration::from_secs(60)))
+    }
+
+    #[test]
+    fn a_token_ends_its_own_streams_and_no_others() {
+        let watchers = watchers();
+        let [a, also_a, b] = [1, 1, 2].map(|n| watchers.add(session(n, Duration::from_secs(60))).unwrap());
+        let over = watchers.add(session(3, Duration::ZERO)).unwrap();
+        watchers.end_of(&[1; 32]);
+        watchers.tell("files", &json!(1));
+        for ended in [&a, &also_a, &over] {
+            assert_eq!(ended.try_recv(), Err(TryRecvError::Disconnected), "and nothing came before the end");
+        }
+        assert_eq!(b.try_recv(), Ok(Event::json("files", &json!(1))));
+        let over = watchers.add(session(4, Duration::ZERO)).unwrap();
+        assert_eq!(over.try_recv(), Err(TryRecvError::Empty));
+        watchers.end_expired();
+        assert_eq!(over.try_recv(), Err(TryRecvError::Disconnected), "whether anything happens or not");
+        assert_eq!(b.try_recv(), Err(TryRecvError::Empty));
+    }
 
     #[test]
     fn all_are_told_and_one_that_does_not_listen_is_cut_off() {
-        let watchers = Watchers::default();
-        let (quick, slow) = (watchers.add().unwrap(), watchers.add().unwrap());
+        let watchers = watchers();
+        let (quick, slow) = (add(&watchers).unwrap(), add(&watchers).unwrap());
         for number in 0..=WAITING_MAX {
             watchers.tell("files", &json!(number));
             assert_eq!(quick.recv().unwrap(), Event::json("files", &json!(number)));
@@ -76,11 +145,11 @@ mod tests {
 
     #[test]
     fn there_are_so_many_and_no_more() {
-        let watchers = Watchers::default();
-        let mut all: Vec<_> = (0..WATCHERS_MAX).map(|_| watchers.add().unwrap()).collect();
-        assert!(watchers.add().is_none());
+        let watchers = watchers();
+        let mut all: Vec<_> = (0..WATCHERS_MAX).map(|_| add(&watchers).unwrap()).collect();
+        assert!(add(&watchers).is_none());
         all.pop();
-        assert!(watchers.add().is_some());
+        assert!(add(&watchers).is_some());
         watchers.end();
         assert!(all[0].iter().all(|event| event.data == "null"));
     }

@@ -90,6 +90,9 @@ impl Entry {
             Some(progress) => json!(progress.error),
             None => json!(row.error),
         };
+        // Under the names that document 004 gives them.
+        shown["error_message"] = shown["error"].clone();
+        shown["peer_hostname"] = json!(row.peer_hostname);
         shown
     }
 }

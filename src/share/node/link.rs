@@ -120,6 +120,7 @@ impl Link {
 
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
         loop {
+            self.inner.watchers.end_expired();
             match orders.recv_timeout(TICK) {
                 // Whoever asked may have gone.
                 Ok(Order::Begin(reply)) => drop(reply.send(self.begin())),
@@ -155,7 +156,7 @@ impl Link {
             if let Err(error) = registry.unregister(&self.inner.user) {
                 log::debug!("{}: unregistering: {error}", self.inner.user);
             }
-            // With the host its secret has ended.
+            // Who has signed out shall have nothing here that gives the hostname back.
             if let Err(error) = self.inner.floor.keep.set_resume(&self.inner.user, None) {
                 log::warn!("{}: {error}", self.inner.user);
             }
@@ -163,13 +164,12 @@ impl Link {
         self.tell(Event::Disconnected);
     }
 
-    /// The process ends: nobody is to be sent here in vain, but the hostname stays ours, and with it the secret
-    /// by which the next start has it again (UNREGISTER would end both).
+    /// The process ends: nobody is to be sent here in vain. The secret is kept, by which the next start has the
+    /// hostname again, unless another has held it since.
     fn leave(&mut self) {
         let registry = self.inner.state.lock().registry.take();
         if let Some(registry) = registry.filter(|registry| !registry.has_ended()) {
-            let left = self.registration(Files::new()).and_then(|nothing| Ok(registry.register(&nothing)?));
-            if let Err(error) = left {
+            if let Err(error) = registry.unregister(&self.inner.user) {
                 log::debug!("{}: leaving: {error}", self.inner.user);
             }
         }

@@ -76,6 +76,7 @@ impl NetworkFile {
             "created": self.entry.created,
             "published_at": self.entry.published_at,
             "blake3": self.entry.blake3,
+            "hostname": self.owner.hostname,
             "owner_hostname": self.owner.hostname,
             "owner_name": self.owner.display_name,
             "owner_ip": self.owner.ip,

@@ -101,7 +101,8 @@ fn a_free_name_is_the_first_ones_until_it_is_silent_for_long() {
     assert!(shown(&mut core, 21 * MINUTE).is_empty());
     let granted = register(&mut core, 21 * MINUTE, 2, &elsewhere).unwrap();
     assert!(!granted.files_stay);
-    assert!(matches!(granted.changes[0], Change::DropHost(_)), "without its former files");
+    let drops = |change: &Change| matches!(change, Change::DropHost(_));
+    assert!(granted.changes.iter().any(drops), "without its former files");
     assert_eq!(core.totals(), Totals { total_clients: 1, active_clients: 1, total_files: 0, total_size: 0 });
     assert!(core.holders(Millis(21 * MINUTE), &fname("a"), None, 10).0.is_empty());
 }
@@ -207,7 +208,7 @@ fn at_most_four_secrets_are_kept_and_all_end() {
     let mut changes = Vec::new();
     while core.expire(Millis(month), 10) {}
     while core.tidy(Millis(month + 8), 100, &mut changes) {}
-    assert_eq!((core.secrets.count("ann"), changes.len()), (1, 3), "{changes:?}");
+    assert_eq!((core.secrets.count("ann"), changes.len()), (4, 0), "{changes:?}: good from when it was heard last");
     while core.tidy(Millis(month + 9), 100, &mut changes) {}
     core.tidy(Millis(month + 9), 100, &mut changes);
     assert_eq!(core.secrets.count("ann"), 0);

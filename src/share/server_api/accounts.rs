@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{ServerApi, not_so, token_of};
 use crate::identity::{Claims, Role, User, Users};
+use crate::model::{Clock, Millis};
 use crate::net::http::{Fields, Refusal, Request, Response, success};
 use crate::share::server::Accounts;
 
@@ -26,7 +27,7 @@ impl Accounts for Users {
 impl ServerApi {
     pub(super) fn register(&self, request: &Request) -> Result<Response, Refusal> {
         let fields = Fields::of(request)?;
-        let display_name = fields.get("display_name").map(|_| fields.any_text("display_name")).transpose()?;
+        let display_name = fields.text_if_any("display_name")?;
         let source = request.source.ip();
         let made =
             self.users.register(fields.any_text("username")?, fields.any_text("password")?, display_name, source);
@@ -48,8 +49,10 @@ impl ServerApi {
 
     pub(super) fn verify(&self, request: &Request) -> Result<Response, Refusal> {
         let (user, claims) = self.bearer_of(request)?;
-        // Until when this holds, for those who remember it.
-        Ok(success(json!({"user": shown(&user), "exp": claims.exp})))
+        // Until when this holds, and for how long by the clock that counts: those who remember it may have another.
+        let left_ms = Clock::wall().until(Millis::from_unix_s(claims.exp)).as_millis();
+        let expires_in = left_ms as f64 / 1000.0;
+        Ok(success(json!({"user": shown(&user), "exp": claims.exp, "expires_in": expires_in})))
     }
 
     pub(super) fn refresh(&self, request: &Request) -> Result<Response, Refusal> {

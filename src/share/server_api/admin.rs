@@ -1,6 +1,5 @@
 //! What only the admin may see: the registry with everybody in it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -40,8 +39,16 @@ impl ServerApi {
             stats.remove("total_size");
         }
         let head = format!("{{\"success\":true,\"stats\":{stats},\"clients\":[").into_bytes();
-        let clients = Clients { view, users: Arc::clone(&self.users), after: None, page: Vec::new().into_iter() };
-        let chunks = std::iter::once(head).chain(clients).chain(std::iter::once(b"]}".to_vec()));
+        let users = Arc::clone(&self.users);
+        let hosts =
+            Clients { view: view.clone(), users: Arc::clone(&users), after: None, page: Vec::new().into_iter() };
+        let offline = OfflineAccounts { view, users, after: None, page: Vec::new().into_iter() };
+        let mut is_first = true;
+        let all = hosts.chain(offline).map(move |client| {
+            let comma: &[u8] = if std::mem::take(&mut is_first) { b"" } else { b"," };
+            [comma, &client].concat()
+        });
+        let chunks = std::iter::once(head).chain(all).chain(std::iter::once(b"]}".to_vec()));
         Ok(Response { body: Body::Chunks(Box::new(chunks)), ..success(Value::Null) })
     }
 
@@ -82,17 +89,40 @@ impl Iterator for Clients {
             return Some(piece);
         }
         let clients = self.view.page(self.after.as_ref().map(Name::as_str), PAGE);
-        let is_first = self.after.is_none();
         self.after = Some(clients.last()?.hostname.clone());
         let names: Vec<&str> = clients.iter().map(|client| client.hostname.as_str()).collect();
         // The answer has begun: what cannot be known now is left out (and was logged).
         let accounts = self.users.accounts(&names).unwrap_or_default();
-        let pieces = clients.iter().enumerate().map(|(n, client)| {
-            let comma: &[u8] = if is_first && n == 0 { b"" } else { b"," };
-            [comma, &write(client, &accounts)].concat()
-        });
+        let pieces = clients.iter().map(|client| write(client, accounts.get(client.hostname.as_str())));
         self.page = pieces.collect::<Vec<_>>().into_iter();
         self.page.next()
+    }
+}
+
+/// Every account that has no host there, likewise, by name.
+struct OfflineAccounts {
+    view: View,
+    users: Arc<Users>,
+    after: Option<Name>,
+    page: std::vec::IntoIter<Vec<u8>>,
+}
+
+impl Iterator for OfflineAccounts {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(piece) = self.page.next() {
+                return Some(piece);
+            }
+            let users = self.users.page(self.after.as_ref(), PAGE).unwrap_or_else(|error| {
+                log::error!("accounts cannot be listed to their end: {error}");
+                Vec::new()
+            });
+            self.after = Some(users.last()?.username.clone());
+            let offline = users.iter().filter(|user| !self.view.ping(user.username.as_str()));
+            self.page = offline.map(write_offline).collect::<Vec<_>>().into_iter();
+        }
     }
 }
 
@@ -100,8 +130,8 @@ impl Iterator for Clients {
 struct Shown<'c> {
     hostname: &'c Name,
     display_name: &'c str,
-    ip: std::net::IpAddr,
-    port: u16,
+    ip: Option<std::net::IpAddr>,
+    port: Option<u16>,
     #[serde(serialize_with = "as_map")]
     files: &'c [(FileName, Arc<FileEntry>)],
     file_count: u64,
@@ -116,13 +146,12 @@ fn as_map<S: Serializer>(files: &&[(FileName, Arc<FileEntry>)], serializer: S) -
     serializer.collect_map(files.iter().map(|(name, entry)| (name, entry)))
 }
 
-fn write(client: &Client, accounts: &HashMap<String, User>) -> Vec<u8> {
-    let account = accounts.get(client.hostname.as_str());
-    let shown = Shown {
+fn write(client: &Client, account: Option<&User>) -> Vec<u8> {
+    to_bytes(&Shown {
         hostname: &client.hostname,
         display_name: &client.display_name,
-        ip: client.ip,
-        port: client.port,
+        ip: Some(client.ip),
+        port: Some(client.port),
         files: &client.files,
         file_count: client.file_count,
         last_seen: seconds(client.last_seen),
@@ -130,8 +159,27 @@ fn write(client: &Client, accounts: &HashMap<String, User>) -> Vec<u8> {
         status: if client.online { "online" } else { "offline" },
         created_at: account.map(|user| user.created_at.to_iso()),
         last_login: account.and_then(|user| user.last_login).map(|at| at.to_iso()),
-    };
-    serde_json::to_vec(&shown).unwrap_or_else(|failed| {
+    })
+}
+
+fn write_offline(user: &User) -> Vec<u8> {
+    to_bytes(&Shown {
+        hostname: &user.username,
+        display_name: user.display_name.as_str(),
+        ip: None,
+        port: None,
+        files: &[],
+        file_count: 0,
+        last_seen: Value::Null,
+        connected_at: Value::Null,
+        status: "offline",
+        created_at: Some(user.created_at.to_iso()),
+        last_login: user.last_login.map(|at| at.to_iso()),
+    })
+}
+
+fn to_bytes(shown: &Shown<'_>) -> Vec<u8> {
+    serde_json::to_vec(shown).unwrap_or_else(|failed| {
         log::error!("a host could not be written: {failed}");
         b"null".to_vec()
     })

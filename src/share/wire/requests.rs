@@ -309,11 +309,17 @@ fn register(data: &Data<'_>) -> Result<Register, String> {
             .map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()))
             .transpose()?
             .map(|ip| ip.to_canonical()),
-        display_name: optional("display_name", data.display_name)?,
+        display_name: display_name(data.display_name)?,
         files: data.files_metadata.map(files).transpose()?,
         token: secret("token", data.token)?,
         resume: secret("resume", data.resume)?,
     })
+}
+
+/// An empty one counts as none.
+fn display_name(raw: Raw<'_>) -> Result<Option<Name>, String> {
+    let given = optional::<String>("display_name", raw)?.filter(|name| !name.is_empty());
+    given.map(|name| Name::new(&name).map_err(|wrong| format!("display_name: {wrong}"))).transpose()
 }
 
 /// The file's fields stand beside the others.
@@ -513,7 +519,7 @@ mod tests {
             ("port", "REGISTER", with(register.clone(), "port", json!("6001"))),
             ("ip", "REGISTER", with(register.clone(), "ip", json!("localhost"))),
             ("ip", "REGISTER", with(register.clone(), "ip", json!(1))),
-            ("display_name", "REGISTER", with(register.clone(), "display_name", json!(""))),
+            ("display_name", "REGISTER", with(register.clone(), "display_name", json!("a\u{7}"))),
             ("token", "REGISTER", with(register.clone(), "token", json!(1))),
             ("token", "REGISTER", with(register.clone(), "token", json!("x".repeat(10_000)))),
             ("resume", "REGISTER", with(register.clone(), "resume", json!({}))),
