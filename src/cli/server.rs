@@ -17,9 +17,10 @@ use super::share_server::{Ground, Share, ShareArgs};
 use super::shop::{self, Ports, TlsArgs, announce, in_use};
 use super::stores;
 use crate::model::{Clock, FeeRate};
+use crate::net::budget::{Budget, RECEIVED_MAX};
 use crate::net::cluster;
-use crate::net::gate::Gate;
 use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::listener::ConnectionLimiter;
 use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
@@ -202,9 +203,8 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         other_files += SETTLEMENT_LINES_MAX;
     }
     if has(Service::Shop) {
-        other_threads += shop::DATABASES_CONNECTIONS_MAX;
-        // Both ends of every link are here.
-        other_files += shop::DATABASES_CONNECTIONS_MAX + 4 * frontend::LINKS_MAX;
+        // The other ends of all links are here, too; these count among the connections.
+        other_files += 4 * frontend::LINKS_MAX;
     }
     let wanted = Wanted { connections: args.max_connections, other_threads, other_files };
     let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
@@ -212,20 +212,28 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         limits::tell_lowered("--max-connections", args.max_connections, max_connections, &why);
     }
     let executor = Executor::new("request", threads);
-    let gate = Gate::new(max_connections);
+    let (limiter, budget) = (ConnectionLimiter::new(max_connections), Budget::new(RECEIVED_MAX));
+    let bounds = (&limiter, &budget);
     let mut listeners = Listeners::default();
     let trade =
-        if has(Service::Trade) { Some(Trade::start(&args, bind, &executor, &gate, &mut listeners)?) } else { None };
+        if has(Service::Trade) { Some(Trade::start(&args, bind, &executor, bounds, &mut listeners)?) } else { None };
     // The certificate that peers settle by is shown to the shop's clients too, if they ask for TLS and there is
     // no other: who has confirmed it once knows all of this server.
     let settled_by = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
     let shop = if has(Service::Shop) {
-        Some(Arc::new(Shop::start(&args, bind, settled_by.clone(), &executor, &gate, &mut listeners)?))
+        Some(Arc::new(Shop::start(&args, bind, settled_by.clone(), &executor, bounds, &mut listeners)?))
     } else {
         None
     };
-    let ground =
-        Ground { data_dir: &args.data_dir, bind, tls: &args.tls, settled_by, executor: &executor, gate: &gate };
+    let ground = Ground {
+        data_dir: &args.data_dir,
+        bind,
+        tls: &args.tls,
+        settled_by,
+        executor: &executor,
+        limiter: &limiter,
+        budget: &budget,
+    };
     let share = Share::start(chosen, &ground, has(Service::Share))?;
     if let Some(addr) = share.registry_addr() {
         listeners.add(format!("registry: tcp {addr}"), "registry", addr);
@@ -291,7 +299,7 @@ impl Trade {
         args: &ServerArgs,
         bind: IpAddr,
         executor: &Arc<Executor>,
-        gate: &Arc<Gate>,
+        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<Budget>),
         listeners: &mut Listeners,
     ) -> anyhow::Result<Trade> {
         let data = DataDir::open(&args.data_dir)?;
@@ -308,7 +316,8 @@ impl Trade {
         };
         let floor = Floor {
             executor: Arc::clone(executor),
-            gate: Arc::clone(gate),
+            limiter: Arc::clone(limiter),
+            budget: Arc::clone(budget),
             clock: Clock::start(),
             identity: Arc::clone(&data.identity),
             store: Arc::clone(&data.store),
@@ -354,18 +363,18 @@ impl Shop {
         bind: IpAddr,
         settled_by: Option<Arc<Identity>>,
         executor: &Arc<Executor>,
-        gate: &Arc<Gate>,
+        (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<Budget>),
         listeners: &mut Listeners,
     ) -> anyhow::Result<Shop> {
         let (own, dir) = (&args.shop, &args.data_dir);
         let identity = args.tls.identity(bind, dir)?;
         let key_file = own.cluster_key.clone().unwrap_or_else(|| dir.join(cluster::FILE_NAME));
-        let floor = shop::floor(Arc::clone(executor), Arc::clone(gate), identity, &args.tls, &key_file)?;
+        let floor =
+            shop::floor(Arc::clone(executor), Arc::clone(limiter), Arc::clone(budget), identity, &args.tls, &key_file)?;
         let at = |port: u16| SocketAddr::new(bind, port);
-        let inner = || shop::database_floor(&floor);
-        let product = shop::Product::start(at(own.product_port), "--product-port", &inner(), dir, own.hold_timeout)?;
+        let product = shop::Product::start(at(own.product_port), "--product-port", &floor, dir, own.hold_timeout)?;
         let (timeout, fee) = (own.session_timeout, args.fee_percent);
-        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &inner(), dir, timeout, fee)?;
+        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &floor, dir, timeout, fee)?;
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);

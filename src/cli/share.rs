@@ -16,11 +16,11 @@ use super::{auto, name, settings, stores};
 use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
 use crate::model::{Clock, Name};
-use crate::net::gate::Gate;
+use crate::net::budget::{Budget, RECEIVED_MAX};
 use crate::net::http::{self, HttpServer, Rules, parse_allowed_origin, parse_host_name};
 use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::listener::{self, ConnectionLimiter, ListenerContext};
 use crate::net::shutdown::Shutdown;
-use crate::net::tcp;
 use crate::net::threads::Executor;
 use crate::share::api_client::ApiClient;
 use crate::share::client::Pin;
@@ -241,12 +241,18 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     if let Some(why) = why {
         limits::tell_lowered("connections at once:", CONNECTIONS_MAX, connections, &why);
     }
-    let (executor, gate) = (Executor::new("share", threads), Gate::new(connections));
+    let listening = ListenerContext {
+        executor: Executor::new("share", threads),
+        limiter: ConnectionLimiter::new(connections),
+        budget: Budget::new(RECEIVED_MAX),
+        identity,
+        plain_from_afar: args.tls.insecure,
+    };
     // Bound first: who cannot have it has changed nothing.
     let listener = api_listener(api_ip, &args)?;
     let keep = Keep::open(&data_dir)?;
     let clock = Clock::start();
-    let floor = Floor { executor: Arc::clone(&executor), gate: Arc::clone(&gate), clock, keep: keep.clone() };
+    let floor = Floor { listening: listening.clone(), clock, keep: keep.clone() };
     let nodes = Nodes::start(settings, floor, &folders, &repo, &name, node.port).map_err(|error| match error {
         StartError::PortInUse { addr } => in_use(addr, "--port"),
         error => error.into(),
@@ -254,17 +260,12 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let nodes = Arc::new(nodes);
     let api = ApiClient::new(&server.host, server.api_port, server.cert.as_deref(), SERVER_TIMEOUT);
     let handler = ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone(), clock));
-    let is_tls = identity.is_some();
-    let fingerprint = identity.as_ref().map(|identity| identity.fingerprint().to_owned());
+    let is_tls = listening.identity.is_some();
+    let fingerprint = listening.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
     let rules = Rules::chosen(node.http_hosts.clone(), node.allow_origins.clone());
-    let http_floor = http::Floor {
-        executor,
-        gate,
-        identity,
-        plain_from_afar: args.tls.insecure,
-        rules,
-        limits: http::Limits::default(),
-    };
+    let ListenerContext { executor, limiter, budget, identity, plain_from_afar } = listening;
+    let limits = http::Limits::default();
+    let http_floor = http::Floor { executor, limiter, budget, identity, plain_from_afar, rules, limits };
     let http = HttpServer::start(listener, http_floor, Arc::new(handler)).context("cannot serve the client API")?;
     let peer = nodes.peer_addr(&name).context("the node has ended")?;
     let api_addr = http.local_addr();
@@ -449,14 +450,14 @@ fn commands_ip(bound: IpAddr) -> IpAddr {
 fn api_listener(ip: IpAddr, args: &ShareArgs) -> anyhow::Result<TcpListener> {
     if let Some(port) = or_variable(args.api_port, "CLIENT_API_PORT")? {
         let addr = SocketAddr::new(ip, port);
-        return tcp::listen(addr).map_err(|error| match error.kind() {
+        return listener::listen(addr).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => in_use(addr, "--api-port"),
             _ => anyhow::Error::from(error).context(format!("cannot listen at {addr} (--api-bind, --api-port)")),
         });
     }
     for port in API_PORT..API_PORT + API_PORTS_TRIED {
         let addr = SocketAddr::new(ip, port);
-        match tcp::listen(addr) {
+        match listener::listen(addr) {
             Ok(listener) => return Ok(listener),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {}
             Err(error) => return Err(error).with_context(|| format!("cannot listen at {addr} (--api-bind)")),

@@ -12,15 +12,14 @@ use clap::Args;
 use super::announce::Served;
 use super::auto::SERVER_API;
 use super::settings;
-use super::shop::{RECEIVED_MAX, TlsArgs, in_use};
+use super::shop::{TlsArgs, in_use};
 use crate::identity::jwt::Jwt;
 use crate::identity::users::{AdminSettings, NewAdmin};
 use crate::identity::{Cost, Passwords, Users};
 use crate::model::{Clock, Name};
 use crate::net::budget::Budget;
-use crate::net::gate::Gate;
 use crate::net::http::{self, HttpServer, Rules, parse_allowed_origin, parse_host_name};
-use crate::net::tcp;
+use crate::net::listener::{self, ConnectionLimiter};
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
 use crate::share::registry::store::MIGRATIONS;
@@ -83,7 +82,9 @@ pub struct Ground<'a> {
     /// Threads for connections.
     pub executor: &'a Arc<Executor>,
     /// The bound of connections.
-    pub gate: &'a Arc<Gate>,
+    pub limiter: &'a Arc<ConnectionLimiter>,
+    /// The bound of what was received and not yet handled, likewise.
+    pub budget: &'a Arc<Budget>,
 }
 
 /// What runs: accounts and HTTP always, the registry if it was asked for.
@@ -176,8 +177,8 @@ impl Share {
             let config = Config { addr, peer_timeout, auth };
             let floor = Floor {
                 executor: Arc::clone(ground.executor),
-                gate: Arc::clone(ground.gate),
-                budget: Budget::new(RECEIVED_MAX),
+                limiter: Arc::clone(ground.limiter),
+                budget: Arc::clone(ground.budget),
                 identity: identity.clone(),
                 plain_from_afar: tls.insecure,
                 clock,
@@ -195,7 +196,7 @@ impl Share {
             None
         };
 
-        let listener = tcp::listen(api_addr).map_err(|error| match error.kind() {
+        let listener = listener::listen(api_addr).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => in_use(api_addr, "--api-port"),
             _ => anyhow::Error::new(error).context(format!("cannot bind {api_addr}")),
         })?;
@@ -205,7 +206,8 @@ impl Share {
         };
         let floor = http::Floor {
             executor: Arc::clone(ground.executor),
-            gate: Arc::clone(ground.gate),
+            limiter: Arc::clone(ground.limiter),
+            budget: Arc::clone(ground.budget),
             identity,
             plain_from_afar: tls.insecure,
             rules: chosen.rules,
@@ -263,14 +265,15 @@ impl Share {
                 .add_counters("registry", move || counts.upgrade().map_or_else(Vec::new, |server| server.counters()));
             self.metrics.add_sizes("registry", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
         }
-        let (executor, gate) = (Arc::clone(ground.executor), Arc::clone(ground.gate));
-        let (started, open) = (Arc::clone(&executor), Arc::clone(&gate));
+        let (executor, limiter) = (Arc::clone(ground.executor), Arc::clone(ground.limiter));
+        let (started, open) = (Arc::clone(&executor), Arc::clone(&limiter));
         self.metrics.add_counters("threads", move || started.counters().list());
         self.metrics.add_sizes("threads", move || {
             vec![("running", executor.threads() as u64), ("busy", executor.in_hand() as u64)]
         });
-        self.metrics.add_counters("connections", move || gate.counters().list());
-        self.metrics.add_sizes("connections", move || vec![("open", open.open() as u64)]);
+        self.metrics.add_counters("connections", move || limiter.counters().list());
+        self.metrics
+            .add_sizes("connections", move || vec![("open", open.open() as u64), ("pending", open.pending() as u64)]);
     }
 
     /// HTTP first: what it has in hand asks the registry.

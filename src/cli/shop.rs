@@ -18,8 +18,8 @@ use crate::bank::BuiltinGateway;
 use crate::model::FeeRate;
 use crate::net::budget::Budget;
 use crate::net::cluster::{self, ClusterKey};
-use crate::net::gate::Gate;
 use crate::net::limits::{self, Bounds, Wanted};
+use crate::net::listener::ConnectionLimiter;
 use crate::net::shutdown::Shutdown;
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
@@ -110,7 +110,8 @@ impl TlsArgs {
 /// The cluster key cannot be had.
 pub fn floor(
     executor: Arc<Executor>,
-    gate: Arc<Gate>,
+    limiter: Arc<ConnectionLimiter>,
+    budget: Arc<Budget>,
     identity: Option<Arc<Identity>>,
     tls: &TlsArgs,
     key_file: &Path,
@@ -121,24 +122,12 @@ pub fn floor(
     }
     Ok(Floor {
         executor,
-        gate,
-        budget: Budget::new(RECEIVED_MAX),
+        limiter,
+        budget,
         identity,
         plain_from_afar: tls.insecure,
         key: ClusterKey::load_or_create(key_file)?,
     })
-}
-
-/// Connections to one of the databases of a process that has frontends too: the links of both of them, and
-/// the strangers and newcomers for whom a door has room beside these.
-pub const DATABASE_CONNECTIONS_MAX: usize = 3 * frontend::LINKS_MAX;
-/// The same for both databases.
-pub const DATABASES_CONNECTIONS_MAX: usize = 2 * DATABASE_CONNECTIONS_MAX;
-
-/// The same for a database of a process whose clients have a bound of their own: full of clients, it still
-/// lets its own links in.
-pub fn database_floor(floor: &Floor) -> Floor {
-    Floor { gate: Gate::new(DATABASE_CONNECTIONS_MAX), ..floor.clone() }
 }
 
 /// The part's numbers have jumped, on disk: that is not to be done again.
@@ -516,7 +505,14 @@ impl Process {
         let identity = common.tls.identity(bind, data_dir)?;
         let key_file = common.cluster_key.clone().unwrap_or_else(|| data_dir.join(cluster::FILE_NAME));
         let executor = Executor::new("request", threads);
-        let floor = floor(executor, Gate::new(connections), identity, &common.tls, &key_file)?;
+        let floor = floor(
+            executor,
+            ConnectionLimiter::new(connections),
+            Budget::new(RECEIVED_MAX),
+            identity,
+            &common.tls,
+            &key_file,
+        )?;
         Ok(Process { shutdown, bind, floor })
     }
 

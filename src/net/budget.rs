@@ -6,6 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 /// What SPEC.md section 2 allows: 256 MiB in all.
 pub const RECEIVED_MAX: usize = 256 << 20;
 
+/// Which part more links between components may take, beside what clients may: else clients who send and send could
+/// keep from its databases what was received whole.
+const LINKS_SHARE: usize = 8;
+
 /// A number of bytes that all connections share.
 #[derive(Debug)]
 pub struct Budget {
@@ -25,8 +29,9 @@ impl Budget {
     }
 
     /// Takes so many more, if they are there.
-    fn take(&self, bytes: usize) -> bool {
-        let all = |taken: usize| taken.checked_add(bytes).filter(|all| *all <= self.max_bytes);
+    fn take(&self, bytes: usize, is_link: bool) -> bool {
+        let max_bytes = self.max_bytes + if is_link { self.max_bytes / LINKS_SHARE } else { 0 };
+        let all = |taken: usize| taken.checked_add(bytes).filter(|all| *all <= max_bytes);
         // Relaxed: the number guards no other memory.
         self.taken.fetch_update(Relaxed, Relaxed, all).is_ok()
     }
@@ -37,12 +42,18 @@ impl Budget {
 pub struct Share {
     budget: Option<Arc<Budget>>,
     bytes: usize,
+    is_link: bool,
 }
 
 impl Share {
     /// Nothing yet of that budget. (A default share is of none, and may grow at will.)
     pub fn of(budget: Arc<Budget>) -> Share {
-        Share { budget: Some(budget), bytes: 0 }
+        Share { budget: Some(budget), bytes: 0, is_link: false }
+    }
+
+    /// The same for a link between components, which finds some left when clients have taken all of theirs.
+    pub fn of_link(budget: Arc<Budget>) -> Share {
+        Share { budget: Some(budget), bytes: 0, is_link: true }
     }
 
     /// Makes it at least so many bytes. False, and unchanged, if they are not to be had.
@@ -51,7 +62,7 @@ impl Share {
         let Some(budget) = &self.budget else { return true };
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 {
-            if !budget.take(more) {
+            if !budget.take(more, self.is_link) {
                 return false;
             }
             self.bytes += more;
@@ -91,6 +102,10 @@ mod tests {
         assert!(other.grow_to(100));
         other.clear();
         assert_eq!(budget.taken(), 0);
+        let mut client = Share::of(Arc::clone(&budget));
+        let mut link = Share::of_link(Arc::clone(&budget));
+        assert!(client.grow_to(100) && link.grow_to(12), "clients leave some to links");
+        assert!(!link.grow_to(13) && !Share::of(Arc::clone(&budget)).grow_to(1));
         assert!(Share::default().grow_to(usize::MAX), "a share of no budget has no bound");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::budget::Share;
 use super::conn::ConnWriter;
 use super::deadline::ReadBefore;
-use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES};
+use super::lines::{FIRST_READ_BYTES, LineError, LineLimits, LineReader, NEXT_READ_BYTES, granted};
 
 /// Bytes of a length.
 const LENGTH_BYTES: usize = 4;
@@ -156,9 +156,7 @@ impl<R: ReadBefore> FrameReader<R> {
         while frame.len() < length {
             let had = frame.len();
             let room = (length - had).min(had.max(NEXT_READ_BYTES));
-            if had + room > FIRST_READ_BYTES + NEXT_READ_BYTES && !self.share.grow_to(had + room) {
-                return Err(LineError::Busy);
-            }
+            let room = granted(&mut self.share, had, room).ok_or(LineError::Busy)?;
             frame.resize(had + room, 0);
             let mut filled = had;
             while filled < had + room {
@@ -261,7 +259,8 @@ impl<R: ReadBefore> ReadBefore for Prefixed<R> {
     }
 }
 
-/// Reads messages in the framing that the first byte tells: 0 begins a length, `{` or white space a line.
+/// Reads messages in the framing that the first byte tells: 0 begins a length; `{`, white space or a byte order mark
+/// a line.
 pub enum MessageReader<R> {
     /// The client sends frames.
     Frames(FrameReader<Prefixed<R>>),
@@ -275,7 +274,7 @@ impl<R: ReadBefore> MessageReader<R> {
     /// # Errors
     /// [`LineError`]; `Idle` when nothing comes.
     pub fn begin(source: R, limits: LineLimits, share: Share) -> Result<Option<MessageReader<R>>, LineError> {
-        let is_line = |byte| matches!(byte, b'{' | b' ' | b'\t' | b'\r' | b'\n');
+        let is_line = |byte| matches!(byte, b'{' | b' ' | b'\t' | b'\r' | b'\n' | 0xef);
         MessageReader::begin_with(source, limits, share, is_line)
     }
 
@@ -304,11 +303,39 @@ impl<R: ReadBefore> MessageReader<R> {
         let source = Prefixed { head: first.to_vec(), given: 0, source };
         Ok(match first.first() {
             Some(0) => Some(MessageReader::Frames(FrameReader::new(source, limits).with_share(share))),
-            Some(first) if is_line(*first) => {
-                Some(MessageReader::Lines(LineReader::new(source, limits).with_share(share)))
-            }
+            Some(first) if is_line(*first) => Some(MessageReader::of_lines(source, limits, share)),
             _ => None,
         })
+    }
+
+    /// Reads lines, whatever they begin with.
+    pub fn lines(source: R, limits: LineLimits, share: Share) -> MessageReader<R> {
+        MessageReader::of_lines(Prefixed { head: Vec::new(), given: 0, source }, limits, share)
+    }
+
+    fn of_lines(source: Prefixed<R>, limits: LineLimits, share: Share) -> MessageReader<R> {
+        MessageReader::Lines(LineReader::new(source, limits).with_share(share))
+    }
+
+    /// As [`LineReader::taking_last_line`].
+    pub fn taking_last_line(self) -> MessageReader<R> {
+        match self {
+            MessageReader::Lines(lines) => MessageReader::Lines(lines.taking_last_line()),
+            frames @ MessageReader::Frames(_) => frames,
+        }
+    }
+
+    /// Whether it reads lines.
+    pub fn is_of_lines(&self) -> bool {
+        matches!(self, MessageReader::Lines(_))
+    }
+
+    /// Another share for what is read next.
+    pub fn set_share(&mut self, share: Share) {
+        match self {
+            MessageReader::Frames(frames) => frames.share = share,
+            MessageReader::Lines(lines) => lines.set_share(share),
+        }
     }
 
     /// How answers must be framed.
@@ -319,29 +346,24 @@ impl<R: ReadBefore> MessageReader<R> {
         }
     }
 
-    /// The next message, whatever its bytes are; none at a clean end. Empty lines are none.
+    /// The next message, whatever its bytes are, whose first must be there by then; none at a clean end.
     ///
     /// # Errors
     /// [`LineError`], after which the connection is to be closed; never [`LineError::NotUtf8`].
-    pub fn read(&mut self) -> Result<Option<Vec<u8>>, LineError> {
+    pub fn read_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         match self {
-            MessageReader::Frames(frames) => frames.read_frame(),
-            MessageReader::Lines(lines) => loop {
-                match lines.read_bytes()? {
-                    Some(line) if line.trim_ascii().is_empty() => {}
-                    line => return Ok(line),
-                }
-            },
+            MessageReader::Frames(frames) => frames.read_frame_before(idle_deadline),
+            MessageReader::Lines(lines) => lines.read_bytes_before(idle_deadline),
         }
     }
 
     /// Says that nothing more will be written, and reads on for a moment without looking at it: closing at
     /// once would reset the connection, and the other end might never read our last message.
-    pub fn linger(self, writer: &ConnWriter) {
+    pub fn linger(&mut self, writer: &ConnWriter) {
         writer.finish();
-        let mut source = match self {
-            MessageReader::Frames(frames) => frames.source,
-            MessageReader::Lines(lines) => lines.into_parts().0,
+        let source = match self {
+            MessageReader::Frames(frames) => &mut frames.source,
+            MessageReader::Lines(lines) => lines.source_mut(),
         };
         let deadline = Instant::now() + LINGER;
         let mut ignored = [0; FIRST_READ_BYTES];
@@ -370,6 +392,10 @@ mod tests {
 
     fn over(chunks: &[&[u8]], max_bytes: usize) -> FrameReader<Chunks> {
         FrameReader::new(Chunks::of(chunks), LineLimits::new(max_bytes))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
     }
 
     #[test]
@@ -427,12 +453,12 @@ mod tests {
             MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(1 << 20), share).unwrap().unwrap()
         };
         let mut frames = begin(&[&bytes[..], &bytes].concat());
-        assert_eq!(frames.read().unwrap().unwrap().len(), 100_000);
-        assert!(matches!(begin(&bytes).read(), Err(LineError::Busy)));
-        assert!(matches!(begin(&line).read(), Err(LineError::Busy)));
-        assert_eq!(frames.read().unwrap().unwrap().len(), 100_000, "its own first one was given back");
-        assert!(frames.read().unwrap().is_none());
-        assert!(begin(&line).read().unwrap().is_none(), "an empty line is none");
+        assert_eq!(frames.read_before(soon()).unwrap().unwrap().len(), 100_000);
+        assert!(matches!(begin(&bytes).read_before(soon()), Err(LineError::Busy)));
+        assert!(matches!(begin(&line).read_before(soon()), Err(LineError::Busy)));
+        assert_eq!(frames.read_before(soon()).unwrap().unwrap().len(), 100_000, "its own first one was given back");
+        assert!(frames.read_before(soon()).unwrap().is_none());
+        assert_eq!(begin(&line).read_before(soon()).unwrap().unwrap().len(), 100_000);
         drop(frames);
         assert_eq!(budget.taken(), 0);
     }
@@ -443,16 +469,55 @@ mod tests {
             |bytes: &[u8]| MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(100), Share::default()).unwrap();
         let mut lines = begin(b"\r\n {}\n{\xff\n[]\n").unwrap();
         assert_eq!(lines.framing(), Framing::Lines);
-        assert_eq!(lines.read().unwrap().unwrap(), b" {}");
-        assert_eq!(lines.read().unwrap().unwrap(), b"{\xff", "whether it is text, whoever reads it says");
-        assert_eq!(lines.read().unwrap().unwrap(), b"[]");
+        assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"");
+        assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b" {}");
+        assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"{\xff", "whether it is text, whoever reads it says");
+        assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"[]");
         let mut frames = begin(b"\0\0\0\x02{}\0\0\0\x01\n").unwrap();
         assert_eq!(frames.framing(), Framing::Frames);
-        assert_eq!(frames.read().unwrap().unwrap(), b"{}");
-        assert_eq!(frames.read().unwrap().unwrap(), b"\n");
+        assert_eq!(frames.read_before(soon()).unwrap().unwrap(), b"{}");
+        assert_eq!(frames.read_before(soon()).unwrap().unwrap(), b"\n");
         for other in [&b""[..], b"GET / HTTP/1.1\r\n", b"\xff\xff\xff\xff", b"\x16\x03\x01"] {
             assert!(begin(other).is_none(), "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_last_line_needs_no_end_and_a_byte_order_mark_begins_one() {
+        for last in [&b"{}"[..], b"\xef\xbb\xbf{}", b" ", b"{}\r"] {
+            let source = Chunks::of(&[b"{}\n", last]);
+            let lines = MessageReader::begin(source, LineLimits::new(100), Share::default()).unwrap().unwrap();
+            let mut lines = lines.taking_last_line();
+            assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"{}");
+            let expected = last.strip_suffix(b"\r").unwrap_or(last);
+            assert_eq!(lines.read_before(soon()).unwrap().unwrap(), expected);
+            assert!(lines.read_before(soon()).unwrap().is_none());
+        }
+        let marked = MessageReader::begin(Chunks::of(&[b"\xef"]), LineLimits::new(9), Share::default()).unwrap();
+        assert_eq!(marked.unwrap().framing(), Framing::Lines);
+        // Too long is too long at the end, too.
+        let four = || MessageReader::lines(Chunks::of(&[b"{234"]), LineLimits::new(3), Share::default());
+        assert!(matches!(four().taking_last_line().read_before(soon()), Err(LineError::TooLong { max_bytes: 3 })));
+        // Who waits for an answer is told that it was cut short.
+        assert!(matches!(four().read_before(soon()), Err(LineError::Truncated)));
+    }
+
+    #[test]
+    fn what_is_short_is_taken_whatever_others_have_of_the_budget() {
+        let budget = Budget::new(100 << 10);
+        let mut all = Share::of(Arc::clone(&budget));
+        assert!(all.grow_to(100 << 10));
+        let begin = |message: &[u8]| {
+            let (limits, share) = (LineLimits::new(1 << 20), Share::of(Arc::clone(&budget)));
+            MessageReader::begin(Chunks::of(&[message]), limits, share).unwrap().unwrap().read_before(soon())
+        };
+        for length in [10, 1_100, 4_000] {
+            let line = [&vec![b' '; length][..], b"\n"].concat();
+            assert_eq!(begin(&line).unwrap().unwrap().len(), length);
+            assert_eq!(begin(&frame(&vec![b' '; length]).unwrap()).unwrap().unwrap().len(), length);
+        }
+        assert!(matches!(begin(&frame(&[b' '; 5_000]).unwrap()), Err(LineError::Busy)));
+        assert!(matches!(begin(&[b' '; 5_000]), Err(LineError::Busy)));
     }
 
     #[test]
@@ -488,7 +553,7 @@ mod tests {
             client.read_to_end(&mut answer).map(|_| answer)
         });
         let mut reader = MessageReader::begin(source, LineLimits::new(1 << 20), Share::default()).unwrap().unwrap();
-        assert!(matches!(reader.read(), Err(LineError::TooLong { .. })));
+        assert!(matches!(reader.read_before(soon()), Err(LineError::TooLong { .. })));
         Framing::Frames.write(&writer, b"too long").unwrap();
         reader.linger(&writer);
         assert_eq!(sending.join().unwrap().unwrap(), frame(b"too long").unwrap());
@@ -529,7 +594,7 @@ mod tests {
             }
             let limits = LineLimits::new(100);
             if let Ok(Some(mut messages)) = MessageReader::begin(Chunks::of(&chunks), limits, Share::default()) {
-                while let Ok(Some(_)) = messages.read() {}
+                while let Ok(Some(_)) = messages.read_before(soon()) {}
             }
         }
     }

@@ -31,20 +31,17 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use super::budget::Budget;
-use super::conn::Conn;
 use super::counters::Counter;
-use super::gate::Gate;
-use super::porch::Porch;
-use super::tcp::{Busy, TcpServer};
+use super::listener::{Accepted, Busy, ConnectionLimiter, Listener, ListenerContext, Protocol};
 use super::threads::Executor;
 use super::tls::Identity;
 
@@ -61,8 +58,6 @@ pub const BODY_MAX: usize = 1 << 20;
 pub const HEAD_MAX: usize = 16 * 1024;
 /// Most event streams of a server at once.
 pub const EVENT_STREAMS_MAX: usize = 64;
-/// Bytes of bodies that were received and not yet handled, of all connections together.
-const BODIES_MAX: usize = 64 << 20;
 
 /// A request that has passed the rules, with its whole body.
 #[derive(Debug)]
@@ -154,7 +149,9 @@ pub struct Floor {
     /// Threads for connections.
     pub executor: Arc<Executor>,
     /// The bound of connections.
-    pub gate: Arc<Gate>,
+    pub limiter: Arc<ConnectionLimiter>,
+    /// The bound of what was received and not yet handled.
+    pub budget: Arc<Budget>,
     /// For those who begin with TLS; without it they are closed.
     pub identity: Option<Arc<Identity>>,
     /// Clients on other hosts may speak without TLS.
@@ -199,25 +196,19 @@ impl HttpCounters {
 /// What all connections of a server share.
 struct Shared {
     handler: Arc<dyn Handler>,
-    identity: Option<Arc<Identity>>,
-    plain_from_afar: bool,
     rules: Rules,
     limits: Limits,
     counters: Arc<HttpCounters>,
-    budget: Arc<Budget>,
     streams: Arc<AtomicUsize>,
-    /// Connections without a whole request give way when room is short.
-    porch: Arc<Porch>,
     /// Closed at the end, so that streams end too.
     stopped: Receiver<()>,
 }
 
 /// A running server.
 pub struct HttpServer {
-    tcp: TcpServer,
+    listener: Listener,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
-    porch: Arc<Porch>,
     /// Dropped at the end.
     running: Mutex<Option<Sender<()>>>,
 }
@@ -227,32 +218,20 @@ impl HttpServer {
     ///
     /// # Errors
     /// The system's, when it gives no thread.
-    pub fn start(listener: TcpListener, floor: Floor, handler: Arc<dyn Handler>) -> io::Result<HttpServer> {
-        let Floor { executor, gate, identity, plain_from_afar, rules, limits } = floor;
+    pub fn start(socket: TcpListener, floor: Floor, handler: Arc<dyn Handler>) -> io::Result<HttpServer> {
+        let Floor { executor, limiter, budget, identity, plain_from_afar, rules, limits } = floor;
         let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
         let (running, stopped) = bounded(0);
-        let porch = Porch::new(Arc::clone(&gate));
-        let shared = Arc::new(Shared {
-            handler,
-            identity,
-            plain_from_afar,
-            rules,
-            limits,
-            counters: Arc::clone(&counters),
-            budget: Budget::new(BODIES_MAX),
-            streams: Arc::clone(&streams),
-            porch: Arc::clone(&porch),
-            stopped,
-        });
-        let busy = answer::raw(StatusCode::SERVICE_UNAVAILABLE, "BUSY: too many connections; try again");
-        let receive = Arc::new(move |stream: Arc<TcpStream>, source: SocketAddr| shared.receive(stream, source));
-        let tcp = TcpServer::start(listener, executor, gate, Busy::from(busy), receive)?;
-        Ok(HttpServer { tcp, counters, streams, porch, running: Mutex::new(Some(running)) })
+        let shared =
+            Shared { handler, rules, limits, counters: Arc::clone(&counters), streams: Arc::clone(&streams), stopped };
+        let context = ListenerContext { executor, limiter, budget, identity, plain_from_afar };
+        let listener = Listener::start(socket, context, Arc::new(Port(Arc::new(shared))))?;
+        Ok(HttpServer { listener, counters, streams, running: Mutex::new(Some(running)) })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.tcp.local_addr()
+        self.listener.local_addr()
     }
 
     /// Event streams that are open.
@@ -262,14 +241,13 @@ impl HttpServer {
 
     /// Every counter of the server and of the listener beneath it, with its name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let closed = vec![("newcomers_closed", self.porch.closed())];
-        [self.counters.list(), closed, self.tcp.counters().list()].concat()
+        [self.counters.list(), self.listener.counters()].concat()
     }
 
     /// Takes no more requests; those in hand may be finished within `grace`. Event streams end at once.
     pub fn stop(&self, grace: Duration) {
         drop(self.running.lock().take());
-        let left = self.tcp.stop(grace);
+        let left = self.listener.stop(grace);
         if left > 0 {
             log::warn!("{left} HTTP requests were not finished");
         }
@@ -282,21 +260,19 @@ impl Drop for HttpServer {
     }
 }
 
-impl Shared {
-    fn receive(self: &Arc<Self>, stream: Arc<TcpStream>, source: SocketAddr) {
-        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let limits = self.limits;
-        let newcomer = self.porch.enter(&stream, source.ip());
-        let conn = match &self.identity {
-            Some(identity) => {
-                let first_byte_by = Instant::now() + limits.idle_timeout;
-                Conn::accept_any(stream, identity, first_byte_by, limits.message_timeout)
-            }
-            None => Ok(Conn::plain(stream)),
-        };
-        let served = conn.map_err(io::Error::other).and_then(|conn| connection::serve(self, conn, source, newcomer));
-        if let Err(error) = served {
-            self.counters.connections_failed.add(1);
+/// The server as its listener sees it.
+struct Port(Arc<Shared>);
+
+impl Protocol for Port {
+    fn busy(&self) -> Busy {
+        answer::raw(StatusCode::SERVICE_UNAVAILABLE, "BUSY: too many connections; try again").into()
+    }
+
+    fn serve(&self, accepted: Accepted) {
+        let (source, limits) = (accepted.source(), &self.0.limits);
+        let connection = accepted.begin(limits.idle_timeout, limits.message_timeout).map_err(io::Error::other);
+        if let Err(error) = connection.and_then(|connection| connection::serve(&self.0, connection)) {
+            self.0.counters.connections_failed.add(1);
             log::debug!("HTTP from {source}: {error}");
         }
     }
@@ -304,6 +280,6 @@ impl Shared {
 
 impl fmt::Debug for HttpServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpServer").field("tcp", &self.tcp).finish_non_exhaustive()
+        f.debug_struct("HttpServer").field("listener", &self.listener).finish_non_exhaustive()
     }
 }

@@ -14,6 +14,10 @@ pub(super) const FIRST_READ_BYTES: usize = 1024;
 /// How much is read at a time once a message turned out longer than that.
 pub(super) const NEXT_READ_BYTES: usize = 16 * 1024;
 
+/// What a message may always have, bytes, whatever others have of the budget: so little that the bound of connections
+/// bounds it.
+pub(super) const FREE_BYTES: usize = 4 * 1024;
+
 /// The limits of one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LineLimits {
@@ -88,18 +92,37 @@ pub struct LineReader<R> {
     given: usize,
     /// For what is longer than most messages.
     share: Share,
+    /// Whether what stands before the end of the source is a line, too.
+    takes_last: bool,
 }
 
 impl<R: ReadBefore> LineReader<R> {
     /// Reads from the source within the limits.
     pub fn new(source: R, limits: LineLimits) -> LineReader<R> {
-        LineReader { source, limits, pending: Vec::new(), given: 0, share: Share::default() }
+        LineReader { source, limits, pending: Vec::new(), given: 0, share: Share::default(), takes_last: false }
     }
 
     /// Takes the memory for long lines from a budget. A line counts until the next one is asked for.
     pub fn with_share(mut self, share: Share) -> LineReader<R> {
         self.share = share;
         self
+    }
+
+    /// From here on, for what is read next.
+    pub fn set_share(&mut self, share: Share) {
+        self.share = share;
+    }
+
+    /// Takes what stands before the end of the source as a line, also without a line end. For servers alone: who
+    /// waits for an answer must know one that was cut short.
+    pub fn taking_last_line(mut self) -> LineReader<R> {
+        self.takes_last = true;
+        self
+    }
+
+    /// The source, to be read past what is in here.
+    pub fn source_mut(&mut self) -> &mut R {
+        &mut self.source
     }
 
     /// The source, whose next bytes may already be in here.
@@ -141,7 +164,11 @@ impl<R: ReadBefore> LineReader<R> {
         line.map(String::from_utf8).transpose().map_err(|_| LineError::NotUtf8)
     }
 
-    fn read_bytes_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
+    /// As [`read_bytes`](LineReader::read_bytes), with an instant by which the line's first byte must be there.
+    ///
+    /// # Errors
+    /// [`LineError`]; `Idle` at that instant, never [`LineError::NotUtf8`].
+    pub fn read_bytes_before(&mut self, idle_deadline: Instant) -> Result<Option<Vec<u8>>, LineError> {
         let begun = Instant::now();
         self.share.clear();
         if self.pending.is_empty() {
@@ -184,14 +211,15 @@ impl<R: ReadBefore> LineReader<R> {
             let had = self.pending.len();
             // Never more than is allowed, so that the limit bounds the memory too.
             let room = (self.limits.max_bytes + 2 - had).min(NEXT_READ_BYTES);
-            // What fits into one further read is as good as free: it is bounded by the connections.
-            if had + room > FIRST_READ_BYTES + NEXT_READ_BYTES && !self.share.grow_to(had + room) {
-                return Err(LineError::Busy);
-            }
+            let room = granted(&mut self.share, had, room).ok_or(LineError::Busy)?;
             self.pending.resize(had + room, 0);
             let read = self.source.read_before(&mut self.pending[had..], deadline);
             self.pending.truncate(had + read.as_ref().map_or(0, |len| *len));
             match read {
+                Ok(0) if self.takes_last => {
+                    let last = std::mem::take(&mut self.pending);
+                    return self.checked(&last).map(Some);
+                }
                 Ok(0) => return Err(LineError::Truncated),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::TimedOut => return Err(LineError::MessageTimeout { timeout }),
@@ -224,6 +252,15 @@ impl<R: ReadBefore> LineReader<R> {
     fn too_long(&self) -> LineError {
         LineError::TooLong { max_bytes: self.limits.max_bytes }
     }
+}
+
+/// How much of `room` a message may be given beside what it has: all, if the budget has it, else what is free; none
+/// if there is none.
+pub(super) fn granted(share: &mut Share, had: usize, room: usize) -> Option<usize> {
+    if had + room <= FREE_BYTES || share.grow_to(had + room) {
+        return Some(room);
+    }
+    FREE_BYTES.checked_sub(had).filter(|room| *room > 0)
 }
 
 fn find_line_end(bytes: &[u8]) -> Option<usize> {

@@ -290,11 +290,11 @@ pub fn welcome<R: ReadBefore>(
 /// # Errors
 /// [`LinkError`]: the connection failed.
 pub fn serve<R: ReadBefore>(
-    reader: MessageReader<R>,
+    reader: &mut MessageReader<R>,
     writer: &ConnWriter,
     mut answer: impl FnMut(&[u8]) -> Vec<u8>,
 ) -> Result<(), LinkError> {
-    let MessageReader::Frames(mut reader) = reader else { return Ok(()) };
+    let MessageReader::Frames(reader) = reader else { return Ok(()) };
     reader.set_limits(LineLimits { idle_timeout: NEVER, ..LineLimits::new(LINK_MESSAGE_MAX) });
     reader.keep_buffer();
     while let Some(request) = reader.read_frame()? {
@@ -340,41 +340,41 @@ fn refusal(answer: &[u8], address: &str, to: &str) -> LinkError {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::net::budget::Share;
-    use crate::net::gate::Gate;
-    use crate::net::tcp::{TcpServer, listen};
+    use crate::net::budget::{Budget, Share};
+    use crate::net::listener::{Accepted, Busy, ConnectionLimiter, Listener, ListenerContext, Protocol, listen};
     use crate::net::threads::Executor;
     use crate::net::tls::Identity;
     use std::sync::Arc;
 
     /// Answers with what it was asked, if it was asked over a link; "close" closes, "silent" never answers.
-    pub(in crate::net) fn echo(key: &ClusterKey, identity: Option<Arc<Identity>>) -> TcpServer {
-        echo_at(listen("127.0.0.1:0".parse().unwrap()).unwrap(), key, identity)
+    struct Echo {
+        key: ClusterKey,
+        identity: Option<Arc<Identity>>,
     }
 
-    pub(in crate::net) fn echo_at(
-        listener: std::net::TcpListener,
-        key: &ClusterKey,
-        identity: Option<Arc<Identity>>,
-    ) -> TcpServer {
-        let key = key.clone();
-        let handler = move |stream: Arc<TcpStream>, _source| {
+    impl Protocol for Echo {
+        fn busy(&self) -> Busy {
+            Vec::new().into()
+        }
+
+        fn serve(&self, accepted: Accepted) {
+            let (stream, _, _permit) = accepted.into_parts();
             let soon = Instant::now() + HANDSHAKE_TIMEOUT;
-            let (conn, fingerprint) = match &identity {
+            let (conn, fingerprint) = match &self.identity {
                 Some(own) => (Conn::tls_server(stream, own, soon).unwrap(), own.fingerprint().to_owned()),
                 None => (Conn::plain(stream), String::new()),
             };
             let (source, writer) = conn.split();
             let limits = LineLimits::new(1 << 20);
             let Ok(Some(mut reader)) = MessageReader::begin(source, limits, Share::default()) else { return };
-            let Ok(Some(hello)) = reader.read() else { return };
+            let Ok(Some(hello)) = reader.read_before(soon) else { return };
             assert!(is_hello(&hello));
-            if !matches!(welcome(&hello, &mut reader, &writer, ("echo", &key, &fingerprint)), Ok(true)) {
+            if !matches!(welcome(&hello, &mut reader, &writer, ("echo", &self.key, &fingerprint)), Ok(true)) {
                 return;
             }
             let closer = writer.clone();
             // A link that was closed from either side.
-            let _ = serve(reader, &writer, |request| {
+            let _ = serve(&mut reader, &writer, |request| {
                 match request {
                     b"close" => closer.close(),
                     b"silent" => std::thread::sleep(Duration::from_secs(3)),
@@ -382,12 +382,29 @@ pub(super) mod tests {
                 }
                 request.to_vec()
             });
-        };
-        let executor = Executor::new("test-link", 100);
-        TcpServer::start(listener, executor, Gate::new(100), Vec::new(), Arc::new(handler)).unwrap()
+        }
     }
 
-    pub(in crate::net) fn target(server: &TcpServer, key: &ClusterKey) -> Target {
+    pub(in crate::net) fn echo(key: &ClusterKey, identity: Option<Arc<Identity>>) -> Listener {
+        echo_at(listen("127.0.0.1:0".parse().unwrap()).unwrap(), key, identity)
+    }
+
+    pub(in crate::net) fn echo_at(
+        socket: std::net::TcpListener,
+        key: &ClusterKey,
+        identity: Option<Arc<Identity>>,
+    ) -> Listener {
+        let context = ListenerContext {
+            executor: Executor::new("test-link", 100),
+            limiter: ConnectionLimiter::new(100),
+            budget: Budget::new(1 << 20),
+            identity: None,
+            plain_from_afar: true,
+        };
+        Listener::start(socket, context, Arc::new(Echo { key: key.clone(), identity })).unwrap()
+    }
+
+    pub(in crate::net) fn target(server: &Listener, key: &ClusterKey) -> Target {
         target_at(&server.local_addr().to_string(), key)
     }
 

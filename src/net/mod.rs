@@ -10,20 +10,17 @@ pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
 pub mod ended; //    why a connection is over
 pub mod frames; //   messages behind their length, and which framing a client chose
-pub mod gate; //     how many connections may be open
 pub mod http; //     HTTP/1.1: hyper on our threads
 pub mod interfaces; // the addresses of this host
 pub mod limits; //   what this machine allows
 pub mod lines; //    lines of text, each with a deadline
 pub mod link; //     messages between components that proved the key
+pub mod listener; // what accepts connections on every port
 pub mod peer_socket; // datagrams between peers: shared ports, and who refuses
 pub mod pool; //     links that are kept open for the next request
-pub mod porch; //    connections that have not said who they are
-mod refuse; //       turning connections away so that they hear why
 pub mod shares; //   how much of a bounded thing each source holds
 pub mod shutdown; // the signals that end a server
 pub mod source; //   what is counted "per address"
-pub mod tcp; //      connections, each with a thread to itself
 pub mod threads; //  the executor: a thread per request, kept for the next
 pub mod timer; //    deadlines that become jobs
 pub mod tls; //      who we are, and who the other end must be

@@ -316,7 +316,7 @@ mod tests {
     use super::*;
     use crate::net::cluster::ClusterKey;
     use crate::net::link::tests::{echo, echo_at, target};
-    use crate::net::tcp::listen;
+    use crate::net::listener::listen;
 
     const SOON: Duration = Duration::from_secs(10);
 

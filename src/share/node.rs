@@ -32,9 +32,9 @@ use super::heartbeat::{self, Heartbeat};
 use super::transfer::PeerServer;
 use super::wire::{FileEntry, FileName, Seconds};
 use crate::model::{Clock, Name, Token};
-use crate::net::gate::Gate;
 use crate::net::http;
-use crate::net::threads::{self, Executor};
+use crate::net::listener::ListenerContext;
+use crate::net::threads;
 use crate::storage::StoreError;
 
 pub mod events;
@@ -86,10 +86,8 @@ pub struct Settings {
 /// What nodes stand on.
 #[derive(Debug, Clone)]
 pub struct Floor {
-    /// Threads for connections of peers.
-    pub executor: Arc<Executor>,
-    /// The bound of connections.
-    pub gate: Arc<Gate>,
+    /// Threads, and the bounds of what peers may open and send.
+    pub listening: ListenerContext,
     /// The time.
     pub clock: Clock,
     /// What outlives the process.
@@ -338,8 +336,7 @@ impl Node {
         let port = listener.local_addr()?.port();
         let files = Files::of(Arc::clone(floor.keep.store()), user.clone());
         let shelf = Arc::new(Shelf::new(files.clone(), folders));
-        let peer =
-            PeerServer::start(listener, Arc::clone(&floor.executor), Arc::clone(&floor.gate), Arc::clone(&shelf) as _)?;
+        let peer = PeerServer::start(listener, floor.listening.clone(), Arc::clone(&shelf) as _)?;
         let (orders, ordered) = bounded(ORDERS_MAX);
         let (to_hash, hashed) = bounded(1);
         let state = State {

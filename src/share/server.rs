@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -24,16 +24,15 @@ use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing
 use super::wire::requests::{self, REQUEST_MAX};
 use super::wire::{Files, Publish, Register, Request, answers as wire};
 use crate::model::{Clock, Name, Token};
-use crate::net::budget::{Budget, Share};
-use crate::net::conn::{Conn, ConnReader, ConnWriter};
+use crate::net::budget::Budget;
 use crate::net::counters::Counter;
-use crate::net::deadline::ReadBefore;
 use crate::net::ended::Ended;
-use crate::net::gate::Gate;
 use crate::net::interfaces;
-use crate::net::lines::{LineError, LineLimits, LineReader};
-use crate::net::porch::{Newcomer, Porch};
-use crate::net::tcp::{self, TcpServer};
+use crate::net::lines::LineLimits;
+use crate::net::listener::{
+    self, After, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming, MessageService,
+    Messages, Rejection,
+};
 use crate::net::threads::{self, Executor};
 use crate::net::tls::Identity;
 use crate::storage::{Store, StoreError};
@@ -47,10 +46,6 @@ pub use view::{Client, View};
 use answers::{Broken, Output};
 use keeper::Keeper;
 
-/// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection that is closed by us is read on, so that the other end can read our last word.
-const LINGER: Duration = Duration::from_secs(2);
 /// Between two looks for hosts that were not heard for long.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// How much of what may be long is done before the lock is let go for a moment.
@@ -93,7 +88,7 @@ pub struct Floor {
     /// Threads for connections.
     pub executor: Arc<Executor>,
     /// The bound of connections.
-    pub gate: Arc<Gate>,
+    pub limiter: Arc<ConnectionLimiter>,
     /// The bound of what was received and not yet handled.
     pub budget: Arc<Budget>,
     /// For those who begin with TLS; without it they are closed.
@@ -157,7 +152,7 @@ impl Counters {
 
 /// A registry that runs.
 pub struct RegistryServer {
-    tcp: TcpServer,
+    listener: Listener,
     shared: Arc<Shared>,
     sweeper: Mutex<Option<JoinHandle<()>>>,
 }
@@ -169,8 +164,6 @@ struct Shared {
     /// Connections that hold a hostname, to be closed when another one gets it.
     holders: Mutex<HashMap<ConnId, Weak<TcpStream>>>,
     next_conn: AtomicU64,
-    /// Connections that hold none give way when room is short.
-    porch: Arc<Porch>,
     counters: Counters,
     is_closed: Mutex<bool>,
     closing: Condvar,
@@ -191,16 +184,21 @@ impl RegistryServer {
     /// As [`start`](RegistryServer::start).
     pub fn start_bounded(config: Config, floor: Floor, bounds: Bounds) -> Result<RegistryServer, StartError> {
         let addr = config.addr;
-        let listener = tcp::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
+        let socket = listener::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
         let keeper = Keeper::open(Arc::clone(&floor.store), floor.clock, config.peer_timeout, bounds)?;
-        let (executor, gate) = (Arc::clone(&floor.executor), Arc::clone(&floor.gate));
+        let context = ListenerContext {
+            executor: Arc::clone(&floor.executor),
+            limiter: Arc::clone(&floor.limiter),
+            budget: Arc::clone(&floor.budget),
+            identity: floor.identity.clone(),
+            plain_from_afar: floor.plain_from_afar,
+        };
         let shared = Arc::new(Shared {
             config,
             floor,
             keeper,
             holders: Mutex::default(),
             next_conn: AtomicU64::new(1),
-            porch: Porch::new(Arc::clone(&gate)),
             counters: Counters::default(),
             is_closed: Mutex::new(false),
             closing: Condvar::new(),
@@ -211,22 +209,18 @@ impl RegistryServer {
                 shared.keeper.account_created(hostname.as_str())?;
             }
         }
-        let busy = [&*wire::error("BUSY: too many connections; try again"), b"\n"].concat();
-        let handler = Arc::new({
-            let shared = Arc::clone(&shared);
-            move |stream: Arc<TcpStream>, source: SocketAddr| shared.receive(stream, source.ip().to_canonical())
-        });
-        let tcp = TcpServer::start(listener, executor, gate, busy, handler)?;
+        let service = RegistryService(Arc::clone(&shared));
+        let listener = Listener::start(socket, context, Arc::new(Messages(service)))?;
         let sweeper = threads::spawn("registry-sweep", {
             let shared = Arc::clone(&shared);
             move || shared.keep_sweeping()
         })?;
-        Ok(RegistryServer { tcp, shared, sweeper: Mutex::new(Some(sweeper)) })
+        Ok(RegistryServer { listener, shared, sweeper: Mutex::new(Some(sweeper)) })
     }
 
     /// Where it is.
     pub fn local_addr(&self) -> SocketAddr {
-        self.tcp.local_addr()
+        self.listener.local_addr()
     }
 
     /// What it knows, for others in this process.
@@ -243,9 +237,7 @@ impl RegistryServer {
 
     /// Every counter of the registry and of the listener beneath it, with its name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let shared = &self.shared;
-        let closed = vec![("newcomers_closed", shared.porch.closed())];
-        [shared.counters.list(), closed, self.tcp.counters().list()].concat()
+        [self.shared.counters.list(), self.listener.counters()].concat()
     }
 
     /// How much there is now, with its name.
@@ -261,7 +253,7 @@ impl RegistryServer {
 
     /// Takes no more work; what is in hand may be finished within `grace`. Everything is on disk then.
     pub fn stop(&self, grace: Duration) {
-        let left = self.tcp.stop(grace);
+        let left = self.listener.stop(grace);
         if left > 0 {
             log::warn!("registry: {left} requests were not finished");
         }
@@ -283,7 +275,7 @@ impl Drop for RegistryServer {
 
 impl fmt::Debug for RegistryServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryServer").field("tcp", &self.tcp).finish_non_exhaustive()
+        f.debug_struct("RegistryServer").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 
@@ -294,8 +286,8 @@ struct Caller {
     stream: Weak<TcpStream>,
     /// What its REGISTER got: the hostname and the secret.
     held: Option<(Name, Token)>,
-    /// Its place on the porch, while it holds none.
-    newcomer: Option<Newcomer>,
+    /// Also when its thread panics.
+    _leaves: Leaves,
 }
 
 /// Why a request gets an ERROR.
@@ -331,77 +323,61 @@ impl Failure {
     }
 }
 
+/// The registry as its port sees it.
+struct RegistryService(Arc<Shared>);
+
+impl MessageService for RegistryService {
+    type Client = Caller;
+    const NAME: &'static str = "registry";
+    const FRAMING: MessageFraming = MessageFraming::JsonLines;
+
+    fn limits(&self) -> LineLimits {
+        LineLimits::new(REQUEST_MAX)
+    }
+
+    fn rejection(&self, why: Rejection) -> Option<Vec<u8>> {
+        let busy = if why.is_busy() { "BUSY: " } else { "" };
+        Some(wire::error(&format!("{busy}{why}")))
+    }
+
+    fn count_rejected(&self) {
+        self.0.counters.refused.add(1);
+    }
+
+    fn connections_failed(&self) -> &Counter {
+        &self.0.counters.connections_failed
+    }
+
+    fn connected(&self, connection: &MessageConnection) -> Caller {
+        let conn = self.0.next_conn.fetch_add(1, Ordering::Relaxed);
+        Caller {
+            conn,
+            source: connection.source().ip(),
+            stream: Arc::downgrade(connection.stream()),
+            held: None,
+            _leaves: Leaves { shared: Arc::clone(&self.0), conn },
+        }
+    }
+
+    fn message(
+        &self,
+        caller: &mut Caller,
+        message: Vec<u8>,
+        connection: &mut MessageConnection,
+    ) -> Result<After, Ended> {
+        let request = requests::parse(&message);
+        drop(message);
+        self.0.answer(caller, request, &mut Output::new(connection.writer()))?;
+        Ok(After::Continue)
+    }
+
+    /// Who holds no hostname loses nothing but the connection.
+    fn gives_way(&self, caller: &Caller) -> bool {
+        caller.held.is_none()
+    }
+}
+
 impl Shared {
-    fn receive(&self, stream: Arc<TcpStream>, source: IpAddr) {
-        let conn = self.next_conn.fetch_add(1, Ordering::Relaxed);
-        let newcomer = Some(self.porch.enter(&stream, source));
-        let mut caller = Caller { conn, source, stream: Arc::downgrade(&stream), held: None, newcomer };
-        // Also when the thread panics.
-        let _leaves = Leaves { shared: self, conn };
-        match self.serve(stream, &mut caller) {
-            // Who says nothing more is no failure.
-            Ok(()) | Err(Ended::Silent) => {}
-            Err(Ended::Failed(why)) => {
-                self.counters.connections_failed.add(1);
-                log::debug!("registry: connection from {source}: {why}");
-            }
-        }
-    }
-
-    fn serve(&self, stream: Arc<TcpStream>, caller: &mut Caller) -> Result<(), Ended> {
-        let limits = LineLimits::new(REQUEST_MAX);
-        let conn = match &self.floor.identity {
-            Some(identity) => {
-                Conn::accept_any(stream, identity, Instant::now() + limits.idle_timeout, HANDSHAKE_TIMEOUT)?
-            }
-            None => Conn::plain(stream),
-        };
-        let lets_in = lets_in(caller.source, conn.is_tls(), self.floor.plain_from_afar);
-        let (incoming, writer) = conn.split();
-        let share = Share::of(Arc::clone(&self.floor.budget));
-        let mut reader = LineReader::new(incoming, limits).with_share(share);
-        loop {
-            match reader.read_bytes() {
-                Ok(Some(line)) if line.trim_ascii().is_empty() => {}
-                Ok(Some(line)) => {
-                    if !lets_in {
-                        self.refuse(&writer, "from another host the registry wants TLS")?;
-                        linger(reader, &writer);
-                        return Ok(());
-                    }
-                    let request = requests::parse(&line);
-                    drop(line);
-                    self.answer(caller, request, &mut Output::new(&writer))?;
-                    if caller.held.is_none() && caller.newcomer.is_none() {
-                        caller.newcomer = Some(self.porch.enter(writer.stream(), caller.source));
-                    }
-                }
-                Ok(None) => {
-                    writer.finish();
-                    return Ok(());
-                }
-                Err(error) => {
-                    match &error {
-                        LineError::Busy => self.refuse(&writer, &format!("BUSY: {error}"))?,
-                        LineError::TooLong { .. } | LineError::MessageTimeout { .. } => {
-                            self.refuse(&writer, &error.to_string())?;
-                        }
-                        LineError::Idle { .. } | LineError::Truncated | LineError::NotUtf8 | LineError::Io(_) => {
-                            return Err(error.into());
-                        }
-                    }
-                    linger(reader, &writer);
-                    return Err(error.into());
-                }
-            }
-        }
-    }
-
-    fn refuse(&self, writer: &ConnWriter, reason: &str) -> io::Result<()> {
-        self.counters.refused.add(1);
-        Output::new(writer).line(&wire::error(reason))
-    }
-
     /// Answers one request.
     fn answer(&self, caller: &mut Caller, request: Result<Request, String>, out: &mut Output<'_>) -> io::Result<()> {
         self.counters.requests.add(1);
@@ -526,8 +502,6 @@ impl Shared {
         self.holders.lock().insert(caller.conn, caller.stream.clone());
         let secret = if granted.resumed { shown.cloned().unwrap_or(fresh) } else { fresh };
         caller.held = Some((claim.hostname.clone(), secret.clone()));
-        // Before it is answered: who is told that it is in is not closed any more.
-        caller.newcomer = None;
         // The account may have been made while this was under way.
         if claim.standing == Standing::Free && self.floor.accounts.is_account(claim.hostname.as_str()) {
             self.keeper.account_created(claim.hostname.as_str())?;
@@ -596,43 +570,15 @@ fn published(files: &Files) -> usize {
     files.values().filter(|file| file.is_published).count()
 }
 
-/// Whether a client may speak as it does: from other hosts with TLS, unless it was allowed otherwise.
-fn lets_in(source: IpAddr, is_tls: bool, plain_from_afar: bool) -> bool {
-    is_tls || source.is_loopback() || plain_from_afar
-}
-
 /// A connection's end, as the registry sees it.
-struct Leaves<'s> {
-    shared: &'s Shared,
+struct Leaves {
+    shared: Arc<Shared>,
     conn: ConnId,
 }
 
-impl Drop for Leaves<'_> {
+impl Drop for Leaves {
     fn drop(&mut self) {
         self.shared.keeper.closed(self.conn);
         self.shared.holders.lock().remove(&self.conn);
-    }
-}
-
-/// Says that nothing more will be written, and reads on for a moment without looking at it: closing at once would
-/// reset the connection, and the other end might never read our last message.
-fn linger(reader: LineReader<ConnReader>, writer: &ConnWriter) {
-    writer.finish();
-    let (mut source, _) = reader.into_parts();
-    let deadline = Instant::now() + LINGER;
-    let mut ignored = [0; 1024];
-    // Whatever ends it, the end is what was wanted.
-    while matches!(source.read_before(&mut ignored, deadline), Ok(1..)) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::lets_in;
-
-    #[test]
-    fn from_other_hosts_clients_speak_tls_unless_it_was_allowed_otherwise() {
-        let (here, afar) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
-        assert!(lets_in(here, false, false) && lets_in(afar, true, false) && lets_in(afar, false, true));
-        assert!(!lets_in(afar, false, false));
     }
 }

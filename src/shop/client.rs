@@ -292,7 +292,7 @@ impl Open {
             self.incoming = Incoming::Known(known);
         }
         match &mut self.incoming {
-            Incoming::Known(reader) => reader.read(),
+            Incoming::Known(reader) => reader.read_before(Instant::now() + ANSWER_TIMEOUT),
             Incoming::Unknown(_) => Ok(None),
         }
     }

@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -16,17 +17,16 @@ use super::ops::{Answer, Code, CustomerOp, ProductOp, Refusal, Role, Session};
 use super::product::ProductDb;
 use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port, Rejected};
 use crate::model::Token;
-use crate::net::budget::{Budget, Share};
+use crate::net::budget::Budget;
 use crate::net::cluster::ClusterKey;
-use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::counters::Counter;
 use crate::net::ended::Ended;
-use crate::net::frames::MessageReader;
-use crate::net::gate::Gate;
-use crate::net::lines::{LineError, LineLimits};
+use crate::net::lines::LineLimits;
 use crate::net::link;
-use crate::net::porch::{Newcomer, Porch};
-use crate::net::tcp::{self, Busy, TcpServer};
+use crate::net::listener::{
+    self, After, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming, MessageService,
+    Messages, Rejection,
+};
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
 
@@ -34,18 +34,15 @@ use crate::net::tls::Identity;
 pub const CUSTOMER_DB: &str = "customer-db";
 /// The name by which links know the product database.
 pub const PRODUCT_DB: &str = "product-db";
-/// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the servers of a process stand on. Clones are the same.
 #[derive(Clone)]
 pub struct Floor {
     /// Threads for connections.
     pub executor: Arc<Executor>,
-    /// The bound of connections, shared by all listeners for clients. A process that runs frontends and
-    /// databases gives the databases a gate of their own: clients that fill this one must not keep the
-    /// frontends' links out.
-    pub gate: Arc<Gate>,
+    /// The bound of connections, shared by all listeners of the process. A database's port is sure of its share of
+    /// it, and strangers there of a part of that: so no clients, wherever they are, keep the frontends' links out.
+    pub limiter: Arc<ConnectionLimiter>,
     /// The bound of what was received and not yet handled, likewise.
     pub budget: Arc<Budget>,
     /// For those who begin with TLS; without it they are closed.
@@ -54,13 +51,6 @@ pub struct Floor {
     pub plain_from_afar: bool,
     /// What the components share.
     pub key: ClusterKey,
-}
-
-impl Floor {
-    /// Whether a client may speak as it does: from other hosts with TLS, unless it was allowed otherwise.
-    fn lets_in(&self, source: IpAddr, is_tls: bool) -> bool {
-        is_tls || source.is_loopback() || self.plain_from_afar
-    }
 }
 
 /// Why a server could not start.
@@ -144,9 +134,8 @@ impl DoorCounters {
 
 /// A door that is open.
 pub struct Door {
-    tcp: TcpServer,
+    listener: Listener,
     counters: Arc<DoorCounters>,
-    porch: Option<Arc<Porch>>,
 }
 
 type Operate = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
@@ -156,21 +145,47 @@ struct Links {
     /// The component's name.
     name: &'static str,
     operate: Operate,
-    /// Whoever has not said which of both he is.
-    porch: Arc<Porch>,
-    /// The bound of strangers, so that they leave room for links.
-    strangers: Arc<Gate>,
+    /// Strangers who have asked for something.
+    strangers: Arc<AtomicUsize>,
 }
 
-/// Which part of a database's connections strangers may have. With what the porch keeps free, more than
-/// three quarters are left for links.
+/// Which part of what a database's port is sure of strangers may have: the rest is for links.
 const STRANGERS_SHARE: usize = 8;
+/// What a database's port is to be sure of, however small the bound: links of both frontends, and a stranger.
+const DATABASE_CONNECTIONS_MIN: usize = 8;
 
-struct Keeper {
+struct DoorService {
     floor: Floor,
     host: Arc<dyn Host>,
     links: Option<Links>,
     counters: Arc<DoorCounters>,
+}
+
+/// What a door remembers of a connection.
+#[derive(Default)]
+struct Caller {
+    /// His place among those at a database.
+    stranger: Option<StrangersPlace>,
+}
+
+/// Given back when dropped.
+struct StrangersPlace(Arc<AtomicUsize>);
+
+impl Links {
+    /// For a stranger at a port that is sure of so many connections.
+    fn take_place(&self, sure: usize) -> Option<StrangersPlace> {
+        let most = (sure / STRANGERS_SHARE).max(1);
+        let one_more = |taken| (taken < most).then_some(taken + 1);
+        // Relaxed: the number guards no other memory.
+        self.strangers.fetch_update(Relaxed, Relaxed, one_more).ok()?;
+        Some(StrangersPlace(Arc::clone(&self.strangers)))
+    }
+}
+
+impl Drop for StrangersPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Door {
@@ -215,35 +230,35 @@ impl Door {
         host: Arc<dyn Host>,
         links: Option<(&'static str, Operate)>,
     ) -> Result<Door, StartError> {
-        let listener = tcp::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
+        let socket = listener::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
         let counters = Arc::new(DoorCounters::default());
-        let (executor, gate) = (Arc::clone(&floor.executor), Arc::clone(&floor.gate));
-        let links = links.map(|(name, operate)| {
-            let strangers = Gate::new((gate.max_connections() / STRANGERS_SHARE).max(1));
-            Links { name, operate, porch: Porch::new(Arc::clone(&gate)), strangers }
-        });
-        let porch = links.as_ref().map(|links| Arc::clone(&links.porch));
-        let keeper = Keeper { floor, host, links, counters: Arc::clone(&counters) };
-        let busy = Refusal::new(Code::Busy, "too many connections; try again");
-        let busy = Busy::in_either_framing(&wire::write(&Envelope::NO_MESSAGE, &Err(busy)));
-        let handler = Arc::new(move |stream: Arc<TcpStream>, source: SocketAddr| keeper.receive(stream, source));
-        Ok(Door { tcp: TcpServer::start(listener, executor, gate, busy, handler)?, counters, porch })
+        let context = ListenerContext {
+            executor: Arc::clone(&floor.executor),
+            limiter: Arc::clone(&floor.limiter),
+            budget: Arc::clone(&floor.budget),
+            identity: floor.identity.clone(),
+            plain_from_afar: floor.plain_from_afar,
+        };
+        let at_least = if links.is_some() { DATABASE_CONNECTIONS_MIN } else { 0 };
+        let links = links.map(|(name, operate)| Links { name, operate, strangers: Arc::default() });
+        let service = DoorService { floor, host, links, counters: Arc::clone(&counters) };
+        let listener = Listener::start_sure_of(socket, context, at_least, Arc::new(Messages(service)))?;
+        Ok(Door { listener, counters })
     }
 
     /// Where it is.
     pub fn local_addr(&self) -> SocketAddr {
-        self.tcp.local_addr()
+        self.listener.local_addr()
     }
 
     /// Every counter of the door and of the listener beneath it, with its name.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        let closed = self.porch.as_ref().map_or(0, |porch| porch.closed());
-        [self.counters.list(), vec![("newcomers_closed", closed)], self.tcp.counters().list()].concat()
+        [self.counters.list(), self.listener.counters()].concat()
     }
 
     /// Takes no more work; what is in hand may be finished within `grace`.
     pub fn stop(&self, grace: Duration) {
-        let left = self.tcp.stop(grace);
+        let left = self.listener.stop(grace);
         if left > 0 {
             log::warn!("{left} requests were not finished");
         }
@@ -252,96 +267,74 @@ impl Door {
 
 impl fmt::Debug for Door {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Door").field("tcp", &self.tcp).finish_non_exhaustive()
+        f.debug_struct("Door").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 
-impl Keeper {
-    fn receive(&self, stream: Arc<TcpStream>, source: SocketAddr) {
-        let source = source.ip().to_canonical();
-        match self.serve(stream, source) {
-            Ok(()) => {}
-            // Who says nothing more is no failure.
-            Err(Ended::Silent) => {}
-            Err(Ended::Failed(why)) => {
-                self.counters.connections_failed.add(1);
-                log::debug!("connection from {source}: {why}");
-            }
-        }
+impl MessageService for DoorService {
+    type Client = Caller;
+    const NAME: &'static str = "shop";
+    const FRAMING: MessageFraming = MessageFraming::JsonLinesOrFrames;
+
+    fn limits(&self) -> LineLimits {
+        LineLimits::new(MESSAGE_MAX)
     }
 
-    fn serve(&self, stream: Arc<TcpStream>, source: IpAddr) -> Result<(), Ended> {
-        let limits = LineLimits::new(MESSAGE_MAX);
-        let mut newcomer = self.links.as_ref().map(|links| links.porch.enter(&stream, source));
-        let conn = match &self.floor.identity {
-            Some(identity) => {
-                Conn::accept_any(stream, identity, Instant::now() + limits.idle_timeout, HANDSHAKE_TIMEOUT)?
-            }
-            None => Conn::plain(stream),
+    fn rejection(&self, why: Rejection) -> Option<Vec<u8>> {
+        let code = match why {
+            why if why.is_busy() => Code::Busy,
+            Rejection::WantsTls => Code::Forbidden,
+            _ => Code::BadRequest,
         };
-        let (is_tls, tcp) = (conn.is_tls(), Arc::clone(conn.stream()));
-        let (incoming, writer) = conn.split();
-        let share = Share::of(Arc::clone(&self.floor.budget));
-        let Some(mut reader) = MessageReader::begin(incoming, limits, share)? else { return Ok(()) };
-        if !self.floor.lets_in(source, is_tls) {
-            self.refuse(&reader, &writer, Refusal::new(Code::Forbidden, "from another host this port wants TLS"))?;
-            reader.linger(&writer);
-            return Ok(());
-        }
-        // Held for as long as the connection lasts.
-        let mut _place_of_stranger = None;
-        loop {
-            match reader.read() {
-                Ok(Some(message)) => {
-                    if let Some(links) = &self.links
-                        && newcomer.is_some()
-                    {
-                        if link::is_hello(&message) {
-                            link::keep_alive(&tcp);
-                            // Links from other hosts are encrypted whatever was allowed to clients.
-                            let is_private = is_tls || source.is_loopback() || stays_here(&tcp, source);
-                            return self.link(&message, reader, &writer, (is_private, is_tls), (links, newcomer));
-                        }
-                        match links.strangers.enter(source) {
-                            Ok(place) => _place_of_stranger = Some(place),
-                            Err(full) => {
-                                self.counters.strangers_refused.add(1);
-                                log::debug!("a stranger from {source}: {full}");
-                                let busy = Refusal::new(Code::Busy, "too many connections; try again");
-                                self.refuse(&reader, &writer, busy)?;
-                                // Still on the porch, from where it can be closed.
-                                reader.linger(&writer);
-                                return Ok(());
-                            }
-                        }
-                        newcomer = None;
-                    }
-                    let answer = self.answer(source, &message);
-                    // Not held while the answer goes out.
-                    drop(message);
-                    reader.framing().write(&writer, &answer)?;
-                }
-                Ok(None) => {
-                    writer.finish();
-                    return Ok(());
-                }
-                Err(error) => {
-                    let code = match &error {
-                        LineError::TooLong { .. } | LineError::MessageTimeout { .. } => Code::BadRequest,
-                        LineError::Busy => Code::Busy,
-                        // Bytes that are no text are a message all the same, whose answer says so.
-                        LineError::Idle { .. } | LineError::Truncated | LineError::NotUtf8 | LineError::Io(_) => {
-                            return Err(error.into());
-                        }
-                    };
-                    self.refuse(&reader, &writer, Refusal::new(code, error.to_string()))?;
-                    reader.linger(&writer);
-                    return Err(error.into());
-                }
-            }
-        }
+        Some(wire::write(&Envelope::NO_MESSAGE, &Err(Refusal::new(code, why.to_string()))))
     }
 
+    fn count_rejected(&self) {
+        self.counters.refused.add(1);
+    }
+
+    fn connections_failed(&self) -> &Counter {
+        &self.counters.connections_failed
+    }
+
+    fn connected(&self, _connection: &MessageConnection) -> Caller {
+        Caller::default()
+    }
+
+    /// Who says that he is a component has yet to prove it.
+    fn is_request(&self, message: &[u8]) -> bool {
+        self.links.is_none() || !link::is_hello(message)
+    }
+
+    fn message(
+        &self,
+        caller: &mut Caller,
+        message: Vec<u8>,
+        connection: &mut MessageConnection,
+    ) -> Result<After, Ended> {
+        if let Some(links) = &self.links
+            && caller.stranger.is_none()
+        {
+            if link::is_hello(&message) {
+                link::keep_alive(connection.stream());
+                return self.link(&message, connection, links);
+            }
+            caller.stranger = links.take_place(connection.sure());
+            if caller.stranger.is_none() {
+                self.counters.strangers_refused.add(1);
+                let busy = Refusal::new(Code::Busy, Rejection::Connections.to_string());
+                return self.refuse(connection, busy);
+            }
+        }
+        let answer = self.answer(connection.source().ip(), &message);
+        // Not held while the answer goes out.
+        drop(message);
+        connection.write(&answer)?;
+        Ok(After::Continue)
+    }
+}
+
+impl DoorService {
     fn answer(&self, source: IpAddr, message: &[u8]) -> Vec<u8> {
         self.counters.requests.add(1);
         let (envelope, answer) = match wire::read(self.host.port(), message) {
@@ -361,46 +354,36 @@ impl Keeper {
         wire::write(&envelope, &answer)
     }
 
-    fn refuse(&self, reader: &MessageReader<ConnReader>, writer: &ConnWriter, refusal: Refusal) -> Result<(), Ended> {
+    fn refuse(&self, connection: &MessageConnection, refusal: Refusal) -> Result<After, Ended> {
         self.counters.refused.add(1);
-        Ok(reader.framing().write(writer, &wire::write(&Envelope::NO_MESSAGE, &Err(refusal)))?)
+        connection.write(&wire::write(&Envelope::NO_MESSAGE, &Err(refusal)))?;
+        Ok(After::Close)
     }
 
-    fn link(
-        &self,
-        hello: &[u8],
-        mut reader: MessageReader<ConnReader>,
-        writer: &ConnWriter,
-        (is_private, is_tls): (bool, bool),
-        (links, newcomer): (&Links, Option<Newcomer>),
-    ) -> Result<(), Ended> {
+    fn link(&self, hello: &[u8], connection: &mut MessageConnection, links: &Links) -> Result<After, Ended> {
         let (name, operate) = (links.name, &links.operate);
-        let own = self.floor.identity.as_ref().filter(|_| is_tls);
+        let own = self.floor.identity.as_ref().filter(|_| connection.is_tls());
         let fingerprint = own.map_or("", |identity| identity.fingerprint());
-        if !is_private || !link::welcome(hello, &mut reader, writer, (name, &self.floor.key, fingerprint))? {
+        // Links from other hosts are encrypted whatever was allowed to clients.
+        let is_private = connection.is_private();
+        let (reader, writer) = connection.halves();
+        if !is_private || !link::welcome(hello, reader, writer, (name, &self.floor.key, fingerprint))? {
             self.counters.links_refused.add(1);
-            let why = if is_private {
-                format!("this is the {name}, for those with its cluster key")
-            } else {
-                format!("this is the {name}; from another host a link wants TLS: start it with --tls")
-            };
-            let refusal = Refusal::new(Code::Forbidden, why);
-            self.refuse(&reader, writer, refusal)?;
-            reader.linger(writer);
-            return Ok(());
+            let refusal = Refusal::new(Code::Forbidden, format!("this is the {name}, for those with its cluster key"));
+            return self.refuse(connection, refusal);
         }
-        drop(newcomer);
+        if !connection.settle() {
+            return Ok(After::Over);
+        }
         self.counters.links.add(1);
-        Ok(link::serve(reader, writer, |request| {
+        connection.becomes_link(&self.floor.budget);
+        let (reader, writer) = connection.halves();
+        link::serve(reader, writer, |request| {
             self.counters.operations.add(1);
             operate(request)
-        })?)
+        })?;
+        Ok(After::Over)
     }
-}
-
-/// Whether a connection never leaves this host: of two ends with one address, none is on another.
-fn stays_here(stream: &TcpStream, source: IpAddr) -> bool {
-    stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == source)
 }
 
 // What is in a link's frames: an operation; `{"ok":…}` or `{"error":{"code":…,"message":…}}`.
@@ -541,22 +524,6 @@ mod tests {
         for nonsense in [&b""[..], b"{\"ok\":", b"{\"ok\":\xff}", b"[]", b"{\"error\":{\"code\":\"X\"}}"] {
             assert_eq!(decode_answer(nonsense.to_vec()).unwrap_err().code, Code::Unavailable);
         }
-    }
-
-    #[test]
-    fn from_other_hosts_clients_speak_tls_unless_it_was_allowed_otherwise() {
-        let floor = |plain_from_afar| Floor {
-            executor: Executor::new("test-door", 1),
-            gate: Gate::new(1),
-            budget: Budget::new(1),
-            identity: None,
-            plain_from_afar,
-            key: ClusterKey::random(),
-        };
-        let (here, afar) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
-        let lets_in = |plain_from_afar: bool, source, is_tls| floor(plain_from_afar).lets_in(source, is_tls);
-        assert!(lets_in(false, here, false) && lets_in(false, afar, true) && lets_in(true, afar, false));
-        assert!(!lets_in(false, afar, false));
     }
 
     proptest! {

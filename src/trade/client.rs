@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::model::{Cents, Name, Token};
+use crate::net::budget::{Budget, RECEIVED_MAX};
 use crate::net::counters::Counter;
-use crate::net::gate::Gate;
-use crate::net::tcp::{self, TcpServer};
+use crate::net::listener::{self, Accepted, Busy, ConnectionLimiter, Listener, ListenerContext, Protocol};
 use crate::net::threads::{self, Executor};
 use crate::trade::wire::{Amount, Ask, Code, DATAGRAM_MAX, Inform, Push, Reach};
 use messages::{Answer, FromServer, encode_ack, encode_request, type_of};
@@ -233,11 +233,32 @@ pub struct Counters {
 
 type Done = Box<dyn FnOnce(Result<Answer, ClientError>) + Send>;
 
+/// Where the server connects to, to settle.
+struct SettlingPort {
+    shared: Arc<Shared>,
+    handler: Arc<dyn Handler>,
+}
+
+impl Protocol for SettlingPort {
+    /// Who finds no room is closed without a word: the server tries no second time.
+    fn busy(&self) -> Busy {
+        Vec::new().into()
+    }
+
+    fn serve(&self, accepted: Accepted) {
+        // The room has a rule of its own for those who say nothing: `unproven`.
+        let (stream, source, mut permit) = accepted.into_parts();
+        if permit.request_completed() {
+            self.shared.settle(stream, source, &*self.handler);
+        }
+    }
+}
+
 /// A running client. Closed when dropped; share it in an `Arc`.
 pub struct Client {
     shared: Arc<Shared>,
     reach: Reach,
-    tcp: TcpServer,
+    tcp: Listener,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -306,14 +327,16 @@ impl Client {
             unproven: Arc::default(),
             counters: Counters::default(),
         });
-        let settle = {
-            let (shared, handler) = (Arc::clone(&shared), Arc::clone(&handler));
-            Arc::new(move |stream, source| shared.settle(stream, source, &*handler))
-        };
         let connections_max = SETTLEMENTS_MAX + unproven::TO_SPARE;
-        let executor = Executor::new("settle", connections_max);
-        let gate = Gate::new(connections_max);
-        let tcp = TcpServer::start(listener, executor, gate, Vec::new(), settle).map_err(failed("listen"))?;
+        let context = ListenerContext {
+            executor: Executor::new("settle", connections_max),
+            limiter: ConnectionLimiter::new(connections_max),
+            budget: Budget::new(RECEIVED_MAX),
+            identity: None,
+            plain_from_afar: true,
+        };
+        let settling = Arc::new(SettlingPort { shared: Arc::clone(&shared), handler: Arc::clone(&handler) });
+        let tcp = Listener::start(listener, context, settling).map_err(failed("listen"))?;
         let listener_of_silence = Arc::clone(&handler);
         let receive = {
             let shared = Arc::clone(&shared);
@@ -597,7 +620,7 @@ fn bind_udp(config: &Config) -> Result<UdpSocket, OpenError> {
 }
 
 fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, OpenError> {
-    any_high_port(address.port(), || match tcp::listen(address) {
+    any_high_port(address.port(), || match listener::listen(address) {
         Ok(listener) => Ok((listener.local_addr().map(|address| address.port()), listener)),
         Err(error) => Err(error),
     })

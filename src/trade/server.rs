@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -15,11 +15,11 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::deal::Windows;
 use super::exchange::{Exchange, Resumed, Rules, Told};
 use super::store::{self, StoreJournal};
-use super::wire::{Code, DATAGRAM_MAX, Reply, encode};
+use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
 use crate::model::{Clock, FeeRate, Millis};
-use crate::net::gate::Gate;
-use crate::net::tcp::TcpServer;
+use crate::net::budget::Budget;
+use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, Messages};
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
 use crate::net::tls::Identity;
@@ -80,7 +80,9 @@ pub struct Floor {
     /// Threads for requests, connections and settlements.
     pub executor: Arc<Executor>,
     /// The bound of connections, shared by all listeners of the process.
-    pub gate: Arc<Gate>,
+    pub limiter: Arc<ConnectionLimiter>,
+    /// The bound of what was received and not yet handled, likewise.
+    pub budget: Arc<Budget>,
     /// The time.
     pub clock: Clock,
     /// The data dir's certificate.
@@ -120,7 +122,7 @@ pub enum StartError {
 pub struct TradeServer {
     shared: Arc<Shared>,
     udp: UdpServer,
-    tcp: TcpServer,
+    tcp: Listener,
 }
 
 /// What a timer brings up.
@@ -194,13 +196,16 @@ impl TradeServer {
         let handler = Arc::clone(&shared);
         let handler = Arc::new(move |datagram: Datagram<'_>| handler.datagram(datagram));
         let udp = UdpServer::start(socket, Arc::clone(&shared.floor.executor), limits, handler)?;
-        let busy = Reply::Error { rq: None, code: Code::Busy, reason: "too many connections; try again".to_owned() };
-        let mut busy = encode(&busy);
-        busy.push(b'\n');
-        let handler = Arc::clone(&shared);
-        let handler = Arc::new(move |stream: Arc<TcpStream>, source| handler.connection(stream, source));
-        let (executor, gate) = (Arc::clone(&shared.floor.executor), Arc::clone(&shared.floor.gate));
-        let tcp = TcpServer::start(listener, executor, gate, busy, handler)?;
+        let context = ListenerContext {
+            executor: Arc::clone(&shared.floor.executor),
+            limiter: Arc::clone(&shared.floor.limiter),
+            budget: Arc::clone(&shared.floor.budget),
+            identity: Some(Arc::clone(&shared.floor.identity)),
+            // What is said here is guarded by its token.
+            plain_from_afar: true,
+        };
+        let service = requests::TradeService(Arc::clone(&shared));
+        let tcp = Listener::start(listener, context, Arc::new(Messages(service)))?;
         Ok(TradeServer { shared, udp, tcp })
     }
 
@@ -221,7 +226,7 @@ impl TradeServer {
                 "trade_udp",
                 self.udp.dropped_by_kernel().map(|drops| ("dropped_by_kernel", drops)).into_iter().collect(),
             ),
-            named("trade_tcp", self.tcp.counters().list()),
+            named("trade_tcp", self.tcp.counters()),
         ]
         .concat()
     }
@@ -280,7 +285,7 @@ fn bind_both(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     const TRIES: usize = 64;
     let mut failed = None;
     for _ in 0..if addr.port() == 0 { TRIES } else { 1 } {
-        let listener = crate::net::tcp::listen(addr)?;
+        let listener = crate::net::listener::listen(addr)?;
         match UdpSocket::bind(listener.local_addr()?) {
             Ok(socket) => return Ok((socket, listener)),
             Err(error) => failed = Some(error),

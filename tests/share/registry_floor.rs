@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use p2s2::model::Clock;
 use p2s2::net::budget::{Budget, RECEIVED_MAX};
-use p2s2::net::gate::Gate;
+use p2s2::net::listener::ConnectionLimiter;
 use p2s2::net::threads::Executor;
 use p2s2::net::tls::Identity;
 use p2s2::share::registry::store;
@@ -89,7 +89,7 @@ impl Running {
         let budget = Budget::new(wanted.received);
         let floor = Floor {
             executor: Executor::new("registry", wanted.connections + 10),
-            gate: Gate::new(wanted.connections),
+            limiter: ConnectionLimiter::new(wanted.connections),
             budget: Arc::clone(&budget),
             identity: wanted.identity,
             plain_from_afar: false,

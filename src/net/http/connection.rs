@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -22,9 +22,10 @@ use hyper::server::conn::http1;
 
 use super::service::Service;
 use super::{HEAD_MAX, Limits, Shared, answer};
-use crate::net::conn::{Conn, ConnReader, ConnWriter};
+use crate::net::budget::Share;
+use crate::net::conn::{ConnReader, ConnWriter};
 use crate::net::deadline::ReadBefore;
-use crate::net::porch::Newcomer;
+use crate::net::listener::{Connection, Permit};
 
 /// What is read at a time: between requests little, because a connection that idles must cost little.
 const FIRST_READ_BYTES: usize = 2048;
@@ -33,6 +34,8 @@ const NEXT_READ_BYTES: usize = 16 * 1024;
 const WRITE_BYTES: usize = 64 * 1024;
 /// What hyper may hold of a head, or of an answer.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// What of a request's head costs nothing of what all connections may hold: common heads are shorter.
+const HEAD_FREE_BYTES: usize = 4 * 1024;
 /// How long a connection that we end is read on, so that the client can read our last word.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -60,8 +63,14 @@ pub(super) struct Wire {
     is_in_request: bool,
     /// Until when it must be whole, once it was waited for.
     whole_by: Option<Instant>,
-    /// Its place among those that may be closed when room is short: until a request is whole.
-    newcomer: Option<Newcomer>,
+    /// Bytes of the head that hyper was given and has not made a request of.
+    head_bytes: usize,
+    /// For what was received and not handled.
+    share: Share,
+    /// The status by which hyper itself refused what came, before it was a request.
+    refused: Option<StatusCode>,
+    /// Among those that may be closed when room is short, until a request is whole.
+    permit: Permit,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +101,7 @@ impl Wire {
                     };
                 }
                 self.is_in_request |= len > 0;
+                self.head_bytes += len;
                 len
             }
             Part::Body(left) => {
@@ -113,13 +123,39 @@ impl Wire {
 
     /// The head is whole, and a body follows: of known length or in chunks.
     pub(super) fn body_follows(&mut self, length: Option<u64>) {
-        self.part = length.map_or(Part::Chunks, Part::Body);
+        (self.part, self.head_bytes) = (length.map_or(Part::Chunks, Part::Body), 0);
     }
 
     /// Nothing of the request is missing.
     pub(super) fn request_is_whole(&mut self) {
-        (self.part, self.is_in_request, self.whole_by) = (Part::Head, false, None);
-        self.newcomer = None;
+        (self.part, self.is_in_request, self.whole_by, self.head_bytes) = (Part::Head, false, None, 0);
+        // One that was told to go finds out when it answers.
+        let _ = self.permit.request_completed();
+    }
+
+    /// Whether so many bytes of a body may be held, beside what others hold.
+    pub(super) fn may_hold(&mut self, bytes: usize) -> bool {
+        self.share.grow_to(bytes)
+    }
+
+    /// The request was handled: nothing is held of it.
+    pub(super) fn was_handled(&mut self) {
+        self.share.clear();
+    }
+
+    /// Whether what came of a head may be held.
+    fn may_hold_head(&mut self) -> bool {
+        self.head_bytes <= HEAD_FREE_BYTES || self.share.grow_to(self.head_bytes)
+    }
+
+    /// Hyper's own refusal of what is no request: a status without a word. The word is ours.
+    fn takes_refusal(&mut self, bytes: &[u8]) -> bool {
+        // An answer of ours is only written when its request is whole.
+        if self.refused.is_none() && self.part == Part::Head && self.is_in_request {
+            let status = bytes.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
+            self.refused = status.and_then(|status| StatusCode::from_bytes(status).ok());
+        }
+        self.refused.is_some()
     }
 
     /// The same, told by whoever reads the body: the end of one in chunks is seen there alone.
@@ -150,7 +186,10 @@ impl Read for Io {
 
 impl Write for Io {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let wire = self.0.borrow();
+        let mut wire = self.0.borrow_mut();
+        if wire.takes_refusal(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let bytes = &bytes[..bytes.len().min(WRITE_BYTES)];
         let written = wire.writer.write_all(bytes, Instant::now() + wire.write_timeout);
         Poll::Ready(written.map(|()| bytes.len()))
@@ -186,7 +225,8 @@ enum Came {
 }
 
 /// Serves one connection to its end.
-pub(super) fn serve(server: &Arc<Shared>, conn: Conn, source: SocketAddr, newcomer: Newcomer) -> io::Result<()> {
+pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<()> {
+    let Connection { conn, source, may_speak, share, permit } = connection;
     let (is_tls, stream) = (conn.is_tls(), Arc::clone(conn.stream()));
     let (mut reader, writer) = conn.split();
     let wire = Rc::new(RefCell::new(Wire {
@@ -199,14 +239,20 @@ pub(super) fn serve(server: &Arc<Shared>, conn: Conn, source: SocketAddr, newcom
         newline: Newline::None,
         is_in_request: false,
         whole_by: None,
-        newcomer: Some(newcomer),
+        head_bytes: 0,
+        share,
+        refused: None,
+        permit,
     }));
-    let service = Service::new(Arc::clone(server), Rc::clone(&wire), Arc::clone(&stream), source, is_tls);
+    let client = (is_tls, may_speak);
+    let service = Service::new(Arc::clone(server), Rc::clone(&wire), Arc::clone(&stream), source, client);
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_header_size(HEAD_MAX).max_buf_size(BUFFER_BYTES);
     let connection = builder.serve_connection(Io(Rc::clone(&wire)), service);
-    let result = drive(server, connection, &wire, &mut reader, (&stream, source));
+    let result = drive(server, connection, &wire, &mut reader, &stream);
     writer.finish();
+    // Who has been told the last word gives way meanwhile.
+    wire.borrow_mut().permit.await_request(&stream);
     let deadline = Instant::now() + LINGER;
     let mut ignored = [0; FIRST_READ_BYTES];
     // Whatever ends it, the end is what was wanted.
@@ -219,14 +265,25 @@ fn drive(
     connection: http1::Connection<Io, Service>,
     wire: &RefCell<Wire>,
     reader: &mut ConnReader,
-    (stream, source): (&Arc<TcpStream>, SocketAddr),
+    stream: &Arc<TcpStream>,
 ) -> io::Result<()> {
+    let say = |status: StatusCode, reason: &str| {
+        let last = answer::raw(status, reason);
+        wire.borrow().writer.write_all(&last, Instant::now() + server.limits.write_timeout)
+    };
     let mut connection = pin!(connection);
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
     let mut context = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(result) = connection.as_mut().poll(&mut context) {
+            let refused = wire.borrow().refused;
+            if let Some(status) = refused {
+                server.counters.refused.add(1);
+                let reason =
+                    result.err().map_or_else(|| "this is no HTTP request".to_owned(), |error| error.to_string());
+                return say(status, &reason);
+            }
             return result.map_err(io::Error::other);
         }
         if woken.0.swap(false, Relaxed) {
@@ -236,7 +293,12 @@ fn drive(
             // It knows of the end, and has nothing left to do.
             return Ok(());
         }
-        wire.borrow_mut().newcomer.get_or_insert_with(|| server.porch.enter(stream, source.ip()));
+        if !wire.borrow_mut().may_hold_head() {
+            server.counters.refused.add(1);
+            let reason = "BUSY: too much is being received at the moment; try again";
+            return say(StatusCode::SERVICE_UNAVAILABLE, reason);
+        }
+        wire.borrow_mut().permit.await_request(stream);
         match read_more(wire, reader, &server.limits)? {
             Came::Something => {}
             Came::Silence => return Ok(()),
@@ -244,8 +306,7 @@ fn drive(
                 server.counters.late.add(1);
                 let seconds = server.limits.message_timeout.as_secs_f64();
                 let reason = format!("the request was not complete {seconds} s after its first byte");
-                let last = answer::raw(StatusCode::REQUEST_TIMEOUT, &reason);
-                return wire.borrow().writer.write_all(&last, Instant::now() + server.limits.write_timeout);
+                return say(StatusCode::REQUEST_TIMEOUT, &reason);
             }
         }
     }

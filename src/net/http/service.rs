@@ -22,7 +22,6 @@ use super::body::{Outgoing, Place, Stream};
 use super::connection::Wire;
 use super::rules::Passed;
 use super::{BODY_MAX, Body, Request, Response, Shared};
-use crate::net::budget::Share;
 use crate::net::threads::panic_text;
 
 /// What a connection has its requests answered by.
@@ -32,6 +31,7 @@ pub(super) struct Service {
     stream: Arc<TcpStream>,
     source: SocketAddr,
     is_tls: bool,
+    may_speak: bool,
 }
 
 impl Service {
@@ -40,15 +40,14 @@ impl Service {
         wire: Rc<RefCell<Wire>>,
         stream: Arc<TcpStream>,
         source: SocketAddr,
-        is_tls: bool,
+        (is_tls, may_speak): (bool, bool),
     ) -> Service {
-        Service { server, wire, stream, source, is_tls }
+        Service { server, wire, stream, source, is_tls, may_speak }
     }
 
     /// What of the answer is known by the head alone, and the answer itself if that is known too.
     fn look(&self, parts: &Parts, body: &Incoming) -> (HeaderMap, Option<Response>) {
-        let is_safe = self.is_tls || self.source.ip().is_loopback() || self.server.plain_from_afar;
-        if !is_safe {
+        if !self.may_speak {
             let reason = "from another host this port wants TLS";
             return (HeaderMap::new(), Some(answer::error(StatusCode::FORBIDDEN, reason)));
         }
@@ -96,7 +95,6 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Service {
             parts: Some(parts),
             body,
             came: Vec::new(),
-            share: Share::of(Arc::clone(&server.budget)),
             headers,
             // Its body is not looked at any more: where the next request begins is not to be found out.
             is_last: answer.is_some() && has_body,
@@ -115,8 +113,6 @@ pub(super) struct Answering {
     parts: Option<Parts>,
     body: Incoming,
     came: Vec<u8>,
-    /// For the bytes that came.
-    share: Share,
     /// For the answer, whatever it is.
     headers: HeaderMap,
     /// Nothing more is read after it.
@@ -163,7 +159,7 @@ impl Answering {
             if length > BODY_MAX {
                 return Poll::Ready(Err(too_long()));
             }
-            if !self.share.grow_to(length) {
+            if !self.wire.borrow_mut().may_hold(length) {
                 let reason = "too much is being received at the moment; try again";
                 return Poll::Ready(Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason)));
             }
@@ -179,12 +175,12 @@ impl Answering {
             path: parts.uri.path().to_owned(),
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers,
-            body: std::mem::take(&mut self.came),
+            body: without_bom(std::mem::take(&mut self.came)),
             source: self.source,
         };
         // Unwind safe as the jobs of an executor are: see `Executor::contain`.
         let handled = catch_unwind(AssertUnwindSafe(|| self.server.handler.handle(request)));
-        self.share.clear();
+        self.wire.borrow_mut().was_handled();
         handled.unwrap_or_else(|panic| {
             self.server.counters.panics.add(1);
             log::error!("an HTTP request panicked: {}", panic_text(&*panic));
@@ -254,4 +250,12 @@ fn is_json(headers: &HeaderMap) -> bool {
     let (Some(value), None) = (values.next(), values.next()) else { return false };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
     essence.trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Some write a byte order mark before their JSON.
+fn without_bom(mut body: Vec<u8>) -> Vec<u8> {
+    if body.starts_with(b"\xef\xbb\xbf") {
+        body.drain(..3);
+    }
+    body
 }

@@ -1,11 +1,13 @@
 use super::*;
-use crate::net::conn::{ConnReader, ConnWriter};
+use crate::net::conn::{Conn, ConnReader, ConnWriter};
 use crate::net::deadline::ReadBefore;
-use crate::net::tcp;
+use crate::net::listener;
 use crate::net::testing::eventually;
 use crossbeam_channel::unbounded;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::time::Instant;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -20,7 +22,8 @@ fn quick() -> Limits {
 fn floor(limits: Limits) -> Floor {
     Floor {
         executor: Executor::new("test", 1000),
-        gate: Gate::new(1000),
+        limiter: ConnectionLimiter::new(1000),
+        budget: Budget::new(64 << 20),
         identity: None,
         plain_from_afar: false,
         rules: Rules { http_hosts: Vec::new(), allow_origins: vec!["https://page.example".to_owned()] },
@@ -29,7 +32,7 @@ fn floor(limits: Limits) -> Floor {
 }
 
 fn start(floor: Floor, handler: impl Handler) -> HttpServer {
-    let listener = tcp::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listener::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     HttpServer::start(listener, floor, Arc::new(handler)).unwrap()
 }
 
@@ -163,7 +166,7 @@ fn a_connection_is_kept_for_the_next_request() {
     let mut old = Client::new(&server);
     assert_eq!(old.ask("GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n").status, 200);
     old.assert_ended();
-    eventually(|| server.tcp.open() == 0);
+    eventually(|| server.listener.open() == 0);
     assert_eq!(server.counters.requests.get(), 6);
 }
 
@@ -469,7 +472,7 @@ fn a_client_that_leaves_is_noticed() {
     drop(client);
     eventually(|| server.event_streams() == 0);
     assert!(tell.send(event(0)).is_err(), "nobody listens any more");
-    eventually(|| server.tcp.open() == 0);
+    eventually(|| server.listener.open() == 0);
 }
 
 #[test]
@@ -519,7 +522,7 @@ fn idle_connections_and_event_streams_leave_room_for_others() {
     eventually(|| server.event_streams() == 0);
     drop(idle);
     drop(client);
-    eventually(|| server.tcp.open() == 0);
+    eventually(|| server.listener.open() == 0);
 }
 
 #[test]
@@ -551,7 +554,7 @@ fn stopping_ends_streams_and_idle_connections_and_finishes_what_is_in_hand() {
 
 #[test]
 fn past_the_bound_of_connections_it_is_busy() {
-    let server = start(Floor { gate: Gate::new(1), ..floor(Limits::default()) }, echo);
+    let server = start(Floor { limiter: ConnectionLimiter::new(1), ..floor(Limits::default()) }, echo);
     let mut first = Client::new(&server);
     assert_eq!(first.get("/").status, 200);
     let mut second = Client::new(&server);
@@ -587,7 +590,7 @@ fn tls_is_told_by_its_first_byte() {
 #[test]
 fn connections_without_a_request_leave_room_for_those_with_one() {
     let handler = |request: Request| success(json!({ "path": request.path }));
-    let server = start(Floor { gate: Gate::new(8), ..floor(Limits::default()) }, handler);
+    let server = start(Floor { limiter: ConnectionLimiter::new(8), ..floor(Limits::default()) }, handler);
     let mut held = Vec::new();
     for begun in [
         "",
@@ -619,27 +622,76 @@ fn from_other_hosts_requests_want_tls_unless_it_was_allowed_otherwise() {
         let asked = Arc::new(AtomicUsize::new(0));
         let its_asked = Arc::clone(&asked);
         let (_running, stopped) = bounded(0);
-        let shared = Arc::new(Shared {
+        let shared = Shared {
             handler: Arc::new(move |_: Request| {
                 its_asked.fetch_add(1, Relaxed);
                 success(json!({}))
             }),
-            identity: None,
-            plain_from_afar,
             rules: Rules::default(),
             limits: Limits::default(),
             counters: Arc::default(),
-            budget: Budget::new(BODIES_MAX),
             streams: Arc::default(),
-            porch: Porch::new(Gate::new(8)),
             stopped,
-        });
+        };
         let (here, mut there) = crate::net::deadline::tests::pair();
         there.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").unwrap();
-        shared.receive(Arc::new(here), source.parse().unwrap());
+        Port(Arc::new(shared)).serve(Accepted::as_if_from(here, source.parse().unwrap(), plain_from_afar));
         let mut answer = String::new();
         there.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{source} {plain_from_afar}: {answer}");
         assert_eq!(asked.load(Relaxed), usize::from(status == 200));
     }
+}
+
+#[test]
+fn what_is_no_request_is_refused_in_json() {
+    let server = start(floor(Limits::default()), echo);
+    for (sent, status) in [
+        ("GET / HTTP/1.1\r\nHost localhost\r\n\r\n", 400),
+        ("\u{1}\u{2}\r\n\r\n", 400),
+        ("GET / HTTP/7.5\r\n\r\n", 400),
+        (&format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(HEAD_MAX)), 431),
+    ] {
+        let mut client = Client::new(&server);
+        // The first is good: what follows it is refused all the same.
+        assert_eq!(client.get("/first").status, 200);
+        client.send(sent);
+        let answer = client.answer().unwrap();
+        assert_eq!(answer.status, status, "{sent:.40}");
+        assert_eq!(answer.json()["success"], false, "{sent:.40}");
+        assert!(!answer.json()["error"].as_str().unwrap().is_empty());
+        client.assert_ended();
+    }
+}
+
+#[test]
+fn a_byte_order_mark_before_a_body_is_skipped() {
+    let server = start(floor(Limits::default()), echo);
+    let mut client = Client::new(&server);
+    client.send(
+        "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 5\r\n\r\n\u{feff}{}",
+    );
+    assert_eq!(client.answer().unwrap().json()["body"], "{}");
+}
+
+#[test]
+fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
+    let budget = Budget::new(30_000);
+    let server = start(Floor { budget: Arc::clone(&budget), ..floor(Limits::default()) }, echo);
+    let head = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let mut holder = Client::new(&server);
+    holder.send(&format!("{head}content-length: 28000\r\n\r\n{}", "x".repeat(27_000)));
+    eventually(|| budget.taken() == 27_000);
+    let mut body = Client::new(&server);
+    body.send(&format!("{head}content-length: 5000\r\n\r\n{}", "x".repeat(5_000)));
+    let mut long_head = Client::new(&server);
+    long_head.send(&format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}", "x".repeat(9_000)));
+    for busy in [&mut body, &mut long_head] {
+        let answer = busy.answer().unwrap();
+        assert_eq!(answer.status, 503);
+        assert!(answer.json()["error"].as_str().unwrap().contains("too much is being received"));
+    }
+    assert_eq!(Client::new(&server).get("/short").status, 200, "what is short goes on");
+    drop(holder);
+    eventually(|| budget.taken() == 0);
 }

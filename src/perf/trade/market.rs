@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::net::conn::Conn;
 use crate::net::lines::{LineLimits, LineReader};
-use crate::net::{tcp, threads};
+use crate::net::{listener, threads};
 use crate::perf::load::{self, Length, Sample};
 use crate::perf::stop::Stop;
 
@@ -109,7 +109,7 @@ impl Market {
 
     fn join(&mut self, server: SocketAddr, name: String, driver: Option<Sender<News>>) -> anyhow::Result<Arc<Peer>> {
         let socket = load::connect(server)?;
-        let listener = tcp::listen(SocketAddr::new(socket.local_addr()?.ip(), 0))?;
+        let listener = listener::listen(SocketAddr::new(socket.local_addr()?.ip(), 0))?;
         let answer = super::register(&socket, &name, listener.local_addr()?.port())?;
         let text = |field: &str| answer[field].as_str().map(str::to_owned);
         let peer = Arc::new(Peer {

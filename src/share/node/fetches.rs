@@ -425,7 +425,7 @@ fn start(inner: &Arc<Inner>, spec: FetchSpec) -> Result<(), NodeError> {
             }
         })
     };
-    let floor = transfer::Floor { executor: Arc::clone(&inner.floor.executor), pace: Pace::default() };
+    let floor = transfer::Floor { executor: Arc::clone(&inner.floor.listening.executor), pace: Pace::default() };
     let target = spec.save_path.clone();
     let fetch = Fetch::start(spec, Arc::new(Finder(Arc::downgrade(inner))), told, floor);
     let fetch = fetch.map_err(|error| match error {

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::keep::User;
 use super::{Beginning, Floor, Node, NodeError, Settings};
 use crate::model::{Name, Token};
-use crate::net::tcp;
+use crate::net::listener;
 use crate::share::folders::Folders;
 
 /// Most users of one process: each has threads and a port.
@@ -244,7 +244,7 @@ impl Nodes {
     }
 
     fn listen(&self, port: u16) -> io::Result<TcpListener> {
-        tcp::listen(SocketAddr::new(self.settings.bind, port))
+        listener::listen(SocketAddr::new(self.settings.bind, port))
     }
 
     /// The port of last time if it is free, else the first that is.

@@ -9,8 +9,8 @@ use crate::identity::users::AdminSettings;
 use crate::identity::{Cost, Passwords, Role};
 use crate::model::Name;
 use crate::net::budget::Budget;
-use crate::net::gate::Gate;
 use crate::net::http::{Body, HeaderMap, header};
+use crate::net::listener::ConnectionLimiter;
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, Config, Floor};
@@ -41,7 +41,7 @@ fn world(with_registry: bool) -> World {
     let registry = with_registry.then(|| {
         let floor = Floor {
             executor: Executor::new("test", 100),
-            gate: Gate::new(100),
+            limiter: ConnectionLimiter::new(100),
             budget: Budget::new(1 << 20),
             identity: None,
             plain_from_afar: false,

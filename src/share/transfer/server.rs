@@ -4,8 +4,8 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,12 +16,11 @@ use super::sendfile::send_some;
 use super::wire::{self, Failure, REQUEST_MAX, Request};
 use super::{NotServed, Offer, Published};
 use crate::net::counters::{Counter, Seldom};
-use crate::net::deadline::TimedStream;
-use crate::net::gate::Gate;
-use crate::net::lines::{LineError, LineLimits, LineReader};
-use crate::net::porch::Porch;
-use crate::net::tcp::{TcpHandler, TcpServer};
-use crate::net::threads::Executor;
+use crate::net::ended::Ended;
+use crate::net::lines::LineLimits;
+use crate::net::listener::{
+    After, Listener, ListenerContext, MessageConnection, MessageFraming, MessageService, Messages, Rejection,
+};
 use crate::share::wire::Seconds;
 
 /// Files up to this size are read first and sent in one go with their length.
@@ -37,10 +36,6 @@ const CHUNK_SLOW: Duration = Duration::from_secs(1);
 const SLOWEST_BYTES_PER_S: u64 = 1024;
 /// Between two ranges a connection counts as busy for so long.
 const BETWEEN_RANGES: Duration = Duration::from_secs(3);
-/// How long, and how much, is read and forgotten from a connection that is about to be closed: a reset
-/// for unread bytes could take the answer with it.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1 << 20;
 
 /// How patient a server is.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +58,7 @@ impl Default for Limits {
 /// Serves the files of one node.
 pub struct PeerServer {
     shared: Arc<Shared>,
-    server: TcpServer,
+    listener: Listener,
 }
 
 struct Shared {
@@ -72,8 +67,6 @@ struct Shared {
     counters: Counters,
     running: Arc<AtomicUsize>,
     complaints: Seldom,
-    /// Connections that ask for nothing give way when room is short.
-    porch: Arc<Porch>,
 }
 
 /// What a server did so far.
@@ -88,6 +81,7 @@ struct Counters {
     read_errors: Counter,
     changed_while_sent: Counter,
     cut_off: Counter,
+    connections_failed: Counter,
 }
 
 impl PeerServer {
@@ -96,12 +90,11 @@ impl PeerServer {
     /// # Errors
     /// The system's, when it gives no thread.
     pub fn start(
-        listener: TcpListener,
-        executor: Arc<Executor>,
-        gate: Arc<Gate>,
+        socket: TcpListener,
+        context: ListenerContext,
         published: Arc<dyn Published>,
     ) -> io::Result<PeerServer> {
-        PeerServer::start_within(listener, executor, gate, published, Limits::default())
+        PeerServer::start_within(socket, context, published, Limits::default())
     }
 
     /// The same with other limits.
@@ -109,26 +102,23 @@ impl PeerServer {
     /// # Errors
     /// As [`PeerServer::start`].
     pub fn start_within(
-        listener: TcpListener,
-        executor: Arc<Executor>,
-        gate: Arc<Gate>,
+        socket: TcpListener,
+        context: ListenerContext,
         published: Arc<dyn Published>,
         limits: Limits,
     ) -> io::Result<PeerServer> {
         let (counters, running, complaints) = (Counters::default(), Arc::default(), Seldom::minutely());
-        let porch = Porch::new(Arc::clone(&gate));
-        let shared = Arc::new(Shared { published, limits, counters, running, complaints, porch });
-        let handler: TcpHandler = {
-            let shared = Arc::clone(&shared);
-            Arc::new(move |stream, source| shared.serve(&stream, source))
-        };
-        let server = TcpServer::start(listener, executor, gate, Failure::Busy.line().as_bytes().to_vec(), handler)?;
-        Ok(PeerServer { shared, server })
+        let shared = Arc::new(Shared { published, limits, counters, running, complaints });
+        let service = PeerService(Arc::clone(&shared));
+        // Peers speak without TLS: what is sent is checked by its digests.
+        let context = ListenerContext { identity: None, plain_from_afar: true, ..context };
+        let listener = Listener::start(socket, context, Arc::new(Messages(service)))?;
+        Ok(PeerServer { shared, listener })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        self.server.local_addr()
+        self.listener.local_addr()
     }
 
     /// How many transfers run now. A connection that was sent a part counts a moment longer: it most often
@@ -139,7 +129,7 @@ impl PeerServer {
 
     /// Connections that are open.
     pub fn open(&self) -> usize {
-        self.server.open()
+        self.listener.open()
     }
 
     /// What was counted so far.
@@ -155,16 +145,16 @@ impl PeerServer {
             ("read_errors", counters.read_errors.get()),
             ("changed_while_sent", counters.changed_while_sent.get()),
             ("cut_off", counters.cut_off.get()),
-            ("newcomers_closed", self.shared.porch.closed()),
+            ("connections_failed", counters.connections_failed.get()),
         ];
-        list.extend(self.server.counters().list());
+        list.extend(self.listener.counters());
         list
     }
 
     /// Ends: no new connections at once, what is being sent may end within `grace`. How many connections did
     /// not end even then.
     pub fn stop(&self, grace: Duration) -> usize {
-        self.server.stop(grace)
+        self.listener.stop(grace)
     }
 }
 
@@ -201,71 +191,105 @@ enum Cut {
     Io(#[from] io::Error),
 }
 
-/// Whether the connection may bear another request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum After {
-    Open,
-    Close,
+/// The files as the port sees them.
+struct PeerService(Arc<Shared>);
+
+/// What is remembered of a connection.
+#[derive(Default)]
+struct Asker {
+    /// It was sent something, a moment ago at most.
+    running: Option<Running>,
+}
+
+impl MessageService for PeerService {
+    type Client = Asker;
+    const NAME: &'static str = "peer port";
+    const FRAMING: MessageFraming = MessageFraming::Lines;
+
+    fn limits(&self) -> LineLimits {
+        let Limits { request, idle, .. } = self.0.limits;
+        LineLimits { max_bytes: REQUEST_MAX, message_timeout: request, idle_timeout: idle }
+    }
+
+    fn rejection(&self, why: Rejection) -> Option<Vec<u8>> {
+        let failure = match why {
+            why if why.is_busy() => Failure::Busy,
+            // A published name is shorter.
+            Rejection::TooLong { .. } => Failure::NotFound,
+            _ => return None,
+        };
+        Some(failure.line().trim_ascii_end().as_bytes().to_vec())
+    }
+
+    fn count_rejected(&self) {
+        self.0.counters.not_found.add(1);
+    }
+
+    fn connections_failed(&self) -> &Counter {
+        &self.0.counters.connections_failed
+    }
+
+    fn connected(&self, connection: &MessageConnection) -> Asker {
+        // Each write waits that long at most; whoever takes a little each time is noticed by his speed.
+        if let Err(error) = connection.stream().set_write_timeout(Some(self.0.limits.stall)) {
+            // Refused for a connection that is gone already.
+            debug!("{}: {error}", connection.source());
+        }
+        Asker::default()
+    }
+
+    fn message(&self, asker: &mut Asker, line: Vec<u8>, connection: &mut MessageConnection) -> Result<After, Ended> {
+        let stream = connection.stream();
+        match self.0.serve(asker, &line, stream) {
+            Ok(after) => {
+                if after == After::Close {
+                    // It is done, however long the other end takes to close.
+                    asker.running = None;
+                }
+                Ok(after)
+            }
+            Err(cut) => {
+                let counter = match cut {
+                    Cut::Changed => &self.0.counters.changed_while_sent,
+                    Cut::TooSlow | Cut::Io(_) => &self.0.counters.cut_off,
+                };
+                counter.add(1);
+                debug!("{}: cut off: {cut}", connection.source());
+                reset_on_close(stream);
+                Ok(After::Over)
+            }
+        }
+    }
+
+    /// Who asks for nothing loses nothing but the connection.
+    fn gives_way(&self, _asker: &Asker) -> bool {
+        true
+    }
+
+    fn pause(&self, asker: &Asker) -> Option<Duration> {
+        asker.running.as_ref().map(|_| BETWEEN_RANGES)
+    }
+
+    fn paused(&self, asker: &mut Asker) {
+        asker.running = None;
+    }
 }
 
 impl Shared {
-    fn serve(&self, stream: &Arc<TcpStream>, source: SocketAddr) {
-        // Each write waits that long at most; whoever takes a little each time is noticed by his speed.
-        if let Err(error) = stream.set_write_timeout(Some(self.limits.stall)) {
-            debug!("{source}: {error}");
-            return;
+    fn serve(self: &Arc<Self>, asker: &mut Asker, line: &[u8], stream: &TcpStream) -> Result<After, Cut> {
+        // A published name is text.
+        let Some(request) = Request::parse(line).filter(|_| std::str::from_utf8(line).is_ok()) else {
+            self.refuse(stream, Failure::NotFound)?;
+            return Ok(After::Close);
+        };
+        if !matches!(request, Request::Meta { .. }) && asker.running.is_none() {
+            asker.running = Some(Running::begin(self));
         }
-        match self.serve_requests(stream, source.ip()) {
-            Ok(()) => linger(stream),
-            Err(Cut::Changed) => {
-                self.counters.changed_while_sent.add(1);
-                debug!("{source}: {}", Cut::Changed);
-                reset_on_close(stream);
-            }
-            Err(cut) => {
-                self.counters.cut_off.add(1);
-                debug!("{source}: cut off: {cut}");
-                reset_on_close(stream);
-            }
-        }
-    }
-
-    fn serve_requests(&self, stream: &Arc<TcpStream>, source: IpAddr) -> Result<(), Cut> {
-        let limits =
-            LineLimits { max_bytes: REQUEST_MAX, message_timeout: self.limits.request, idle_timeout: self.limits.idle };
-        let mut lines = LineReader::new(TimedStream::new(Arc::clone(stream)), limits);
-        let mut running = None;
-        let mut waiting = None;
-        loop {
-            waiting.get_or_insert_with(|| self.porch.enter(stream, source));
-            let idle = if running.is_some() { BETWEEN_RANGES.min(self.limits.idle) } else { self.limits.idle };
-            let line = match lines.read_line_before(Instant::now() + idle) {
-                Ok(Some(line)) => line,
-                Ok(None) => return Ok(()),
-                Err(LineError::Idle { .. }) if running.is_some() => {
-                    running = None;
-                    continue;
-                }
-                // A published name is text, and shorter.
-                Err(LineError::TooLong { .. } | LineError::NotUtf8) => return self.refuse(stream, Failure::NotFound),
-                Err(LineError::Io(error)) => return Err(error.into()),
-                Err(_idle_or_unfinished) => return Ok(()),
-            };
-            waiting = None;
-            let Some(request) = Request::parse(line.as_bytes()) else {
-                return self.refuse(stream, Failure::NotFound);
-            };
-            if !matches!(request, Request::Meta { .. }) && running.is_none() {
-                running = Some(Running::begin(self));
-            }
-            if self.answer(stream, request)? == After::Close {
-                return Ok(());
-            }
-        }
+        self.answer(stream, request)
     }
 
     fn answer(&self, stream: &TcpStream, request: Request<'_>) -> Result<After, Cut> {
-        let after = if matches!(request, Request::Get { .. }) { After::Close } else { After::Open };
+        let after = if matches!(request, Request::Get { .. }) { After::Close } else { After::Continue };
         let offer = self.published.open(request.name()).map_err(|not_served| match not_served {
             NotServed::NotFound => Failure::NotFound,
             NotServed::Moved => Failure::FileNotFound,
@@ -406,29 +430,6 @@ fn seconds(time: SystemTime) -> Seconds {
     };
     // Files of other geological ages have no time that others could read.
     Seconds::new(seconds).unwrap_or(Seconds::new(0.0).expect("zero is a time"))
-}
-
-/// Lets the other end read what was said to it, also if it has said more than was read.
-fn linger(stream: &TcpStream) {
-    if stream.shutdown(Shutdown::Write).is_err() {
-        return;
-    }
-    let deadline = Instant::now() + LINGER;
-    let mut buffer = [0; 4096];
-    let mut forgotten = 0;
-    while forgotten < LINGER_BYTES {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
-            return;
-        }
-        let mut reader = stream;
-        match reader.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(len) => forgotten += len,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
-    }
 }
 
 /// What was sent and not yet taken goes nowhere, and the other end learns that something went wrong.

@@ -10,7 +10,7 @@ use super::*;
 use crate::net::budget::{Budget, RECEIVED_MAX};
 use crate::net::cluster::ClusterKey;
 use crate::net::frames::{Framing, frame};
-use crate::net::gate::Gate;
+use crate::net::listener::ConnectionLimiter;
 use crate::net::testing::eventually;
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
@@ -30,7 +30,7 @@ const ANY: &str = "127.0.0.1:0";
 fn floor(key: &ClusterKey) -> Floor {
     Floor {
         executor: Executor::new("test-shop", 500),
-        gate: Gate::new(500),
+        limiter: ConnectionLimiter::new(500),
         budget: Budget::new(RECEIVED_MAX),
         identity: None,
         plain_from_afar: false,

@@ -1,14 +1,17 @@
 //! What comes in: datagrams, lines on connections, and the requests that both hold.
 
-use std::net::{SocketAddr, TcpStream};
+use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::{DATAGRAMS_IN_HAND_MAX, Ex, LEAVING_MAX, LINE_MAX, MESSAGE_TIMEOUT, Shared};
 use crate::model::Name;
-use crate::net::conn::{Conn, ConnError};
-use crate::net::lines::{LineLimits, LineReader};
+use crate::net::counters::Counter;
+use crate::net::ended::Ended;
+use crate::net::lines::LineLimits;
+use crate::net::listener::{After, MessageConnection, MessageFraming, MessageService, Rejection};
 use crate::net::udp::Datagram;
 use crate::storage::StoreError;
 use crate::trade::exchange::{Outcome, Via};
@@ -33,6 +36,65 @@ impl Drop for Place {
     }
 }
 
+/// The trade port's connections: BUY, a line each.
+pub(super) struct TradeService(pub(super) Arc<Shared>);
+
+impl MessageService for TradeService {
+    type Client = ();
+    const NAME: &'static str = "trade";
+    const FRAMING: MessageFraming = MessageFraming::JsonLines;
+
+    fn limits(&self) -> LineLimits {
+        LineLimits::new(LINE_MAX)
+    }
+
+    fn rejection(&self, why: Rejection) -> Option<Vec<u8>> {
+        let code = if why.is_busy() { Code::Busy } else { Code::BadRequest };
+        Some(encode(&Reply::Error { rq: None, code, reason: why.to_string() }))
+    }
+
+    fn count_rejected(&self) {
+        self.0.counters.errors.add(1);
+    }
+
+    fn connections_failed(&self) -> &Counter {
+        &self.0.counters.connections_failed
+    }
+
+    fn connected(&self, _connection: &MessageConnection) {}
+
+    fn message(&self, (): &mut (), message: Vec<u8>, connection: &mut MessageConnection) -> Result<After, Ended> {
+        let shared = &self.0;
+        let failed = RefCell::new(None);
+        let write = |reply: Reply| {
+            if let Err(error) = connection.writer().write_line(encode(&reply), Instant::now() + MESSAGE_TIMEOUT) {
+                *failed.borrow_mut() = Some(error);
+            }
+        };
+        let refuse = |rq, refusal: Refusal| {
+            shared.counters.errors.add(1);
+            write(Reply::Error { rq, code: refusal.code, reason: refusal.reason });
+        };
+        match wire::read(&message) {
+            Inbound::Request(request) if matches!(request.ask, Ask::Buy { .. }) => {
+                drop(message);
+                shared.counters.requests.add(1);
+                shared.run(connection.source(), Via::Tcp, &request, &write);
+            }
+            Inbound::Request(request) => {
+                let refusal = Refusal::new(Code::BadRequest, "type: only BUY is taken on a connection");
+                refuse(Some(request.rq), refusal);
+            }
+            Inbound::Refused(rq, refusal) => refuse(rq, refusal),
+            Inbound::Ack(_) | Inbound::Ignored => shared.counters.ignored.add(1),
+        }
+        match failed.into_inner() {
+            Some(error) => Err(error.into()),
+            None => Ok(After::Continue),
+        }
+    }
+}
+
 impl Shared {
     pub(super) fn datagram(self: &Arc<Self>, datagram: Datagram<'_>) {
         let source = SocketAddr::new(datagram.source.ip().to_canonical(), datagram.source.port());
@@ -53,57 +115,6 @@ impl Shared {
             Inbound::Ignored => self.counters.ignored.add(1),
             Inbound::Refused(rq, refusal) => self.refuse(source, length, rq, refusal),
         }
-    }
-
-    pub(super) fn connection(self: &Arc<Self>, stream: Arc<TcpStream>, source: SocketAddr) {
-        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let limits = LineLimits::new(LINE_MAX);
-        let first_byte_by = Instant::now() + limits.idle_timeout;
-        let conn = match Conn::accept_any(stream, &self.floor.identity, first_byte_by, MESSAGE_TIMEOUT) {
-            Ok(conn) => conn,
-            Err(ConnError::Silent) => return,
-            Err(error) => {
-                self.counters.connections_failed.add(1);
-                return log::debug!("connection from {source}: {error}");
-            }
-        };
-        let (reader, writer) = conn.split();
-        let mut lines = LineReader::new(reader, limits);
-        let write = |reply: &Reply| {
-            if let Err(error) = writer.write_line(encode(reply), Instant::now() + MESSAGE_TIMEOUT) {
-                self.counters.connections_failed.add(1);
-                log::debug!("connection from {source}: cannot answer: {error}");
-            }
-        };
-        let error = |rq, refusal: Refusal| {
-            self.counters.errors.add(1);
-            write(&Reply::Error { rq, code: refusal.code, reason: refusal.reason });
-        };
-        loop {
-            match lines.read_line() {
-                Ok(Some(line)) if line.trim().is_empty() => {}
-                Ok(Some(line)) => match wire::read(line.as_bytes()) {
-                    Inbound::Request(request) if matches!(request.ask, Ask::Buy { .. }) => {
-                        self.counters.requests.add(1);
-                        self.run(source, Via::Tcp, &request, &|reply| write(&reply));
-                    }
-                    Inbound::Request(request) => {
-                        error(
-                            Some(request.rq),
-                            Refusal::new(Code::BadRequest, "type: only BUY is taken on a connection"),
-                        );
-                    }
-                    Inbound::Refused(rq, refusal) => error(rq, refusal),
-                    Inbound::Ack(_) | Inbound::Ignored => self.counters.ignored.add(1),
-                },
-                Ok(None) => break,
-                Err(wrong) => {
-                    error(None, Refusal::new(Code::BadRequest, wrong.to_string()));
-                    break;
-                }
-            }
-        }
-        writer.finish();
     }
 
     /// A request in a datagram. Once nothing is left of it but to wait for the disk and then to send a few

@@ -196,7 +196,7 @@ fn readers_that_stop_are_cut_off_and_hold_nobody_up() {
     let answer = ask(host.addr(), b"META none\n");
     assert_eq!(answer, b"ERROR notfound\n", "and the idle connection ends by itself");
     eventually("them to be cut off", || (host.counter("cut_off") == 10 && host.server.open() == 0).then_some(()));
-    assert_eq!((host.server.busy(), host.gate.open()), (0, 0));
+    assert_eq!((host.server.busy(), host.limiter.open()), (0, 0));
     drop(stopped);
 }
 

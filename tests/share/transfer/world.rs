@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use p2s2::model::Name;
-use p2s2::net::gate::Gate;
-use p2s2::net::tcp::listen;
+use p2s2::net::budget::{Budget, RECEIVED_MAX};
+use p2s2::net::listener::{ConnectionLimiter, ListenerContext, listen};
 use p2s2::net::threads::Executor;
 use p2s2::share::pieces::Pieces;
 use p2s2::share::transfer::{
@@ -92,7 +92,7 @@ impl Published for Shelf {
 pub struct Host {
     pub shelf: Arc<Shelf>,
     pub server: PeerServer,
-    pub gate: Arc<Gate>,
+    pub limiter: Arc<ConnectionLimiter>,
 }
 
 impl Host {
@@ -101,12 +101,19 @@ impl Host {
     }
 
     pub fn start_at(at: SocketAddr, limits: Limits, max_connections: usize) -> Host {
-        let (executor, gate) = (Executor::new("host", 200), Gate::new(max_connections));
+        let limiter = ConnectionLimiter::new(max_connections);
+        let context = ListenerContext {
+            executor: Executor::new("host", 200),
+            limiter: Arc::clone(&limiter),
+            budget: Budget::new(RECEIVED_MAX),
+            identity: None,
+            plain_from_afar: true,
+        };
         let shelf = Arc::new(Shelf::default());
         let published: Arc<dyn Published> = Arc::clone(&shelf) as _;
         let listener = listen(at).unwrap();
-        let server = PeerServer::start_within(listener, executor, Arc::clone(&gate), published, limits).unwrap();
-        Host { shelf, server, gate }
+        let server = PeerServer::start_within(listener, context, published, limits).unwrap();
+        Host { shelf, server, limiter }
     }
 
     pub fn addr(&self) -> SocketAddr {

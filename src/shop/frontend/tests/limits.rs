@@ -96,7 +96,7 @@ fn too_much_at_once_is_busy() {
 
 #[test]
 fn past_the_bound_of_connections_it_is_busy() {
-    let shop = Shop::open_with(|floor| floor.gate = Gate::new(1));
+    let shop = Shop::open_with(|floor| floor.limiter = ConnectionLimiter::new(1));
     let mut one = shop.raw(Role::Buyer, Framing::Lines);
     assert_eq!(one.ask(json!({"type": "GET_CART"}))["status"], "ERR");
     for framing in [Framing::Lines, Framing::Frames] {

@@ -5,27 +5,50 @@ use std::io::{BufRead, BufReader, Read, Write};
 const BUSY: &[u8] = b"{\"type\":\"BUSY\"}\n";
 const SOON: Duration = Duration::from_secs(10);
 
+/// A port of which each connection is a call of this.
+struct Port<F>(F);
+
+impl<F: Fn(&TcpStream, &mut Permit) + Send + Sync + 'static> Protocol for Port<F> {
+    fn busy(&self) -> Busy {
+        BUSY.to_vec().into()
+    }
+
+    fn serve(&self, accepted: Accepted) {
+        let (stream, _, mut permit) = accepted.into_parts();
+        (self.0)(&stream, &mut permit);
+    }
+}
+
+fn context(max_connections: usize, max_threads: usize) -> ListenerContext {
+    ListenerContext {
+        executor: Executor::new("test-listener", max_threads),
+        limiter: ConnectionLimiter::new(max_connections),
+        budget: Budget::new(1 << 20),
+        identity: None,
+        plain_from_afar: false,
+    }
+}
+
 /// Echoes lines; "panic" panics.
-fn echo(max_connections: usize, max_threads: usize) -> (TcpServer, Arc<Executor>, Arc<Gate>) {
-    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    let (executor, gate) = (Executor::new("test-tcp", max_threads), Gate::new(max_connections));
-    let handler = |stream: Arc<TcpStream>, _source| {
-        let mut reader = BufReader::new(&*stream);
+fn echo(max_connections: usize, max_threads: usize) -> (Listener, Arc<Executor>, Arc<ConnectionLimiter>) {
+    let context = context(max_connections, max_threads);
+    let (executor, limiter) = (Arc::clone(&context.executor), Arc::clone(&context.limiter));
+    let handler = |mut stream: &TcpStream, permit: &mut Permit| {
+        let mut reader = BufReader::new(stream);
         let mut line = String::new();
         while reader.read_line(&mut line).is_ok_and(|len| len > 0) {
             assert_ne!(line, "panic\n", "on purpose");
-            if (&*stream).write_all(line.as_bytes()).is_err() {
+            if !permit.request_completed() || stream.write_all(line.as_bytes()).is_err() {
                 return;
             }
             line.clear();
         }
     };
-    let server =
-        TcpServer::start(listener, Arc::clone(&executor), Arc::clone(&gate), BUSY.to_vec(), Arc::new(handler)).unwrap();
-    (server, executor, gate)
+    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    (Listener::start(listener, context, Arc::new(Port(handler))).unwrap(), executor, limiter)
 }
 
-fn connect(server: &TcpServer) -> TcpStream {
+fn connect(server: &Listener) -> TcpStream {
     let stream = TcpStream::connect(server.local_addr()).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream
@@ -38,6 +61,10 @@ fn ask(mut stream: &TcpStream, line: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
+fn count(server: &Listener, name: &str) -> u64 {
+    server.counters().into_iter().find(|(counted, _)| *counted == name).unwrap().1
+}
+
 fn read_all(mut stream: &TcpStream) -> Vec<u8> {
     let mut all = Vec::new();
     stream.read_to_end(&mut all).unwrap();
@@ -46,20 +73,20 @@ fn read_all(mut stream: &TcpStream) -> Vec<u8> {
 
 #[test]
 fn serves_connections_side_by_side() {
-    let (server, executor, gate) = echo(100, 100);
+    let (server, executor, limiter) = echo(100, 100);
     let clients: Vec<_> = (0..20).map(|_| connect(&server)).collect();
     for (n, client) in clients.iter().enumerate() {
         let line = format!("hello {n}\n");
         assert_eq!(ask(client, &line), line);
     }
-    assert_eq!((server.open(), gate.open(), executor.in_hand()), (20, 20, 20));
+    assert_eq!((server.open(), limiter.open(), executor.in_hand()), (20, 20, 20));
     drop(clients);
-    eventually(|| (server.open(), gate.open(), executor.in_hand()) == (0, 0, 0));
+    eventually(|| (server.open(), limiter.open(), executor.in_hand()) == (0, 0, 0));
 }
 
 #[test]
 fn past_the_bound_busy_is_heard_and_it_recovers() {
-    let (server, _executor, gate) = echo(3, 100);
+    let (server, _executor, limiter) = echo(3, 100);
     let mut clients: Vec<_> = (0..3).map(|_| connect(&server)).collect();
     clients.iter().for_each(|client| assert_eq!(ask(client, "x\n"), "x\n"));
     for _ in 0..200 {
@@ -68,19 +95,32 @@ fn past_the_bound_busy_is_heard_and_it_recovers() {
         let _ = (&refused).write_all(&[b'x'; 3000]); // may fail: it has been refused
         assert_eq!(read_all(&refused), BUSY);
     }
-    assert_eq!(server.counters().refused.get(), 200);
+    assert_eq!(count(&server, "refused"), 200);
     clients.pop();
-    eventually(|| gate.open() == 2);
+    eventually(|| limiter.open() == 2);
     assert_eq!(ask(&connect(&server), "again\n"), "again\n");
 }
 
 #[test]
+fn silent_connections_give_way_to_one_that_speaks() {
+    let (server, _executor, limiter) = echo(4, 100);
+    let silent: Vec<_> = (0..12).map(|_| connect(&server)).collect();
+    for _ in 0..8 {
+        assert_eq!(ask(&connect(&server), "x\n"), "x\n");
+    }
+    assert!(count(&server, "newcomers_closed") >= 8);
+    assert_eq!(count(&server, "refused"), 0);
+    drop(silent);
+    eventually(|| (limiter.open(), limiter.pending()) == (0, 0));
+}
+
+#[test]
 fn without_a_thread_busy_is_heard() {
-    let (server, executor, gate) = echo(100, 1);
+    let (server, executor, limiter) = echo(100, 1);
     let client = connect(&server);
     assert_eq!(ask(&client, "x\n"), "x\n");
     assert_eq!(read_all(&connect(&server)), BUSY);
-    assert_eq!((server.open(), gate.open()), (1, 1));
+    assert_eq!((server.open(), limiter.open()), (1, 1));
     drop(client);
     eventually(|| executor.in_hand() == 0);
     assert_eq!(ask(&connect(&server), "x\n"), "x\n");
@@ -88,19 +128,19 @@ fn without_a_thread_busy_is_heard() {
 
 #[test]
 fn a_panic_ends_one_connection_only() {
-    let (server, executor, gate) = echo(100, 100);
+    let (server, executor, limiter) = echo(100, 100);
     let other = connect(&server);
     assert_eq!(ask(&other, "x\n"), "x\n");
     let client = connect(&server);
     (&client).write_all(b"panic\n").unwrap();
     assert_eq!(read_all(&client), b"");
     assert_eq!(ask(&other, "x\n"), "x\n");
-    eventually(|| (executor.counters().panics.get(), gate.open(), server.open()) == (1, 1, 1));
+    eventually(|| (executor.counters().panics.get(), limiter.open(), server.open()) == (1, 1, 1));
 }
 
 #[test]
 fn stopping_ends_idle_connections_at_once() {
-    let (server, executor, _gate) = echo(100, 100);
+    let (server, executor, _limiter) = echo(100, 100);
     let client = connect(&server);
     assert_eq!(ask(&client, "x\n"), "x\n");
     let begun = Instant::now();
@@ -113,11 +153,10 @@ fn stopping_ends_idle_connections_at_once() {
 
 #[test]
 fn stopping_cuts_off_those_who_write_on() {
-    let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
-    let endless = |stream: Arc<TcpStream>, _source| while (&*stream).write_all(&[7; 65_536]).is_ok() {};
-    let executor = Executor::new("test-tcp", 10);
-    let server =
-        TcpServer::start(listener, Arc::clone(&executor), Gate::new(10), BUSY.to_vec(), Arc::new(endless)).unwrap();
+    let endless = |mut stream: &TcpStream, _: &mut Permit| while stream.write_all(&[7; 65_536]).is_ok() {};
+    let (socket, context) = (listen("127.0.0.1:0".parse().unwrap()).unwrap(), context(10, 10));
+    let executor = Arc::clone(&context.executor);
+    let server = Listener::start(socket, context, Arc::new(Port(endless))).unwrap();
     let _client = connect(&server);
     eventually(|| server.open() == 1);
     assert_eq!(server.stop(Duration::from_millis(50)), 0);
@@ -126,10 +165,10 @@ fn stopping_cuts_off_those_who_write_on() {
 
 #[test]
 fn without_descriptors_busy_is_heard_and_it_recovers() {
-    if !cfg!(unix) || !in_own_process("net::tcp::tests::without_descriptors_busy_is_heard_and_it_recovers") {
+    if !cfg!(unix) || !in_own_process("net::listener::tests::without_descriptors_busy_is_heard_and_it_recovers") {
         return;
     }
-    let (server, _executor, _gate) = echo(100, 100);
+    let (server, _executor, _limiter) = echo(100, 100);
     assert_eq!(ask(&connect(&server), "x\n"), "x\n");
     eventually(|| server.open() == 0);
     let unconnected: Vec<_> =
@@ -151,8 +190,8 @@ fn without_descriptors_busy_is_heard_and_it_recovers() {
         // The clients keep theirs, so that none becomes free.
         clients.push(client);
     }
-    assert_eq!(server.counters().refused.get(), 5);
-    assert!(server.counters().out_of_descriptors.get() >= 1);
+    assert_eq!(count(&server, "refused"), 5);
+    assert!(count(&server, "out_of_descriptors") >= 1);
     clients.clear();
     drop(all_others);
     assert_eq!(ask(&connect(&server), "again\n"), "again\n");

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
-use super::frames::frame;
-use super::tcp::TcpCounters;
-use super::threads;
+use super::ListenerCounters;
+use crate::net::frames::frame;
+use crate::net::threads;
 
 /// Refused connections kept at a time, each a descriptor.
 const MAX_KEPT: usize = 64;
@@ -42,7 +42,7 @@ pub struct Busy {
 }
 
 impl Busy {
-    /// One message, told in the framing that the client begins with ([`super::frames`]), or in a line.
+    /// One message, told in the framing that the client begins with ([`crate::net::frames`]), or in a line.
     pub fn in_either_framing(message: &[u8]) -> Busy {
         Busy { line: [message, b"\n"].concat().into(), frame: frame(message).map(Arc::from) }
     }
@@ -67,10 +67,10 @@ impl From<Vec<u8>> for Busy {
 }
 
 /// Refuses, on a thread of its own, so that accepting goes on meanwhile.
-pub(super) struct Doorman {
+pub(super) struct Rejector {
     busy: Busy,
     hand_over: Sender<Refused>,
-    counters: Arc<TcpCounters>,
+    counters: Arc<ListenerCounters>,
 }
 
 /// A client that is being refused.
@@ -103,13 +103,13 @@ impl Refused {
     }
 }
 
-impl Doorman {
-    /// Starts the thread; it ends when the doorman is dropped.
-    pub(super) fn start(busy: Busy, counters: Arc<TcpCounters>) -> io::Result<Doorman> {
+impl Rejector {
+    /// Starts the thread; it ends when the rejector is dropped.
+    pub(super) fn start(busy: Busy, counters: Arc<ListenerCounters>) -> io::Result<Rejector> {
         let (hand_over, handed) = bounded(MAX_KEPT);
         let its_busy = busy.clone();
-        threads::spawn("doorman", move || keep(&handed, &its_busy))?;
-        Ok(Doorman { busy, hand_over, counters })
+        threads::spawn("rejector", move || keep(&handed, &its_busy))?;
+        Ok(Rejector { busy, hand_over, counters })
     }
 
     /// Tells the client that we are busy, and has the connection closed.

@@ -1,4 +1,19 @@
-//! A TCP server: each connection has a thread to itself for as long as it lasts.
+//! The listener: what accepts connections on every port that this crate has.
+//!
+//! Each connection has a thread to itself for as long as it lasts. What is the same for all ports is here, what
+//! differs a room brings:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `limiter.rs` | how many connections may be open: in all, at each listener, from one source |
+//! | `pending.rs` | those that have not completed a request, and give way when room is short |
+//! | `rejector.rs` | turning connections away so that they hear why |
+//! | `connection.rs` | a connection up to its first message: its source, TLS or not |
+//! | `messages.rs` | from there on, for ports that speak in messages: lines or frames, one after the other |
+//!
+//! A port of messages is a [`MessageService`], which says how its messages are framed, what is answered to each, and
+//! how it refuses; a port that speaks otherwise (HTTP) is a [`Protocol`]. A connection's source is decided here,
+//! before a room sees it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,12 +27,24 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex};
 
+use super::budget::Budget;
 use super::counters::{Counter, Seldom};
-use super::gate::Gate;
-use super::refuse::{Doorman, Reserve};
 use super::threads::{self, Executor};
+use super::tls::Identity;
 
-pub use super::refuse::Busy;
+mod connection;
+mod limiter;
+mod messages;
+mod pending;
+mod rejector;
+
+pub use connection::{Accepted, Connection};
+pub use limiter::{ConnectionLimiter, LimiterCounters, Permit, Refusal};
+pub use messages::{After, MessageConnection, MessageFraming, MessageService, Messages, Rejection};
+pub use rejector::Busy;
+
+use limiter::ListenerShare;
+use rejector::{Rejector, Reserve};
 
 /// The pause after the first of several accept errors in a row; it doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
@@ -29,44 +56,63 @@ const AFTER_SHUTDOWN: Duration = Duration::from_secs(1);
 /// How much of the kernel's backlog a listener may fill that [`listen`] made.
 const BACKLOG: i32 = 1024;
 
-/// What is done with a connection, on a thread of its own. It ends, and no longer counts, when the
-/// handler returns. A panic harms no other.
-///
-/// The stream comes in an `Arc` because the server keeps a `Weak` to shut it down by at the end: a
-/// clone made by `try_clone` would cost a second descriptor for each connection, and a bare
-/// descriptor number might by then belong to another. Reading and writing work on `&TcpStream`.
-pub type TcpHandler = Arc<dyn Fn(Arc<TcpStream>, SocketAddr) + Send + Sync>;
+/// What a port does with its connections.
+pub trait Protocol: Send + Sync + 'static {
+    /// What those are told for whom there is no room.
+    fn busy(&self) -> Busy;
 
-/// A running server.
-pub struct TcpServer {
-    shared: Arc<Shared>,
+    /// Serves a connection to its end, on a thread of its own. It ends, and no longer counts, when this returns. A
+    /// panic harms no other.
+    fn serve(&self, accepted: Accepted);
+}
+
+/// What the listeners of a process stand on. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct ListenerContext {
+    /// Threads for connections.
+    pub executor: Arc<Executor>,
+    /// The bound of connections, one for all listeners of the process.
+    pub limiter: Arc<ConnectionLimiter>,
+    /// The bound of what was received and not yet handled, likewise.
+    pub budget: Arc<Budget>,
+    /// For those who begin with TLS.
+    pub identity: Option<Arc<Identity>>,
+    /// Clients on other hosts may speak without TLS.
+    pub plain_from_afar: bool,
+}
+
+/// A port that is being listened at.
+pub struct Listener {
+    accepting: Arc<Accepting>,
     thread: Mutex<Option<JoinHandle<()>>>,
     address: SocketAddr,
 }
 
-struct Shared {
-    listener: TcpListener,
-    executor: Arc<Executor>,
-    gate: Arc<Gate>,
-    handler: TcpHandler,
-    doorman: Doorman,
-    state: Mutex<State>,
+struct Accepting {
+    socket: TcpListener,
+    context: Arc<ListenerContext>,
+    share: Arc<ListenerShare>,
+    protocol: Arc<dyn Protocol>,
+    rejector: Rejector,
+    open: Mutex<OpenConnections>,
     /// Told when a connection has ended, or at the end.
     changed: Condvar,
     is_stopping: AtomicBool,
-    counters: Arc<TcpCounters>,
+    counters: Arc<ListenerCounters>,
     complaints: Seldom,
 }
 
+/// Kept to be shut down at the end. A `Weak`, because a clone made by `try_clone` would cost a second descriptor for
+/// each connection, and a bare descriptor number might by then belong to another.
 #[derive(Default)]
-struct State {
-    open: HashMap<u64, Weak<TcpStream>>,
+struct OpenConnections {
+    streams: HashMap<u64, Weak<TcpStream>>,
     next_id: u64,
 }
 
-/// What a server did so far.
+/// What a listener did so far.
 #[derive(Debug, Default)]
-pub struct TcpCounters {
+pub struct ListenerCounters {
     /// Connections given a thread.
     pub accepted: Counter,
     /// Connections refused: past a bound, or no thread or descriptor was left.
@@ -79,7 +125,7 @@ pub struct TcpCounters {
     pub accept_errors: Counter,
 }
 
-impl TcpCounters {
+impl ListenerCounters {
     /// Every counter with its name.
     pub fn list(&self) -> Vec<(&'static str, u64)> {
         vec![
@@ -109,28 +155,35 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-impl TcpServer {
-    /// Begins to accept. Who is refused gets `busy` and is closed.
+impl Listener {
+    /// Begins to accept.
     ///
     /// # Errors
     /// The system's, when it gives no thread or no descriptor for the reserve.
-    pub fn start(
-        listener: TcpListener,
-        executor: Arc<Executor>,
-        gate: Arc<Gate>,
-        busy: impl Into<Busy>,
-        handler: TcpHandler,
-    ) -> io::Result<TcpServer> {
-        listener.set_nonblocking(false)?;
-        let address = listener.local_addr()?;
-        let counters = Arc::new(TcpCounters::default());
-        let shared = Arc::new(Shared {
-            listener,
-            executor,
-            gate,
-            handler,
-            doorman: Doorman::start(busy.into(), Arc::clone(&counters))?,
-            state: Mutex::default(),
+    pub fn start(socket: TcpListener, context: ListenerContext, protocol: Arc<dyn Protocol>) -> io::Result<Listener> {
+        Listener::start_sure_of(socket, context, 0, protocol)
+    }
+
+    /// The same for a port that is to be sure of at least so many connections, where the bound allows it.
+    ///
+    /// # Errors
+    /// As [`start`](Listener::start).
+    pub fn start_sure_of(
+        socket: TcpListener,
+        context: ListenerContext,
+        at_least: usize,
+        protocol: Arc<dyn Protocol>,
+    ) -> io::Result<Listener> {
+        socket.set_nonblocking(false)?;
+        let address = socket.local_addr()?;
+        let counters = Arc::new(ListenerCounters::default());
+        let accepting = Arc::new(Accepting {
+            socket,
+            share: context.limiter.listener(at_least),
+            context: Arc::new(context),
+            rejector: Rejector::start(protocol.busy(), Arc::clone(&counters))?,
+            protocol,
+            open: Mutex::default(),
             changed: Condvar::new(),
             is_stopping: AtomicBool::new(false),
             counters,
@@ -138,10 +191,10 @@ impl TcpServer {
         });
         let reserve = Reserve::take()?;
         let thread = threads::spawn(&format!("accept-{}", address.port()), {
-            let shared = Arc::clone(&shared);
-            move || shared.accept_all(reserve)
+            let accepting = Arc::clone(&accepting);
+            move || accepting.accept_all(reserve)
         })?;
-        Ok(TcpServer { shared, thread: Mutex::new(Some(thread)), address })
+        Ok(Listener { accepting, thread: Mutex::new(Some(thread)), address })
     }
 
     /// Where it listens.
@@ -151,47 +204,48 @@ impl TcpServer {
 
     /// Connections whose handlers have not returned.
     pub fn open(&self) -> usize {
-        self.shared.state.lock().open.len()
+        self.accepting.open.lock().streams.len()
     }
 
-    /// What was counted so far.
-    pub fn counters(&self) -> &TcpCounters {
-        &self.shared.counters
+    /// Every counter with its name.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let closed = ("newcomers_closed", self.accepting.share.closed());
+        [self.accepting.counters.list(), vec![closed]].concat()
     }
 
     /// Ends accepting at once, and connections in two steps: first nothing more is read from them, so
     /// that idle ones end and those in hand can still answer; after `grace` the rest is cut off. How
     /// many handlers have not returned even then.
     pub fn stop(&self, grace: Duration) -> usize {
-        let shared = &self.shared;
-        shared.is_stopping.store(true, SeqCst);
-        shared.unblock_accept(self.address);
-        shared.changed.notify_all();
+        let accepting = &self.accepting;
+        accepting.is_stopping.store(true, SeqCst);
+        accepting.unblock_accept(self.address);
+        accepting.changed.notify_all();
         // Taken out before joining: the lock must not be held while waiting.
         let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             // An Err would be a panic, which `threads::spawn` has caught and logged.
             let _ = thread.join();
         }
-        shared.shut_down(Shutdown::Read);
-        if shared.wait_for_none_open(Instant::now() + grace) > 0 {
-            shared.shut_down(Shutdown::Both);
+        accepting.shut_down(Shutdown::Read);
+        if accepting.wait_for_none_open(Instant::now() + grace) > 0 {
+            accepting.shut_down(Shutdown::Both);
         }
-        shared.wait_for_none_open(Instant::now() + AFTER_SHUTDOWN)
+        accepting.wait_for_none_open(Instant::now() + AFTER_SHUTDOWN)
     }
 }
 
-impl Drop for TcpServer {
+impl Drop for Listener {
     fn drop(&mut self) {
         self.stop(Duration::ZERO);
     }
 }
 
-impl Shared {
+impl Accepting {
     fn accept_all(self: Arc<Self>, mut reserve: Reserve) {
         let mut pause = SHORTEST_PAUSE;
         loop {
-            let accepted = self.listener.accept();
+            let accepted = self.socket.accept();
             if self.is_stopping.load(SeqCst) {
                 return;
             }
@@ -201,7 +255,7 @@ impl Shared {
                     if reserve.regain() {
                         self.take(stream, source);
                     } else {
-                        self.doorman.turn_away_here(Arc::new(stream));
+                        self.rejector.turn_away_here(Arc::new(stream));
                         reserve.regain();
                     }
                 }
@@ -230,34 +284,36 @@ impl Shared {
             debug!("{source}: TCP_NODELAY: {error}");
         }
         let stream = Arc::new(stream);
-        let pass = match self.gate.enter(source.ip()) {
-            Ok(pass) => pass,
+        // The one place where it is decided who a connection comes from.
+        let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+        let permit = match self.share.enter(source.ip(), &stream) {
+            Ok(permit) => permit,
             Err(refusal) => {
                 self.complain("refusing a connection", &refusal);
-                self.doorman.turn_away(stream);
+                self.rejector.turn_away(stream);
                 return;
             }
         };
         let id = {
-            let mut state = self.state.lock();
-            let id = state.next_id;
-            state.next_id += 1;
-            state.open.insert(id, Arc::downgrade(&stream));
+            let mut open = self.open.lock();
+            let id = open.next_id;
+            open.next_id += 1;
+            open.streams.insert(id, Arc::downgrade(&stream));
             id
         };
         // Made here, so that it is undone too if the job never runs.
-        let entry = Entry { shared: Arc::clone(self), id };
-        let its_stream = Arc::clone(&stream);
+        let entry = Entry { accepting: Arc::clone(self), id };
+        let accepted = Accepted::new(Arc::clone(&stream), source, permit, Arc::clone(&self.context));
         let job = move || {
-            // Dropped after the handler's stream, and when it panics.
-            let (_pass, entry) = (pass, entry);
-            (entry.shared.handler)(its_stream, source);
+            // Dropped after the connection, and when serving it panics.
+            let entry = entry;
+            entry.accepting.protocol.serve(accepted);
         };
-        match self.executor.execute(job) {
+        match self.context.executor.execute(job) {
             Ok(()) => self.counters.accepted.add(1),
             Err(full) => {
                 self.complain("refusing a connection", &full);
-                self.doorman.turn_away(stream);
+                self.rejector.turn_away(stream);
             }
         }
     }
@@ -271,16 +327,16 @@ impl Shared {
     fn pause(&self, pause: &mut Duration) {
         let until = Instant::now() + *pause;
         *pause = (*pause * 2).min(LONGEST_PAUSE);
-        let mut state = self.state.lock();
+        let mut open = self.open.lock();
         while !self.is_stopping.load(SeqCst) && Instant::now() < until {
-            self.changed.wait_until(&mut state, until);
+            self.changed.wait_until(&mut open, until);
         }
     }
 
     fn unblock_accept(&self, address: SocketAddr) {
         // Linux: a listener that is shut down lets go of its accept.
         #[cfg(target_os = "linux")]
-        if socket2::SockRef::from(&self.listener).shutdown(Shutdown::Both).is_ok() {
+        if socket2::SockRef::from(&self.socket).shutdown(Shutdown::Both).is_ok() {
             return;
         }
         let ip = match address.ip() {
@@ -295,7 +351,7 @@ impl Shared {
 
     fn shut_down(&self, how: Shutdown) {
         // Collected first: the lock is for memory work only.
-        let open: Vec<Arc<TcpStream>> = self.state.lock().open.values().filter_map(Weak::upgrade).collect();
+        let open: Vec<Arc<TcpStream>> = self.open.lock().streams.values().filter_map(Weak::upgrade).collect();
         for stream in open {
             if let Err(error) = stream.shutdown(how) {
                 // It has ended by itself meanwhile.
@@ -305,24 +361,24 @@ impl Shared {
     }
 
     fn wait_for_none_open(&self, give_up_at: Instant) -> usize {
-        let mut state = self.state.lock();
-        while !state.open.is_empty() && Instant::now() < give_up_at {
-            self.changed.wait_until(&mut state, give_up_at);
+        let mut open = self.open.lock();
+        while !open.streams.is_empty() && Instant::now() < give_up_at {
+            self.changed.wait_until(&mut open, give_up_at);
         }
-        state.open.len()
+        open.streams.len()
     }
 }
 
 /// A connection's place among the open ones.
 struct Entry {
-    shared: Arc<Shared>,
+    accepting: Arc<Accepting>,
     id: u64,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.shared.state.lock().open.remove(&self.id);
-        self.shared.changed.notify_all();
+        self.accepting.open.lock().streams.remove(&self.id);
+        self.accepting.changed.notify_all();
     }
 }
 
@@ -340,9 +396,9 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     return error.raw_os_error() == Some(10024); // WSAEMFILE
 }
 
-impl fmt::Debug for TcpServer {
+impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TcpServer").field("address", &self.address).field("open", &self.open()).finish_non_exhaustive()
+        f.debug_struct("Listener").field("address", &self.address).field("open", &self.open()).finish_non_exhaustive()
     }
 }
 
