@@ -194,6 +194,7 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     // Before anything is made, a certificate or a key too: they would look as if nothing had ever been here.
     stores::examine_server(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
 
+    limits::fit_address_space();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }

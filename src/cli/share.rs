@@ -201,6 +201,7 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(2));
     };
     let shutdown = Shutdown::install().context("cannot listen for signals")?;
+    limits::fit_address_space();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }

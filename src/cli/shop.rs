@@ -493,6 +493,7 @@ impl Process {
         settings::init_log("info");
         let shutdown = Shutdown::install().context("cannot listen for signals")?;
         let bind = settings::bind_address(common.bind)?;
+        limits::fit_address_space();
         if let Err(error) = limits::raise_open_files() {
             log::warn!("the limit of open files stays as it is: {error}");
         }

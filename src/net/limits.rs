@@ -5,6 +5,8 @@
 
 use std::io;
 
+use super::threads::STACK_BYTES;
+
 /// Descriptors left for files, databases, listeners and links.
 const SPARE_FILES: u64 = 128;
 
@@ -16,6 +18,24 @@ const SPARE_MAPS: u64 = 4096;
 
 /// Threads left for timers, writers, acceptors, and the user's other programs.
 const SPARE_THREADS: u64 = 128;
+
+/// Address space left for the program, its libraries, databases and the work areas of passwords, bytes.
+const SPARE_ADDRESSES: u64 = 512 << 20;
+
+/// What a thread takes of it: its stack, and what it works on.
+const ADDRESSES_A_THREAD: u64 = 2 * STACK_BYTES as u64;
+
+/// Heaps that the allocator may keep where the address space is bounded. By default it takes 64 MiB of addresses for
+/// each thread that allocates, up to eight a core, whether they are used or not.
+const HEAPS_WHERE_BOUNDED: i32 = 2;
+
+/// Has the allocator do with what address space there is, where it is bounded (`ulimit -v`). To be called before any
+/// thread is started.
+pub fn fit_address_space() {
+    if sys::address_space().is_some() && !sys::bound_heaps(HEAPS_WHERE_BOUNDED) {
+        log::warn!("the allocator keeps as many heaps as it likes: memory may run out early");
+    }
+}
 
 /// Raises the bound on open files to its hard limit; what it is then.
 ///
@@ -106,6 +126,7 @@ fn allowances() -> Vec<Allowance> {
     use Resource::{Descriptors, Threads};
     add(Descriptors, sys::open_files(), SPARE_FILES, 1, "the limit of open files (ulimit -n)");
     add(Threads, sys::processes(), SPARE_THREADS, 1, "the limit of processes (ulimit -u)");
+    add(Threads, sys::address_space(), SPARE_ADDRESSES, ADDRESSES_A_THREAD, "the limit of address space (ulimit -v)");
     add(Threads, number_in("/proc/sys/vm/max_map_count"), SPARE_MAPS, MAPS_A_THREAD, "vm.max_map_count");
     add(Threads, number_in("/proc/sys/kernel/threads-max"), SPARE_THREADS, 1, "kernel.threads-max");
     add(Threads, cgroup_pids_max(), SPARE_THREADS, 1, "the control group's pids.max");
@@ -148,6 +169,23 @@ mod sys {
         get!(libc::RLIMIT_NOFILE).ok().map(|limit| limit.rlim_cur)
     }
 
+    pub(super) fn address_space() -> Option<u64> {
+        get!(libc::RLIMIT_AS).ok().map(|limit| limit.rlim_cur).filter(|limit| *limit != libc::RLIM_INFINITY)
+    }
+
+    /// False where it cannot be done.
+    pub(super) fn bound_heaps(most: i32) -> bool {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: it takes two numbers and keeps the second.
+        return unsafe { libc::mallopt(libc::M_ARENA_MAX, most) } == 1;
+        #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+        {
+            // Other allocators do not take addresses for each thread.
+            let _ = most;
+            true
+        }
+    }
+
     pub(super) fn processes() -> Option<u64> {
         // SAFETY: no argument, no failure.
         let is_root = unsafe { libc::geteuid() } == 0;
@@ -172,6 +210,14 @@ mod sys {
 mod sys {
     pub(super) fn open_files() -> Option<u64> {
         None
+    }
+
+    pub(super) fn address_space() -> Option<u64> {
+        None
+    }
+
+    pub(super) fn bound_heaps(_most: i32) -> bool {
+        true
     }
 
     pub(super) fn processes() -> Option<u64> {

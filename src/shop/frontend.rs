@@ -33,6 +33,8 @@ mod tests;
 
 /// Links to each database at most.
 pub const LINKS_MAX: usize = 512;
+/// Which part of the bound of connections that is at most.
+const LINKS_SHARE: usize = 8;
 /// Requests that wait for a link.
 const WAITING_MAX: usize = 4096;
 /// How long an answer may take to begin.
@@ -124,11 +126,13 @@ impl FrontendServer {
             Role::Buyer => "buyer-server",
             Role::Seller => "seller-server",
         };
+        // Where few connections are allowed, links must leave some of them to clients.
+        let links_max = LINKS_MAX.min(floor.limiter.max_connections() / LINKS_SHARE).max(1);
         let is_plain = config.databases == Databases::Here { have_tls: false };
         let pool = |address, to, flag| {
             let flag = if config.databases == Databases::Elsewhere { flag } else { "" };
             let target = Target { address, to, from, flag, is_plain, key: floor.key.clone() };
-            Pool::new(target, LINKS_MAX, WAITING_MAX)
+            Pool::new(target, links_max, WAITING_MAX)
         };
         let frontend = Arc::new(Frontend {
             role: config.role,

@@ -12,6 +12,7 @@ mod names;
 mod netns;
 mod networks;
 mod peers;
+mod ports;
 mod restarts;
 mod served;
 #[path = "../support/mod.rs"]

@@ -189,6 +189,8 @@ impl Answering {
     }
 
     fn finish(&mut self, method: &Method, response: Response) -> hyper::Response<Outgoing> {
+        // Also when it never came to the handler.
+        self.wire.borrow_mut().was_handled();
         let Response { status, mut headers, body } = response;
         let (status, body) = match body {
             Body::Bytes(bytes) => (status, Outgoing::Bytes(Some(Bytes::from(bytes)))),

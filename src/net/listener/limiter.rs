@@ -27,12 +27,12 @@ const SURE_SHARE: usize = 16;
 /// Of the bound, listeners together are sure of that much at most, in quarters: the rest is for whoever comes.
 const SURE_QUARTERS_MAX: usize = 3;
 
-/// Which part of the bound is kept free for those who come next: connections that are closed take a moment to be
-/// gone.
+/// Which part of the bound is kept free for those who come next, where that is one connection at least: those that are
+/// closed take a moment to be gone.
 const SPARE_SHARE: usize = 16;
 
 /// How long a newcomer waits for the place of one that is being closed for it.
-const WAIT_FOR_PLACE: Duration = Duration::from_millis(200);
+const WAIT_FOR_PLACE: Duration = Duration::from_secs(1);
 
 /// Counts the connections of all listeners that share it.
 #[derive(Debug)]
@@ -259,7 +259,7 @@ impl ListenerShare {
                 let stream = open.begin_closing(oldest);
                 MutexGuard::unlocked(&mut open, || close(stream));
             }
-            limiter.freed.wait_until(&mut open, give_up_at.min(Instant::now() + WAIT_FOR_PLACE / 8));
+            limiter.freed.wait_until(&mut open, give_up_at);
         }
         open.total += 1;
         let of_source = {
@@ -271,8 +271,8 @@ impl ListenerShare {
             own.open += 1;
             own.open <= own.sure
         });
-        // For the next one: connections that are closed take a moment to be gone.
-        let spare = (max_connections / SPARE_SHARE).max(1);
+        // For the next one, so that it need not wait.
+        let spare = max_connections / SPARE_SHARE;
         let room = open.room(self.id, max_connections);
         let oldest = if max_of_source - of_source < spare && !source.is_loopback() {
             open.pending.oldest_of(source)

@@ -78,8 +78,9 @@ fn a_stranger_gets_one_even_of_one() {
 
 #[test]
 fn when_room_is_short_who_waited_longest_goes() {
-    let limiter = ConnectionLimiter::new(4);
+    let limiter = ConnectionLimiter::new(16);
     let share = limiter.listener(0);
+    let _work: Vec<Come> = (0..12).map(|_| Come::with_request(&share, HERE).unwrap()).collect();
     let come = || Come::to(&share, HERE).unwrap();
     let (mut first, mut second, mut third) = (come(), come(), come());
     assert_eq!(share.closed(), 0);
@@ -91,7 +92,7 @@ fn when_room_is_short_who_waited_longest_goes() {
     // What it asks for now is not begun.
     assert!(!second.permit.request_completed());
     drop((second, third, fourth));
-    assert_eq!((limiter.pending(), limiter.open()), (0, 1));
+    assert_eq!((limiter.pending(), limiter.open()), (0, 13));
     assert_eq!(limiter.open.lock().closing, 0);
 }
 
@@ -113,8 +114,9 @@ fn who_finds_no_room_waits_for_one_that_gives_way() {
 
 #[test]
 fn between_requests_one_gives_way_again_as_the_youngest() {
-    let limiter = ConnectionLimiter::new(4);
+    let limiter = ConnectionLimiter::new(16);
     let share = limiter.listener(0);
+    let _work: Vec<Come> = (0..12).map(|_| Come::with_request(&share, HERE).unwrap()).collect();
     let mut first = Come::with_request(&share, HERE).unwrap();
     let (mut second, _third) = (Come::to(&share, HERE).unwrap(), Come::to(&share, HERE).unwrap());
     let stream = Arc::clone(&first.server);
@@ -127,9 +129,9 @@ fn between_requests_one_gives_way_again_as_the_youngest() {
 
 #[test]
 fn a_source_that_has_its_half_makes_room_for_itself() {
-    let share = ConnectionLimiter::new(8).listener(0);
+    let share = ConnectionLimiter::new(16).listener(0);
     let mut other = Come::to(&share, "10.0.0.9").unwrap();
-    let mut of_one: Vec<Come> = (0..4).map(|_| Come::to(&share, "10.0.0.5").unwrap()).collect();
+    let mut of_one: Vec<Come> = (0..8).map(|_| Come::to(&share, "10.0.0.5").unwrap()).collect();
     // Its half is full; the other one, who has waited longer, has nothing to do with it.
     assert_eq!(share.closed(), 1);
     assert!(of_one[0].is_told_to_go() && !other.is_told_to_go());
