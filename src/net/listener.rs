@@ -286,7 +286,9 @@ impl Accepting {
         let stream = Arc::new(stream);
         // The one place where it is decided who a connection comes from.
         let source = SocketAddr::new(source.ip().to_canonical(), source.port());
-        let permit = match self.share.enter(source.ip(), &stream) {
+        // What comes from an address of our own counts as loopback: a process's links to itself among it.
+        let counted = if is_from_here(&stream, source.ip()) { Ipv4Addr::LOCALHOST.into() } else { source.ip() };
+        let permit = match self.share.enter(counted, &stream) {
             Ok(permit) => permit,
             Err(refusal) => {
                 self.complain("refusing a connection", &refusal);
@@ -380,6 +382,11 @@ impl Drop for Entry {
         self.accepting.open.lock().streams.remove(&self.id);
         self.accepting.changed.notify_all();
     }
+}
+
+/// Whether a connection comes from the host that it goes to: both ends have one address, or it is loopback.
+fn is_from_here(stream: &TcpStream, source: IpAddr) -> bool {
+    source.is_loopback() || stream.local_addr().is_ok_and(|own| own.ip().to_canonical() == source)
 }
 
 /// Errors of `accept` that speak of the one connection that was to be had, not of the listener.

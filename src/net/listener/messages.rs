@@ -180,7 +180,7 @@ impl MessageConnection {
 
     /// Whether nobody between the two can listen: it is TLS, or does not leave this host.
     pub fn is_private(&self) -> bool {
-        self.is_tls || self.source.ip().is_loopback()
+        self.is_tls || super::is_from_here(self.stream(), self.source.ip())
     }
 
     /// Whether it is TLS.
