@@ -67,8 +67,10 @@ pub(super) struct Wire {
     head_bytes: usize,
     /// For what was received and not handled.
     share: Share,
-    /// The status by which hyper itself refused what came, before it was a request.
-    refused: Option<StatusCode>,
+    /// An answer of ours is what is written next.
+    answer_follows: bool,
+    /// What is to be written, if it is not hyper's own refusal of what is no request.
+    held: Vec<u8>,
     /// Among those that may be closed when room is short, until a request is whole.
     permit: Permit,
 }
@@ -148,14 +150,43 @@ impl Wire {
         self.head_bytes <= HEAD_FREE_BYTES || self.share.grow_to(self.head_bytes)
     }
 
-    /// Hyper's own refusal of what is no request: a status without a word. The word is ours.
-    fn takes_refusal(&mut self, bytes: &[u8]) -> bool {
-        // An answer of ours is only written when its request is whole.
-        if self.refused.is_none() && self.part == Part::Head && self.is_in_request {
-            let status = bytes.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
-            self.refused = status.and_then(|status| StatusCode::from_bytes(status).ok());
+    /// An answer was made: what is written next is no refusal of hyper's.
+    pub(super) fn answer_follows(&mut self) {
+        self.answer_follows = true;
+    }
+
+    /// Whether this may be hyper's own refusal of what is no request: a status without a word. It comes when a head was
+    /// begun and no answer of ours is due.
+    fn may_be_refusal(&mut self, bytes: &[u8]) -> bool {
+        let is_ours = std::mem::take(&mut self.answer_follows);
+        !is_ours
+            && self.part == Part::Head
+            && self.is_in_request
+            && bytes.starts_with(b"HTTP/1.")
+            && bytes.get(9) == Some(&b'4')
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_held()?;
+        if self.may_be_refusal(bytes) {
+            self.held = bytes.to_vec();
+            return Ok(());
         }
-        self.refused.is_some()
+        self.writer.write_all(bytes, Instant::now() + self.write_timeout)
+    }
+
+    /// It was no refusal, after all.
+    fn write_held(&mut self) -> io::Result<()> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        self.writer.write_all(&std::mem::take(&mut self.held), Instant::now() + self.write_timeout)
+    }
+
+    /// The status by which hyper refused what came, once it has said that this is why it ends.
+    fn take_refusal(&mut self) -> Option<StatusCode> {
+        let held = std::mem::take(&mut self.held);
+        StatusCode::from_bytes(held.get(9..12)?).ok()
     }
 
     /// The same, told by whoever reads the body: the end of one in chunks is seen there alone.
@@ -186,13 +217,8 @@ impl Read for Io {
 
 impl Write for Io {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let mut wire = self.0.borrow_mut();
-        if wire.takes_refusal(bytes) {
-            return Poll::Ready(Ok(bytes.len()));
-        }
         let bytes = &bytes[..bytes.len().min(WRITE_BYTES)];
-        let written = wire.writer.write_all(bytes, Instant::now() + wire.write_timeout);
-        Poll::Ready(written.map(|()| bytes.len()))
+        Poll::Ready(self.0.borrow_mut().write(bytes).map(|()| bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -241,7 +267,8 @@ pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<
         whole_by: None,
         head_bytes: 0,
         share,
-        refused: None,
+        answer_follows: false,
+        held: Vec::new(),
         permit,
     }));
     let client = (is_tls, may_speak);
@@ -277,15 +304,19 @@ fn drive(
     let mut context = Context::from_waker(&waker);
     loop {
         if let Poll::Ready(result) = connection.as_mut().poll(&mut context) {
-            let refused = wire.borrow().refused;
-            if let Some(status) = refused {
-                server.counters.refused.add(1);
-                let reason =
-                    result.err().map_or_else(|| "this is no HTTP request".to_owned(), |error| error.to_string());
-                return say(status, &reason);
+            if let Err(error) = &result
+                && error.is_parse()
+            {
+                let refused = wire.borrow_mut().take_refusal();
+                if let Some(status) = refused {
+                    server.counters.refused.add(1);
+                    return say(status, &error.to_string());
+                }
             }
+            wire.borrow_mut().write_held()?;
             return result.map_err(io::Error::other);
         }
+        wire.borrow_mut().write_held()?;
         if woken.0.swap(false, Relaxed) {
             continue;
         }

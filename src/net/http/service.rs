@@ -191,6 +191,7 @@ impl Answering {
     fn finish(&mut self, method: &Method, response: Response) -> hyper::Response<Outgoing> {
         // Also when it never came to the handler.
         self.wire.borrow_mut().was_handled();
+        self.wire.borrow_mut().answer_follows();
         let Response { status, mut headers, body } = response;
         let (status, body) = match body {
             Body::Bytes(bytes) => (status, Outgoing::Bytes(Some(Bytes::from(bytes)))),

@@ -554,13 +554,22 @@ fn stopping_ends_streams_and_idle_connections_and_finishes_what_is_in_hand() {
 
 #[test]
 fn past_the_bound_of_connections_it_is_busy() {
-    let server = start(Floor { limiter: ConnectionLimiter::new(1), ..floor(Limits::default()) }, echo);
+    let (tell, told) = unbounded();
+    let handler = move |_: Request| Response {
+        status: StatusCode::OK,
+        headers: HeaderMap::new(),
+        body: Body::Events(told.clone()),
+    };
+    let server = start(Floor { limiter: ConnectionLimiter::new(1), ..floor(Limits::default()) }, handler);
+    // One that is being answered gives way to nobody.
     let mut first = Client::new(&server);
-    assert_eq!(first.get("/").status, 200);
+    first.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    first.head().unwrap();
     let mut second = Client::new(&server);
     let answer = second.answer().unwrap();
     assert_eq!(answer.status, 503);
     assert!(answer.json()["error"].as_str().unwrap().contains("BUSY"));
+    drop(tell);
 }
 
 fn over_tls(server: &HttpServer, pin: &str) -> (ConnReader, ConnWriter) {

@@ -234,8 +234,8 @@ impl MessageConnection {
 
     /// Refuses in the room's words, and lets the client read that.
     fn reject<S: MessageService>(mut self, service: &S, why: Rejection) -> io::Result<()> {
-        service.count_rejected();
         if let Some(message) = service.rejection(why) {
+            service.count_rejected();
             self.write(&message)?;
             self.linger();
         }

@@ -170,6 +170,7 @@ fn silence_at_one_port_gives_way_to_others_and_theirs_not_to_it() {
     let mut silent: Vec<Come> = (0..58).map(|_| Come::to(&flooded, HERE).unwrap()).collect();
     assert!(flooded.closed() > 0 && !early.is_told_to_go(), "who came first, at a port within its share, stays");
     let closed = flooded.closed();
+    drop(early);
     // More than a sixteenth at the other one.
     let work: Vec<Come> = (0..8)
         .map(|_| {
