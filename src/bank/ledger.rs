@@ -255,8 +255,8 @@ impl Account {
         match text.split_once(':') {
             None if text == "escrow" => Some(Account::Escrow),
             None if text == "fee" => Some(Account::Fee),
-            Some(("card", name)) => Name::new(name).ok().map(Account::Card),
-            Some(("payout", name)) => Name::new(name).ok().map(Account::Payout),
+            Some(("card", name)) => Name::kept(name).ok().map(Account::Card),
+            Some(("payout", name)) => Name::kept(name).ok().map(Account::Payout),
             _ => None,
         }
     }

@@ -7,6 +7,7 @@ pub mod card;
 pub mod digest;
 pub mod duration;
 pub mod money;
+pub mod number;
 pub mod secret;
 pub mod text;
 pub mod time;

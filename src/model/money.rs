@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// The least price there is: 0.01.
@@ -122,7 +123,7 @@ impl Serialize for Cents {
     }
 }
 
-/// Reads a price (not a sum): see [`Cents::parse_price`].
+/// Reads a price (not a sum): see [`Cents::parse_price`]. Where others wrote it, as [`as_written`] first.
 impl<'de> Deserialize<'de> for Cents {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
         struct Price;
@@ -149,6 +150,40 @@ impl<'de> Deserialize<'de> for Cents {
         }
         deserializer.deserialize_any(Price)
     }
+}
+
+/// For a field that is read as a [`Value`] first and as a price later: a number with more decimals than a price
+/// may have stays the text that was written, which is no price. As a floating-point number it might be rounded
+/// to one. `#[serde(default, deserialize_with = "money::as_written")] price: Option<Value>`.
+///
+/// # Errors
+/// It is no JSON.
+pub fn as_written<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    let Some(written) = Option::<Box<RawValue>>::deserialize(deserializer)? else { return Ok(None) };
+    value_of(written.get()).map(Some).map_err(de::Error::custom)
+}
+
+/// The value of a price's field: see [`as_written`].
+///
+/// # Errors
+/// It is no JSON.
+pub fn value_of(json: &str) -> serde_json::Result<Value> {
+    let is_number = json.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+    match serde_json::from_str(json) {
+        Ok(value) if !is_number || is_of_cents(json) => Ok(value),
+        // Also one that is out of range.
+        _ if is_number => Ok(Value::String(json.to_owned())),
+        other => other,
+    }
+}
+
+/// Whether a JSON number was written with at most two decimals: `1.25e1` has one, `50.050` has three.
+fn is_of_cents(number: &str) -> bool {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let fraction = mantissa.split_once('.').map_or(0, |(_, fraction)| fraction.len());
+    // A number that is no exponent is far from that of any price.
+    let Ok(exponent) = exponent.parse::<i32>() else { return false };
+    i64::try_from(fraction).is_ok_and(|fraction| fraction - i64::from(exponent) <= 2)
 }
 
 /// What the house takes of a sale, in hundredths of a percent.
@@ -228,11 +263,31 @@ mod tests {
 
     #[test]
     fn json_prices_may_be_numbers_or_strings() {
-        for json in ["12.5", "\"12.5\"", "\"12.50\"", "12.50", "1.25e1"] {
+        for json in ["12.5", "\"12.5\"", "\"12.50\"", "12.50", "1.25e1", "125e-1", "1250E-2"] {
             assert_eq!(serde_json::from_str::<Cents>(json).unwrap(), Cents(1250), "{json}");
+            assert_eq!(Cents::deserialize(value_of(json).unwrap()).unwrap(), Cents(1250), "{json}");
         }
-        for json in ["null", "true", "[]", "\"50.050\"", "0.125", "-3", "0", "1e300", "18446744073709551615"] {
-            let error = serde_json::from_str::<Cents>(json).expect_err(json).to_string();
+        assert_eq!(serde_json::from_str::<Cents>("1e7").unwrap(), PRICE_MAX);
+        for json in [
+            "null",
+            "true",
+            "[]",
+            "\"50.050\"",
+            "50.050",
+            "0.125",
+            "-3",
+            "0",
+            "0e5",
+            "1e300",
+            "1e999999999999999999999",
+            "1.2345e1",
+            "1250e-3",
+            // Rounded as floating-point numbers, these would be prices.
+            "9.999999999999999999",
+            "0.0100000000000000000001",
+            "18446744073709551615",
+        ] {
+            let error = Cents::deserialize(value_of(json).unwrap()).expect_err(json).to_string();
             assert_eq!(error.matches("expected").count(), 1, "{json}: {error}");
         }
     }

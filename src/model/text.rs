@@ -1,10 +1,14 @@
 //! Texts with limits. Lengths count Unicode scalar values, not bytes.
 
-use std::borrow::Borrow;
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::char::is_combining_mark;
 
 /// Most characters a name may have.
 pub const NAME_MAX: usize = 64;
@@ -13,29 +17,121 @@ pub const ITEM_NAME_MAX: usize = 64;
 /// Most characters a description may have.
 pub const DESCRIPTION_MAX: usize = 256;
 
-/// The name of a peer or a user: 1–64 characters, none of them a control character.
+/// The name of a peer or a user: 1–64 characters, of which something can be seen and none hides ([`check_visible`]).
 ///
-/// Cheap to clone: names are keys of every table in memory.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct Name(Arc<str>);
+/// It is kept and shown as it was given, and compared in [`nfc`]: two spellings of a name are one name, in every
+/// table. Cheap to clone: names are keys of every table in memory.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Spelled);
 
 impl Name {
     /// Checks the rule; the error says what was expected.
+    ///
+    /// # Errors
+    /// The rule that is broken.
     pub fn new(text: &str) -> Result<Name, String> {
-        check(text, 1, NAME_MAX).map(|()| Name(text.into()))
+        let name = Name::kept(text)?;
+        check_visible(text)?;
+        Ok(name)
+    }
+
+    /// A name that was given before, and is on disk: perhaps by a version that did not look at what can be seen.
+    ///
+    /// # Errors
+    /// The rule that is broken: of length and control characters alone.
+    pub fn kept(text: &str) -> Result<Name, String> {
+        check(text, 1, NAME_MAX).map(|()| Name(Spelled::new(text)))
     }
 
     /// The name with a number behind it, shortened where that would be too long.
     pub fn numbered(&self, number: usize) -> Name {
         let number = number.to_string();
-        let kept = self.0.chars().take(NAME_MAX - number.len());
-        Name(kept.chain(number.chars()).collect::<String>().into())
+        let kept = self.as_str().chars().take(NAME_MAX - number.len());
+        Name(Spelled::new(&kept.chain(number.chars()).collect::<String>()))
     }
 
-    /// The name as text.
+    /// The name as it was given.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
+    }
+
+    /// The name as it is compared: its form C.
+    pub fn key(&self) -> &str {
+        self.0.key()
+    }
+}
+
+/// A text that is kept as it was given, and compared, ordered and hashed in [`nfc`]. Cheap to clone.
+#[derive(Clone)]
+pub struct Spelled(Spelling);
+
+#[derive(Clone)]
+enum Spelling {
+    /// As nearly all texts are given.
+    Normal(Arc<str>),
+    Other(Arc<Forms>),
+}
+
+struct Forms {
+    given: Box<str>,
+    key: Box<str>,
+}
+
+impl Spelled {
+    /// Of any text.
+    pub fn new(given: &str) -> Spelled {
+        Spelled(match nfc(given) {
+            Cow::Borrowed(normal) => Spelling::Normal(normal.into()),
+            Cow::Owned(key) => Spelling::Other(Arc::new(Forms { given: given.into(), key: key.into() })),
+        })
+    }
+
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        match &self.0 {
+            Spelling::Normal(text) => text,
+            Spelling::Other(forms) => &forms.given,
+        }
+    }
+
+    /// As it is compared.
+    pub fn key(&self) -> &str {
+        match &self.0 {
+            Spelling::Normal(text) => text,
+            Spelling::Other(forms) => &forms.key,
+        }
+    }
+}
+
+impl PartialEq for Spelled {
+    fn eq(&self, other: &Spelled) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Spelled {}
+
+impl PartialOrd for Spelled {
+    fn partial_cmp(&self, other: &Spelled) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Spelled {
+    fn cmp(&self, other: &Spelled) -> Ordering {
+        self.key().cmp(other.key())
+    }
+}
+
+impl Hash for Spelled {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -57,34 +153,363 @@ pub fn check(text: &str, min: usize, max: usize) -> Result<(), String> {
     Ok(())
 }
 
-impl Borrow<str> for Name {
-    fn borrow(&self) -> &str {
-        &self.0
+/// Checks a name that somebody gives himself or a file: something of it can be seen, and nothing in it hides,
+/// or turns around, what stands beside it. Two names that look alike would be taken for one person.
+///
+/// # Errors
+/// The rule that is broken.
+pub fn check_visible(name: &str) -> Result<(), String> {
+    let mut is_seen = false;
+    for (_, kind) in kinds(name) {
+        let expected = match kind {
+            Kind::Visible => {
+                is_seen = true;
+                continue;
+            }
+            Kind::Blank | Kind::Joined => continue,
+            Kind::Control => "no control characters",
+            Kind::Bidirectional => "no characters that change the direction of writing",
+            Kind::ZeroWidth => "no characters that cannot be seen",
+            Kind::Tag => "no tag characters but in the emoji of a flag",
+        };
+        return Err(format!("expected {expected}"));
     }
+    if is_seen { Ok(()) } else { Err("expected something that can be seen".to_owned()) }
+}
+
+/// The text as it is compared: Unicode Normalization Form C. One letter has several spellings (`é` is one
+/// character on most keyboards and two on a Mac); nobody sees which one it is.
+pub fn nfc(text: &str) -> Cow<'_, str> {
+    // Most texts are in this form already, and that is told quickly.
+    if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
+}
+
+/// The spellings that a text may have been kept under before it was compared in [`nfc`]: as given, form C, form D.
+pub fn spellings(text: &str) -> [String; 3] {
+    [text.to_owned(), nfc(text).into_owned(), text.nfd().collect()]
+}
+
+/// Whether the text is as [`nfc`] would make it.
+pub fn is_nfc(text: &str) -> bool {
+    text.is_ascii() || unicode_normalization::is_nfc(text)
+}
+
+/// The content of a file or message without the UTF-8 byte order mark that editors put before it.
+pub fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// A text of someone else's, safe to show at a terminal: what could move the cursor, ring, hide or turn around
+/// text is replaced by U+FFFD. What a name may hold stays.
+pub fn safe(text: &str) -> Cow<'_, str> {
+    if is_plain(text) || kinds(text).all(|(_, kind)| kind.is_harmless()) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(kinds(text).map(|(c, kind)| if kind.is_harmless() { c } else { '\u{fffd}' }).collect())
+}
+
+/// JSON of one line, as safe to show as [`safe`] makes a text, with the same meaning.
+pub fn safe_json(json: &str) -> Cow<'_, str> {
+    if is_plain(json) || kinds(json).all(|(_, kind)| kind.is_harmless()) {
+        return Cow::Borrowed(json);
+    }
+    let mut safe = String::with_capacity(json.len() + 16);
+    for (c, kind) in kinds(json) {
+        if kind.is_harmless() {
+            safe.push(c);
+        } else {
+            // Within a string, as no such character stands anywhere else.
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                safe.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Whether no character of it is anything but a visible one or a blank of ASCII: quick, and nearly always so.
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+/// What a character does where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It is seen.
+    Visible,
+    /// It takes room, and is not seen.
+    Blank,
+    /// It belongs to the visible ones beside it: an accent, the kind of an emoji, what joins or separates two
+    /// letters, a flag's region.
+    Joined,
+    /// It drives a terminal, or breaks a line.
+    Control,
+    /// It turns around what stands beside it.
+    Bidirectional,
+    /// It is not seen, and takes no room.
+    ZeroWidth,
+    /// An invisible copy of ASCII, outside the emoji that it is meant for.
+    Tag,
+}
+
+impl Kind {
+    fn is_harmless(self) -> bool {
+        matches!(self, Kind::Visible | Kind::Blank | Kind::Joined)
+    }
+}
+
+/// The characters of a text, each with its kind.
+fn kinds(text: &str) -> impl Iterator<Item = (char, Kind)> + '_ {
+    let mut rest = text.chars();
+    // What a joiner, accent or selector would belong to.
+    let mut before: Option<char> = None;
+    let mut tags = 0;
+    std::iter::from_fn(move || {
+        let c = rest.next()?;
+        let kind = match c {
+            _ if tags > 0 => {
+                tags -= 1;
+                Kind::Joined
+            }
+            _ if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => Kind::Control,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                Kind::Bidirectional
+            }
+            '\u{200c}' | '\u{200d}' if before.is_some() && rest.clone().next().is_some_and(is_seen) => Kind::Joined,
+            _ if is_selector(c) && before.is_some_and(has_variants) => Kind::Joined,
+            '\u{e0000}'..='\u{e007f}' => Kind::Tag,
+            _ if is_ignorable(c) => Kind::ZeroWidth,
+            _ if is_blank(c) => Kind::Blank,
+            _ if is_combining_mark(c) => Kind::Joined,
+            _ => Kind::Visible,
+        };
+        tags = tags.max(if c == FLAG { region_tags(rest.as_str()) } else { 0 });
+        before = match kind {
+            Kind::Visible => Some(c),
+            // A joiner joins one pair; an accent or a selector goes with its letter. One selector is enough.
+            Kind::Joined if matches!(c, '\u{200c}' | '\u{200d}') => None,
+            Kind::Joined if before.is_some() => Some(c),
+            _ => None,
+        };
+        Some((c, kind))
+    })
+}
+
+/// The black flag, which the tags behind it make that of a region.
+const FLAG: char = '\u{1f3f4}';
+
+/// How many tags stand at the beginning of a text, if they are those of a region: three to six letters or
+/// digits, and the end.
+fn region_tags(text: &str) -> usize {
+    let region = |c: &char| matches!(c, '\u{e0030}'..='\u{e0039}' | '\u{e0061}'..='\u{e007a}');
+    let length = text.chars().take_while(region).count();
+    match text.chars().nth(length) {
+        Some('\u{e007f}') if (3..=6).contains(&length) => length + 1,
+        _ => 0,
+    }
+}
+
+fn is_seen(c: char) -> bool {
+    !c.is_control() && !is_ignorable(c) && !is_blank(c) && !matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// Blanks, and the letters that look like one.
+fn is_blank(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}')
+}
+
+/// Those that choose how the character before them looks.
+fn is_selector(c: char) -> bool {
+    matches!(c, '\u{fe00}'..='\u{fe0f}' | '\u{e0100}'..='\u{e01ef}' | '\u{180b}'..='\u{180d}' | '\u{180f}')
+}
+
+/// Whether a selector may be seen behind it: signs, and the letters of scripts that have variants.
+fn has_variants(c: char) -> bool {
+    !is_ignorable(c)
+        && (!c.is_alphabetic()
+            || matches!(c, '\u{1000}'..='\u{109f}' | '\u{1800}'..='\u{18aa}' | '\u{2e80}'..='\u{9fff}'
+                | '\u{a9e0}'..='\u{aa7f}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}'))
+}
+
+/// Unicode's Default_Ignorable_Code_Point, but for blanks: nothing is seen of them.
+fn is_ignorable(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
+        | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(self.as_str())
     }
 }
 
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Debug::fmt(self.as_str(), f)
     }
 }
 
+/// Reads names that others have, and those on disk: as [`Name::kept`]. Who takes part under a name, or makes an
+/// account, is checked for more.
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        Name::new(&text).map_err(serde::de::Error::custom)
+        Name::kept(&text).map_err(serde::de::Error::custom)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Texts of all that the rules tell apart, one beside the other.
+    fn tricky() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            prop::char::any(),
+            prop::sample::select(
+                "aé \u{301}\u{200b}\u{200c}\u{200d}\u{202e}\u{61c}\u{feff}\u{ad}\u{fe0f}\u{e0041}\u{e0067}\u{e007f}\u{1f3f4}\u{3164}\u{1b}\n❤👩می葛\u{e0100}"
+                    .chars()
+                    .collect::<Vec<_>>()
+            ),
+        ];
+        prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.into_iter().collect())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_holds_nothing_that_drives_hides_or_turns(text in tricky()) {
+            let shown = safe(&text);
+            prop_assert_eq!(shown.chars().count(), text.chars().count());
+            prop_assert!(shown.chars().all(|c| !c.is_control()));
+            for banned in ["\u{200b}", "\u{202e}", "\u{61c}", "\u{feff}", "\u{ad}", "\u{e0041}", "\u{2028}", "\u{2066}"] {
+                prop_assert!(!shown.contains(banned), "{:?}", shown);
+            }
+            // What may be a name is shown as it was given; nothing else that can be seen changes.
+            if check_visible(&text).is_ok() {
+                prop_assert_eq!(&*shown, &*text);
+            }
+            prop_assert_eq!(&*safe(&shown), &*shown);
+        }
+
+        #[test]
+        fn json_means_the_same_when_it_is_safe(text in tricky()) {
+            let json = serde_json::to_string(&text).unwrap();
+            let shown = safe_json(&json);
+            prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+            prop_assert_eq!(&*safe(&shown), &*shown);
+        }
+
+        #[test]
+        fn one_text_has_one_key(text in tricky()) {
+            let key = nfc(&text).into_owned();
+            let apart: String = text.nfd().collect();
+            prop_assert_eq!(&*nfc(&apart), &*key);
+            prop_assert_eq!(&*nfc(&key), &*key);
+            prop_assert!(is_nfc(&key));
+        }
+    }
+
+    #[test]
+    fn a_name_can_be_seen_and_hides_nothing() {
+        for good in [
+            "ann",
+            "Mary Ann",
+            "jürgen",
+            "ju\u{308}rgen",
+            "李小龍",
+            "葛\u{e0100}城",
+            "می\u{200c}خواهم",
+            "क\u{94d}\u{200d}ष",
+            "👩\u{200d}👩\u{200d}👧",
+            "👩\u{200d}❤\u{fe0f}\u{200d}👨",
+            "1\u{fe0f}\u{20e3}",
+            "🏴\u{e0067}\u{e0062}\u{e0073}\u{e0063}\u{e0074}\u{e007f} fan",
+            "Ω",
+            "$",
+            "\u{fffd}",
+        ] {
+            assert_eq!(check_visible(good), Ok(()), "{good:?}");
+            assert_eq!(safe(good), good);
+        }
+        for bad in [
+            "",
+            " ",
+            "\u{3000}\u{a0}",
+            "\u{301}",
+            "\u{3164}",
+            "\u{2800}",
+            "\u{ffa0} ",
+            "ann\u{200b}",
+            "\u{feff}ann",
+            "an\u{ad}n",
+            "an\u{34f}n",
+            "an\u{2060}n",
+            "ann\u{202e}",
+            "\u{200f}ann",
+            "\u{61c}ann",
+            "a\u{2066}b\u{2069}",
+            "ann\u{200d}",
+            "\u{200c}ann",
+            "a \u{200d}b",
+            "a\u{200d} b",
+            "a\u{200d}\u{200d}b",
+            "a\u{200d}\u{301}\u{200d}",
+            "ann\u{fe0f}",
+            "\u{fe0f}",
+            "❤\u{fe0f}\u{fe0f}",
+            "ann\u{e0061}",
+            "😀\u{e0061}\u{e007f}",
+            "🏴\u{e0067}\u{e0062}",
+            "🏴\u{e007f}",
+            "🏴\u{e0041}\u{e0042}\u{e0043}\u{e007f}",
+            "\u{e0001}ann",
+            "a\u{2028}b",
+            "a\u{7}b",
+        ] {
+            assert!(check_visible(bad).is_err(), "{bad:?} was taken");
+        }
+        assert_eq!(Name::new("ann\u{200b}").unwrap_err(), "expected no characters that cannot be seen");
+        assert_eq!(Name::kept("ann\u{200b}").unwrap().as_str(), "ann\u{200b}", "who has it keeps it");
+    }
+
+    #[test]
+    fn what_drives_a_terminal_is_not_shown() {
+        assert_eq!(safe("a\x1b[2Jb\r\u{9b}\u{202e}ü"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}ü");
+        assert_eq!(safe("a\u{e0041}b\u{200b}"), "a\u{fffd}b\u{fffd}");
+        assert_eq!(safe_json("\"a\u{9b}\u{e0041}\u{200d}\""), "\"a\\u009b\\udb40\\udc41\\u200d\"");
+        assert!(matches!(safe("plain"), Cow::Borrowed("plain")));
+    }
+
+    #[test]
+    fn a_name_is_one_however_it_is_spelled() {
+        let (composed, apart) = (Name::new("Zoë").unwrap(), Name::new("Zoe\u{308}").unwrap());
+        assert_eq!(composed, apart);
+        assert_eq!((apart.as_str(), apart.key()), ("Zoe\u{308}", "Zoë"));
+        assert_eq!(serde_json::to_string(&apart).unwrap(), "\"Zoe\u{308}\"");
+        assert!(std::collections::HashSet::from([composed.clone()]).contains(&apart));
+        assert!(std::collections::BTreeSet::from([apart.clone()]).contains(&composed));
+        assert_ne!(composed, Name::new("Zoe").unwrap());
+        assert_eq!(size_of::<Name>(), size_of::<Arc<str>>(), "there may be millions of them");
+    }
+
+    #[test]
+    fn both_forms_of_a_text_are_one() {
+        assert_eq!(nfc("Zoe\u{308}"), "Zoë");
+        assert!(matches!(nfc("Zoë"), Cow::Borrowed("Zoë")));
+        assert_eq!(nfc("\u{212b}"), "Å", "the sign of Ångström is the letter");
+        assert_eq!(nfc("ﬁ"), "ﬁ", "what looks otherwise stays");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_not_content() {
+        assert_eq!(without_bom(b"\xef\xbb\xbf{}"), b"{}");
+        assert_eq!(without_bom(b"{\xef\xbb\xbf}"), b"{\xef\xbb\xbf}");
+        assert_eq!(without_bom(b"\xef\xbb"), b"\xef\xbb");
+    }
 
     #[test]
     fn names_count_characters_not_bytes() {

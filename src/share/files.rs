@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::pieces::Pieces;
 use super::wire::{Digest, FileEntry, FileName, RANGE_FEATURE, Seconds};
-use crate::model::{Millis, Name};
+use crate::model::{Millis, Name, text};
 use crate::storage::{Query, Reader, Row, Store, StoreError, Tx};
 
 /// Most files of one user: as many as the registry takes of a host.
@@ -409,8 +409,12 @@ fn content(facts: &Facts) -> (u64, i64) {
 }
 
 fn get(reader: &(impl Reader + ?Sized), owner: &Name, name: &FileName) -> Result<Option<Tracked>, StoreError> {
-    let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name = $2");
-    reader.first(&sql, &[owner.into(), name.as_str().into()], tracked)
+    // However it is spelled; first as it is asked for.
+    let sql = format!(
+        "SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name IN ($2, $3, $4) ORDER BY name <> $2 LIMIT 1"
+    );
+    let [given, composed, apart] = text::spellings(name.as_str());
+    reader.first(&sql, &[owner.into(), (&given).into(), (&composed).into(), (&apart).into()], tracked)
 }
 
 fn count(reader: &(impl Reader + ?Sized), owner: &Name) -> Result<u64, StoreError> {

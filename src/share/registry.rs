@@ -496,7 +496,7 @@ impl Registry {
     }
 
     fn host_named(&self, name: &str) -> Option<(Slot, &Host)> {
-        let slot = *self.by_name.get(name)?;
+        let slot = *self.by_name.get(&Name::kept(name).ok()?)?;
         self.slots[slot as usize].as_ref().map(|host| (slot, host))
     }
 

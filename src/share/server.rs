@@ -517,7 +517,7 @@ impl Shared {
             return Standing::Free;
         }
         let owner = token.and_then(|token| accounts.owner_of(token.reveal()));
-        Standing::Account(if owner.is_some_and(|owner| owner == hostname.as_str()) {
+        Standing::Account(if owner.and_then(|owner| Name::kept(&owner).ok()).is_some_and(|owner| owner == *hostname) {
             Proof::Token
         } else if self.config.auth == AuthMode::Address && accounts.signed_in_from(hostname.as_str(), source) {
             Proof::Address

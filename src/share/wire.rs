@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::model::text::Spelled;
+
 pub use crate::model::digest::Digest;
 
 pub mod answers;
@@ -32,9 +34,10 @@ pub const PORT_MIN: u16 = 1024;
 /// character, and not `.` or `..`.
 ///
 /// Cheap to clone: names are keys of every table in memory.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct FileName(Arc<str>);
+///
+/// It is kept and shown as it was given, and compared in Normalization Form C: systems spell names differently.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileName(Spelled);
 
 impl FileName {
     /// Checks the rule; the error says what was expected.
@@ -54,30 +57,35 @@ impl FileName {
         if text == "." || text == ".." {
             return Err("expected a file's name, not a folder's".to_owned());
         }
-        Ok(FileName(text.into()))
+        Ok(FileName(Spelled::new(text)))
     }
 
-    /// The name as text.
+    /// The name as it was given.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
+    }
+
+    /// The name as it is compared: its form C.
+    pub fn key(&self) -> &str {
+        self.0.key()
     }
 }
 
-impl std::borrow::Borrow<str> for FileName {
-    fn borrow(&self) -> &str {
-        &self.0
+impl Serialize for FileName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
 impl fmt::Display for FileName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for FileName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", &*self.0)
+        write!(f, "{:?}", self.as_str())
     }
 }
 

@@ -380,7 +380,7 @@ impl Purchase {
                 if lines.len() != self.cart.lines.len() || !self.cart.lines.iter().zip(&lines).all(same) {
                     return Step::refuse(Refusal::new(Code::BadRequest, "lines: they are not those of the cart"));
                 }
-                if let Some(line) = lines.iter().find(|line| Name::new(&line.seller).is_err()) {
+                if let Some(line) = lines.iter().find(|line| Name::kept(&line.seller).is_err()) {
                     let text = format!("seller: {:?} is no user name, so nobody can be paid", line.seller);
                     return Step::refuse(Refusal::new(Code::BadRequest, text));
                 }

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::ops::{Account, Answer, Bought, Code, LinkCard, LoggedIn, Order, Purchased, Rating, Refusal, Role, Session};
-use crate::model::text;
-use crate::model::{CardNumber, Cents, Expiry};
+use crate::model::text::nfc;
+use crate::model::{CardNumber, Cents, Expiry, number, text};
 
 mod bounded;
 mod dialect1;
@@ -253,6 +253,7 @@ pub fn read(port: Port, message: &[u8]) -> Result<Request, Rejected> {
     let Ok(message) = std::str::from_utf8(message) else {
         return no_message("expected one JSON object: it is not UTF-8".to_owned());
     };
+    let message = message.strip_prefix('\u{feff}').unwrap_or(message);
     let value = match bounded::read(message) {
         Ok(Value::Object(map)) => map,
         Ok(_) => return no_message("expected one JSON object".to_owned()),
@@ -358,14 +359,9 @@ impl<'a> Fields<'a> {
         self.text(field, 1, ID_MAX)
     }
 
-    /// A whole number, also when it was written as `1.0`.
+    /// A whole number, however it is written.
     fn whole(self, field: &str, min: i64, max: i64) -> Result<i64, Refusal> {
-        let value = self.need(field)?;
-        let number = value.as_i64().or_else(|| {
-            let float = value.as_f64()?;
-            (float.fract() == 0.0 && float.abs() <= NUMBER_MAX as f64).then_some(float as i64)
-        });
-        number
+        number::fitting(self.need(field)?)
             .filter(|number| (min..=max).contains(number))
             .ok_or_else(|| bad(format!("{field}: expected a whole number from {min} to {max}")))
     }
@@ -419,7 +415,7 @@ impl<'a> Fields<'a> {
         }
         let mut distinct: Vec<String> = Vec::new();
         for keyword in self.keywords(field, SEARCH_KEYWORD_MAX)? {
-            let keyword = keyword.to_lowercase();
+            let keyword = nfc(&keyword.to_lowercase()).into_owned();
             if !distinct.contains(&keyword) {
                 distinct.push(keyword);
             }

@@ -150,7 +150,7 @@ impl Row<'_> {
 
     /// The name of a peer or a user; its rule is checked again.
     pub fn name(&self, column: usize) -> Result<Name, StoreError> {
-        Name::new(self.text(column)?).map_err(|rule| wrong(column, &format!("a name ({rule})")))
+        Name::kept(self.text(column)?).map_err(|rule| wrong(column, &format!("a name ({rule})")))
     }
 
     /// Bytes.

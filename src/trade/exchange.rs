@@ -364,7 +364,7 @@ impl<J: Journal> Exchange<J> {
     }
 
     fn peer(&self, name: &str) -> Option<Arc<PeerCell<J>>> {
-        self.peers.read().get(name).cloned()
+        self.peers.read().get(&Name::kept(name).ok()?).cloned()
     }
 
     /// The peer behind a side of a deal, if it is still the one that the deal began with.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Body, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use crate::model::{Token, text};
+use crate::model::{Token, number, text};
 
 /// Why a request is not answered as it was meant: status and reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -159,7 +159,7 @@ impl Fields {
     /// # Errors
     /// 400 when the body is no JSON object.
     pub fn of(request: &Request) -> Result<Fields, Refusal> {
-        match serde_json::from_slice(&request.body) {
+        match serde_json::from_slice(text::without_bom(&request.body)) {
             Ok(Value::Object(fields)) => Ok(Fields(fields)),
             Ok(_) => Err(Refusal::bad("the body: expected a JSON object")),
             Err(error) => Err(Refusal::bad(format!("the body: expected a JSON object; {}", what_is_wrong(&error)))),
@@ -171,7 +171,7 @@ impl Fields {
     /// # Errors
     /// 400 when the body is neither empty nor a JSON object.
     pub fn of_any(request: &Request) -> Result<Fields, Refusal> {
-        if request.body.is_empty() { Ok(Fields(Map::new())) } else { Fields::of(request) }
+        if text::without_bom(&request.body).is_empty() { Ok(Fields(Map::new())) } else { Fields::of(request) }
     }
 
     /// A field that is there and not null.
@@ -227,13 +227,15 @@ impl Fields {
         value.as_bool().ok_or_else(|| Refusal::bad(format!("{field}: expected true or false")))
     }
 
-    /// A whole number up to `max`.
+    /// A whole number up to `max`, however it is written (`5`, `5.0`, `5e0`).
     ///
     /// # Errors
     /// 400, with the field's name.
     pub fn whole(&self, field: &str, max: u64) -> Result<u64, Refusal> {
-        let number = self.need(field)?.as_u64().filter(|number| *number <= max);
-        number.ok_or_else(|| Refusal::bad(format!("{field}: expected a whole number from 0 to {max}")))
+        let number: Option<u64> = number::fitting(self.need(field)?);
+        number
+            .filter(|number| *number <= max)
+            .ok_or_else(|| Refusal::bad(format!("{field}: expected a whole number from 0 to {max}")))
     }
 
     /// The same where it may be missing.
@@ -316,6 +318,9 @@ mod tests {
         assert_eq!((fields.text_if_any("name"), fields.text_if_any("none")), (Ok(Some("ann")), Ok(None)));
         assert_eq!((of(r#"{"a":""}"#).unwrap().text_if_any("a"), fields.text_if_any("n").is_err()), (Ok(None), true));
         assert_eq!((fields.whole("n", 7), fields.optional_whole("m", 7)), (Ok(7), Ok(None)));
+        let marked = of("\u{feff}{\"n\":7.0,\"half\":0.5}").unwrap();
+        assert_eq!(marked.whole("n", 7), Ok(7), "a byte order mark is skipped, and a whole number is one");
+        assert!(marked.whole("half", 7).is_err());
         assert_eq!((fields.flag("yes", false), fields.flag("no", true)), (Ok(true), Ok(true)));
         let reason = |wrong: Result<(), Refusal>| wrong.unwrap_err().reason;
         assert_eq!(reason(fields.text("other", 1, 3).map(drop)), "other: missing");

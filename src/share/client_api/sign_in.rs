@@ -79,10 +79,10 @@ impl SignIn {
         let strange =
             || Refusal::new(StatusCode::BAD_GATEWAY, "the server answered what it should not: no user or no token");
         let user =
-            answer.body["user"]["username"].as_str().and_then(|name| Name::new(name).ok()).ok_or_else(strange)?;
+            answer.body["user"]["username"].as_str().and_then(|name| Name::kept(name).ok()).ok_or_else(strange)?;
         let token = answer.body["token"].as_str().filter(|token| token.len() <= TOKEN_MAX).ok_or_else(strange)?;
         let token = Token::from_text(token);
-        let display_name = answer.body["user"]["display_name"].as_str().and_then(|name| Name::new(name).ok());
+        let display_name = answer.body["user"]["display_name"].as_str().and_then(|name| Name::kept(name).ok());
         let display_name = display_name.as_ref().unwrap_or(&user).to_string();
         // It was made just now, so all of its life is left.
         self.remember(&token, &user, life_of(&token));
@@ -128,7 +128,7 @@ impl SignIn {
             return by_former_word(passed_on(&answer));
         }
         let user = answer.body["user"]["username"].as_str().filter(|_| answer.is_ok());
-        let Some(user) = user.and_then(|name| Name::new(name).ok()) else {
+        let Some(user) = user.and_then(|name| Name::kept(name).ok()) else {
             self.known.lock().remove(&digest);
             return Err(denied(&shortened(&answer.error())));
         };

@@ -315,7 +315,7 @@ impl Link {
             hostname: inner.user.clone(),
             port: inner.port,
             ip: state.advertise_ip,
-            display_name: Name::new(&state.display_name).ok(),
+            display_name: Name::kept(&state.display_name).ok(),
             files: Some(files),
             token: state.token.clone(),
             resume,

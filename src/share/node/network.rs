@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::model::Name;
+use crate::model::text::nfc;
 use crate::share::client::{RegistryClient, RegistryError};
 use crate::share::files::{Likeness, likeness};
 use crate::share::wire::{FileEntry, FileName, HostEntry, Listing, Seconds};
@@ -203,8 +204,9 @@ impl Snapshot {
 
     /// The files whose name has this in it, in any case: how many, and those from `offset` on.
     pub fn search(&self, q: &str, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
-        let wanted = q.to_lowercase();
-        let is_wanted = |file: &&NetworkFile| wanted.is_empty() || file.name.as_str().to_lowercase().contains(&wanted);
+        let lower = |text: &str| nfc(&text.to_lowercase()).into_owned();
+        let wanted = lower(q);
+        let is_wanted = |file: &&NetworkFile| wanted.is_empty() || lower(file.name.key()).contains(&wanted);
         let total = self.files.iter().filter(is_wanted).count();
         (total, self.files.iter().filter(is_wanted).skip(offset).take(limit).collect())
     }

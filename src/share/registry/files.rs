@@ -26,10 +26,13 @@ impl Registry {
         let now = self.at(now);
         let slot = self.own(conn, hostname)?;
         self.hear_slot(now, slot);
-        let (id, count, is_new) = match &self.slots[slot as usize] {
-            Some(host) => (host.id, host.files.len(), !host.files.contains_key(fname)),
+        // A file that is there keeps its spelling: it is that of its row.
+        let (id, count, known) = match &self.slots[slot as usize] {
+            Some(host) => (host.id, host.files.len(), host.files.get_key_value(fname).map(|(known, _)| known.clone())),
             None => return Err(Refusal::UnknownHost),
         };
+        let is_new = known.is_none();
+        let fname = known.as_ref().unwrap_or(fname);
         if is_new && count >= FILES_MAX {
             return Err(Refusal::TooManyFiles(FILES_MAX));
         }
@@ -66,18 +69,18 @@ impl Registry {
         let slot = self.own(conn, hostname)?;
         self.hear_slot(now, slot);
         let host = self.slots[slot as usize].as_ref().ok_or(Refusal::UnknownHost)?;
-        let entry = host.files.get(fname).ok_or(Refusal::UnknownFile)?;
+        let (fname, entry) = host.files.get_key_value(fname).ok_or(Refusal::UnknownFile)?;
         if !entry.is_published {
             return Ok(Vec::new());
         }
-        let id = host.id;
-        if !self.may_hide(slot) {
-            self.set_file(slot, fname, None);
-            return Ok(vec![Change::DropFile { host: id, fname: fname.clone() }]);
-        }
+        let (id, fname) = (host.id, fname.clone());
         let entry = Arc::new(FileEntry { is_published: false, ..FileEntry::clone(entry) });
-        self.set_file(slot, fname, Some(Arc::clone(&entry)));
-        Ok(vec![Change::File { host: id, fname: fname.clone(), entry }])
+        if !self.may_hide(slot) {
+            self.set_file(slot, &fname, None);
+            return Ok(vec![Change::DropFile { host: id, fname }]);
+        }
+        self.set_file(slot, &fname, Some(Arc::clone(&entry)));
+        Ok(vec![Change::File { host: id, fname, entry }])
     }
 
     /// Makes a host's list this one, a bounded part of it: looks at `at_most` names behind `after` in the old and
@@ -116,7 +119,8 @@ impl Registry {
                 Ordering::Greater => (None, new.next()),
                 Ordering::Equal => (old.next(), new.next()),
             };
-            let Some((fname, _)) = is.or(was) else { break };
+            // As it is spelled in the row that is there.
+            let Some((fname, _)) = was.or(is) else { break };
             if was.map(|(_, entry)| entry) != is.map(|(_, entry)| entry) {
                 different.push((fname.clone(), is.map(|(_, entry)| Arc::clone(entry))));
             }

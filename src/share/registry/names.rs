@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::model::Name;
+use crate::model::text::nfc;
 
 /// Most names of a chunk. Insertion moves half of one at most; finding the n-th name adds up the chunks.
 const CHUNK_MAX: usize = 512;
@@ -27,7 +28,7 @@ impl<V: Copy> Names<V> {
 
     /// Puts one in. One that is there keeps its place and gets the value.
     pub(super) fn insert(&mut self, name: Name, value: V) {
-        let at = self.chunk_of(name.as_str());
+        let at = self.chunk_of(name.key());
         let Some(chunk) = self.chunks.get_mut(at) else {
             self.chunks.push(vec![(name, value)]);
             self.len += 1;
@@ -48,9 +49,10 @@ impl<V: Copy> Names<V> {
 
     /// Takes one out; whether it was there.
     pub(super) fn remove(&mut self, name: &str) -> bool {
+        let name = &*nfc(name);
         let at = self.chunk_of(name);
         let Some(chunk) = self.chunks.get_mut(at) else { return false };
-        let Ok(place) = chunk.binary_search_by(|(known, _)| known.as_str().cmp(name)) else { return false };
+        let Ok(place) = chunk.binary_search_by(|(known, _)| known.key().cmp(name)) else { return false };
         chunk.remove(place);
         self.len -= 1;
         let left = chunk.len();
@@ -82,14 +84,15 @@ impl<V: Copy> Names<V> {
 
     /// Those behind a name, whether that is there or not.
     pub(super) fn after(&self, name: &str) -> impl Iterator<Item = &(Name, V)> {
+        let name = &*nfc(name);
         let at = self.chunk_of(name);
-        let passed = self.chunks.get(at).map_or(0, |chunk| chunk.partition_point(|(known, _)| known.as_str() <= name));
+        let passed = self.chunks.get(at).map_or(0, |chunk| chunk.partition_point(|(known, _)| known.key() <= name));
         self.chunks[at.min(self.chunks.len())..].iter().flatten().skip(passed)
     }
 
-    /// The chunk in which a name is, or where it would have to go.
+    /// The chunk in which a name is (as it is compared), or where it would have to go.
     fn chunk_of(&self, name: &str) -> usize {
-        self.chunks.partition_point(|chunk| chunk[0].0.as_str() <= name).saturating_sub(1)
+        self.chunks.partition_point(|chunk| chunk[0].0.key() <= name).saturating_sub(1)
     }
 }
 

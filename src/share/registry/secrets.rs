@@ -180,7 +180,8 @@ impl Secrets {
     }
 
     fn drop_where(&mut self, hostname: &str, is_over: impl Fn(&Secret) -> bool, changes: &mut Vec<Change>) {
-        let Some((name, _)) = self.by_name.get_key_value(hostname) else { return };
+        let Ok(hostname) = Name::kept(hostname) else { return };
+        let Some((name, _)) = self.by_name.get_key_value(&hostname) else { return };
         let name = name.clone();
         let Some(secrets) = self.by_name.get_mut(&name) else { return };
         secrets.retain(|secret| {
@@ -236,7 +237,7 @@ impl Secrets {
     /// How many there are of a hostname.
     #[cfg(test)]
     pub(super) fn count(&self, hostname: &str) -> usize {
-        self.by_name.get(hostname).map_or(0, Vec::len)
+        self.by_name.get(&Name::new(hostname).unwrap()).map_or(0, Vec::len)
     }
 }
 

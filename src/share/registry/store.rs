@@ -285,7 +285,7 @@ fn read_secret(row: &Row<'_>) -> Result<(Name, Secret), StoreError> {
 }
 
 fn name(text: &str) -> Result<Name, StoreError> {
-    Name::new(text).map_err(|error| invalid("hostname", &error))
+    Name::kept(text).map_err(|error| invalid("hostname", &error))
 }
 
 fn invalid(column: &str, what: &str) -> StoreError {

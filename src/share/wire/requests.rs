@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::{Digest, FEATURE_LENGTH_MAX, FEATURES_MAX, FILE_SIZE_MAX, FileEntry, FileName, PORT_MIN, Seconds};
+use crate::model::number::Whole;
 use crate::model::{Name, Token, text};
 
 /// Most bytes of a request.
@@ -143,7 +144,7 @@ pub struct Ping {
 /// # Errors
 /// The reason: which field is missing or wrong, and what was expected.
 pub fn parse(line: &[u8]) -> Result<Request, String> {
-    let line = std::str::from_utf8(line).map_err(|_| "the message is not UTF-8".to_owned())?;
+    let line = std::str::from_utf8(text::without_bom(line)).map_err(|_| "the message is not UTF-8".to_owned())?;
     // A list would do for serde.
     if !line.trim_start().starts_with('{') {
         return Err("expected an object {\"action\":…,\"data\":{…}}".to_owned());
@@ -302,14 +303,20 @@ fn register(data: &Data<'_>) -> Result<Register, String> {
         Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
         None => return Err(missing("port")),
     };
+    let (hostname, display_name) =
+        (required::<Name>("hostname", data.hostname)?, display_name(data.display_name)?);
+    for (field, name) in [("hostname", Some(&hostname)), ("display_name", display_name.as_ref())] {
+        let Some(name) = name else { continue };
+        text::check_visible(name.as_str()).map_err(|wrong| format!("{field}: {wrong}"))?;
+    }
     Ok(Register {
-        hostname: required("hostname", data.hostname)?,
+        hostname,
         port,
         ip: optional::<String>("ip", data.ip)?
             .map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()))
             .transpose()?
             .map(|ip| ip.to_canonical()),
-        display_name: display_name(data.display_name)?,
+        display_name,
         files: data.files_metadata.map(files).transpose()?,
         token: secret("token", data.token)?,
         resume: secret("resume", data.resume)?,
@@ -424,8 +431,10 @@ fn optional<T: DeserializeOwned>(field: &str, raw: Raw<'_>) -> Result<Option<T>,
 
 /// A number that counts something.
 fn whole(field: &str, raw: Raw<'_>) -> Result<Option<u64>, String> {
-    let read =
-        |raw: &RawValue| serde_json::from_str(raw.get()).map_err(|_| format!("{field}: expected a whole number"));
+    let read = |raw: &RawValue| {
+        let number = serde_json::from_str(raw.get()).ok().and_then(|Whole(number)| u64::try_from(number).ok());
+        number.ok_or_else(|| format!("{field}: expected a whole number"))
+    };
     raw.map(read).transpose()
 }
 

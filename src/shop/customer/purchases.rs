@@ -396,7 +396,7 @@ impl Shared {
                 None => beginning.insert(self.waiting.enter(account.user_id)?),
             };
             let seen = beginning.news();
-            let username = Name::new(&account.username).map_err(|rule| {
+            let username = Name::kept(&account.username).map_err(|rule| {
                 Refusal::new(Code::BadRequest, format!("username: {rule}, so nobody can be charged"))
             })?;
             let attempt = |lines| Attempt {

@@ -92,7 +92,7 @@ impl Rows {
             let fee = self.fee.of(amount);
             let payout = Cents(amount.0 - fee.0);
             fees += fee.0;
-            shares.push((Name::new(&line.seller).map_err(StoreError::Invalid)?, payout));
+            shares.push((Name::kept(&line.seller).map_err(StoreError::Invalid)?, payout));
             tx.execute(
                 "INSERT INTO shop_sold (purchase_id, line, buyer_id, seller_id, item_id, quantity, price, payout, at)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",

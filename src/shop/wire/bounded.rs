@@ -7,7 +7,10 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+
+use crate::model::money;
 
 /// Most values that are kept of one message. The longest call has some thirty.
 const VALUES_MAX: u32 = 256;
@@ -131,6 +134,17 @@ impl<'de> Visitor<'de> for Kept<'_> {
         let mut fields = Map::new();
         while let Some(known) = map.next_key_seed(Known)? {
             match known {
+                // Read as it was written: see `money::value_of`. It is one value.
+                Some("price") if self.0.get() > 0 => {
+                    self.0.set(self.0.get() - 1);
+                    let written: &RawValue = map.next_value()?;
+                    let value = if written.get().starts_with(['[', '{']) {
+                        Value::Bool(false)
+                    } else {
+                        money::value_of(written.get()).map_err(A::Error::custom)?
+                    };
+                    fields.insert("price".to_owned(), value);
+                }
                 Some(field) => drop(fields.insert(field.to_owned(), map.next_value_seed(self)?)),
                 None => drop(map.next_value::<IgnoredAny>()?),
             }

@@ -281,10 +281,10 @@ impl<J: Journal> Exchange<J> {
     fn remove(&self, now: Millis, peer: &PeerCell<J>, asked: Option<(u64, SocketAddr)>) -> J::Receipt {
         let mut peers = self.peers.write();
         // Another thread may have removed it, and someone else may have the name by now.
-        if peers.get(peer.name.as_str()).is_none_or(|held| held.since != peer.since) {
+        if peers.get(&peer.name).is_none_or(|held| held.since != peer.since) {
             return self.directory_changed.lock().clone();
         }
-        peers.remove(peer.name.as_str());
+        peers.remove(&peer.name);
         let row = peer.state.lock().row.clone();
         self.leave_address(row.addr);
         let mut changes = vec![Change::DropPeer(peer.name.clone()), row.log("de-register", now, String::new())];

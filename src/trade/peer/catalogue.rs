@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::stall::{ITEMS_MAX, Item, fold};
-use crate::model::Cents;
+use crate::model::{Cents, number, text};
 
 /// Most bytes of a catalogue file: room for as many items as a stall has.
 const FILE_MAX: u64 = 16 << 20;
@@ -23,8 +23,9 @@ pub fn read(path: &Path) -> Result<Vec<Item>, String> {
     if size > FILE_MAX {
         return Err(format!("{shown}: expected at most {} MiB", FILE_MAX >> 20));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
-    parse(&text).map_err(|wrong| format!("{shown}: {wrong}"))
+    let bytes = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
+    let text = std::str::from_utf8(text::without_bom(&bytes)).map_err(|_| format!("{shown}: expected UTF-8"))?;
+    parse(text).map_err(|wrong| format!("{shown}: {wrong}"))
 }
 
 fn parse(text: &str) -> Result<Vec<Item>, String> {
@@ -66,7 +67,7 @@ fn item(entry: &Value) -> Result<Item, String> {
     let price = amount("price")?.ok_or("price: missing")?;
     let min_price = amount("min_price")?.unwrap_or(price);
     let quantity = match field("quantity") {
-        Some(value) => value.as_u64().ok_or("quantity: expected a whole number")?,
+        Some(value) => number::fitting(value).ok_or("quantity: expected a whole number")?,
         None => 1,
     };
     Item::new(name, price, min_price, quantity, text("description")?.unwrap_or_default())

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::model::{CardNumber, Expiry};
+use crate::model::{CardNumber, Expiry, text};
 use crate::trade::wire::ADDRESS_MAX;
 
 /// What the wallet file holds. Its `Debug` output shows neither card nor address.
@@ -32,8 +32,10 @@ impl Wallet {
     /// One line that names the file and the field, and quotes neither.
     pub fn read(path: &Path) -> Result<Wallet, String> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path).map_err(|error| format!("wallet {shown}: {error}"))?;
-        Wallet::parse(&text).map_err(|wrong| format!("wallet {shown}: {wrong}"))
+        let bytes = std::fs::read(path).map_err(|error| format!("wallet {shown}: {error}"))?;
+        let text =
+            std::str::from_utf8(text::without_bom(&bytes)).map_err(|_| format!("wallet {shown}: expected UTF-8"))?;
+        Wallet::parse(text).map_err(|wrong| format!("wallet {shown}: {wrong}"))
     }
 
     fn parse(text: &str) -> Result<Wallet, String> {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::NUMBER_MAX;
-use crate::model::{Cents, text};
+use crate::model::{Cents, number, text};
 
 /// The names of all fields that may be in a message of a peer.
 pub(super) const FIELDS: [&str; 16] = [
@@ -42,13 +42,9 @@ pub(super) fn price(value: &Option<Value>, field: &str) -> Result<Cents, String>
     Cents::deserialize(present(value, field)?).map_err(|wrong| format!("{field}: {wrong}"))
 }
 
-/// A whole number from 0 to 2^53 − 1, also when it was written as `1.0`.
+/// A whole number from 0 to 2^53 − 1, however it is written.
 pub(super) fn whole_number(value: &Value) -> Option<u64> {
-    let number = value.as_u64().or_else(|| {
-        let float = value.as_f64()?;
-        (float.fract() == 0.0 && (0.0..=NUMBER_MAX as f64).contains(&float)).then_some(float as u64)
-    })?;
-    (number <= NUMBER_MAX).then_some(number)
+    number::fitting(value).filter(|number| *number <= NUMBER_MAX)
 }
 
 /// Reads one JSON object. To serde an array of the same values would be as good; here it is not.

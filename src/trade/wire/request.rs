@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::field::{present, price, read_object, string, whole_number};
 use super::{Code, Refusal, SERVER_NUMBERS};
 use crate::model::text::{DESCRIPTION_MAX, ITEM_NAME_MAX};
-use crate::model::{Cents, Name, Token};
+use crate::model::{Cents, Name, Token, money, text};
 
 /// What came in a datagram.
 #[derive(Debug)]
@@ -97,7 +97,9 @@ struct Fields {
     tcp_port: Option<Value>,
     item_name: Option<Value>,
     description: Option<Value>,
+    #[serde(default, deserialize_with = "money::as_written")]
     price: Option<Value>,
+    #[serde(default, deserialize_with = "money::as_written")]
     max_price: Option<Value>,
     rq_deal: Option<Value>,
 }
@@ -134,6 +136,7 @@ const SERVER_TYPES: [&str; 22] = [
 /// Reads a datagram, or the one line that asks for a BUY over TCP.
 pub fn read(bytes: &[u8]) -> Inbound {
     let refuse = |rq, reason: String| Inbound::Refused(rq, Refusal::new(Code::BadRequest, reason));
+    let bytes = text::without_bom(bytes);
     // Also where no field of ours is: what is skipped would not be looked at.
     if std::str::from_utf8(bytes).is_err() {
         return refuse(None, "expected UTF-8".to_owned());

@@ -101,7 +101,7 @@ pub fn read_settlement(line: &str, side: Side) -> Result<SettlementAnswer, Strin
         Some("INFORM_RES") => {
             let text = |value, field, max| string(value, field, 1, max);
             let named = |field: &'static str| move |wrong| format!("{field}: {wrong}");
-            let name = Name::new(text(&line.name, "name", text::NAME_MAX)?).map_err(named("name"))?;
+            let name = Name::kept(text(&line.name, "name", text::NAME_MAX)?).map_err(named("name"))?;
             let token = Token::from_text(text(&line.token, "token", 256)?);
             let purse = match side {
                 Side::Seller => None,
