@@ -1,19 +1,35 @@
-//! Passwords as they are stored: Argon2id, slow on purpose, so never more at once than the machine has
-//! cores for, and never more in a queue than can be answered soon.
+//! Passwords as they are stored: Argon2id, slow on purpose, so never more at once than the machine has cores
+//! for, each in a work area that is kept and used again, and never more in the queue than can be answered soon.
+//!
+//! A password is its text in Normalization Form C, whatever form it was typed in. The queue is shared out by
+//! where the passwords come from: sources take turns, and where it is full, the one that has most of it gives
+//! way. So who sends very many makes others wait for a turn of theirs, not for all of his.
 
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
-use argon2::password_hash::{Error, PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, Version};
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use argon2::password_hash::phc::{Output, ParamsString, PasswordHash, Salt};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
+use ring::rand::{SecureRandom, SystemRandom};
+use subtle::ConstantTimeEq;
+use unicode_normalization::UnicodeNormalization;
 
 use crate::model::Token;
+use crate::model::text::nfc;
+use crate::net::source::Source;
 
-/// Most requests that wait for their turn.
-pub const WAITING_MAX: usize = 64;
+/// Longest that anybody waits for his turn.
+pub const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Most that wait, however quick the machine is.
+pub const WAITING_MAX: usize = 4096;
+/// Bytes of a salt.
+const SALT_LENGTH: usize = 16;
 
 /// What one hash costs. The default is OWASP's: 19 MiB, two passes, one lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +49,7 @@ impl Default for Cost {
 /// Why a password was neither hashed nor checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PasswordError {
-    /// Too many wait already.
+    /// Its turn would come too late.
     #[error("too many passwords wait to be checked: try again")]
     Busy,
     /// The hash could not be computed.
@@ -41,124 +57,308 @@ pub enum PasswordError {
     Failed(String),
 }
 
-/// Hashes and checks passwords, a bounded number at a time.
+/// Hashes and checks passwords, a bounded number at a time. Its threads end with it.
 pub struct Passwords {
     argon2: Argon2<'static>,
     /// What no password has: checked for users that do not exist.
     nobody: String,
     at_once: usize,
-    gate: Mutex<Gate>,
-    freed: Condvar,
-    /// To the threads that compute, `at_once` of them: memory allocators keep what a thread has used once,
-    /// and a hash uses far more than anything else that a connection's thread does.
-    jobs: Sender<Job>,
+    queue: Arc<Queue>,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What waits for the threads that compute. Each of them has a work area of its own: memory allocators keep
+/// what a thread has used once, and a hash uses far more than anything else that a connection's thread does.
+struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+}
 
-#[derive(Default)]
-struct Gate {
+struct Waiting {
+    /// The jobs of each source that has any, oldest first.
+    jobs: HashMap<Source, VecDeque<Job>>,
+    /// Those sources in the order of their turns.
+    turns: VecDeque<Source>,
+    count: usize,
     running: usize,
-    waiting: usize,
+    /// How long a hash took lately.
+    hash_takes: Duration,
+    is_closed: bool,
+}
+
+/// One password's way through the queue. Whoever asked hears [`PasswordError::Busy`] where it was dropped.
+struct Job {
+    work: Work,
+    since: Instant,
+    answer: Sender<Result<Outcome, PasswordError>>,
+}
+
+enum Work {
+    Hash(String),
+    /// Whether one of the texts has that hash.
+    Check(Vec<String>, String),
+    #[cfg(test)]
+    Test(Box<dyn FnOnce() + Send>),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Hash(String),
+    IsRight(bool),
+}
+
+impl Waiting {
+    /// How many may wait so that the last has its turn in time.
+    fn bound(&self, at_once: usize) -> usize {
+        let turns = WAIT_MAX.as_nanos() / self.hash_takes.as_nanos().max(1) * at_once as u128;
+        usize::try_from(turns).unwrap_or(WAITING_MAX).clamp(at_once, WAITING_MAX)
+    }
+
+    /// Takes a job in, if there is room: of all where only this source waits, of half where others do too. Where
+    /// all is taken, the source that has most gives way, if it has more than this one is to have.
+    fn enter(&mut self, source: Source, job: Job, at_once: usize) -> Result<(), PasswordError> {
+        let bound = self.bound(at_once);
+        let own = self.jobs.get(&source).map_or(0, VecDeque::len);
+        let is_alone = own == self.count;
+        if !is_alone && own >= bound.div_ceil(2) {
+            return Err(PasswordError::Busy);
+        }
+        if self.count >= bound {
+            let most = self.jobs.iter().map(|(source, jobs)| (jobs.len(), *source)).max_by_key(|(count, _)| *count);
+            match most {
+                Some((count, most)) if most != source && count > own + 1 => self.take_newest(most),
+                _ => return Err(PasswordError::Busy),
+            }
+        }
+        let jobs = self.jobs.entry(source).or_default();
+        if jobs.is_empty() {
+            self.turns.push_back(source);
+        }
+        jobs.push_back(job);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// The newest job of a source goes, unanswered.
+    fn take_newest(&mut self, source: Source) {
+        let Some(jobs) = self.jobs.get_mut(&source) else { return };
+        self.count -= usize::from(jobs.pop_back().is_some());
+        if jobs.is_empty() {
+            self.jobs.remove(&source);
+            self.turns.retain(|other| *other != source);
+        }
+    }
+
+    /// The oldest job of the source whose turn it is.
+    fn next(&mut self) -> Option<Job> {
+        let source = self.turns.pop_front()?;
+        let jobs = self.jobs.get_mut(&source)?;
+        let job = jobs.pop_front()?;
+        self.count -= 1;
+        if jobs.is_empty() {
+            self.jobs.remove(&source);
+        } else {
+            self.turns.push_back(source);
+        }
+        Some(job)
+    }
 }
 
 impl Passwords {
     /// At most `at_once` hashes are computed at a time: as many as there are cores.
     ///
     /// # Errors
-    /// A cost that Argon2 does not allow, or no memory for it.
+    /// A cost that Argon2 does not allow, or no memory or thread for it.
     pub fn new(cost: Cost, at_once: usize) -> Result<Passwords, PasswordError> {
         let params = Params::new(cost.memory_kib, cost.passes, 1, None).map_err(failed)?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let begun = Instant::now();
         // Of a password that nobody knows, hence of nobody.
-        let nobody = hash(&argon2, Token::random().reveal())?;
-        let at_once = at_once.max(1);
-        // Never more in it than there are turns.
-        let (jobs, work): (Sender<Job>, Receiver<Job>) = unbounded();
-        for _ in 0..at_once {
-            let work = work.clone();
-            // A panic was printed; whoever waits for that job hears that nothing came of it.
-            let contained = |job: Job| drop(panic::catch_unwind(AssertUnwindSafe(job)));
-            let compute = move || work.iter().for_each(contained);
+        let nobody = hash(&argon2, Token::random().reveal(), &mut Vec::new())?;
+        let waiting = Waiting {
+            jobs: HashMap::new(),
+            turns: VecDeque::new(),
+            count: 0,
+            running: 0,
+            hash_takes: begun.elapsed(),
+            is_closed: false,
+        };
+        let queue = Arc::new(Queue { waiting: Mutex::new(waiting), filled: Condvar::new() });
+        let passwords = Passwords { argon2, nobody, at_once: at_once.max(1), queue };
+        for _ in 0..passwords.at_once {
+            let (queue, argon2) = (Arc::clone(&passwords.queue), passwords.argon2.clone());
+            let compute = move || queue.compute(&argon2);
             thread::Builder::new().name("passwords".to_owned()).spawn(compute).map_err(failed)?;
         }
-        Ok(Passwords { argon2, nobody, at_once, gate: Mutex::default(), freed: Condvar::new(), jobs })
+        Ok(passwords)
     }
 
     /// The text under which a password is kept (PHC: algorithm, cost, salt and hash).
     ///
     /// # Errors
-    /// [`PasswordError::Busy`] when [`WAITING_MAX`] wait already.
-    pub fn hash(&self, password: &str) -> Result<String, PasswordError> {
-        let (argon2, password) = (self.argon2.clone(), password.to_owned());
-        self.compute(move || hash(&argon2, &password))
+    /// [`PasswordError::Busy`] when its turn would come too late.
+    pub fn hash(&self, password: &str, source: Source) -> Result<String, PasswordError> {
+        match self.ask(Work::Hash(nfc(password).into_owned()), source)? {
+            Outcome::Hash(hash) => Ok(hash),
+            Outcome::IsRight(_) => Err(failed("a check was answered")),
+        }
     }
 
     /// Whether this is the password. `kept` is none for a user that does not exist: that takes as long as
     /// a wrong password.
     ///
     /// # Errors
-    /// [`PasswordError::Busy`] when [`WAITING_MAX`] wait already.
-    pub fn check(&self, password: &str, kept: Option<&str>) -> Result<bool, PasswordError> {
-        let (argon2, password) = (self.argon2.clone(), password.to_owned());
-        let (is_known, kept) = (kept.is_some(), kept.unwrap_or(&self.nobody).to_owned());
-        // The comparison of the two hashes takes the same time wherever they differ.
-        self.compute(move || match argon2.verify_password(password.as_bytes(), kept.as_str()) {
-            Ok(()) => Ok(is_known),
-            Err(Error::PasswordInvalid) => Ok(false),
-            Err(error) => Err(failed(error)),
-        })
-    }
-
-    /// Waits for a turn, and for a thread of those that compute to have done it.
-    fn compute<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, PasswordError> + Send + 'static,
-    ) -> Result<T, PasswordError> {
-        let _turn = self.turn()?;
-        let (done, result) = bounded(1);
-        // Whoever waits for the result is here until it comes.
-        let job = move || drop(done.send(work()));
-        let gone = || failed("the thread that computes it has ended");
-        self.jobs.send(Box::new(job)).map_err(|_| gone())?;
-        result.recv().map_err(|_| gone())?
+    /// [`PasswordError::Busy`] when its turn would come too late.
+    pub fn check(&self, password: &str, kept: Option<&str>, source: Source) -> Result<bool, PasswordError> {
+        let is_known = kept.is_some();
+        let kept = kept.unwrap_or(&self.nobody).to_owned();
+        match self.ask(Work::Check(forms(password), kept), source)? {
+            Outcome::IsRight(is_right) => Ok(is_right && is_known),
+            Outcome::Hash(_) => Err(failed("a hash was answered")),
+        }
     }
 
     /// How many are computed, and how many wait.
     pub fn in_hand(&self) -> (usize, usize) {
-        let gate = self.gate.lock();
-        (gate.running, gate.waiting)
+        let waiting = self.queue.waiting.lock();
+        (waiting.running, waiting.count)
     }
 
-    fn turn(&self) -> Result<Turn<'_>, PasswordError> {
-        let mut gate = self.gate.lock();
-        if gate.running == self.at_once {
-            if gate.waiting == WAITING_MAX {
-                return Err(PasswordError::Busy);
-            }
-            gate.waiting += 1;
-            while gate.running == self.at_once {
-                self.freed.wait(&mut gate);
-            }
-            gate.waiting -= 1;
-        }
-        gate.running += 1;
-        Ok(Turn(self))
+    fn ask(&self, work: Work, source: Source) -> Result<Outcome, PasswordError> {
+        self.begin(work, source)?.recv().unwrap_or(Err(PasswordError::Busy))
+    }
+
+    fn begin(&self, work: Work, source: Source) -> Result<Receiver<Result<Outcome, PasswordError>>, PasswordError> {
+        let (answer, answered) = bounded(1);
+        let job = Job { work, since: Instant::now(), answer };
+        self.queue.waiting.lock().enter(source, job, self.at_once)?;
+        self.queue.filled.notify_one();
+        Ok(answered)
     }
 }
 
-/// The right to compute one hash; goes back whatever happens.
-struct Turn<'p>(&'p Passwords);
-
-impl Drop for Turn<'_> {
+impl Drop for Passwords {
     fn drop(&mut self) {
-        self.0.gate.lock().running -= 1;
-        self.0.freed.notify_one();
+        self.queue.waiting.lock().is_closed = true;
+        self.queue.filled.notify_all();
     }
 }
 
-fn hash(argon2: &Argon2<'_>, password: &str) -> Result<String, PasswordError> {
-    Ok(argon2.hash_password(password.as_bytes()).map_err(failed)?.to_string())
+impl Queue {
+    /// One of the threads that compute: until [`Passwords`] is dropped.
+    fn compute(&self, argon2: &Argon2<'_>) {
+        let mut area = Vec::new();
+        while let Some(job) = self.next() {
+            let begun = Instant::now();
+            let is_in_time = begun.duration_since(job.since) <= WAIT_MAX;
+            if is_in_time {
+                // A panic was printed; whoever waits for that job hears that nothing came of it.
+                let done = panic::catch_unwind(AssertUnwindSafe(|| job.work.run(argon2, &mut area)));
+                let done = done.unwrap_or_else(|_| Err(failed("the thread that computed it has panicked")));
+                // Whoever asked waits until it comes; if not, nobody misses it.
+                drop(job.answer.send(done));
+            }
+            self.done(is_in_time.then(|| begun.elapsed()));
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if waiting.is_closed {
+                return None;
+            }
+            if let Some(job) = waiting.next() {
+                waiting.running += 1;
+                return Some(job);
+            }
+            self.filled.wait(&mut waiting);
+        }
+    }
+
+    fn done(&self, took: Option<Duration>) {
+        let mut waiting = self.waiting.lock();
+        waiting.running -= 1;
+        // The mean of about the last eight: a machine that is busy with other things for a moment counts a little.
+        waiting.hash_takes = took.map_or(waiting.hash_takes, |took| (waiting.hash_takes * 7 + took) / 8);
+    }
+}
+
+impl Work {
+    fn run(self, argon2: &Argon2<'_>, area: &mut Vec<Block>) -> Result<Outcome, PasswordError> {
+        match self {
+            Work::Hash(password) => hash(argon2, &password, area).map(Outcome::Hash),
+            Work::Check(forms, kept) => {
+                let kept = PasswordHash::new(&kept).map_err(failed)?;
+                // All of them, so that the time does not tell which it was.
+                let mut is_right = false;
+                for form in forms {
+                    is_right |= has_hash(&form, &kept, area)?;
+                }
+                Ok(Outcome::IsRight(is_right))
+            }
+            #[cfg(test)]
+            Work::Test(run) => {
+                run();
+                Ok(Outcome::IsRight(true))
+            }
+        }
+    }
+}
+
+/// The texts that a password may have been kept as: its form C; an earlier version kept what was typed, which on
+/// a Mac is form D.
+fn forms(password: &str) -> Vec<String> {
+    let mut forms = vec![nfc(password).into_owned()];
+    for form in [password.nfd().collect(), password.to_owned()] {
+        if !forms.contains(&form) {
+            forms.push(form);
+        }
+    }
+    forms
+}
+
+/// In this work area, which grows to what the hash needs.
+fn hash_into(
+    argon2: &Argon2<'_>,
+    password: &str,
+    salt: &[u8],
+    out: &mut [u8],
+    area: &mut Vec<Block>,
+) -> Result<(), PasswordError> {
+    let blocks = argon2.params().block_count();
+    if area.len() < blocks {
+        area.resize(blocks, Block::default());
+    }
+    argon2.hash_password_into_with_memory(password.as_bytes(), salt, out, &mut area[..blocks]).map_err(failed)
+}
+
+fn hash(argon2: &Argon2<'_>, password: &str, area: &mut Vec<Block>) -> Result<String, PasswordError> {
+    let mut salt = [0; SALT_LENGTH];
+    SystemRandom::new().fill(&mut salt).map_err(|_| failed("the system gives no randomness"))?;
+    let mut out = [0; Params::DEFAULT_OUTPUT_LEN];
+    hash_into(argon2, password, &salt, &mut out, area)?;
+    let kept = PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: ParamsString::try_from(argon2.params()).map_err(failed)?,
+        salt: Some(Salt::new(&salt).map_err(failed)?),
+        hash: Some(Output::new(&out).map_err(failed)?),
+    };
+    Ok(kept.to_string())
+}
+
+/// At the cost at which it was kept. The comparison takes the same time wherever the hashes differ.
+fn has_hash(password: &str, kept: &PasswordHash, area: &mut Vec<Block>) -> Result<bool, PasswordError> {
+    let (Some(salt), Some(expected)) = (&kept.salt, &kept.hash) else {
+        return Err(failed("what was kept has no hash"));
+    };
+    let algorithm = Algorithm::try_from(kept.algorithm.as_str()).map_err(failed)?;
+    // Without a version it is the one before versions were written.
+    let version = kept.version.map_or(Ok(Version::V0x10), Version::try_from).map_err(failed)?;
+    let argon2 = Argon2::new(algorithm, version, Params::try_from(kept).map_err(failed)?);
+    let mut out = vec![0; expected.len()];
+    hash_into(&argon2, password, salt, &mut out, area)?;
+    Ok(out.ct_eq(expected.as_bytes()).into())
 }
 
 fn failed(error: impl fmt::Display) -> PasswordError {
@@ -173,25 +373,75 @@ impl fmt::Debug for Passwords {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
+    use crossbeam_channel::unbounded;
+
     use super::*;
+    use crate::net::source;
 
     const CHEAP: Cost = Cost { memory_kib: 8, passes: 1 };
+
+    fn from(address: &str) -> Source {
+        source::of(address.parse().unwrap())
+    }
+
+    fn here() -> Source {
+        from("127.0.0.1")
+    }
+
+    /// As many jobs as may run begin and do not end before what is returned is dropped.
+    fn hold(passwords: &Passwords) -> Sender<()> {
+        let (release, held) = bounded::<()>(0);
+        for _ in 0..passwords.at_once {
+            let held = held.clone();
+            let work = Work::Test(Box::new(move || drop(held.recv())));
+            drop(passwords.begin(work, from("10.9.9.9")).unwrap());
+        }
+        while passwords.in_hand() != (passwords.at_once, 0) {
+            thread::yield_now();
+        }
+        release
+    }
 
     #[test]
     fn a_password_is_kept_as_argon2id_and_told_from_others() {
         let passwords = Passwords::new(Cost::default(), 2).unwrap();
-        let kept = passwords.hash("correct horse").unwrap();
+        let kept = passwords.hash("correct horse", here()).unwrap();
         assert!(kept.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{kept}");
         assert!(!kept.contains("horse"));
-        assert_ne!(kept, passwords.hash("correct horse").unwrap(), "each has a salt of its own");
-        assert_eq!(passwords.check("correct horse", Some(&kept)), Ok(true));
-        assert_eq!(passwords.check("correct horsf", Some(&kept)), Ok(false));
-        assert_eq!(passwords.check("", Some(&kept)), Ok(false));
-        assert_eq!(passwords.in_hand(), (0, 0));
+        assert_ne!(kept, passwords.hash("correct horse", here()).unwrap(), "each has a salt of its own");
+        assert_eq!(passwords.check("correct horse", Some(&kept), here()), Ok(true));
+        assert_eq!(passwords.check("correct horsf", Some(&kept), here()), Ok(false));
+        assert_eq!(passwords.check("", Some(&kept), here()), Ok(false));
+    }
+
+    #[test]
+    fn it_is_the_hash_that_everybody_computes() {
+        use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+        let theirs = Argon2::default();
+        let passwords = Passwords::new(Cost::default(), 1).unwrap();
+        let kept = passwords.hash("correct horse", here()).unwrap();
+        assert!(theirs.verify_password(b"correct horse", kept.as_str()).is_ok(), "{kept}");
+        let kept = theirs.hash_password(b"correct horse").unwrap().to_string();
+        assert_eq!(passwords.check("correct horse", Some(&kept), here()), Ok(true), "as earlier versions kept it");
+    }
+
+    #[test]
+    fn both_forms_of_a_password_are_one_also_where_the_other_was_kept() {
+        let passwords = Passwords::new(CHEAP, 1).unwrap();
+        let (composed, apart) = ("Müßiggänger", "Mu\u{308}ßigga\u{308}nger");
+        let as_typed = |password| hash(&passwords.argon2, password, &mut Vec::new()).unwrap();
+        for kept in [passwords.hash(composed, here()).unwrap(), passwords.hash(apart, here()).unwrap(), as_typed(apart)]
+        {
+            for typed in [composed, apart] {
+                assert_eq!(passwords.check(typed, Some(&kept), here()), Ok(true));
+            }
+            assert_eq!(passwords.check("Mussigganger", Some(&kept), here()), Ok(false));
+        }
+        // Neither C nor D: who types it as then still gets in.
+        let mixed = "Mu\u{308}ßiggänger";
+        assert_eq!(passwords.check(mixed, Some(&as_typed(mixed)), here()), Ok(true));
     }
 
     #[test]
@@ -200,22 +450,43 @@ mod tests {
         let (told, tell) = unbounded();
         for _ in 0..20 {
             let told = told.clone();
-            let tell = move || told.send(thread::current().id()).map_err(failed);
-            passwords.compute(tell).unwrap();
+            let work = Work::Test(Box::new(move || told.send(thread::current().id()).unwrap()));
+            assert_eq!(passwords.ask(work, here()), Ok(Outcome::IsRight(true)));
         }
-        drop(told);
-        let failing = passwords.compute(|| -> Result<(), PasswordError> { panic!("a test's panic") });
+        let failing = passwords.ask(Work::Test(Box::new(|| panic!("a test's panic"))), here());
         assert!(matches!(failing, Err(PasswordError::Failed(_))), "{failing:?}");
+        assert!(passwords.hash("p", here()).is_ok(), "and the thread goes on");
+        // A job that ends with the last of the threads: the work that is left is dropped, and so is its sender.
+        drop((passwords, told));
         let threads: std::collections::HashSet<_> = tell.iter().collect();
         assert!(threads.len() <= 3 && !threads.contains(&thread::current().id()), "{threads:?}");
     }
 
     #[test]
+    fn a_work_area_is_used_again() {
+        let mut area = Vec::new();
+        let argon2 =
+            |memory| Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(memory, 1, 1, None).unwrap());
+        let kept = hash(&argon2(64), "p", &mut area).unwrap();
+        let (place, room) = (area.as_ptr(), area.capacity());
+        for password in ["p", "q"] {
+            let kept = PasswordHash::new(&kept).unwrap();
+            assert_eq!(
+                has_hash(password, &kept, &mut area),
+                Ok(password == "p"),
+                "what was left there does not matter"
+            );
+        }
+        hash(&argon2(8), "p", &mut area).unwrap();
+        assert_eq!((area.as_ptr(), area.capacity()), (place, room));
+    }
+
+    #[test]
     fn what_was_kept_at_another_cost_is_still_good() {
-        let kept = Passwords::new(CHEAP, 1).unwrap().hash("p").unwrap();
+        let kept = Passwords::new(CHEAP, 1).unwrap().hash("p", here()).unwrap();
         let passwords = Passwords::new(Cost { memory_kib: 64, passes: 2 }, 1).unwrap();
-        assert_eq!(passwords.check("p", Some(&kept)), Ok(true));
-        assert!(passwords.check("p", Some("plain text")).is_err());
+        assert_eq!(passwords.check("p", Some(&kept), here()), Ok(true));
+        assert!(passwords.check("p", Some("plain text"), here()).is_err());
     }
 
     #[test]
@@ -223,35 +494,67 @@ mod tests {
         let cost = Cost { memory_kib: 4096, passes: 2 };
         let passwords = Passwords::new(cost, 1).unwrap();
         assert!(passwords.nobody.contains("m=4096,t=2,p=1"), "{}", passwords.nobody);
-        assert_eq!(passwords.check("anything", None), Ok(false));
+        assert_eq!(passwords.check("anything", None, here()), Ok(false));
     }
 
     #[test]
-    fn so_many_at_once_so_many_wait_and_the_rest_is_told_at_once() {
-        let passwords = Arc::new(Passwords::new(CHEAP, 2).unwrap());
-        // Two turns are taken, so that nothing ends while the queue fills.
-        let turns = (passwords.turn().unwrap(), passwords.turn().unwrap());
-        let done = Arc::new(AtomicUsize::new(0));
-        let threads: Vec<_> = (0..WAITING_MAX)
-            .map(|_| {
-                let (passwords, done) = (Arc::clone(&passwords), Arc::clone(&done));
-                thread::spawn(move || {
-                    passwords.hash("p").unwrap();
-                    done.fetch_add(1, Ordering::SeqCst);
-                })
-            })
-            .collect();
-        while passwords.in_hand() != (2, WAITING_MAX) {
-            thread::yield_now();
+    fn the_queue_is_as_long_as_can_be_answered_in_time() {
+        let passwords = Passwords::new(CHEAP, 2).unwrap();
+        let release = hold(&passwords);
+        passwords.queue.waiting.lock().hash_takes = Duration::from_millis(100);
+        // 5 s of two threads, 100 ms each.
+        let waiting: Vec<_> = (0..100).map(|_| passwords.begin(Work::Hash("p".to_owned()), here()).unwrap()).collect();
+        assert_eq!(passwords.hash("p", here()), Err(PasswordError::Busy));
+        assert_eq!(passwords.check("p", None, here()), Err(PasswordError::Busy));
+        assert_eq!(passwords.in_hand(), (2, 100));
+        drop(release);
+        for answer in waiting {
+            assert!(matches!(answer.recv(), Ok(Ok(Outcome::Hash(_)))));
         }
-        assert_eq!(passwords.hash("p"), Err(PasswordError::Busy));
-        assert_eq!(passwords.check("p", None), Err(PasswordError::Busy));
-        assert_eq!(done.load(Ordering::SeqCst), 0);
-        drop(turns);
-        for thread in threads {
-            thread.join().unwrap();
+        assert!(passwords.hash("p", here()).is_ok());
+    }
+
+    #[test]
+    fn who_has_waited_too_long_is_told_and_costs_no_hash() {
+        let passwords = Passwords::new(CHEAP, 1).unwrap();
+        let release = hold(&passwords);
+        let answer = passwords.begin(Work::Test(Box::new(|| panic!("it is computed"))), here()).unwrap();
+        for jobs in passwords.queue.waiting.lock().jobs.values_mut() {
+            jobs[0].since -= WAIT_MAX + Duration::from_millis(1);
         }
-        assert_eq!(passwords.in_hand(), (0, 0));
-        assert!(passwords.hash("p").is_ok());
+        drop(release);
+        assert!(answer.recv().is_err(), "dropped, which is Busy");
+        assert!(passwords.hash("p", here()).is_ok());
+    }
+
+    #[test]
+    fn one_source_has_half_of_the_queue_while_others_wait_and_turns_are_taken() {
+        let passwords = Passwords::new(CHEAP, 1).unwrap();
+        let release = hold(&passwords);
+        // Room for ten.
+        passwords.queue.waiting.lock().hash_takes = WAIT_MAX / 10;
+        let (order, ended) = unbounded();
+        let begin = |source: &str, n: usize| {
+            let (order, who) = (order.clone(), (source.to_owned(), n));
+            passwords.begin(Work::Test(Box::new(move || order.send(who).unwrap())), from(source))
+        };
+        let many: Vec<_> = (0..10).map(|n| begin("10.0.0.1", n).unwrap()).collect();
+        assert!(begin("10.0.0.1", 10).is_err(), "alone it has all of it, and no more");
+        // Another comes: the newest of the first give way, and it gets no more than half.
+        let others: Vec<_> = (0..5).map(|n| begin("10.0.0.2", n).unwrap()).collect();
+        assert!(begin("10.0.0.2", 5).is_err() && begin("10.0.0.1", 11).is_err());
+        let third = begin("10.0.0.3", 0);
+        assert!(third.is_ok(), "and there is room for a third");
+        assert_eq!(passwords.in_hand(), (1, 10));
+        drop(release);
+        let answers: Vec<bool> = many.iter().chain(&others).map(|answer| answer.recv().is_ok()).collect();
+        drop(order);
+        let ended: Vec<(String, usize)> = ended.try_iter().collect();
+        assert_eq!(answers.iter().filter(|is_ok| **is_ok).count() + 1, 10, "{answers:?}");
+        // Each in its turn, the oldest of each first.
+        let turn = |source: &str, n| (source.to_owned(), n);
+        assert_eq!(ended[..3], [turn("10.0.0.1", 0), turn("10.0.0.2", 0), turn("10.0.0.3", 0)]);
+        assert!(ended.contains(&turn("10.0.0.1", 4)) || ended.contains(&turn("10.0.0.2", 4)));
+        assert!(!ended.iter().any(|(source, n)| source == "10.0.0.1" && *n >= 5));
     }
 }

@@ -5,17 +5,18 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::attempts::{Attempts, GUESSERS_MAX};
+use super::attempts::Attempts;
 use super::jwt::{BadToken, Claims, Jwt, Role};
 use super::password::{PasswordError, Passwords};
 use crate::model::{Clock, Millis, Name, Token, text};
+use crate::net::source;
 use crate::storage::{OpenError, Query, Reader, Row, Store, StoreError, Tx};
 
 /// The file in a data dir.
@@ -26,8 +27,6 @@ pub const PASSWORD_MAX: usize = 256;
 pub const ACCOUNTS_MAX: usize = 500_000;
 /// The admin's name where nobody gave another.
 pub const ADMIN: &str = "admin";
-/// Failed sign-ins from one source within a minute, of whatever users, after which there is a pause.
-const FAILURES_OF_SOURCE_MAX: usize = 100;
 /// Addresses remembered of an account: those from which it signed in last.
 const ADDRESSES_MAX: usize = 16;
 
@@ -153,9 +152,13 @@ pub struct Users {
     clock: Clock,
     passwords: Passwords,
     jwt: Jwt,
+    /// Compared in form C, spelled as on disk.
     names: RwLock<HashSet<Name>>,
+    /// Those of accounts that are being made: of two that come at once, spelled differently, one is.
+    making: Mutex<HashSet<Name>>,
     admin: RwLock<Option<Admin>>,
-    guesses: Mutex<Guesses>,
+    /// Failed sign-ins of one user from one source. (An admin is not a user of the same name.)
+    guesses: Mutex<Attempts<(Role, Name)>>,
     addresses: Mutex<HashMap<Name, Addresses>>,
 }
 
@@ -165,14 +168,17 @@ struct Admin {
     password: String,
 }
 
+/// The right to make an account of a name; goes back whatever happens.
+struct Making<'u>(&'u Users, Name);
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.0.making.lock().remove(&self.1);
+    }
+}
+
 /// From where an account signed in and when, the latest at the back.
 type Addresses = VecDeque<(IpAddr, Millis)>;
-
-struct Guesses {
-    /// Of one user from one source. (An admin is not a user of the same name.)
-    of_user: Attempts<(Role, String, IpAddr)>,
-    of_source: Attempts<IpAddr>,
-}
 
 impl Users {
     /// The accounts of a data dir; a new file if there is none.
@@ -206,10 +212,8 @@ impl Users {
             jwt,
             names: RwLock::new(names.into_iter().collect()),
             admin: RwLock::new(admin),
-            guesses: Mutex::new(Guesses {
-                of_user: Attempts::default(),
-                of_source: Attempts::allowing(FAILURES_OF_SOURCE_MAX, GUESSERS_MAX),
-            }),
+            making: Mutex::default(),
+            guesses: Mutex::default(),
             addresses: Mutex::new(addresses),
         })
     }
@@ -225,6 +229,7 @@ impl Users {
         tell: impl FnOnce(&NewAdmin) -> Result<(), E>,
     ) -> Result<(), E> {
         let kept = self.admin.read().clone();
+        let operator = source::of(Ipv4Addr::LOCALHOST.into());
         let name = |text| Name::new(text).map_err(UserError::Bad);
         let username = match (settings.username, &kept) {
             (Some(username), _) => username,
@@ -235,17 +240,17 @@ impl Users {
             (Some(given), kept) => {
                 check_password("ADMIN_PASSWORD", &given)?;
                 let kept = kept.as_ref().map(|admin| admin.password.clone());
-                let is_the_same =
-                    kept.is_some() && self.passwords.check(&given, kept.as_deref()).map_err(UserError::from)?;
+                let is_the_same = kept.is_some()
+                    && self.passwords.check(&given, kept.as_deref(), operator).map_err(UserError::from)?;
                 match kept {
                     Some(kept) if is_the_same => kept,
-                    _ => self.passwords.hash(&given).map_err(UserError::from)?,
+                    _ => self.passwords.hash(&given, operator).map_err(UserError::from)?,
                 }
             }
             (None, Some(admin)) => admin.password.clone(),
             (None, None) => {
                 let made = NewAdmin { username: username.clone(), password: Token::random() };
-                let hash = self.passwords.hash(made.password.reveal()).map_err(UserError::from)?;
+                let hash = self.passwords.hash(made.password.reveal(), operator).map_err(UserError::from)?;
                 tell(&made)?;
                 hash
             }
@@ -282,13 +287,14 @@ impl Users {
         let display_name = display_name.map_or_else(|| Ok(username.clone()), |text| named("display_name", text))?;
         check_password("password", password)?;
         // A name that is taken costs no hash.
-        if self.is_account(username.as_str()) {
+        if self.names.read().contains(&username) {
             return Err(UserError::Taken(username));
         }
+        let _making = self.begin_to_make(&username)?;
         if self.names.read().len() >= ACCOUNTS_MAX {
             return Err(UserError::Busy("there are as many accounts as there may be".to_owned()));
         }
-        let hash = self.passwords.hash(password)?;
+        let hash = self.passwords.hash(password, source::of(source))?;
         let now = Clock::wall();
         let user = User { username: username.clone(), display_name, created_at: now, last_login: None };
         let row = user.clone();
@@ -303,6 +309,7 @@ impl Users {
             Ok(write_sign_in(tx, username, source, now)?)
         })?;
         self.names.write().insert(username.clone());
+        self.guesses.lock().begin_anew(&(Role::User, username.clone()));
         self.note_sign_in(&username, source);
         Ok(user)
     }
@@ -313,15 +320,24 @@ impl Users {
     /// `WrongCredentials`, `Paused`, `Bad`, `Busy` or `Unavailable`.
     pub fn login(&self, username: &str, password: &str, source: IpAddr) -> Result<User, UserError> {
         check_password("password", password)?;
-        let name = Name::new(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
-        let guesser = (Role::User, username.to_owned(), source);
-        self.may_guess(&guesser)?;
-        let found = self.store.read(|reader| find(reader, &name))?;
+        let name = Name::kept(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
+        let who = (Role::User, name);
+        self.may_guess(&who, source)?;
+        // As it was spelled when the account was made.
+        let name = self.names.read().get(&who.1).cloned();
+        let was_known = name.is_some();
+        let found = match &name {
+            Some(name) => self.store.read(|reader| find(reader, name))?,
+            None => None,
+        };
         let (user, kept) = found.unzip();
-        let is_right = self.passwords.check(password, kept.as_deref())?;
-        let Some(mut user) = self.outcome(guesser, is_right.then_some(user).flatten())? else {
+        let is_right = self.passwords.check(password, kept.as_deref(), source::of(source))?;
+        // Who guessed at nobody guessed at no one who was made meanwhile.
+        let counts = was_known || !self.names.read().contains(&who.1);
+        let Some(mut user) = self.outcome(who, source, is_right.then_some(user).flatten(), counts)? else {
             return Err(UserError::WrongCredentials);
         };
+        let name = user.username.clone();
         let now = Clock::wall();
         self.store.write({
             let oldest = Millis(now.0.saturating_sub(u64::try_from(self.jwt.life().as_millis()).unwrap_or(u64::MAX)));
@@ -342,37 +358,43 @@ impl Users {
     /// `WrongCredentials`, `Paused`, `Bad`, `Busy` or `Unavailable`.
     pub fn admin_login(&self, username: &str, password: &str, source: IpAddr) -> Result<Name, UserError> {
         check_password("password", password)?;
-        // Guessers are remembered by it: nothing longer.
-        Name::new(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
-        let guesser = (Role::Admin, username.to_owned(), source);
-        self.may_guess(&guesser)?;
-        let admin = self.admin.read().clone().filter(|admin| admin.username.as_str() == username);
-        let is_right = self.passwords.check(password, admin.as_ref().map(|admin| admin.password.as_str()))?;
-        let proved = self.outcome(guesser, admin.filter(|_| is_right))?;
+        let name = Name::kept(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
+        let admin = self.admin.read().clone().filter(|admin| admin.username == name);
+        let who = (Role::Admin, name);
+        self.may_guess(&who, source)?;
+        let kept = admin.as_ref().map(|admin| admin.password.as_str());
+        let is_right = self.passwords.check(password, kept, source::of(source))?;
+        let proved = self.outcome(who, source, admin.filter(|_| is_right), true)?;
         proved.map(|admin| admin.username).ok_or(UserError::WrongCredentials)
     }
 
-    fn may_guess(&self, guesser: &(Role, String, IpAddr)) -> Result<(), UserError> {
-        let (now, guesses) = (self.clock.now(), self.guesses.lock());
-        guesses
-            .of_user
-            .check(now, guesser)
-            .and_then(|()| guesses.of_source.check(now, &guesser.2))
-            .map_err(UserError::Paused)
+    fn may_guess(&self, who: &(Role, Name), source: IpAddr) -> Result<(), UserError> {
+        self.guesses.lock().check(self.clock.now(), who, source::of(source)).map_err(UserError::Paused)
     }
 
     /// Tells what came of an attempt, unless others have failed too often meanwhile. Under one lock, so that no
     /// more are told than may be.
-    fn outcome<T>(&self, guesser: (Role, String, IpAddr), proved: Option<T>) -> Result<Option<T>, UserError> {
-        let mut guesses = self.guesses.lock();
-        let now = self.clock.now();
-        let Guesses { of_user, of_source } = &mut *guesses;
-        of_user.check(now, &guesser).and_then(|()| of_source.check(now, &guesser.2)).map_err(UserError::Paused)?;
-        if proved.is_none() {
-            of_source.failed(now, guesser.2);
-            of_user.failed(now, guesser);
+    fn outcome<T>(
+        &self,
+        who: (Role, Name),
+        source: IpAddr,
+        proved: Option<T>,
+        counts: bool,
+    ) -> Result<Option<T>, UserError> {
+        let (source, mut guesses, now) = (source::of(source), self.guesses.lock(), self.clock.now());
+        guesses.check(now, &who, source).map_err(UserError::Paused)?;
+        if proved.is_none() && counts {
+            guesses.failed(now, who, source);
         }
         Ok(proved)
+    }
+
+    /// The name is that of an account that is being made, until what is returned goes.
+    fn begin_to_make(&self, name: &Name) -> Result<Making<'_>, UserError> {
+        if !self.making.lock().insert(name.clone()) {
+            return Err(UserError::Taken(name.clone()));
+        }
+        Ok(Making(self, name.clone()))
     }
 
     /// A token for somebody who has just proved who he is, and what it says. Its times are those of the wall: nodes
@@ -391,7 +413,8 @@ impl Users {
             return Err(UserError::NotForThis("a user"));
         }
         // An account that a restored backup does not know has no token.
-        let name = Name::new(&claims.sub).map_err(|_| BadToken::Invalid)?;
+        let name = Name::kept(&claims.sub).map_err(|_| BadToken::Invalid)?;
+        let name = self.names.read().get(&name).cloned().ok_or(UserError::Token(BadToken::Invalid))?;
         let found = self.store.read(|reader| find(reader, &name))?;
         found.map(|(user, _)| (user, claims)).ok_or(UserError::Token(BadToken::Invalid))
     }
@@ -407,13 +430,14 @@ impl Users {
         }
         // One who was replaced is none any more.
         let admin = self.admin.read();
-        let is_he = |admin: &&Admin| admin.username.as_str() == claims.sub;
+        let sub = Name::kept(&claims.sub).map_err(|_| BadToken::Invalid)?;
+        let is_he = |admin: &&Admin| admin.username == sub;
         admin.as_ref().filter(is_he).map(|admin| admin.username.clone()).ok_or(UserError::Token(BadToken::Invalid))
     }
 
     /// Whether there is an account of that name.
     pub fn is_account(&self, name: &str) -> bool {
-        self.names.read().contains(name)
+        Name::kept(name).is_ok_and(|name| self.names.read().contains(&name))
     }
 
     /// Whose account's token that is, if it is good.
@@ -427,7 +451,7 @@ impl Users {
         let (now, source) = (self.clock.now(), source.to_canonical());
         let addresses = self.addresses.lock();
         let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.life());
-        addresses.get(name).is_some_and(|addresses| addresses.iter().any(is_alive))
+        Name::kept(name).is_ok_and(|name| addresses.get(&name).is_some_and(|addresses| addresses.iter().any(is_alive)))
     }
 
     /// The account signs in from there (again).
@@ -436,20 +460,20 @@ impl Users {
         remember(addresses.entry(name.clone()).or_default(), source.to_canonical(), self.clock.now());
     }
 
-    /// Those of the names that are accounts.
+    /// Those of the names that are accounts, each under the name that was asked for.
     ///
     /// # Errors
     /// `Unavailable`.
     pub fn accounts(&self, names: &[&str]) -> Result<HashMap<String, User>, UserError> {
-        let known: Vec<Name> = {
+        let known: Vec<(&str, Name)> = {
             let all = self.names.read();
-            names.iter().filter_map(|name| all.get(*name).cloned()).collect()
+            names.iter().filter_map(|asked| Some((*asked, all.get(&Name::kept(asked).ok()?)?.clone()))).collect()
         };
         let found = self.store.read(|reader| -> Result<_, StoreError> {
             let mut found = HashMap::new();
-            for name in &known {
+            for (asked, name) in &known {
                 if let Some((user, _)) = find(reader, name)? {
-                    found.insert(name.as_str().to_owned(), user);
+                    found.insert((*asked).to_owned(), user);
                 }
             }
             Ok(found)

@@ -52,7 +52,8 @@ use store::Journal;
 pub const FILE: &str = "customer.db";
 
 /// What makes an empty file the customer database's, one step a schema version.
-pub const MIGRATIONS: &[&str] = &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION, store::MIGRATION_SKIPPED];
+pub const MIGRATIONS: &[&str] =
+    &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION, store::MIGRATION_SKIPPED, store::MIGRATION_KEYS];
 
 /// How far the ids of users jump when a backup was restored: past whatever was given out since.
 const NUMBERS_JUMP: u64 = 1 << 32;
@@ -147,6 +148,7 @@ impl CustomerDb {
             let count = NUMBERS_JUMP.saturating_mul(config.jumps);
             store.write(move |tx| store::skip_user_ids(tx, count))?;
         }
+        store.write(store::fill_in_keys)?;
         let passwords = Passwords::new(config.password_cost, config.passwords_at_once)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
         let memory = RwLock::new(Arc::new(Memory::load(&store, &config)?));
@@ -245,11 +247,11 @@ impl Shared {
         let (memory, now) = (self.memory(), self.config.clock.now());
         let (people, journal) = (&memory.people, &memory.journal);
         match op {
-            CustomerOp::Create { request, role, username, password, name } => {
-                json(&self.accounts.create(request, role, username, &password, name)?)
+            CustomerOp::Create { request, role, username, password, name, source } => {
+                json(&self.accounts.create(request, role, username, (&password, &source), name)?)
             }
             CustomerOp::Login { role, username, password, source } => {
-                let account = self.accounts.prove(role, &username, &password, source)?;
+                let account = self.accounts.prove(role, &username, (&password, &source))?;
                 let logged_in = LoggedIn { sid: Token::random().reveal().to_owned(), user_id: account.user_id };
                 // The password took its time.
                 let (memory, now) = (self.memory(), self.config.clock.now());

@@ -487,7 +487,8 @@ pub(super) fn account_call(
     match call {
         Call::Create { username, password, name, .. } => {
             let request = request_id();
-            let answer = ask(CustomerOp::Create { request, role, username, password, name })?;
+            let answer =
+                ask(CustomerOp::Create { request, role, username, password, name, source: source.to_string() })?;
             Ok(Outcome::Created(role, parse(&answer)?))
         }
         Call::Login { username, password, .. } => {

@@ -258,8 +258,16 @@ pub enum Hold {
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum CustomerOp {
-    /// → [`Account`]
-    Create { request: String, role: Role, username: String, password: String, name: Option<String> },
+    /// → [`Account`]; `source` is the client's IP address, whose share of the passwords that wait it is of.
+    Create {
+        request: String,
+        role: Role,
+        username: String,
+        password: String,
+        name: Option<String>,
+        #[serde(default)]
+        source: String,
+    },
     /// → [`LoggedIn`]; `source` is the client's IP address, for the bound of failures.
     Login { role: Role, username: String, password: String, source: String },
     /// → `()`

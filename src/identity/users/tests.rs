@@ -137,7 +137,7 @@ fn an_admin_is_made_up_once_told_and_kept() {
 }
 
 #[test]
-fn who_guesses_waits_and_many_users_from_one_source_too() {
+fn who_guesses_waits_and_nobody_else_does() {
     let dir = tempfile::tempdir().unwrap();
     let users = open(dir.path());
     users.register("ann", "right", None, HERE).unwrap();
@@ -147,12 +147,54 @@ fn who_guesses_waits_and_many_users_from_one_source_too() {
     assert!(matches!(users.login("ann", "right", HERE), Err(UserError::Paused(_))), "also the right one waits");
     assert!(users.login("ann", "right", THERE).is_ok(), "from elsewhere it does not");
     assert_eq!(users.admin_login("ann", "wrong", HERE), Err(UserError::WrongCredentials), "the admin is another");
-    // One guess at each of many users.
-    let outcomes: Vec<_> = (0..100).map(|n| users.login(&format!("user{n}"), "wrong", HERE)).collect();
-    let told = outcomes.iter().filter(|outcome| **outcome == Err(UserError::WrongCredentials)).count();
-    assert_eq!(told, FAILURES_OF_SOURCE_MAX - 11);
-    assert!(matches!(users.admin_login("x", "y", HERE), Err(UserError::Paused(_))));
-    assert!(users.login("ann", "right", THERE).is_ok());
+    // Guesses at many other users, and a name that is made after it was guessed at.
+    users.register("bob", "right", None, HERE).unwrap();
+    for n in 0..110 {
+        assert_eq!(users.login(&format!("user{n}"), "wrong", HERE), Err(UserError::WrongCredentials), "{n}");
+    }
+    assert!(users.login("bob", "right", HERE).is_ok());
+    for _ in 0..10 {
+        assert_eq!(users.login("cid", "right", HERE), Err(UserError::WrongCredentials));
+    }
+    assert!(matches!(users.login("cid", "right", HERE), Err(UserError::Paused(_))));
+    users.register("cid", "right", None, THERE).unwrap();
+    assert!(users.login("cid", "right", HERE).is_ok(), "the failures were those of nobody");
+}
+
+#[test]
+fn a_user_is_one_however_name_and_password_are_spelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    let (composed, apart) = ("jürgen", "ju\u{308}rgen");
+    users.register(apart, "Gro\u{308}ße", None, HERE).unwrap();
+    assert_eq!(users.register(composed, "other", None, HERE), Err(UserError::Taken(name(composed))));
+    users.close();
+    let users = open(dir.path());
+    for spelled in [composed, apart] {
+        let user = users.login(spelled, "Größe", HERE).unwrap();
+        assert_eq!(user.username.as_str(), apart, "as it was given");
+        assert!(users.is_account(spelled) && users.signed_in_from(spelled, HERE));
+        let (token, _) = users.issue(&name(spelled), Role::User);
+        assert_eq!(users.user_of(token.reveal()).unwrap().0.username.as_str(), apart);
+        assert_eq!(users.accounts(&[spelled]).unwrap()[spelled].username.as_str(), apart);
+    }
+    assert_eq!(users.login("jurgen", "Größe", HERE), Err(UserError::WrongCredentials));
+    for n in 0..10 {
+        assert_eq!(users.login([composed, apart][n % 2], "wrong", THERE), Err(UserError::WrongCredentials));
+    }
+    assert!(matches!(users.login(apart, "Größe", THERE), Err(UserError::Paused(_))), "one user, not two");
+    assert!(matches!(users.register("a\u{200b}b", "p", None, HERE), Err(UserError::Bad(_))));
+    // Of both spellings at once, one is made.
+    let made = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|n| {
+                let users = &users;
+                scope.spawn(move || users.register(["zoë", "zoe\u{308}"][n % 2], "p", None, HERE).is_ok())
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).filter(|made| *made).count()
+    });
+    assert_eq!(made, 1);
 }
 
 #[test]

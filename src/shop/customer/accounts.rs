@@ -1,5 +1,6 @@
 //! Accounts: who may sign in. They are on disk alone; what is read there is committed.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use parking_lot::Mutex;
 use super::store;
 use super::unavailable;
 use crate::identity::{Attempts, PasswordError, Passwords};
-use crate::model::{Clock, Name};
+use crate::model::{Clock, Name, text};
+use crate::net::source::{self, Source};
 use crate::shop::ops::{Account, Answer, Code, Refusal, Role};
 use crate::storage::{Store, StoreError};
 
@@ -22,11 +24,11 @@ pub struct Accounts {
     store: Arc<Store>,
     clock: Clock,
     passwords: Passwords,
-    attempts: Mutex<Attempts<Guesser>>,
+    attempts: Mutex<Attempts<Guessed>>,
 }
 
-/// Whose password is guessed, and from where.
-type Guesser = (Role, String, String);
+/// Whose password is guessed.
+type Guessed = (Role, Name);
 
 /// Why a transaction was not to be, or did not come about.
 enum NotAdded {
@@ -55,10 +57,11 @@ impl Accounts {
         request: String,
         role: Role,
         username: String,
-        password: &str,
+        (password, source): (&str, &str),
         name: Option<String>,
     ) -> Answer<Account> {
-        check_form(&username, password)?;
+        let guessed = (role, check_form(&username, password)?);
+        text::check_visible(&username).map_err(|rule| Refusal::new(Code::BadRequest, format!("username: {rule}")))?;
         if let Some(name) = &name {
             Name::new(name).map_err(|rule| Refusal::new(Code::BadRequest, format!("name: {rule}")))?;
         }
@@ -71,7 +74,7 @@ impl Accounts {
         if let Some(user) = user {
             return if known(&user, &request) { Ok(user.account) } else { Err(taken(&username)) };
         }
-        let hash = self.passwords.hash(password).map_err(|error| not_hashed(&error))?;
+        let hash = self.passwords.hash(password, source_of(source)).map_err(|error| not_hashed(&error))?;
         let added = self.store.write({
             let username = username.clone();
             move |tx| match store::user_named(tx, role, &username)? {
@@ -81,10 +84,13 @@ impl Accounts {
                 None => Ok(store::add_user(tx, role, &username, name.as_deref(), (&hash, &request), now)?),
             }
         });
-        added.map_err(|why| match why {
+        let account = added.map_err(|why| match why {
             NotAdded::Taken => taken(&username),
             NotAdded::Store(error) => unavailable(&error),
-        })
+        })?;
+        // Who tried the name before guessed at nobody.
+        self.attempts.lock().begin_anew(&guessed);
+        Ok(account)
     }
 
     /// Whose name and password these are.
@@ -92,22 +98,27 @@ impl Accounts {
     /// # Errors
     /// BAD_CREDENTIALS, whether it was the name or the password; BUSY after too many of those, or when too
     /// many passwords wait; BAD_REQUEST; UNAVAILABLE.
-    pub fn prove(&self, role: Role, username: &str, password: &str, source: String) -> Answer<Account> {
-        check_form(username, password)?;
-        let guesser = (role, username.to_owned(), source);
-        self.attempts.lock().check(self.clock.now(), &guesser).map_err(paused)?;
-        let user = self.store.read(|reader| store::user_named(reader, role, username)).map_err(|e| unavailable(&e))?;
+    pub fn prove(&self, role: Role, username: &str, (password, source): (&str, &str)) -> Answer<Account> {
+        let guessed = (role, check_form(username, password)?);
+        let source = source_of(source);
+        self.attempts.lock().check(self.clock.now(), &guessed, source).map_err(paused)?;
+        let find = || self.store.read(|reader| store::user_named(reader, role, username));
+        let user = find().map_err(|error| unavailable(&error))?;
         let kept = user.as_ref().map(|user| user.password.as_str());
-        let is_right = self.passwords.check(password, kept).map_err(|error| not_hashed(&error))?;
+        let is_right = self.passwords.check(password, kept, source).map_err(|error| not_hashed(&error))?;
+        // Who guessed at nobody guessed at no one who was made meanwhile.
+        let counts = user.is_some() || find().map_err(|error| unavailable(&error))?.is_none();
         // Others may have failed meanwhile: then this one's outcome is not told either. Under one lock, so
         // that no more are told than may be.
         let mut attempts = self.attempts.lock();
         let now = self.clock.now();
-        attempts.check(now, &guesser).map_err(paused)?;
+        attempts.check(now, &guessed, source).map_err(paused)?;
         match user.filter(|_| is_right) {
             Some(user) => Ok(user.account),
             None => {
-                attempts.failed(now, guesser);
+                if counts {
+                    attempts.failed(now, guessed, source);
+                }
                 Err(Refusal::new(Code::BadCredentials, "user name or password is wrong"))
             }
         }
@@ -129,14 +140,19 @@ impl Accounts {
 }
 
 /// Frontends have checked this; who speaks to the database's own port is checked here.
-fn check_form(username: &str, password: &str) -> Answer<()> {
-    Name::new(username).map_err(|rule| Refusal::new(Code::BadRequest, format!("username: {rule}")))?;
+fn check_form(username: &str, password: &str) -> Answer<Name> {
+    let name = Name::kept(username).map_err(|rule| Refusal::new(Code::BadRequest, format!("username: {rule}")))?;
     let length = password.chars().count();
     if (1..=PASSWORD_MAX).contains(&length) {
-        return Ok(());
+        return Ok(name);
     }
     let text = format!("password: expected 1 to {PASSWORD_MAX} characters, not {length}");
     Err(Refusal::new(Code::BadRequest, text))
+}
+
+/// What the client's address counts as. (A frontend always tells it.)
+fn source_of(address: &str) -> Source {
+    source::of(address.parse().unwrap_or(Ipv4Addr::LOCALHOST.into()))
 }
 
 fn paused(wait: Duration) -> Refusal {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::identity::SessionKey;
 use crate::model::Millis;
+use crate::model::text::nfc;
 use crate::shop::ops::{Account, Role};
 use crate::storage::{Chain, Query, Reader, Row, Store, StoreError, Ticket, Tx};
 
@@ -30,6 +31,30 @@ pub const MIGRATION: &str = "
 
 /// Up to which number ids are not given out, by role: see [`skip_user_ids`].
 pub const MIGRATION_SKIPPED: &str = "CREATE TABLE shop_user_skipped (role TEXT PRIMARY KEY, up_to BIGINT NOT NULL)";
+
+/// User names as they are compared: in form C. Those that may not be in it yet have none until
+/// [`fill_in_keys`]; what is of ASCII alone is, and is told by its length.
+pub const MIGRATION_KEYS: &str = "
+    ALTER TABLE shop_user ADD COLUMN username_key TEXT;
+    UPDATE shop_user SET username_key = username WHERE length(CAST(username AS BLOB)) = length(username);
+    CREATE INDEX shop_user_key ON shop_user (role, username_key);
+    CREATE INDEX shop_user_without_key ON shop_user (role, user_id) WHERE username_key IS NULL";
+
+/// Gives each user name of before [`MIGRATION_KEYS`] its key.
+///
+/// # Errors
+/// The store's.
+pub fn fill_in_keys(tx: &mut dyn Tx) -> Result<(), StoreError> {
+    let sql = "SELECT role, user_id, username FROM shop_user WHERE username_key IS NULL";
+    let missing = tx.all(sql, &[], |row| Ok((role(row, 0)?, row.uint(1)?, row.text(2)?.to_owned())))?;
+    for (role, user_id, username) in missing {
+        tx.execute(
+            "UPDATE shop_user SET username_key = $1 WHERE role = $2 AND user_id = $3",
+            &[nfc(&username).as_ref().into(), role.as_text().into(), number(user_id)?.into()],
+        )?;
+    }
+    Ok(())
+}
 
 /// Changes of memory on their way to the store's writer, in their order.
 pub struct Journal {
@@ -250,14 +275,15 @@ pub struct UserRow {
     pub created_at: Millis,
 }
 
-/// A user by name.
+/// A user by name, however it is spelled. Earlier versions made two of two spellings: then it is the one that
+/// has this, else the older.
 ///
 /// # Errors
 /// The store's.
 pub fn user_named(reader: &dyn Reader, role: Role, username: &str) -> Result<Option<UserRow>, StoreError> {
     let sql = "SELECT user_id, username, name, password, request, created_at FROM shop_user
-               WHERE role = $1 AND username = $2";
-    reader.first(sql, &[role.as_text().into(), username.into()], |row| {
+               WHERE role = $1 AND username_key = $2 ORDER BY username <> $3, user_id LIMIT 1";
+    reader.first(sql, &[role.as_text().into(), nfc(username).as_ref().into(), username.into()], |row| {
         let (password, request) = (row.text(3)?.to_owned(), row.text(4)?.to_owned());
         Ok(UserRow { account: account(row)?, password, request, created_at: row.millis(5)? })
     })
@@ -323,8 +349,8 @@ pub fn add_user(
 ) -> Result<Account, StoreError> {
     let user_id = last_id(tx, role)? + 1;
     tx.execute(
-        "INSERT INTO shop_user (role, user_id, username, name, password, request, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO shop_user (role, user_id, username, name, password, request, created_at, username_key)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
             role.as_text().into(),
             number(user_id)?.into(),
@@ -333,6 +359,7 @@ pub fn add_user(
             password.into(),
             request.into(),
             at.into(),
+            nfc(username).as_ref().into(),
         ],
     )?;
     Ok(Account { user_id, username: username.to_owned(), name: name.unwrap_or(username).to_owned() })

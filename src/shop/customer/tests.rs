@@ -133,7 +133,7 @@ impl Db {
 
 fn create(request: &str, role: Role, username: &str) -> CustomerOp {
     let (request, username) = (request.to_owned(), username.to_owned());
-    CustomerOp::Create { request, role, username, password: "secret".to_owned(), name: None }
+    CustomerOp::Create { request, role, username, password: "secret".to_owned(), name: None, source: String::new() }
 }
 
 fn login(role: Role, username: &str, password: &str, source: &str) -> CustomerOp {
@@ -204,6 +204,80 @@ fn many_at_once_create_one_account_a_name() {
 }
 
 #[test]
+fn a_user_is_one_however_name_and_password_are_spelled() {
+    let mut db = Db::new();
+    let (composed, apart) = ("zoë", "zoe\u{308}");
+    let mut op = create("r", Role::Buyer, apart);
+    if let CustomerOp::Create { password, .. } = &mut op {
+        *password = "Gro\u{308}ße".to_owned();
+    }
+    let made: Account = db.ask(op).unwrap();
+    assert_eq!(made.username, apart, "as it was given");
+    assert_eq!(db.create(Role::Buyer, composed), Err(Code::UsernameTaken));
+    for spelled in [composed, apart] {
+        let logged_in: LoggedIn = db.ask(login(Role::Buyer, spelled, "Größe", "::1")).unwrap();
+        assert_eq!(logged_in.user_id, made.user_id);
+    }
+    let hidden = db.customers().handle(create("s", Role::Buyer, "zo\u{200b}e")).unwrap_err();
+    assert!(hidden.message.starts_with("username: "), "{hidden:?}");
+}
+
+#[test]
+fn users_of_before_keys_are_found_by_both_spellings() {
+    let dir = tempfile::tempdir().unwrap();
+    let (composed, apart) = ("zoë", "zoe\u{308}");
+    let kept = Passwords::new(CHEAP, 1).unwrap().hash("secret", crate::net::source::of([127, 0, 0, 1].into())).unwrap();
+    // As the version before wrote them: also two of two spellings.
+    let before = Store::open(&dir.path().join(FILE), &MIGRATIONS[..MIGRATIONS.len() - 1]).unwrap();
+    before
+        .write(move |tx| -> Result<(), StoreError> {
+            for (id, role, name) in
+                [(1, "buyer", "ann"), (2, "buyer", apart), (1, "seller", apart), (2, "seller", composed)]
+            {
+                tx.execute(
+                    "INSERT INTO shop_user (role, user_id, username, password, request, created_at)
+                     VALUES ($1, $2, $3, $4, 'r', 1)",
+                    &[role.into(), id.into(), name.into(), (&kept).into()],
+                )?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    drop(before);
+    let mut db = Db { dir, running: None, config: Config { password_cost: CHEAP, ..Config::default() }, requests: 0 };
+    db.open();
+    let id = |role, name: &str| db.ask::<LoggedIn>(login(role, name, "secret", "::1")).map(|user| user.user_id);
+    assert_eq!(id(Role::Buyer, "ann"), Ok(1));
+    assert_eq!((id(Role::Buyer, composed), id(Role::Buyer, apart)), (Ok(2), Ok(2)));
+    assert_eq!((id(Role::Seller, composed), id(Role::Seller, apart)), (Ok(2), Ok(1)), "each is found as it is written");
+}
+
+#[test]
+fn two_hundred_who_come_at_once_as_in_the_documents_all_get_in() {
+    let db = Db::new();
+    // Each signs in, makes the account when that is refused, and signs in again; all of a role share a name.
+    let refused: Vec<Code> = thread::scope(|scope| {
+        let db = &db;
+        let threads: Vec<_> = (0..200)
+            .map(|n: usize| {
+                scope.spawn(move || {
+                    let role = [Role::Buyer, Role::Seller][n % 2];
+                    let enter = || db.ask::<LoggedIn>(login(role, "one", "secret", "127.0.0.1"));
+                    if enter().is_ok() {
+                        return None;
+                    }
+                    drop(db.ask::<Account>(create(&n.to_string(), role, "one")));
+                    enter().err()
+                })
+            })
+            .collect();
+        threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(refused, []);
+    assert_eq!((db.count("shop_user"), db.count("shop_session") >= 200), (2, true));
+}
+
+#[test]
 fn a_wrong_password_and_an_unknown_user_get_the_same_answer() {
     let mut db = Db::new();
     db.create(Role::Buyer, "ann").unwrap();
@@ -220,6 +294,7 @@ fn a_wrong_password_and_an_unknown_user_get_the_same_answer() {
         username: "eve".to_owned(),
         password: "p".to_owned(),
         name: Some("a\nb".to_owned()),
+        source: String::new(),
     };
     assert!(refused(nameless).message.starts_with("name: "));
 }

@@ -129,6 +129,7 @@ impl Shop {
             username: username.clone(),
             password: password.clone(),
             name: Some(format!("{username} the {}", role.as_text())),
+            source: "127.0.0.1".to_owned(),
         };
         self.ask::<Account>(create).unwrap();
         self.ask::<LoggedIn>(CustomerOp::Login { role, username, password, source: "127.0.0.1".to_owned() })
