@@ -96,6 +96,9 @@ impl ProductDb {
     fn without_sweeper(data_dir: &Path, settings: Settings) -> Result<ProductDb, OpenError> {
         let path = data_dir.join(FILE);
         let store = Store::open(&path, MIGRATIONS)?;
+        store
+            .write(store::fold_anew)
+            .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
         if settings.jumps > 0 {
             let count = NUMBERS_JUMP.saturating_mul(settings.jumps as i64);
             store

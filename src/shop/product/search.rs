@@ -22,6 +22,7 @@ use std::collections::BTreeSet;
 
 use super::store::{self, Facts};
 use crate::model::Cents;
+use crate::model::text::nfc;
 use crate::storage::{Query, Reader, Row, StoreError, Tx, Value};
 
 /// Items that ranking looks at, and the most that are counted.
@@ -54,14 +55,34 @@ pub(super) struct Posting {
     category: u32,
 }
 
-/// A text as it is compared: without case. (A sigma at a word's end is a sigma.)
+/// A text as it is compared: without case, in form C. (A sigma at a word's end is a sigma.)
 pub(super) fn fold(text: &str) -> String {
+    // Lowercase of what is in form C need not be in it (İ).
+    nfc(&fold_as_spelled(&nfc(text))).into_owned()
+}
+
+/// As versions before [`store::fold_anew`] kept it: two spellings were two words.
+fn fold_as_spelled(text: &str) -> String {
     let lower = text.to_lowercase();
     if lower.contains('ς') { lower.replace('ς', "σ") } else { lower }
 }
 
 /// The postings that an item has while it has stock.
 pub(super) fn postings(facts: &Facts, price: Cents, number: i64) -> Vec<Posting> {
+    postings_by(fold, facts, price, number)
+}
+
+/// Puts the postings of an item in place of those of before [`store::fold_anew`].
+pub(super) fn post_anew(tx: &mut dyn Tx, facts: &Facts, price: Cents, number: i64) -> Result<(), StoreError> {
+    let (was, is) = (postings_by(fold_as_spelled, facts, price, number), postings(facts, price, number));
+    if was != is {
+        remove(tx, was)?;
+        add(tx, is)?;
+    }
+    Ok(())
+}
+
+fn postings_by(fold: fn(&str) -> String, facts: &Facts, price: Cents, number: i64) -> Vec<Posting> {
     let keywords: Vec<String> = facts.keywords.iter().map(|keyword| fold(keyword)).collect();
     let beginnings = keywords.iter().flat_map(|keyword| {
         BEGINNINGS.iter().filter_map(|(letters, kind)| Some((*kind, beginning(keyword, *letters)?.to_owned())))

@@ -16,7 +16,8 @@ use crate::storage::{Query, Reader, Row, StoreError, Tx};
 
 /// What makes an empty file the product database's, one step a schema version. (`WITHOUT ROWID` is
 /// SQLite's way to keep a row where its key is.)
-pub const MIGRATIONS: &[&str] = &["CREATE TABLE product_number (id INTEGER PRIMARY KEY, next BIGINT NOT NULL);
+pub const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE product_number (id INTEGER PRIMARY KEY, next BIGINT NOT NULL);
      INSERT INTO product_number (id, next) VALUES (1, 1);
      CREATE TABLE product_item (number INTEGER PRIMARY KEY, category BIGINT NOT NULL, price BIGINT NOT NULL,
          quantity BIGINT NOT NULL CHECK (quantity >= 0), seller_id BIGINT NOT NULL, thumbs_up BIGINT NOT NULL,
@@ -38,7 +39,13 @@ pub const MIGRATIONS: &[&str] = &["CREATE TABLE product_number (id INTEGER PRIMA
      CREATE INDEX product_request_at ON product_request (at);
      CREATE TABLE product_hold (purchase_id TEXT PRIMARY KEY, hold BIGINT NOT NULL, at BIGINT NOT NULL,
          lines TEXT NOT NULL) WITHOUT ROWID;
-     CREATE INDEX product_hold_at ON product_hold (hold, at);"];
+     CREATE INDEX product_hold_at ON product_hold (hold, at);",
+    // Whether the index holds words in Unicode's form C: see `fold_anew`.
+    "CREATE TABLE product_folded (form TEXT PRIMARY KEY) WITHOUT ROWID;",
+];
+
+/// Items that [`fold_anew`] reads at a time.
+const FOLDED_AT_A_TIME: i64 = 1_000;
 
 /// The row of [`count_in_stock`] that counts all categories.
 const ALL_CATEGORIES: i64 = -1;
@@ -234,6 +241,30 @@ fn take_numbers(tx: &mut dyn Tx, count: i64) -> Result<i64, StoreError> {
 }
 
 /// Leaves numbers out that may have been given out since the backup that this disk is from.
+/// Once in a file's life: the words of items of before are put into the index in the form in which they are
+/// looked for. What is of ASCII alone (which its length tells) is in it.
+pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
+    if tx.first("SELECT form FROM product_folded WHERE form = 'nfc'", &[], |_| Ok(()))?.is_some() {
+        return Ok(());
+    }
+    let mut last = 0;
+    loop {
+        let items = tx.all(
+            "SELECT number, price, facts FROM product_item
+             WHERE number > $1 AND quantity > 0 AND length(CAST(facts AS BLOB)) <> length(facts)
+             ORDER BY number LIMIT $2",
+            &[last.into(), FOLDED_AT_A_TIME.into()],
+            |row| Ok((row.int(0)?, row.cents(1)?, Facts::read(row.text(2)?)?)),
+        )?;
+        let Some((number, ..)) = items.last() else { break };
+        last = *number;
+        for (number, price, facts) in &items {
+            search::post_anew(tx, facts, *price, *number)?;
+        }
+    }
+    tx.execute("INSERT INTO product_folded (form) VALUES ('nfc')", &[]).map(drop)
+}
+
 pub(super) fn skip_numbers(tx: &mut dyn Tx, count: i64) -> Result<(), StoreError> {
     take_numbers(tx, count).map(|_first| ())
 }

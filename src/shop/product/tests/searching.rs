@@ -45,11 +45,54 @@ fn best_first_then_cheapest_then_oldest() {
 }
 
 #[test]
+fn items_of_before_spelling_was_ignored_are_found_and_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "Cre\u{300}me";
+    {
+        let db = ProductDb::without_sweeper(dir.path(), SETTINGS).unwrap();
+        db.load(vec![new_item(1, name, &["café"], 2, 1), new_item(1, "plain", &["x"], 2, 1)]).unwrap();
+        // The index as it was.
+        db.room
+            .store
+            .write(|tx| -> Result<(), StoreError> {
+                // An accent by itself is no letter: it parted the word.
+                for (table, category) in [("product_word", ""), ("product_category_word", "category, ")] {
+                    let me = format!(
+                        "INSERT INTO {table} ({category}kind, term, price, number)
+                         SELECT {category}kind, 'me', price, number FROM {table} WHERE term = $1"
+                    );
+                    tx.execute(&me, &["crème".into()])?;
+                    tx.execute(&format!("UPDATE {table} SET term = 'cre' WHERE term = $1"), &["crème".into()])?;
+                }
+                tx.execute("DELETE FROM product_folded", &[]).map(drop)
+            })
+            .unwrap();
+        assert_eq!(names(&db, None, &["crème"]), "");
+    }
+    let db = ProductDb::without_sweeper(dir.path(), SETTINGS).unwrap();
+    assert_eq!((names(&db, None, &["crème"]).as_str(), names(&db, None, &["café"]).as_str()), (name, name));
+    assert_eq!(names(&db, None, &["x"]), "plain");
+    // What is not for sale any more is in no list: nothing of the old spelling is left.
+    let take = ProductOp::UpdateUnits { request: "r".to_owned(), seller_id: 7, item_id: "1-1".to_owned(), delta: -1 };
+    db.handle_at(NOW, take).unwrap();
+    let left = |table: &str| {
+        let sql = format!("SELECT COUNT(*) FROM {table} WHERE number = 1");
+        db.room.store.read(|reader| reader.first(&sql, &[], |row| row.int(0))).unwrap().unwrap()
+    };
+    assert_eq!((left("product_word"), left("product_category_word")), (0, 0));
+}
+
+#[test]
 fn case_is_ignored_in_every_script() {
     let (_dir, db) = open();
     db.load(vec![new_item(1, "ΟΔΟΣ Straße", &["ΟΔΟΣ", "Übung"], 1, 1)]).unwrap();
     for keyword in ["οδος", "ΟΔΟΣ", "οδοσ", "ΟΔ", "übung", "ÜB", "straße"] {
         assert_eq!(names(&db, None, &[keyword]), "ΟΔΟΣ Straße", "{keyword}");
+    }
+    // Nor does the spelling count.
+    db.load(vec![new_item(1, "Cre\u{300}me bru\u{302}le\u{301}e", &["cafe\u{301}"], 2, 1)]).unwrap();
+    for keyword in ["crème", "cre\u{300}me", "BRÛLÉE", "café", "CAFE\u{301}"] {
+        assert_eq!(names(&db, None, &[keyword]), "Cre\u{300}me bru\u{302}le\u{301}e", "{keyword}");
     }
     // Nothing sorts behind this letter.
     db.load(vec![new_item(1, "last", &["z\u{10FFFF}\u{10FFFF}"], 1, 1)]).unwrap();
