@@ -225,7 +225,7 @@ fn purchase(desk: &Desk, wallet: Option<&Path>, address: Option<String>, key: Op
     let means = match wallet {
         Some(path) => {
             if let Some(warning) = wallet::warning(path) {
-                eprintln!("warning: {warning}");
+                eprintln!("warning: {}", super::repl::clean(&warning));
             }
             Wallet::read(path).map_err(anyhow::Error::msg)?
         }

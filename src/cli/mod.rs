@@ -1,15 +1,21 @@
 //! The commands: words in, words out. Each file is one command.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use shopper::ask::PASSWORD_VARIABLE;
 
 pub mod admin;
 pub mod announce;
 pub mod auto;
 pub mod buyer;
+mod dotenv;
 pub mod lan;
+mod line_editor;
 pub mod name;
+mod output;
 pub mod peer;
 pub mod ready;
 pub mod repl;
@@ -93,11 +99,14 @@ pub fn main() -> ExitCode {
         Cli::command().find_subcommand(role).is_some_and(|role| role.find_subcommand(word).is_some())
     };
     let words = shopper::with_server_flag(std::env::args_os().collect(), is_command);
-    let parsed = with_environment(Cli::command()).try_get_matches_from(words);
+    let program = with_environment(Cli::command());
+    settings::warn_of_unknown(&variables(&program));
+    let parsed = program.try_get_matches_from(words);
     let cli = match parsed.and_then(|words| Cli::from_arg_matches(&words)) {
         Ok(cli) => cli,
         Err(wrong) if wrong.use_stderr() => return misused(&wrong),
-        Err(asked) => asked.exit(),
+        // Help, or the version.
+        Err(asked) => return asked.print().map_or_else(|error| fail(&error.into()), |()| ExitCode::SUCCESS),
     };
     let result = match cli.command {
         Command::Server(args) => server::run(*args),
@@ -113,7 +122,18 @@ pub fn main() -> ExitCode {
         Command::Admin(args) => admin::run(args),
         Command::Story(args) => story::run(args),
     };
-    result.unwrap_or_else(|error| fail(&error))
+    match (result, output::failure()) {
+        (Ok(_), Some(why)) => fail(&anyhow::anyhow!("the output could not be written: {why}")),
+        (Ok(code), None) => code,
+        (Err(error), _) => fail(&error),
+    }
+}
+
+/// Every variable that a flag of some command has, or that is read without one.
+fn variables(program: &clap::Command) -> BTreeSet<String> {
+    let of_flags = program.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned()));
+    let of_commands = program.get_subcommands().flat_map(variables);
+    of_flags.chain(of_commands).chain([PASSWORD_VARIABLE.to_owned()]).collect()
 }
 
 /// The words were wrong. What is said quotes them, and they may have come from a file of someone else's.

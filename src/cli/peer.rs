@@ -194,7 +194,7 @@ fn check_wallet(path: Option<&Path>) -> anyhow::Result<()> {
     // Better now than when money is to move.
     Wallet::read(path).map_err(anyhow::Error::msg)?;
     if let Some(warning) = wallet::warning(path) {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", repl::clean(&warning));
     }
     Ok(())
 }

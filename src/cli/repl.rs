@@ -5,28 +5,24 @@
 //! the end of input ends the program with 0.
 //! A command that failed prints `error: …` and the loop goes on.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::bail;
 use parking_lot::Mutex;
-use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
-use rustyline::highlight::Highlighter;
-use rustyline::hint::Hinter;
-use rustyline::validate::Validator;
-use rustyline::{CompletionType, Config, Context, Editor, ExternalPrinter, Helper};
 use serde::Serialize;
 use serde_json::json;
 
+use super::line_editor::{self, At, Wanted};
+use super::output;
+use crate::model::text;
 use crate::net::shutdown::Shutdown;
 use crate::net::threads;
 
 /// Most bytes of a line of input.
 const LINE_MAX: usize = 64 * 1024;
-/// Lines of history that are kept.
-const HISTORY_MAX: usize = 1_000;
 
 /// What goes on after a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +69,9 @@ pub trait Commands: Send + Sync + 'static {
     fn input_ended(&self) {}
 }
 
+/// All that [`Screen::paint`] writes around a text.
+const COLOURS: [&str; 4] = ["\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"];
+
 /// Where a program prints: safe to use from any thread, and it never tears a line that is being typed.
 #[derive(Clone)]
 pub struct Screen {
@@ -114,19 +113,22 @@ impl Screen {
         self.json
     }
 
-    /// Prints a text, which may have several lines, and ends it.
+    /// Prints a text, which may have several lines, and ends it. Whatever is in it, nothing but our own colours
+    /// drives the terminal.
     pub fn print(&self, text: &str) {
+        let text = self.harmless(text);
+        self.write(text);
+    }
+
+    fn write(&self, text: String) {
         let mut sink = self.sink.lock();
         let written = match &mut *sink {
             Sink::Gone => return,
             Sink::Terminal(print) => print(format!("{text}\n")).map_err(io::Error::other),
-            Sink::Stdout => {
-                let mut out = io::stdout().lock();
-                writeln!(out, "{text}").and_then(|()| out.flush())
-            }
+            Sink::Stdout => output::print(&text),
         };
         if let Err(error) = written {
-            log::debug!("nobody reads what is printed any more: {error}");
+            log::debug!("what is printed cannot be written any more: {error}");
             *sink = Sink::Gone;
             drop(sink);
             self.shutdown.trigger();
@@ -136,7 +138,7 @@ impl Screen {
     /// Prints an object on one line.
     pub fn print_json(&self, value: &impl Serialize) {
         match serde_json::to_string(value) {
-            Ok(text) => self.print(&clean_json(&text)),
+            Ok(text) => self.print(&text::safe_json(&text)),
             Err(error) => self.error(&error.to_string()),
         }
     }
@@ -157,8 +159,27 @@ impl Screen {
         if matches!(*sink, Sink::Terminal(_)) {
             *sink = Sink::Stdout;
             drop(sink);
-            self.print("\x1b[?2004l");
+            self.write("\x1b[?2004l".to_owned());
         }
+    }
+
+    /// The text, line by line as [`clean`] makes it, with our own colours where there are any.
+    fn harmless(&self, text: &str) -> String {
+        let clean_line = |line: &str| {
+            if !self.colour || !line.contains('\x1b') {
+                return clean(line);
+            }
+            // Between our codes, which stand as they are.
+            let mut shown = String::with_capacity(line.len());
+            let mut rest = line;
+            while let Some((at, code)) = COLOURS.iter().filter_map(|code| Some((rest.find(code)?, code))).min() {
+                shown.push_str(&clean(&rest[..at]));
+                shown.push_str(code);
+                rest = &rest[at + code.len()..];
+            }
+            shown + &clean(rest)
+        };
+        text.split('\n').map(clean_line).collect::<Vec<_>>().join("\n")
     }
 
     /// The text in a style, where there are colours.
@@ -180,29 +201,14 @@ pub(super) fn is_dumb() -> bool {
     std::env::var("TERM").map_or(cfg!(unix), |term| DUMB.iter().any(|dumb| term.eq_ignore_ascii_case(dumb)))
 }
 
-/// A text of someone else's, safe to print: what could move the cursor, ring, hide or turn around text
-/// is replaced.
+/// A text of someone else's, as it may be shown: see [`text::safe`].
 pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if drives(c) { '\u{fffd}' } else { c }).collect()
+    text::safe(text).into_owned()
 }
 
-/// JSON of one line, as safe to print, with the same meaning.
+/// JSON of one line, as it may be shown: see [`text::safe_json`].
 pub fn clean_json(json: &str) -> String {
-    let mut clean = String::with_capacity(json.len());
-    for c in json.chars() {
-        if drives(c) {
-            // Within a string, as no such character stands anywhere else; all of them are of one unit.
-            clean.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            clean.push(c);
-        }
-    }
-    clean
-}
-
-/// Whether a terminal would do something at this character, or show text elsewhere than it stands.
-fn drives(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    text::safe_json(json).into_owned()
 }
 
 /// The words of a line: separated by blanks; quotes (double or single) keep a word together, and
@@ -323,25 +329,22 @@ fn read_terminal(
     shutdown: &Shutdown,
     commands: &Arc<dyn Commands>,
 ) -> anyhow::Result<()> {
-    let config = Config::builder()
-        .max_history_size(HISTORY_MAX)?
-        .history_ignore_space(true)
-        .completion_type(CompletionType::List)
-        .auto_add_history(true)
-        .build();
-    let mut editor = Editor::<Completing, _>::with_config(config)?;
-    editor.set_helper(Some(Completing(Arc::clone(commands))));
     if let Some(path) = history.as_deref().filter(|path| path.exists())
-        && let Err(error) = editor.load_history(path)
+        && let Err(error) = line_editor::load_history(path)
     {
         screen.error(&format!("{}: {error}", path.display()));
     }
-    let mut printer = editor.create_external_printer()?;
-    *screen.sink.lock() = Sink::Terminal(Box::new(move |text| printer.print(text)));
+    *screen.sink.lock() = Sink::Terminal(Box::new(line_editor::printer()?));
     while !shutdown.is_asked() {
-        let asks = commands.question().or_else(|| commands.prompt());
-        match editor.readline(asks.as_deref().unwrap_or(prompt)) {
+        let question = commands.question();
+        let is_command = question.is_none();
+        let asks = question.or_else(|| commands.prompt());
+        let wanted = Wanted::Command(Arc::clone(commands));
+        match line_editor::read(At::Stdio, asks.as_deref().unwrap_or(prompt), wanted) {
             Ok(line) => {
+                if is_command && !line.is_empty() {
+                    line_editor::remember(&line)?;
+                }
                 if take(&line, screen, &**commands) == Flow::Quit {
                     break;
                 }
@@ -352,34 +355,13 @@ fn read_terminal(
         }
     }
     if let Some(path) = history {
-        editor.save_history(&path)?;
+        line_editor::save_history(&path)?;
     }
     Ok(())
 }
 
-/// Completion at the terminal; nothing else of an editor's help.
-struct Completing(Arc<dyn Commands>);
-
-impl Helper for Completing {}
-impl Hinter for Completing {
-    type Hint = String;
-}
-impl Highlighter for Completing {}
-impl Validator for Completing {}
-
-impl Completer for Completing {
-    type Candidate = Pair;
-
-    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
-        let (start, before, begun) = word_at(line.get(..pos).unwrap_or(line));
-        let fits = |word: &String| word.to_lowercase().starts_with(&begun.to_lowercase());
-        let candidates = self.0.complete(&before).into_iter().filter(fits);
-        Ok((start, candidates.map(|word| Pair { replacement: quoted(&word), display: word }).collect()))
-    }
-}
-
 /// Where the word that is being typed begins, the words before it, and as much of it as there is.
-fn word_at(typed: &str) -> (usize, Vec<String>, String) {
+pub(super) fn word_at(typed: &str) -> (usize, Vec<String>, String) {
     let mut start = 0;
     let mut quote = None;
     for (at, c) in typed.char_indices() {
@@ -395,7 +377,7 @@ fn word_at(typed: &str) -> (usize, Vec<String>, String) {
 }
 
 /// The word as it can be typed.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '\\' | '#'));
     if plain { word.to_owned() } else { format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")) }
 }
@@ -462,8 +444,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_moves_the_cursor_is_printed() {
-        assert_eq!(clean("a\x1b[2Jb\r\u{9b}\u{202e}ü"), "a\u{fffd}[2Jb\u{fffd}\u{fffd}\u{fffd}ü");
+    fn nothing_of_anyones_drives_a_terminal() {
+        let screen = |colour| Screen { colour, ..Screen::new(false, Shutdown::default()) };
+        let (plain, coloured) = (screen(false), screen(true));
+        let text = format!("{}\nb\x1b[2J\u{202e}\rc", coloured.paint(Style::Bad, "a"));
+        assert_eq!(coloured.harmless(&text), "\x1b[31ma\x1b[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
+        assert_eq!(plain.harmless(&text), "\u{fffd}[31ma\u{fffd}[0m\nb\u{fffd}[2J\u{fffd}\u{fffd}c");
+        assert_eq!(plain.harmless("a\n\nb\n"), "a\n\nb\n");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::admin::progress_bar;
 use super::shopper::{self, AccountCommand, Common, Desk, PageArgs, RoleCommands, show};
-use crate::model::Cents;
+use crate::model::{Cents, text};
 use crate::shop::wire::{self, Port};
 
 /// Sell in the shop: at a prompt, from a pipe, or one command at a time
@@ -218,8 +218,8 @@ fn load(desk: &Desk, file: &Path) -> anyhow::Result<()> {
 /// The items of a file, by the server's own rules.
 fn catalogue(file: &Path) -> anyhow::Result<Vec<Value>> {
     let shown = file.display();
-    let text = std::fs::read_to_string(file).with_context(|| format!("{shown}"))?;
-    let items: Vec<Value> = serde_json::from_str(&text)
+    let bytes = std::fs::read(file).with_context(|| format!("{shown}"))?;
+    let items: Vec<Value> = serde_json::from_slice(text::without_bom(&bytes))
         .map_err(|error| anyhow::anyhow!("{shown}: expected a JSON list of items: {error}"))?;
     for (nth, item) in (1..).zip(&items) {
         let request = json!({"type": "request", "api": "RegisterItemForSale", "session_id": "none", "payload": item});

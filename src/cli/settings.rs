@@ -1,6 +1,7 @@
 //! Where settings come from: flag, else environment, else `.env` in the working directory, else the
 //! default. Document 004's names (`SERVER_HOST`, …) stand in where ours are not set.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::builder::BoolishValueParser;
 
+use super::dotenv;
 use super::repl::clean;
 use crate::model::{FeeRate, duration};
 
@@ -49,37 +51,28 @@ pub fn load_environment() -> anyhow::Result<()> {
         return Ok(());
     }
     let text = std::fs::read(path).context("cannot read .env")?;
-    for (number, line) in (1..).zip(text.split(|byte| *byte == b'\n')) {
-        match dotenv_line(line) {
-            Ok(Some((name, value))) if !value.is_empty() && std::env::var_os(&name).is_none() => {
+    for setting in dotenv::read(&text) {
+        match setting {
+            Ok((name, value)) if !value.is_empty() && std::env::var_os(&name).is_none() => {
                 // SAFETY: as above.
                 unsafe { std::env::set_var(name, value) };
             }
             Ok(_) => {}
             // The line may hold a secret: it is not repeated.
-            Err(()) => eprintln!("warning: .env, line {number}: expected NAME=VALUE; the line has no effect"),
+            Err(number) => eprintln!("warning: .env, line {number}: expected NAME=VALUE; the line has no effect"),
         }
     }
     Ok(())
 }
 
-/// One line of `.env`: none for a blank one or a comment.
-fn dotenv_line(line: &[u8]) -> Result<Option<(String, String)>, ()> {
-    let line = std::str::from_utf8(line).map_err(|_| ())?.trim_start_matches('\u{feff}').trim();
-    match dotenvy::from_read_iter(line.as_bytes()).next() {
-        None => Ok(None),
-        Some(Ok((name, value))) if !value.contains('\0') => Ok(Some((name, value))),
-        // A value without quotes is as it stands, up to a comment, as for docker compose.
-        Some(_) => {
-            let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=').ok_or(())?;
-            let (name, value) = (name.trim(), value.trim());
-            let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-            if !is_name || value.starts_with(['"', '\'']) || value.contains(['$', '\0']) {
-                return Err(());
-            }
-            let value = value.split_once(" #").map_or(value, |(value, _)| value.trim_end());
-            Ok(Some((name.to_owned(), value.to_owned())))
+/// Warns of variables that look like ours and that nothing reads: a name with a slip in it has no effect.
+pub fn warn_of_unknown(known: &BTreeSet<String>) {
+    for (name, _) in std::env::vars_os() {
+        // This project's own tests have names of that beginning, which are none of the program's.
+        let is_ours = |name: &&str| name.starts_with("P2S2_") && !name.starts_with("P2S2_TEST_");
+        let Some(name) = name.to_str().filter(is_ours) else { continue };
+        if !known.contains(name) {
+            eprintln!("warning: {}: no flag has this name; the variable has no effect", clean(name));
         }
     }
 }
@@ -282,31 +275,5 @@ mod tests {
         ] {
             assert!(parse_host_port(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn lines_of_dotenv_are_taken_as_docker_compose_takes_them() {
-        for (line, read) in [
-            ("", None),
-            ("  # SECRET=1", None),
-            ("A=1", Some(("A", "1"))),
-            ("export A = 1 # one\r", Some(("A", "1"))),
-            ("A=", Some(("A", ""))),
-            ("A=\"two words\"", Some(("A", "two words"))),
-            ("A='it is $5'", Some(("A", "it is $5"))),
-            ("A=two words", Some(("A", "two words"))),
-            ("A=two words # and more", Some(("A", "two words"))),
-            ("export A=/a path/b", Some(("A", "/a path/b"))),
-            ("A=it's late", Some(("A", "it's late"))),
-            (r"A=C:\dir\", Some(("A", r"C:\dir\"))),
-        ] {
-            let read = read.map(|(name, value)| (name.to_owned(), value.to_owned()));
-            assert_eq!(dotenv_line(line.as_bytes()), Ok(read), "{line}");
-        }
-        for line in ["word", "two words=1", "A=\"open", "A='open", "A=${x y", "1A=two words", "=x"] {
-            assert_eq!(dotenv_line(line.as_bytes()), Err(()), "{line}");
-        }
-        assert_eq!(dotenv_line(b"A=\xff"), Err(()));
-        assert_eq!(dotenv_line("\u{feff}A=1".as_bytes()), Ok(Some(("A".to_owned(), "1".to_owned()))));
     }
 }

@@ -14,6 +14,7 @@ use clap::Args;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use serde_json::{Value, json};
 
+use super::output;
 use super::shop::Ports;
 use super::shopper::ask::PASSWORD_VARIABLE;
 use crate::model::Token;
@@ -22,6 +23,18 @@ use crate::share::api_client::ApiClient;
 use crate::shop::client::{Client, Config};
 use crate::shop::ops::Code;
 use crate::trade::wire::DATAGRAM_MAX;
+
+/// Prints a line of the story.
+macro_rules! say {
+    ($($text:tt)*) => {
+        say(&format!($($text)*))
+    };
+}
+
+/// The story goes on where it cannot be told: how it ends counts, and then the failure is told.
+fn say(text: &str) {
+    drop(output::print(text));
+}
 
 /// Longer than any step takes that works.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -115,28 +128,28 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     let stage = Stage::set(mark)?;
     let (mut servers, mut addresses) = (Vec::new(), looked_at);
     if answers(looked_at.trade)? {
-        println!("A server answers at {}.\n", looked_at.trade);
+        say!("A server answers at {}.\n", looked_at.trade);
     } else {
-        println!("No server answers at {}: here is one for this story.\n", looked_at.trade);
+        say!("No server answers at {}: here is one for this story.\n", looked_at.trade);
         let server;
         (server, addresses) = stage.start_server("server")?;
         servers.push(server);
     }
     let plaintext = settles_in_plaintext(addresses.trade, mark)?;
     trade(&stage, addresses.trade, plaintext, mark)?;
-    println!();
+    say("");
     if servers.is_empty() && !(sells(looked_at.seller) && sells(looked_at.buyer)) {
-        println!("No shop answers at {} and {}: here is one.\n", looked_at.seller, looked_at.buyer);
+        say!("No shop answers at {} and {}: here is one.\n", looked_at.seller, looked_at.buyer);
         let server;
         (server, addresses) = stage.start_server("shop-server")?;
         servers.push(server);
     }
     shop(&stage, addresses, mark)?;
-    println!();
+    say("");
     lan(&stage, mark)?;
-    println!();
+    say("");
     if servers.is_empty() && !keeps_accounts(looked_at.api) {
-        println!("No registry with accounts answers at {}: here is one.\n", looked_at.api);
+        say!("No registry with accounts answers at {}: here is one.\n", looked_at.api);
         let server;
         (server, addresses) = stage.start_server("share-server")?;
         servers.push(server);
@@ -145,14 +158,14 @@ pub fn run(args: StoryArgs) -> anyhow::Result<ExitCode> {
     for server in &mut servers {
         server.end()?;
     }
-    println!("\nAll of it worked.");
+    say!("\nAll of it worked.");
     Ok(ExitCode::SUCCESS)
 }
 
 /// A seller's and a buyer's peer: a negotiation, a reservation, a settlement.
 fn trade(stage: &Stage, server: SocketAddr, plaintext: bool, mark: &str) -> anyhow::Result<()> {
     let (alice, bob) = (format!("alice-{mark}"), format!("bob-{mark}"));
-    println!("TRADE: {alice} sells a lamp for 120.00, or 90.00 at least; {bob} pays 100.00 at most.");
+    say!("TRADE: {alice} sells a lamp for 120.00, or 90.00 at least; {bob} pays 100.00 at most.");
     let server = (server, plaintext);
     let mut alice = stage.start_peer(&alice, server, "4242424242424242", "2 Harbour Lane, Port Elm")?;
     let mut bob = stage.start_peer(&bob, server, "4111111111111111", "7 Mill Road, Oakfield")?;
@@ -162,14 +175,14 @@ fn trade(stage: &Stage, server: SocketAddr, plaintext: bool, mark: &str) -> anyh
     alice.await_line("on sale for 120.00")?;
     bob.tell(&format!("find {lamp} 100"))?;
     bob.await_line("searching [")?;
-    println!("   (the only offer is above the maximum: the server negotiates)");
+    say!("   (the only offer is above the maximum: the server negotiates)");
     alice.await_line("accepted [")?;
     alice.await_line("reserved [")?;
     bob.await_line("found [")?;
     bob.tell("buy last")?;
     bob.await_line("buying [")?;
     let how = if plaintext { "without TLS, as it was started" } else { "over TLS with the certificate they know" };
-    println!("   (the server connects to both, {how})");
+    say!("   (the server connects to both, {how})");
     bob.await_line("bought [")?;
     alice.await_line("sold [")?;
     for peer in [&mut bob, &mut alice] {
@@ -185,7 +198,7 @@ fn trade(stage: &Stage, server: SocketAddr, plaintext: bool, mark: &str) -> anyh
 
 /// A seller lists, a buyer searches, fills a cart and purchases; the seller ships.
 fn shop(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
-    println!("SHOP: sam-{mark} sells lamps; bea-{mark} buys two of them.");
+    say!("SHOP: sam-{mark} sells lamps; bea-{mark} buys two of them.");
     let mut sam = stage.start_client("seller", "sam", server.seller, mark)?;
     sam.tell(&format!("sell \"Brass Lamp\" 3 10.50 2 --keywords lamp,k{mark} --used"))?;
     let listed = sam.await_line("on sale as ")?;
@@ -198,7 +211,7 @@ fn shop(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
     bea.await_line("in the cart")?;
     bea.tell("purchase")?;
     bea.await_line("bought for 21.00")?;
-    println!("   (stock, charge and history agree now, whichever component dies)");
+    say!("   (stock, charge and history agree now, whichever component dies)");
     sam.tell("orders")?;
     let order = sam.await_line(item)?;
     let purchase = order.split_whitespace().next().context("the order names no purchase")?;
@@ -224,7 +237,7 @@ fn shop(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
 /// Two peers of the LAN, with no server: they meet, and talk.
 fn lan(stage: &Stage, mark: &str) -> anyhow::Result<()> {
     let (ann, ben) = (format!("ann-{mark}"), format!("ben-{mark}"));
-    println!("LAN: {ann} and {ben} meet on this machine and talk, with no server.");
+    say!("LAN: {ann} and {ben} meet on this machine and talk, with no server.");
     let port = free_port()?;
     let (mut ann_at, addr) = stage.start_lan_peer(&ann, port, None)?;
     // Elsewhere than on Linux nothing can be broadcast on one machine.
@@ -232,13 +245,13 @@ fn lan(stage: &Stage, mark: &str) -> anyhow::Result<()> {
     let (mut ben_at, _) = stage.start_lan_peer(&ben, port, known)?;
     ann_at.await_line(&format!("{ben} is here"))?;
     ben_at.await_line(&format!("{ann} is here"))?;
-    println!("   (each has heard the other's announcement)");
+    say!("   (each has heard the other's announcement)");
     ann_at.tell("post the harbour market opens at eight")?;
     ben_at.await_line(&format!("{ann}: the harbour market opens at eight"))?;
     ben_at.tell(&format!("dm {ann} keep me a lamp"))?;
     ann_at.await_line(&format!("{ben} (to you): keep me a lamp"))?;
     ben_at.await_line(&format!("{ann} has your message"))?;
-    println!("   (it is on her disk: only then she confirmed it)");
+    say!("   (it is on her disk: only then she confirmed it)");
     ann_at.tell("profile Ann of the harbour | lamps since 1974")?;
     ben_at.await_line(&format!("{ann} is Ann of the harbour | lamps since 1974"))?;
     for peer in [&mut ben_at, &mut ann_at] {
@@ -251,7 +264,7 @@ fn lan(stage: &Stage, mark: &str) -> anyhow::Result<()> {
 /// One node publishes a file where it lies, another fetches it straight from there.
 fn share(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
     let (cleo, dan) = (format!("cleo-{mark}"), format!("dan-{mark}"));
-    println!("SHARE: {cleo} has a chart of the harbour; {dan} fetches it from her machine, not from the server.");
+    say!("SHARE: {cleo} has a chart of the harbour; {dan} fetches it from her machine, not from the server.");
     let chart: String = (0..20_000).map(|sounding| format!("sounding {sounding}: {} m\n", sounding % 37)).collect();
     let (published, fetched) =
         (stage.dir.join(format!("chart-{mark}.txt")), stage.dir.join(format!("fetched-{mark}.txt")));
@@ -260,13 +273,13 @@ fn share(stage: &Stage, server: Addresses, mark: &str) -> anyhow::Result<()> {
     let (mut dan_at, dan_api) = stage.start_node(&dan, server)?;
     stage.tell_node(&cleo, cleo_api, &["register", &cleo])?;
     stage.tell_node(&cleo, cleo_api, &["publish", &published.display().to_string()])?;
-    println!("   (it stays where it lies: the registry knows its name, its size and who has it)");
+    say!("   (it stays where it lies: the registry knows its name, its size and who has it)");
     stage.tell_node(&dan, dan_api, &["register", &dan])?;
     stage.tell_node(&dan, dan_api, &["search", &format!("chart-{mark}")])?;
     stage.tell_node(&dan, dan_api, &["fetch", &format!("chart-{mark}.txt"), "--to", &fetched.display().to_string()])?;
     let come = std::fs::read_to_string(&fetched).context("what was fetched is not there")?;
     ensure!(come == chart, "what was fetched is not what was published");
-    println!("   (every byte is the same)");
+    say!("   (every byte is the same)");
     for (name, api) in [(&dan, dan_api), (&cleo, cleo_api)] {
         stage.tell_node(name, api, &["logout"])?;
     }
@@ -397,7 +410,7 @@ impl Stage {
 
     /// One command to a node; it must end well.
     fn tell_node(&self, name: &str, api: SocketAddr, words: &[&str]) -> anyhow::Result<()> {
-        println!("{name:>12} > p2s2 share {}", words.join(" "));
+        say!("{name:>12} > p2s2 share {}", words.join(" "));
         let mut command = self.program("share")?;
         command.args(words).args(["--api-port", &api.port().to_string()]);
         // Whoever plays the story keeps no token of it; of all its passwords this is the only one.
@@ -450,7 +463,7 @@ impl Actor {
         let stdout = stdout.context("the process has no output")?;
         threads::spawn("story-reader", move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                println!("{shown_as:>12} | {line}");
+                say!("{shown_as:>12} | {line}");
                 if sender.send(line).is_err() {
                     break;
                 }
@@ -460,7 +473,7 @@ impl Actor {
     }
 
     fn tell(&mut self, words: &str) -> anyhow::Result<()> {
-        println!("{:>12} > {words}", self.name);
+        say!("{:>12} > {words}", self.name);
         let stdin = self.stdin.as_mut().with_context(|| format!("{} listens no more", self.name))?;
         writeln!(stdin, "{words}").with_context(|| format!("{} does not listen", self.name))
     }

@@ -355,3 +355,46 @@ fn a_terminal_for_the_input_alone_draws_nothing_into_a_pipe() {
         assert!(!printed().contains('\x1b'), "{name}: {:?}", printed());
     }
 }
+
+/// As a terminal sends what is pasted.
+fn paste(text: &str) -> String {
+    format!("\x1b[200~{text}\x1b[201~")
+}
+
+#[test]
+fn a_pasted_password_ends_at_its_line_break() {
+    let server = both_rooms();
+    let mut buyer = Terminal::start(client(&server, "buyer").args(["create-account", "bea"]));
+    for prompt in ["Password: ", "The same again: "] {
+        buyer.sees(prompt);
+        buyer.types(&paste(&format!("{PASSWORD}\n")));
+        buyer.types(ENTER);
+    }
+    buyer.sees("bea has an account");
+    assert_eq!(buyer.ends().0, 0);
+    let said = in_pipe(client(&server, "buyer").env("P2S2_PASSWORD", PASSWORD), "login bea\n");
+    assert!(said.contains("logged in as bea"), "{said}");
+    // A file of Windows', say.
+    let said = in_pipe(client(&server, "buyer").env("P2S2_PASSWORD", format!("{PASSWORD}\r\n")), "login bea\n");
+    assert!(said.contains("logged in as bea"), "{said}");
+}
+
+#[test]
+fn what_is_typed_ahead_goes_to_whoever_asks_next() {
+    let server = both_rooms();
+    let mut buyer = Terminal::start(&mut client(&server, "buyer"));
+    buyer.sees("buyer> ");
+    // In one go: commands, and the answers that they ask for.
+    buyer.types(&format!("create-account bea\r{PASSWORD}\r{PASSWORD}\rlogin bea\r{PASSWORD}\rcart\r"));
+    buyer.sees("bea has an account");
+    buyer.sees("logged in as bea");
+    buyer.sees("the cart is empty");
+    // The same as a paste.
+    buyer.types(&paste(&format!("# a remark\nlogin bea\n{PASSWORD}\ncart\n")));
+    buyer.types(ENTER);
+    buyer.sees("logged in as bea");
+    buyer.sees("the cart is empty");
+    buyer.types(CTRL_D);
+    let (code, all) = buyer.ends();
+    assert!(code == 0 && !all.contains("error"), "{all:?}");
+}

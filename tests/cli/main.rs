@@ -257,6 +257,45 @@ fn settings_come_from_flag_then_environment_then_dotenv() {
     let (code, _, error) = run(&mut server());
     assert!(code == 2 && error.contains("from dotenv with blanks") && !error.contains("remark"), "{error}");
     assert!(error.contains(".env, line 1") && !error.contains("no 'dotenv"), "{error}");
+    // Values are literal; a byte order mark is none of the first name; what nothing reads is told.
+    let lines = "\u{feff}P2S2_SERVER_FEE_PERCENT=$HOME and ${HOME}#1\nP2S2_SERVER_FEE_PRECENT=5\n";
+    fs::write(dir.path().join(".env"), lines).unwrap();
+    let (code, _, error) = run(&mut server());
+    assert!(code == 2 && error.contains("$HOME and ${HOME}#1"), "{error}");
+    assert!(error.contains("warning: P2S2_SERVER_FEE_PRECENT: no flag has this name"), "{error}");
+    let (_, _, error) = run(server().env("P2S2_SERVER_FEE_PRECENT", "5").env("P2S2_PASSWORD", "x"));
+    assert!(error.contains("P2S2_SERVER_FEE_PRECENT") && !error.contains("P2S2_PASSWORD"), "{error}");
+    let (_, _, error) = run(server().env("P2S2_SHARE_API_PORT", "1"));
+    assert!(!error.contains("P2S2_SHARE_API_PORT"), "another command's: {error}");
+}
+
+/// A disk that is full, on Linux.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_written_is_told_and_ends_with_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let into_full = |command: &mut Command| {
+        let child = command.stdin(Stdio::null()).stdout(full()).stderr(Stdio::piped()).current_dir(dir.path()).spawn();
+        let output = child.unwrap().wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for words in [
+        &["--help"][..],
+        &["server", "--help"],
+        &["--version"],
+        &["lan", "discover", "--bind", "127.0.0.1", "--wait", "10ms"],
+    ] {
+        let (code, said) = into_full(program(words[0]).args(&words[1..]));
+        assert_eq!((code, said.lines().count()), (Some(1), 1), "{words:?}: {said}");
+        assert!(said.starts_with("error: ") && said.contains("No space left"), "{words:?}: {said}");
+    }
+    // An interactive command whose answers are lost.
+    let mut lan = program("lan");
+    lan.args(["--name", "ann", "--bind", "127.0.0.1", "--discovery-port", "0", "--data-dir"]).arg(dir.path());
+    let (code, said) = into_full(&mut lan);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error: the output could not be written: No space left"), "{said}");
 }
 
 #[test]

@@ -91,3 +91,25 @@ fn a_name_is_asked_for() {
     carol.types("quit\r");
     assert_eq!(carol.ends().0, 0);
 }
+
+#[test]
+fn lines_that_come_at_once_are_commands_each() {
+    let place = Place::new();
+    let mut alice = Terminal::start(&mut place.command("alice"));
+    alice.sees("alice> ");
+    let mut zoe = Bare::new(&place, "zoe");
+    zoe.announces(&[("FEATURES", "ack")]);
+    alice.sees("zoe is here");
+    // Typed ahead.
+    alice.types("POST one\rPOST two\rPOST three\r");
+    for content in ["one", "two", "three"] {
+        assert_eq!(zoe.next("POST").get("CONTENT"), content);
+    }
+    // Pasted: what is meant for one is not told to all.
+    alice.types("\x1b[200~# a remark\rPOST four\rDM zoe between us\rPOST five\x1b[201~\r");
+    assert_eq!(zoe.next("POST").get("CONTENT"), "four");
+    assert_eq!(zoe.next("DM").get("CONTENT"), "between us");
+    assert_eq!(zoe.next("POST").get("CONTENT"), "five");
+    alice.types(CTRL_D);
+    assert_eq!(alice.ends().0, 0);
+}

@@ -457,7 +457,7 @@ impl Desk {
             });
             return Ok(());
         }
-        let line = Line::new(file, is_alone && !self.screen.is_json());
+        let line = Line::new(&clean(file), is_alone && !self.screen.is_json());
         let mut waits_for = String::new();
         loop {
             let progress = self.get(&format!("fetch-progress/{}", encoded(&id)))?["progress"].clone();
@@ -484,7 +484,7 @@ impl Desk {
                 _ if why != waits_for => {
                     waits_for = why.to_owned();
                     if line.is_hidden() && !why.is_empty() {
-                        eprintln!("note: {file}: {}", clean(why));
+                        eprintln!("note: {}: {}", clean(file), clean(why));
                     }
                 }
                 _ => {}
