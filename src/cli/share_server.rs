@@ -165,8 +165,7 @@ impl Share {
             }
             None => Jwt::load_or_create(dir, chosen.jwt_ttl)?,
         };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let passwords = Passwords::new(Cost::default(), cores)?;
+        let passwords = Passwords::sharing(Cost::default())?;
         let users = Arc::new(Users::open(dir, clock, passwords, jwt)?);
         users.settle_admin(chosen.admin, tell)?;
         let metrics = Arc::new(Metrics::new()?);

@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
@@ -22,7 +23,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::model::Token;
 use crate::model::text::nfc;
-use crate::net::source::Source;
+use crate::net::source::{self, Source};
 
 /// Longest that anybody waits for his turn.
 pub const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -57,11 +58,16 @@ pub enum PasswordError {
     Failed(String),
 }
 
-/// Hashes and checks passwords, a bounded number at a time. Its threads end with it.
+/// Hashes and checks passwords, a bounded number at a time.
 pub struct Passwords {
     argon2: Argon2<'static>,
     /// What no password has: checked for users that do not exist.
     nobody: String,
+    workers: Arc<Workers>,
+}
+
+/// The threads that compute. They end when nobody needs them any more.
+struct Workers {
     at_once: usize,
     queue: Arc<Queue>,
 }
@@ -87,6 +93,7 @@ struct Waiting {
 
 /// One password's way through the queue. Whoever asked hears [`PasswordError::Busy`] where it was dropped.
 struct Job {
+    argon2: Argon2<'static>,
     work: Work,
     since: Instant,
     answer: Sender<Result<Outcome, PasswordError>>,
@@ -164,31 +171,39 @@ impl Waiting {
 }
 
 impl Passwords {
-    /// At most `at_once` hashes are computed at a time: as many as there are cores.
+    /// With the threads that all of a process share: as many as there are cores.
+    ///
+    /// # Errors
+    /// A cost that Argon2 does not allow, or no memory or thread for it.
+    pub fn sharing(cost: Cost) -> Result<Passwords, PasswordError> {
+        static SHARED: Mutex<Option<Arc<Workers>>> = Mutex::new(None);
+        let mut shared = SHARED.lock();
+        let workers = match &*shared {
+            Some(workers) => Arc::clone(workers),
+            None => {
+                let cores = thread::available_parallelism().map_or(1, usize::from);
+                Arc::clone(shared.insert(Arc::new(Workers::start(cores)?)))
+            }
+        };
+        drop(shared);
+        Passwords::with(cost, workers)
+    }
+
+    /// With `at_once` threads of its own.
     ///
     /// # Errors
     /// A cost that Argon2 does not allow, or no memory or thread for it.
     pub fn new(cost: Cost, at_once: usize) -> Result<Passwords, PasswordError> {
+        Passwords::with(cost, Arc::new(Workers::start(at_once.max(1))?))
+    }
+
+    fn with(cost: Cost, workers: Arc<Workers>) -> Result<Passwords, PasswordError> {
         let params = Params::new(cost.memory_kib, cost.passes, 1, None).map_err(failed)?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let begun = Instant::now();
-        // Of a password that nobody knows, hence of nobody.
-        let nobody = hash(&argon2, Token::random().reveal(), &mut Vec::new())?;
-        let waiting = Waiting {
-            jobs: HashMap::new(),
-            turns: VecDeque::new(),
-            count: 0,
-            running: 0,
-            hash_takes: begun.elapsed(),
-            is_closed: false,
-        };
-        let queue = Arc::new(Queue { waiting: Mutex::new(waiting), filled: Condvar::new() });
-        let passwords = Passwords { argon2, nobody, at_once: at_once.max(1), queue };
-        for _ in 0..passwords.at_once {
-            let (queue, argon2) = (Arc::clone(&passwords.queue), passwords.argon2.clone());
-            let compute = move || queue.compute(&argon2);
-            thread::Builder::new().name("passwords".to_owned()).spawn(compute).map_err(failed)?;
-        }
+        let mut passwords = Passwords { argon2, nobody: String::new(), workers };
+        // Of a password that nobody knows, hence of nobody. It also tells how long a hash takes here.
+        let local = source::of(Ipv4Addr::LOCALHOST.into());
+        passwords.nobody = passwords.hash(Token::random().reveal(), local)?;
         Ok(passwords)
     }
 
@@ -219,7 +234,7 @@ impl Passwords {
 
     /// How many are computed, and how many wait.
     pub fn in_hand(&self) -> (usize, usize) {
-        let waiting = self.queue.waiting.lock();
+        let waiting = self.workers.queue.waiting.lock();
         (waiting.running, waiting.count)
     }
 
@@ -229,14 +244,36 @@ impl Passwords {
 
     fn begin(&self, work: Work, source: Source) -> Result<Receiver<Result<Outcome, PasswordError>>, PasswordError> {
         let (answer, answered) = bounded(1);
-        let job = Job { work, since: Instant::now(), answer };
-        self.queue.waiting.lock().enter(source, job, self.at_once)?;
-        self.queue.filled.notify_one();
+        let job = Job { argon2: self.argon2.clone(), work, since: Instant::now(), answer };
+        let queue = &self.workers.queue;
+        queue.waiting.lock().enter(source, job, self.workers.at_once)?;
+        queue.filled.notify_one();
         Ok(answered)
     }
 }
 
-impl Drop for Passwords {
+impl Workers {
+    fn start(at_once: usize) -> Result<Workers, PasswordError> {
+        let waiting = Waiting {
+            jobs: HashMap::new(),
+            turns: VecDeque::new(),
+            count: 0,
+            running: 0,
+            hash_takes: Duration::ZERO,
+            is_closed: false,
+        };
+        let queue = Arc::new(Queue { waiting: Mutex::new(waiting), filled: Condvar::new() });
+        let workers = Workers { at_once, queue };
+        for _ in 0..at_once {
+            let queue = Arc::clone(&workers.queue);
+            let compute = move || queue.compute();
+            thread::Builder::new().name("passwords".to_owned()).spawn(compute).map_err(failed)?;
+        }
+        Ok(workers)
+    }
+}
+
+impl Drop for Workers {
     fn drop(&mut self) {
         self.queue.waiting.lock().is_closed = true;
         self.queue.filled.notify_all();
@@ -244,15 +281,15 @@ impl Drop for Passwords {
 }
 
 impl Queue {
-    /// One of the threads that compute: until [`Passwords`] is dropped.
-    fn compute(&self, argon2: &Argon2<'_>) {
+    /// One of the threads that compute: until [`Workers`] is dropped.
+    fn compute(&self) {
         let mut area = Vec::new();
         while let Some(job) = self.next() {
             let begun = Instant::now();
             let is_in_time = begun.duration_since(job.since) <= WAIT_MAX;
             if is_in_time {
                 // A panic was printed; whoever waits for that job hears that nothing came of it.
-                let done = panic::catch_unwind(AssertUnwindSafe(|| job.work.run(argon2, &mut area)));
+                let done = panic::catch_unwind(AssertUnwindSafe(|| job.work.run(&job.argon2, &mut area)));
                 let done = done.unwrap_or_else(|_| Err(failed("the thread that computed it has panicked")));
                 // Whoever asked waits until it comes; if not, nobody misses it.
                 drop(job.answer.send(done));
@@ -279,7 +316,11 @@ impl Queue {
         let mut waiting = self.waiting.lock();
         waiting.running -= 1;
         // The mean of about the last eight: a machine that is busy with other things for a moment counts a little.
-        waiting.hash_takes = took.map_or(waiting.hash_takes, |took| (waiting.hash_takes * 7 + took) / 8);
+        waiting.hash_takes = match took {
+            Some(took) if waiting.hash_takes.is_zero() => took,
+            Some(took) => (waiting.hash_takes * 7 + took) / 8,
+            None => waiting.hash_takes,
+        };
     }
 }
 
@@ -367,7 +408,7 @@ fn failed(error: impl fmt::Display) -> PasswordError {
 
 impl fmt::Debug for Passwords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Passwords").field("at_once", &self.at_once).finish_non_exhaustive()
+        f.debug_struct("Passwords").field("at_once", &self.workers.at_once).finish_non_exhaustive()
     }
 }
 
@@ -378,7 +419,6 @@ mod tests {
     use crossbeam_channel::unbounded;
 
     use super::*;
-    use crate::net::source;
 
     const CHEAP: Cost = Cost { memory_kib: 8, passes: 1 };
 
@@ -393,12 +433,12 @@ mod tests {
     /// As many jobs as may run begin and do not end before what is returned is dropped.
     fn hold(passwords: &Passwords) -> Sender<()> {
         let (release, held) = bounded::<()>(0);
-        for _ in 0..passwords.at_once {
+        for _ in 0..passwords.workers.at_once {
             let held = held.clone();
             let work = Work::Test(Box::new(move || drop(held.recv())));
             drop(passwords.begin(work, from("10.9.9.9")).unwrap());
         }
-        while passwords.in_hand() != (passwords.at_once, 0) {
+        while passwords.in_hand() != (passwords.workers.at_once, 0) {
             thread::yield_now();
         }
         release
@@ -501,7 +541,7 @@ mod tests {
     fn the_queue_is_as_long_as_can_be_answered_in_time() {
         let passwords = Passwords::new(CHEAP, 2).unwrap();
         let release = hold(&passwords);
-        passwords.queue.waiting.lock().hash_takes = Duration::from_millis(100);
+        passwords.workers.queue.waiting.lock().hash_takes = Duration::from_millis(100);
         // 5 s of two threads, 100 ms each.
         let waiting: Vec<_> = (0..100).map(|_| passwords.begin(Work::Hash("p".to_owned()), here()).unwrap()).collect();
         assert_eq!(passwords.hash("p", here()), Err(PasswordError::Busy));
@@ -519,7 +559,7 @@ mod tests {
         let passwords = Passwords::new(CHEAP, 1).unwrap();
         let release = hold(&passwords);
         let answer = passwords.begin(Work::Test(Box::new(|| panic!("it is computed"))), here()).unwrap();
-        for jobs in passwords.queue.waiting.lock().jobs.values_mut() {
+        for jobs in passwords.workers.queue.waiting.lock().jobs.values_mut() {
             jobs[0].since -= WAIT_MAX + Duration::from_millis(1);
         }
         drop(release);
@@ -532,7 +572,7 @@ mod tests {
         let passwords = Passwords::new(CHEAP, 1).unwrap();
         let release = hold(&passwords);
         // Room for ten.
-        passwords.queue.waiting.lock().hash_takes = WAIT_MAX / 10;
+        passwords.workers.queue.waiting.lock().hash_takes = WAIT_MAX / 10;
         let (order, ended) = unbounded();
         let begin = |source: &str, n: usize| {
             let (order, who) = (order.clone(), (source.to_owned(), n));

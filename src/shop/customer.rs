@@ -72,8 +72,6 @@ pub struct Config {
     pub session_timeout: Duration,
     /// Of one password hash.
     pub password_cost: Cost,
-    /// Passwords hashed at once: as many as there are cores.
-    pub passwords_at_once: usize,
     /// What the house takes of a sale.
     pub fee: FeeRate,
     /// The process's clock.
@@ -89,7 +87,6 @@ impl Default for Config {
         Config {
             session_timeout: Duration::from_secs(300),
             password_cost: Cost::default(),
-            passwords_at_once: std::thread::available_parallelism().map_or(1, usize::from),
             fee: FeeRate::default(),
             clock: Clock::start(),
             jumps: 0,
@@ -149,7 +146,7 @@ impl CustomerDb {
             store.write(move |tx| store::skip_user_ids(tx, count))?;
         }
         store.write(store::fill_in_keys)?;
-        let passwords = Passwords::new(config.password_cost, config.passwords_at_once)?;
+        let passwords = Passwords::sharing(config.password_cost)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);
         let memory = RwLock::new(Arc::new(Memory::load(&store, &config)?));
         let (is_closed, closing, waiting) = (Mutex::new(false), Condvar::new(), Waiting::default());

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::shop::ops::Found;
 use crate::shop::product::search::{Hits, Wanted};
-use crate::storage::{Row, Value};
+use crate::storage::{Query, Row, Value};
 
 fn names(db: &ProductDb, category: Option<u32>, keywords: &[&str]) -> String {
     let found: Found = ask(db, search(category, keywords));
