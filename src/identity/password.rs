@@ -435,7 +435,7 @@ mod tests {
         let (release, held) = bounded::<()>(0);
         for _ in 0..passwords.workers.at_once {
             let held = held.clone();
-            let work = Work::Test(Box::new(move || drop(held.recv())));
+            let work = Work::Test(Box::new(move || assert!(held.recv().is_err())));
             drop(passwords.begin(work, from("10.9.9.9")).unwrap());
         }
         while passwords.in_hand() != (passwords.workers.at_once, 0) {
