@@ -158,7 +158,7 @@ pub struct Users {
     making: Mutex<HashSet<Name>>,
     admin: RwLock<Option<Admin>>,
     /// Failed sign-ins of one user from one source. (An admin is not a user of the same name.)
-    guesses: Mutex<Attempts<(Role, Name)>>,
+    guesses: Mutex<Attempts<Guessed>>,
     addresses: Mutex<HashMap<Name, Addresses>>,
 }
 
@@ -176,6 +176,10 @@ impl Drop for Making<'_> {
         self.0.making.lock().remove(&self.1);
     }
 }
+
+/// Whose password is guessed, and whether there is such an account: who is made later has none of the failures of
+/// those who guessed at nobody.
+type Guessed = (Role, Name, bool);
 
 /// From where an account signed in and when, the latest at the back.
 type Addresses = VecDeque<(IpAddr, Millis)>;
@@ -309,7 +313,7 @@ impl Users {
             Ok(write_sign_in(tx, username, source, now)?)
         })?;
         self.names.write().insert(username.clone());
-        self.guesses.lock().begin_anew(&(Role::User, username.clone()));
+        self.guesses.lock().begin_anew(&(Role::User, username.clone(), true));
         self.note_sign_in(&username, source);
         Ok(user)
     }
@@ -321,20 +325,18 @@ impl Users {
     pub fn login(&self, username: &str, password: &str, source: IpAddr) -> Result<User, UserError> {
         check_password("password", password)?;
         let name = Name::kept(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
-        let who = (Role::User, name);
-        self.may_guess(&who, source)?;
         // As it was spelled when the account was made.
-        let name = self.names.read().get(&who.1).cloned();
-        let was_known = name.is_some();
+        let known = self.names.read().get(&name).cloned();
+        let who = (Role::User, name, known.is_some());
+        self.may_guess(&who, source)?;
+        let name = known;
         let found = match &name {
             Some(name) => self.store.read(|reader| find(reader, name))?,
             None => None,
         };
         let (user, kept) = found.unzip();
         let is_right = self.passwords.check(password, kept.as_deref(), source::of(source))?;
-        // Who guessed at nobody guessed at no one who was made meanwhile.
-        let counts = was_known || !self.names.read().contains(&who.1);
-        let Some(mut user) = self.outcome(who, source, is_right.then_some(user).flatten(), counts)? else {
+        let Some(mut user) = self.outcome(who, source, is_right.then_some(user).flatten())? else {
             return Err(UserError::WrongCredentials);
         };
         let name = user.username.clone();
@@ -360,30 +362,24 @@ impl Users {
         check_password("password", password)?;
         let name = Name::kept(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
         let admin = self.admin.read().clone().filter(|admin| admin.username == name);
-        let who = (Role::Admin, name);
+        let who = (Role::Admin, name, admin.is_some());
         self.may_guess(&who, source)?;
         let kept = admin.as_ref().map(|admin| admin.password.as_str());
         let is_right = self.passwords.check(password, kept, source::of(source))?;
-        let proved = self.outcome(who, source, admin.filter(|_| is_right), true)?;
+        let proved = self.outcome(who, source, admin.filter(|_| is_right))?;
         proved.map(|admin| admin.username).ok_or(UserError::WrongCredentials)
     }
 
-    fn may_guess(&self, who: &(Role, Name), source: IpAddr) -> Result<(), UserError> {
+    fn may_guess(&self, who: &Guessed, source: IpAddr) -> Result<(), UserError> {
         self.guesses.lock().check(self.clock.now(), who, source::of(source)).map_err(UserError::Paused)
     }
 
     /// Tells what came of an attempt, unless others have failed too often meanwhile. Under one lock, so that no
     /// more are told than may be.
-    fn outcome<T>(
-        &self,
-        who: (Role, Name),
-        source: IpAddr,
-        proved: Option<T>,
-        counts: bool,
-    ) -> Result<Option<T>, UserError> {
+    fn outcome<T>(&self, who: Guessed, source: IpAddr, proved: Option<T>) -> Result<Option<T>, UserError> {
         let (source, mut guesses, now) = (source::of(source), self.guesses.lock(), self.clock.now());
         guesses.check(now, &who, source).map_err(UserError::Paused)?;
-        if proved.is_none() && counts {
+        if proved.is_none() {
             guesses.failed(now, who, source);
         }
         Ok(proved)

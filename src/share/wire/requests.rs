@@ -303,8 +303,7 @@ fn register(data: &Data<'_>) -> Result<Register, String> {
         Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
         None => return Err(missing("port")),
     };
-    let (hostname, display_name) =
-        (required::<Name>("hostname", data.hostname)?, display_name(data.display_name)?);
+    let (hostname, display_name) = (required::<Name>("hostname", data.hostname)?, display_name(data.display_name)?);
     for (field, name) in [("hostname", Some(&hostname)), ("display_name", display_name.as_ref())] {
         let Some(name) = name else { continue };
         text::check_visible(name.as_str()).map_err(|wrong| format!("{field}: {wrong}"))?;

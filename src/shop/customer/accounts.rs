@@ -27,8 +27,8 @@ pub struct Accounts {
     attempts: Mutex<Attempts<Guessed>>,
 }
 
-/// Whose password is guessed.
-type Guessed = (Role, Name);
+/// Whose password is guessed: a user, or nobody of that name. Who is made later has none of nobody's failures.
+type Guessed = (Role, Name, Option<u64>);
 
 /// Why a transaction was not to be, or did not come about.
 enum NotAdded {
@@ -60,7 +60,7 @@ impl Accounts {
         (password, source): (&str, &str),
         name: Option<String>,
     ) -> Answer<Account> {
-        let guessed = (role, check_form(&username, password)?);
+        check_form(&username, password)?;
         text::check_visible(&username).map_err(|rule| Refusal::new(Code::BadRequest, format!("username: {rule}")))?;
         if let Some(name) = &name {
             Name::new(name).map_err(|rule| Refusal::new(Code::BadRequest, format!("name: {rule}")))?;
@@ -84,13 +84,10 @@ impl Accounts {
                 None => Ok(store::add_user(tx, role, &username, name.as_deref(), (&hash, &request), now)?),
             }
         });
-        let account = added.map_err(|why| match why {
+        added.map_err(|why| match why {
             NotAdded::Taken => taken(&username),
             NotAdded::Store(error) => unavailable(&error),
-        })?;
-        // Who tried the name before guessed at nobody.
-        self.attempts.lock().begin_anew(&guessed);
-        Ok(account)
+        })
     }
 
     /// Whose name and password these are.
@@ -99,15 +96,12 @@ impl Accounts {
     /// BAD_CREDENTIALS, whether it was the name or the password; BUSY after too many of those, or when too
     /// many passwords wait; BAD_REQUEST; UNAVAILABLE.
     pub fn prove(&self, role: Role, username: &str, (password, source): (&str, &str)) -> Answer<Account> {
-        let guessed = (role, check_form(username, password)?);
-        let source = source_of(source);
+        let (name, source) = (check_form(username, password)?, source_of(source));
+        let user = self.store.read(|reader| store::user_named(reader, role, username)).map_err(|e| unavailable(&e))?;
+        let guessed: Guessed = (role, name, user.as_ref().map(|user| user.account.user_id));
         self.attempts.lock().check(self.clock.now(), &guessed, source).map_err(paused)?;
-        let find = || self.store.read(|reader| store::user_named(reader, role, username));
-        let user = find().map_err(|error| unavailable(&error))?;
         let kept = user.as_ref().map(|user| user.password.as_str());
         let is_right = self.passwords.check(password, kept, source).map_err(|error| not_hashed(&error))?;
-        // Who guessed at nobody guessed at no one who was made meanwhile.
-        let counts = user.is_some() || find().map_err(|error| unavailable(&error))?.is_none();
         // Others may have failed meanwhile: then this one's outcome is not told either. Under one lock, so
         // that no more are told than may be.
         let mut attempts = self.attempts.lock();
@@ -116,9 +110,7 @@ impl Accounts {
         match user.filter(|_| is_right) {
             Some(user) => Ok(user.account),
             None => {
-                if counts {
-                    attempts.failed(now, guessed, source);
-                }
+                attempts.failed(now, guessed, source);
                 Err(Refusal::new(Code::BadCredentials, "user name or password is wrong"))
             }
         }
