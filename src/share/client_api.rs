@@ -181,13 +181,15 @@ impl ClientApi {
 
     fn log_out(&self, user: &User) -> Answered {
         self.sign_in.log_out(&user.token)?;
-        if let Some(node) = self.nodes.get(&user.name) {
+        let node = self.nodes.get(&user.name);
+        // Whoever is signed in elsewhere as the same user goes on.
+        let is_last = !self.sign_in.has_another(&user.name, &user.session);
+        let ended = if is_last { self.nodes.end(&user.name) } else { Ok(()) };
+        // Their last word is that the node has left, if it has.
+        if let Some(node) = node {
             node.end_watching(&user.session);
         }
-        // Whoever is signed in elsewhere as the same user goes on.
-        if !self.sign_in.has_another(&user.name, &user.session) {
-            self.nodes.end(&user.name).map_err(|error| refusal(&error))?;
-        }
+        ended.map_err(|error| refusal(&error))?;
         Ok(success(json!({})))
     }
 }

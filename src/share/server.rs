@@ -508,7 +508,7 @@ impl Shared {
             return Err(Refusal::NeedsToken.into());
         }
         self.counters.registered.add(1);
-        Ok(wire::registered(&secret))
+        Ok(wire::registered(&secret, granted.ip))
     }
 
     fn standing(&self, hostname: &Name, token: Option<&Token>, source: IpAddr) -> Standing {

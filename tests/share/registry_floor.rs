@@ -13,7 +13,7 @@ use p2s2::net::budget::{Budget, RECEIVED_MAX};
 use p2s2::net::listener::ConnectionLimiter;
 use p2s2::net::threads::Executor;
 use p2s2::net::tls::Identity;
-use p2s2::share::registry::store;
+use p2s2::share::registry::{Bounds, store};
 use p2s2::share::server::{Accounts, AuthMode, Config, Floor, RegistryServer};
 use p2s2::storage::Store;
 use serde_json::{Value, json};
@@ -60,6 +60,7 @@ pub struct Wanted {
     pub connections: usize,
     pub received: usize,
     pub identity: Option<Arc<Identity>>,
+    pub bounds: Bounds,
 }
 
 impl Default for Wanted {
@@ -70,6 +71,7 @@ impl Default for Wanted {
             connections: 12_000,
             received: RECEIVED_MAX,
             identity: None,
+            bounds: Bounds::default(),
         }
     }
 }
@@ -99,7 +101,7 @@ impl Running {
         };
         let addr = "127.0.0.1:0".parse().unwrap();
         let config = Config { addr, peer_timeout: wanted.peer_timeout, auth: wanted.auth };
-        let server = RegistryServer::start(config, floor).unwrap();
+        let server = RegistryServer::start_bounded(config, floor, wanted.bounds).unwrap();
         Running { addr: server.local_addr(), server, users, budget, store }
     }
 

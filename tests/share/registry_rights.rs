@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use p2s2::net::tls::Identity;
 use p2s2::share::client::{Pin, RegistryClient, RegistryError};
+use p2s2::share::registry::Bounds;
 use p2s2::share::server::AuthMode;
 use p2s2::share::wire::{FileEntry, FileName, Register, Seconds};
 use serde_json::json;
@@ -126,7 +127,7 @@ fn the_address_is_the_connections_own() {
     let registry = Registry::start(Wanted::default());
     registry.users.add("ann", "anns");
     let mut client = registry.client();
-    for ip in ["127.0.0.2", "192.0.2.1", "0.0.0.0", "224.0.0.1", "::", "ff02::1", "::1", "255.255.255.255"] {
+    for ip in ["192.0.2.1", "0.0.0.0", "224.0.0.1", "::", "ff02::1", "255.255.255.255"] {
         let reason = client.refused("REGISTER", registration("bob", json!({"ip": ip})));
         assert!(reason.starts_with("ip: "), "{ip}: {reason}");
     }
@@ -139,6 +140,74 @@ fn the_address_is_the_connections_own() {
     let mut other = registry.client();
     other.register("bob", json!({"ip": "::ffff:127.0.0.1"}));
     assert_eq!(other.ask("DISCOVER", json!({"hostname": "bob"}))["addr"], json!(["127.0.0.1", 6001]));
+}
+
+#[test]
+fn from_loopback_every_address_of_the_host_is_ones_own() {
+    let registry = Registry::start(Wanted::default());
+    let own = if_addrs::get_if_addrs().unwrap().into_iter().map(|interface| interface.ip());
+    for (n, ip) in own.chain(["127.0.0.2".parse().unwrap(), "::1".parse().unwrap()]).enumerate() {
+        let hostname = format!("host-{n}");
+        let mut client = registry.client();
+        let answer = client.expect("REGISTER", registration(&hostname, json!({"ip": ip})), "OK");
+        assert_eq!(answer["ip"], json!(ip), "as it is registered");
+        assert_eq!(client.ask("DISCOVER", json!({"hostname": hostname}))["addr"], json!([ip, 6001]));
+    }
+    // Where none is said, it is the connection's.
+    let mut client = Client::connect_from("127.0.0.7", registry.addr);
+    assert_eq!(client.expect("REGISTER", registration("bob", json!({})), "OK")["ip"], "127.0.0.7");
+}
+
+#[test]
+fn past_the_timeout_a_name_is_free_though_its_connection_is_open() {
+    let registry = Registry::start(Wanted { peer_timeout: Duration::from_secs(1), ..Wanted::default() });
+    let mut silent = registry.client();
+    let secret = silent.register("lap", json!({"files_metadata": {"a": file(1, true)}}));
+    let mut other = Client::connect_from("127.0.0.2", registry.addr);
+    eventually("the name to be free", || {
+        let answer = other.ask("REGISTER", registration("lap", json!({})));
+        assert!(answer["status"] == "OK" || answer["reason"] == IN_USE, "{answer}");
+        (answer["status"] == "OK").then_some(())
+    });
+    other.expect("REQUEST", json!({"fname": "a"}), "NOTFOUND");
+    assert!(silent.is_closed_in_the_end(), "its connection is another's word no more");
+    // Another has held it since.
+    let mut back = registry.client();
+    let answer = back.ask("REGISTER", registration("lap", json!({"resume": secret})));
+    assert!(answer["reason"] == IN_USE || answer["resume"] != json!(secret), "{answer}");
+}
+
+#[test]
+fn one_source_cannot_fill_the_registry() {
+    let bounds = Bounds { hosts: 4, files: 8, ..Bounds::default() };
+    let registry = Registry::start(Wanted { bounds, ..Wanted::default() });
+    registry.users.add("ann", "anns");
+    let mut hosts: Vec<Client> =
+        (0..2).map(|n| Client::connect_from(&format!("127.0.0.{}", n + 1), registry.addr)).collect();
+    for (n, host) in hosts.iter_mut().enumerate() {
+        host.register(&format!("host-{n}"), json!({}));
+    }
+    // Loopback has half of what there is, whichever of its addresses.
+    let mut more = Client::connect_from("127.0.0.3", registry.addr);
+    let full = more.refused("REGISTER", registration("more", json!({})));
+    assert!(full.starts_with("BUSY: loopback has 2 hostnames without an account here"), "{full}");
+    // A user is not counted; neither is what was given back.
+    let mut ann = registry.client();
+    ann.register("ann", json!({"token": "anns", "files_metadata": {"u": file(1, true)}}));
+    hosts[1].expect("UNREGISTER", json!({"hostname": "host-1"}), "OK");
+    more.register("more", json!({"files_metadata": {"a": file(1, true), "b": file(1, true), "c": file(1, true)}}));
+    hosts[0].publish("host-0", "d", 1);
+    let one_more = json!({"hostname": "host-0", "fname": "e", "size": 1, "modified": 2});
+    let full = hosts[0].refused("PUBLISH", one_more.clone());
+    assert!(full.starts_with("BUSY: loopback has 4 files without an account here"), "{full}");
+    more.expect("UNPUBLISH", json!({"hostname": "more", "fname": "a"}), "ACK");
+    hosts[0].expect("PUBLISH", one_more, "ACK");
+    assert_eq!(registry.counter("refused_share"), 2);
+    // One that only closed still counts.
+    drop(more);
+    let mut late = registry.client();
+    eventually("the connection to be gone", || (registry.server.view().totals().active_clients == 2).then_some(()));
+    assert!(late.refused("REGISTER", registration("late", json!({}))).starts_with("BUSY: "));
 }
 
 #[test]

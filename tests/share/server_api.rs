@@ -174,6 +174,12 @@ fn accounts_tokens_and_hosts_outlive_a_kill() {
     let body = json!({"username": "ann", "password": "secret", "display_name": "Ann"});
     let token = token_of(post(node.api, "/api/user/register", &body));
     assert_eq!(post(node.api, "/api/user/register", &body).0, 409);
+    // What a form sends that was not filled in is none.
+    for (username, display_name) in [("bob", json!("")), ("cid", Value::Null)] {
+        let body = json!({"username": username, "password": "secret", "display_name": display_name});
+        let (status, answer) = post(node.api, "/api/user/register", &body);
+        assert_eq!((status, &answer["user"]["display_name"]), (200, &json!(username)), "{answer}");
+    }
     let files = json!({"a.txt": {"size": 5, "modified": 1_700_000_000, "is_published": true}});
     let data = json!({"hostname": "ann", "port": 6001, "token": token, "files_metadata": files});
     let mut host = Host::connect(&node);
@@ -189,6 +195,15 @@ fn accounts_tokens_and_hosts_outlive_a_kill() {
     let (status, seen) = get(node.api, "/api/admin/registry", Some(&admin));
     assert_eq!(status, 200);
     assert_eq!(seen["stats"], json!({"total_clients": 1, "active_clients": 0, "total_files": 1}));
+    // The hosts, and then the accounts that have none there.
+    let names: Vec<_> = seen["clients"].as_array().unwrap().iter().map(|client| client["hostname"].clone()).collect();
+    assert_eq!(names, ["ann", "bob", "cid"]);
+    let bob = &seen["clients"][1];
+    assert_eq!((&bob["status"], &bob["files"], &bob["file_count"]), (&json!("offline"), &json!({}), &json!(0)));
+    assert!(
+        bob["ip"].is_null() && bob["port"].is_null() && bob["last_seen"].is_null() && bob["connected_at"].is_null()
+    );
+    assert!(bob["created_at"].is_string() && bob["last_login"].is_null(), "{bob}");
     let client = &seen["clients"][0];
     assert_eq!((&client["hostname"], &client["status"]), (&json!("ann"), &json!("offline")));
     assert!(client["created_at"].is_string() && client["last_login"].is_string(), "{client}");

@@ -64,6 +64,8 @@ pub struct Granted {
     pub resumed: bool,
     /// The former list stays; else [`Registry::replace_files`] is to be called with the new one until it is done.
     pub files_stay: bool,
+    /// The address under which it is shown.
+    pub ip: IpAddr,
     /// The connection that held the hostname until now.
     pub replaced: Option<ConnId>,
     /// What is to be kept.
@@ -190,7 +192,7 @@ impl Registry {
         };
         let secret = Secret { key, tenure, by_account: is_account, made_at: now, source };
         self.secrets.put(&claim.hostname, secret, &mut changes);
-        Ok(Granted { resumed, files_stay, replaced, changes })
+        Ok(Granted { resumed, files_stay, ip, replaced, changes })
     }
 
     /// Whether a claim may have its hostname, and what stays then.

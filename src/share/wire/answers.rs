@@ -31,14 +31,15 @@ pub fn error(reason: &str) -> Vec<u8> {
     json(&Refused { status: "ERROR", reason })
 }
 
-/// The answer of REGISTER.
-pub fn registered(resume: &Token) -> Vec<u8> {
+/// The answer of REGISTER: the secret, and the address under which the host is shown.
+pub fn registered(resume: &Token, ip: IpAddr) -> Vec<u8> {
     #[derive(Serialize)]
     struct Registered<'a> {
         status: &'a str,
         resume: &'a Token,
+        ip: IpAddr,
     }
-    json(&Registered { status: "OK", resume })
+    json(&Registered { status: "OK", resume, ip })
 }
 
 /// JSON of what is nothing but texts and numbers: writing those to memory cannot fail.
