@@ -292,7 +292,7 @@ fn what_cannot_be_written_is_told_and_ends_with_1() {
     }
     // An interactive command whose answers are lost.
     let mut lan = program("lan");
-    lan.args(["--name", "ann", "--bind", "127.0.0.1", "--discovery-port", "0", "--data-dir"]).arg(dir.path());
+    lan.args(["--name", "ann", "--bind", "127.0.0.1", "--discovery-port", &discovery, "--data-dir"]).arg(dir.path());
     let (code, said) = into_full(&mut lan);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("error: the output could not be written: No space left"), "{said}");
