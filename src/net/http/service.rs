@@ -175,7 +175,7 @@ impl Answering {
             path: parts.uri.path().to_owned(),
             query: parts.uri.query().unwrap_or_default().to_owned(),
             headers: parts.headers,
-            body: without_bom(std::mem::take(&mut self.came)),
+            body: std::mem::take(&mut self.came),
             source: self.source,
         };
         // Unwind safe as the jobs of an executor are: see `Executor::contain`.
@@ -253,12 +253,4 @@ fn is_json(headers: &HeaderMap) -> bool {
     let (Some(value), None) = (values.next(), values.next()) else { return false };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
     essence.trim().eq_ignore_ascii_case("application/json")
-}
-
-/// Some write a byte order mark before their JSON.
-fn without_bom(mut body: Vec<u8>) -> Vec<u8> {
-    if body.starts_with(b"\xef\xbb\xbf") {
-        body.drain(..3);
-    }
-    body
 }

@@ -674,16 +674,6 @@ fn what_is_no_request_is_refused_in_json() {
 }
 
 #[test]
-fn a_byte_order_mark_before_a_body_is_skipped() {
-    let server = start(floor(Limits::default()), echo);
-    let mut client = Client::new(&server);
-    client.send(
-        "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 5\r\n\r\n\u{feff}{}",
-    );
-    assert_eq!(client.answer().unwrap().json()["body"], "{}");
-}
-
-#[test]
 fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
     let budget = Budget::new(30_000);
     let server = start(Floor { budget: Arc::clone(&budget), ..floor(Limits::default()) }, echo);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Accepted, Busy, Connection, Permit, Protocol};
+use crate::model::text;
 use crate::net::budget::{Budget, Share};
 use crate::net::conn::{ConnReader, ConnWriter};
 use crate::net::counters::Counter;
@@ -296,7 +297,7 @@ fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended
             }
         };
         if S::FRAMING != MessageFraming::Lines {
-            let mark = message.len() - without_bom(&message).len();
+            let mark = message.len() - text::without_bom(&message).len();
             if mark > 0 {
                 message.drain(..mark);
             }
@@ -323,8 +324,4 @@ fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended
             connection.give_way();
         }
     }
-}
-
-fn without_bom(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
