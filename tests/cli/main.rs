@@ -280,12 +280,10 @@ fn what_cannot_be_written_is_told_and_ends_with_1() {
         let output = child.unwrap().wait_with_output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    for words in [
-        &["--help"][..],
-        &["server", "--help"],
-        &["--version"],
-        &["lan", "discover", "--bind", "127.0.0.1", "--wait", "10ms"],
-    ] {
+    // Nobody else's, for a moment; who takes it then does no harm here.
+    let discovery = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let discover = ["lan", "discover", "--bind", "127.0.0.1", "--wait", "10ms", "--discovery-port", &discovery];
+    for words in [&["--help"][..], &["server", "--help"], &["--version"], &discover] {
         let (code, said) = into_full(program(words[0]).args(&words[1..]));
         assert_eq!((code, said.lines().count()), (Some(1), 1), "{words:?}: {said}");
         assert!(said.starts_with("error: ") && said.contains("No space left"), "{words:?}: {said}");
