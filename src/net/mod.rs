@@ -6,6 +6,8 @@
 pub mod budget; //   how much may be received and not yet handled
 pub mod cluster; //  the key that components of one shop share
 pub mod conn; //     a connection, plain or TLS, read and written at once
+#[cfg(target_os = "linux")]
+mod control; //      what comes and goes beside a datagram
 pub mod counters; // numbers for the metrics page
 pub mod deadline; // reading and writing with absolute deadlines
 pub mod ended; //    why a connection is over

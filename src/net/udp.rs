@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -21,7 +21,9 @@ use super::counters::{Counter, Seldom};
 use super::threads::Executor;
 
 mod kernel;
+mod socket;
 pub(super) use kernel::grow_receive_buffer;
+pub use socket::ServerSocket;
 
 /// How many threads wait in `recv_from` when nothing is going on. Two, so that while one handles a
 /// quick request the other takes the next and nobody has to be woken; on one core the second would
@@ -61,6 +63,8 @@ pub struct Datagram<'a> {
     pub bytes: &'a [u8],
     /// Who sent it.
     pub source: SocketAddr,
+    /// Which of this host's addresses it was sent to, where the socket is bound to all and the system tells.
+    pub to: Option<IpAddr>,
     /// It was longer than allowed, and `bytes` is only its beginning.
     pub truncated: bool,
 }
@@ -74,7 +78,7 @@ pub struct UdpServer {
 }
 
 struct Shared {
-    socket: Arc<UdpSocket>,
+    socket: Arc<ServerSocket>,
     executor: Arc<Executor>,
     limits: UdpLimits,
     at_rest: usize,
@@ -102,6 +106,7 @@ struct Queue {
 struct Queued {
     bytes: Box<[u8]>,
     source: SocketAddr,
+    to: Option<IpAddr>,
     truncated: bool,
 }
 
@@ -140,15 +145,14 @@ impl UdpServer {
     /// # Errors
     /// The system's, for socket options; `WouldBlock` when the executor has no thread free.
     pub fn start(
-        socket: impl Into<Arc<UdpSocket>>,
+        socket: Arc<ServerSocket>,
         executor: Arc<Executor>,
         limits: UdpLimits,
         handler: UdpHandler,
     ) -> io::Result<UdpServer> {
-        let socket = socket.into();
-        socket.set_nonblocking(false)?;
-        socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
-        grow_receive_buffer(&socket);
+        socket.get().set_nonblocking(false)?;
+        socket.get().set_read_timeout(Some(RECEIVE_TIMEOUT))?;
+        grow_receive_buffer(socket.get());
         let shared = Arc::new(Shared {
             socket,
             executor,
@@ -177,7 +181,7 @@ impl UdpServer {
     /// # Errors
     /// The system's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.shared.socket.local_addr()
+        self.shared.socket.get().local_addr()
     }
 
     /// Datagrams being handled now.
@@ -187,7 +191,7 @@ impl UdpServer {
 
     /// Datagrams that the kernel dropped because we did not read them soon enough, where it tells.
     pub fn dropped_by_kernel(&self) -> Option<u64> {
-        kernel::dropped(&self.shared.socket)
+        kernel::dropped(self.shared.socket.get())
     }
 
     /// What was counted so far.
@@ -244,20 +248,20 @@ impl Shared {
         let mut buffer = vec![0; room];
         let mut surplus_rounds = 0;
         loop {
-            let received = self.socket.recv_from(&mut buffer);
+            let received = self.socket.receive(&mut buffer);
             if self.is_stopping.load(SeqCst) {
                 // A wake-up is empty; anything else came too late.
-                if received.is_ok_and(|(len, _)| len > 0) {
+                if received.is_ok_and(|(len, ..)| len > 0) {
                     self.counters.dropped.add(1);
                 }
                 self.leave();
                 return;
             }
             match received {
-                Ok((len, source)) => {
+                Ok((len, source, to)) => {
                     let truncated = len > self.limits.max_datagram;
                     let bytes = &buffer[..len.min(self.limits.max_datagram)];
-                    let was_handled = self.take(Datagram { bytes, source, truncated });
+                    let was_handled = self.take(Datagram { bytes, source, to, truncated });
                     if was_handled && !self.return_to_receiving(&mut surplus_rounds) {
                         return;
                     }
@@ -361,7 +365,12 @@ impl Shared {
     fn finish(&self) {
         loop {
             while let Some(next) = self.dequeue() {
-                self.handle(Datagram { bytes: &next.bytes, source: next.source, truncated: next.truncated });
+                self.handle(Datagram {
+                    bytes: &next.bytes,
+                    source: next.source,
+                    to: next.to,
+                    truncated: next.truncated,
+                });
             }
             self.end();
             // One that was queued between the last look and counting out has seen no place free.
@@ -376,8 +385,8 @@ impl Shared {
             self.counters.dropped.add(1);
             return;
         }
-        let Datagram { bytes, source, truncated } = datagram;
-        let queued = Queued { bytes: bytes.into(), source, truncated };
+        let Datagram { bytes, source, to, truncated } = datagram;
+        let queued = Queued { bytes: bytes.into(), source, to, truncated };
         let mut queue = self.queue.lock();
         // Looked at again: several may have found the last place free.
         let bytes_then = queue.bytes + queued.bytes.len();
@@ -421,14 +430,14 @@ impl Shared {
 
     /// Sends one empty datagram to ourselves for each receiver.
     fn wake_receivers(&self) {
-        let Ok(mut to) = self.socket.local_addr() else { return };
+        let Ok(mut to) = self.socket.get().local_addr() else { return };
         match to.ip() {
             IpAddr::V4(ip) if ip.is_unspecified() => to.set_ip(Ipv4Addr::LOCALHOST.into()),
             IpAddr::V6(ip) if ip.is_unspecified() => to.set_ip(Ipv6Addr::LOCALHOST.into()),
             _ => {}
         }
         for _ in 0..self.receivers.load(SeqCst) {
-            if let Err(error) = self.socket.send_to(&[], to) {
+            if let Err(error) = self.socket.get().send_to(&[], to) {
                 // The receive timeout does it then.
                 debug!("waking receivers at {to}: {error}");
                 return;

@@ -20,8 +20,8 @@ use super::load::{Length, Sample};
 use super::stop::Stop;
 use crate::model::{Clock, Name, Token};
 use crate::net::threads::{self, Executor};
-use crate::net::udp::{Datagram, UdpLimits, UdpServer};
-use crate::trade::journal::PeerRow;
+use crate::net::udp::{Datagram, ServerSocket, UdpLimits, UdpServer};
+use crate::trade::journal::{Hearing, PeerRow};
 use crate::trade::store::MIGRATIONS;
 
 pub mod relay;
@@ -131,14 +131,14 @@ fn bare(socket: &UdpSocket, answer_bytes: usize) -> anyhow::Result<()> {
 }
 
 fn over_threads(socket: UdpSocket, answer_bytes: usize) -> io::Result<UdpServer> {
-    let socket = Arc::new(socket);
+    let socket = Arc::new(ServerSocket::over(socket)?);
     let back = Arc::clone(&socket);
     let answer = move |datagram: Datagram<'_>| {
         let mut answer = Vec::with_capacity(answer_bytes.max(datagram.bytes.len()));
         answer.extend_from_slice(datagram.bytes);
         answer.resize(answer_bytes, 0);
         // The client that gets no answer counts it as lost.
-        let _ = back.send_to(&answer, datagram.source);
+        let _ = back.send_to(&answer, datagram.source, datagram.to);
     };
     let executor = Executor::new("request", BOUNDS.max_in_hand + 16);
     UdpServer::start(socket, executor, BOUNDS, Arc::new(answer))
@@ -237,6 +237,10 @@ impl Registered {
             first_source: addr,
             forgotten: Vec::new(),
             logins: Vec::new(),
+            addr_since: crate::trade::wire::SERVER_NUMBERS,
+            displaced: false,
+            hearing: Hearing::UNPROVED,
+            asked: Some(Ipv4Addr::LOCALHOST.into()),
         };
         let first = serde_json::to_string(&row)?;
         row.tcp_port = 20_001;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::wire::Refusal;
+use super::wire::{Refusal, Side};
 use crate::model::{Cents, Millis, Name};
 
 mod parts;
@@ -31,13 +31,15 @@ mod tests;
 mod view;
 
 use self::parts::{Answered, Note, Offer, Outstanding, Standing};
-pub use self::parts::{Kind, Party, Payment, SellerSide, State};
+pub use self::parts::{Asked, Kind, Party, Payment, SellerSide, State};
 pub use self::step::{Booking, Effects, Event, LogLine, Money, Step, Windows};
 
 /// Sellers asked for a better price, one after the other, before the buyer is told NOT_FOUND.
 const NEGOTIATIONS_MAX: u32 = 5;
 /// What every open deal still has, at least, after the server was started again.
 const RESUME_MIN: Duration = Duration::from_secs(5);
+/// Who acknowledges pushes acknowledges a search within this time, or is not waited for in it.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// One deal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,14 +65,16 @@ pub struct Deal {
     buyer_gone: bool,
     answered: Vec<Answered>,
     outstanding: Option<Outstanding>,
+    /// When those who acknowledge what they get must have acknowledged the search.
+    #[serde(default)]
+    acks_due: Option<Millis>,
     /// Kept in rows of their own: an offer must not rewrite a thousand others.
     #[serde(skip)]
     sellers: Vec<SellerSide>,
 }
 
 impl Deal {
-    /// Opens a search. `sellers` are those who are asked, each with whether the window waits for it;
-    /// their numbers are `first_rq` and the following.
+    /// Opens a search. `sellers` are those who are asked; their numbers are `first_rq` and the following.
     #[allow(clippy::too_many_arguments)] // what a search consists of, in the order of the message
     pub fn open(
         id: u64,
@@ -80,14 +84,15 @@ impl Deal {
         item_name: Arc<str>,
         description: Arc<str>,
         max_price: Cents,
-        sellers: Vec<(Name, bool)>,
+        sellers: Vec<Asked>,
         step: &mut Step,
     ) -> (Deal, Effects) {
         let sellers = sellers
             .into_iter()
-            .map(|(name, waited_for)| SellerSide {
+            .map(|Asked { name, waited_for, acknowledges }| SellerSide {
                 name,
                 waited_for,
+                acknowledges,
                 replied: false,
                 gone: false,
                 offer: None,
@@ -109,6 +114,7 @@ impl Deal {
             buyer_gone: false,
             answered: Vec::new(),
             outstanding: None,
+            acks_due: Some(step.now.plus(ACKNOWLEDGED_WITHIN)),
             sellers,
         };
         let mut effects = Effects { deal_changed: true, ..Effects::default() };
@@ -142,6 +148,7 @@ impl Deal {
             buyer_gone: false,
             answered: Vec::new(),
             outstanding: None,
+            acks_due: None,
             sellers: Vec::new(),
         }
     }
@@ -161,19 +168,21 @@ impl Deal {
             _ => return,
         };
         *until = (*until).min(now.plus(window)).max(now.plus(RESUME_MIN));
+        // The search goes out again, and whoever gets it acknowledges it now.
+        self.acks_due = self.acks_due.map(|_| now.plus(ACKNOWLEDGED_WITHIN));
     }
 
     /// Takes one event. An `Err` means that nothing changed.
     pub fn handle(&mut self, event: Event, step: &mut Step) -> Result<Effects, Refusal> {
         let mut effects = Effects::default();
         match event {
-            Event::Ask { party, kind, item_name, amount } => {
+            Event::Ask { party, kind, item_name, amount, goods } => {
                 let asked = Answered { kind, amount };
-                if self.repeats(party, asked, item_name)? {
+                if self.repeats(party, asked, item_name, goods)? {
                     return Ok(effects);
                 }
                 let told_before = self.outstanding_mid(party);
-                self.ask(party, kind, amount, step, &mut effects)?;
+                self.ask(party, kind, amount, goods, step, &mut effects)?;
                 // Whoever asks further has read what it was told, or does not want it any more.
                 if self.outstanding_mid(party) == told_before {
                     self.drop_outstanding(party, &mut effects);
@@ -199,18 +208,34 @@ impl Deal {
                 );
                 self.end(State::Completed { seller, price, at: step.now }, &mut effects);
             }
-            Event::SettlementFailed(reason) => {
-                let State::Settling { seller, price, fee, payment } = self.state else {
-                    return Err(self.wrong_state());
-                };
-                let void = Booking { money: Money::Void, seller, price, fee };
-                effects.money = (payment > Payment::Asked).then_some(void);
-                self.log(&mut effects, "cancel", Party::Buyer, None, reason);
-                self.cancel(reason, step, &mut effects);
-                self.tell(Party::Buyer, Note::Cancel(reason.into()), step, &mut effects);
-                self.tell(Party::Seller(seller), Note::Cancel(reason.into()), step, &mut effects);
+            Event::SettlementFailed(reason) => self.settlement_failed(reason, [reason; 2], step, &mut effects)?,
+            Event::Unreached { side: Side::Buyer, reason, detail } => {
+                self.settlement_failed(reason, [detail, reason], step, &mut effects)?;
+            }
+            Event::Unreached { side: Side::Seller, reason, detail } => {
+                self.settlement_failed(reason, [reason, detail], step, &mut effects)?;
             }
         }
         Ok(effects)
+    }
+
+    /// What is written down, and what the buyer and the seller are told.
+    fn settlement_failed(
+        &mut self,
+        reason: &str,
+        [to_buyer, to_seller]: [&str; 2],
+        step: &mut Step,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
+        let State::Settling { seller, price, fee, payment } = self.state else {
+            return Err(self.wrong_state());
+        };
+        let void = Booking { money: Money::Void, seller, price, fee };
+        effects.money = (payment > Payment::Asked).then_some(void);
+        self.log(effects, "cancel", Party::Buyer, None, reason);
+        self.cancel(reason, step, effects);
+        self.tell(Party::Buyer, Note::Cancel(to_buyer.into()), step, effects);
+        self.tell(Party::Seller(seller), Note::Cancel(to_seller.into()), step, effects);
+        Ok(())
     }
 }

@@ -8,19 +8,26 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
+use self::allowance::Allowances;
+use self::mids::Mids;
 use super::deal::{Deal, Party, Payment, Windows};
 use super::journal::{Change, FarewellRow, Journal, LogRow, PeerRow, Snapshot};
 use super::wire::{Amount, Ask, Code, Push, Refusal, Reply, Request, SERVER_NUMBERS};
 use crate::model::{Cents, FeeRate, Millis, Name, Token};
+use crate::net::shares::Shares;
 
+mod allowance;
 mod dealing;
+mod hearing;
+mod mids;
 mod registration;
 mod search;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +37,8 @@ pub use dealing::{Settling, SettlingPeer};
 pub const SEARCHES_MAX: usize = 64;
 /// Registered peers.
 pub const PEERS_MAX: usize = 100_000;
+/// Names registered from one address other than loopback, which may have half of all.
+pub const NAMES_PER_ADDRESS_MAX: usize = 1_000;
 /// Peers asked for one search.
 pub const ASKED_MAX: usize = 1_000;
 /// Open deals that a peer is asked in.
@@ -42,8 +51,6 @@ pub const SETTLEMENTS_MAX: usize = 256;
 pub const SETTLEMENTS_PER_ADDRESS_MAX: usize = 8;
 /// How long answers are kept after a deal has ended.
 pub const ANSWERS_KEPT: Duration = Duration::from_secs(600);
-/// A peer silent for this long may lose its name.
-const NAME_KEPT: Duration = Duration::from_secs(30 * 86_400);
 /// Searches in a row that a peer may leave unanswered before nobody waits for it.
 const UNANSWERED_MAX: u8 = 3;
 /// Numbers are taken from the disk's ceiling in steps of this many.
@@ -71,6 +78,17 @@ impl Rules {
     }
 }
 
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// Who sent it, as far as a source address tells.
+    pub source: SocketAddr,
+    /// Which of this host's addresses it was sent to, where that is known.
+    pub asked: Option<IpAddr>,
+    /// How it came.
+    pub via: Via,
+}
+
 /// How a request came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Via {
@@ -94,7 +112,7 @@ pub struct Outcome<R> {
     /// A settlement to begin.
     pub settle: Option<u64>,
     /// To be sent at once and only once: nobody waits for what comes of it.
-    pub once: Vec<(SocketAddr, Push)>,
+    pub once: Vec<Outgoing>,
     /// The registration that ends as soon as its settlements are over: see [`Exchange::leave`].
     pub leaving: Option<u64>,
     /// Ended deals that a peer let go of, to stay within its bound.
@@ -143,6 +161,19 @@ pub struct Told {
     pub mid: u64,
 }
 
+/// A push on its way out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outgoing {
+    /// The peer's address.
+    pub to: SocketAddr,
+    /// Which of this host's addresses it is to leave from, where the peer is known to expect that.
+    pub from: Option<IpAddr>,
+    /// Whether the peer has proved that it hears there: else [`Exchange::may_send`] must be asked.
+    pub proved: bool,
+    /// What it is told.
+    pub push: Push,
+}
+
 /// What is to be taken up again after a start.
 #[derive(Debug, Default)]
 pub struct Resumed {
@@ -159,8 +190,12 @@ pub struct Exchange<J: Journal> {
     journal: J,
     rules: Rules,
     peers: RwLock<HashMap<Name, Arc<PeerCell<J>>>>,
-    /// How many peers have this address.
-    addresses: RwLock<HashMap<SocketAddr, u32>>,
+    /// Who has which address. The innermost of all locks.
+    addresses: RwLock<HashMap<SocketAddr, Arc<PeerCell<J>>>>,
+    allowances: Mutex<Allowances>,
+    /// How many names were registered from where.
+    names: Mutex<Shares>,
+    mid_key: Mids,
     /// The newest registration or departure: what "there is no such peer" is built on.
     directory_changed: Mutex<J::Receipt>,
     deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
@@ -177,6 +212,11 @@ struct PeerCell<J: Journal> {
     heard_at: AtomicU64,
     heard_saved_at: AtomicU64,
     unanswered: AtomicU8,
+    /// As its row says, to be looked at without the lock.
+    proved: AtomicBool,
+    acknowledges: AtomicBool,
+    /// Open deals in which it buys or has offered.
+    own_deals: AtomicUsize,
     state: Mutex<PeerState<J>>,
 }
 
@@ -239,11 +279,20 @@ impl<J: Journal> Exchange<J> {
     /// have to jump: not 0 where the disk may not know all that were given out.
     pub fn load(journal: J, rules: Rules, snapshot: Snapshot, jumps: u64, now: Millis) -> (Exchange<J>, Resumed) {
         let next = snapshot.ceiling.max(SERVER_NUMBERS) + NUMBERS_JUMP.saturating_mul(jumps);
+        let mid_key = snapshot.mid_key.unwrap_or_else(|| {
+            let key = Token::random();
+            // Appended before any change that bears a number made with it, so it is on disk before that is.
+            journal.append(vec![Change::MidKey(key.clone())]);
+            key
+        });
         let exchange = Exchange {
             journal,
             rules,
             peers: RwLock::default(),
             addresses: RwLock::default(),
+            allowances: Mutex::default(),
+            names: Mutex::new(Shares::new(PEERS_MAX, NAMES_PER_ADDRESS_MAX)),
+            mid_key: Mids::new(&mid_key),
             directory_changed: Mutex::default(),
             deals: RwLock::default(),
             mids: Mutex::default(),
@@ -257,8 +306,7 @@ impl<J: Journal> Exchange<J> {
             exchange.number(1);
         }
         for (row, heard_at) in snapshot.peers {
-            *exchange.addresses.write().entry(row.addr).or_default() += 1;
-            exchange.peers.write().insert(row.name.clone(), Arc::new(PeerCell::new(row, heard_at.min(now))));
+            exchange.put_back(row, heard_at.min(now));
         }
         for farewell in snapshot.farewells {
             exchange.farewells.lock().insert((farewell.name.clone(), farewell.rq), farewell);
@@ -277,16 +325,16 @@ impl<J: Journal> Exchange<J> {
         let mut holders = 0;
         let heard_of = deal.ended_at().is_none_or(|at| at.until(now) < ANSWERS_KEPT);
         for party in deal.parties() {
-            let Some(peer) = self.peer_in(&deal, party) else { continue };
-            let mut peer = peer.state.lock();
-            peer.link(id, deal.rq_of(party), party);
+            let Some(peer_cell) = self.peer_in(&deal, party) else { continue };
+            let mut peer = peer_cell.state.lock();
+            peer_cell.link(&mut peer, &deal, party);
             holders += 1;
             if deal.ended_at().is_some() {
                 if peer.row.forgotten.contains(&id) {
                     peer.forget_number(id);
                 }
                 // More than the bound is let go at the next end of a deal.
-                peer.end(&deal, party, usize::MAX);
+                peer_cell.end(&mut peer, &deal, party, usize::MAX);
             }
             if let Some(mid) = deal.outstanding_mid(party) {
                 self.mids.lock().insert(mid, (id, party));
@@ -310,12 +358,12 @@ impl<J: Journal> Exchange<J> {
     }
 
     /// Does what a peer asks.
-    pub fn request(&self, now: Millis, source: SocketAddr, via: Via, request: &Request) -> Outcome<J::Receipt> {
+    pub fn request(&self, now: Millis, origin: &Origin, request: &Request) -> Outcome<J::Receipt> {
         let result = match &request.ask {
-            Ask::Register(reach) => self.register(now, source, request, reach),
-            Ask::Login(reach) => self.login(now, source, request, reach),
-            Ask::DeRegister => self.deregister(now, source, via, request),
-            _ => self.known_peer(now, source, via, request).and_then(|peer| match &request.ask {
+            Ask::Register(reach) => self.register(now, origin, request, reach),
+            Ask::Login(reach) => self.login(now, origin, request, reach),
+            Ask::DeRegister => self.deregister(now, origin, request),
+            _ => self.known_peer(now, origin, request).and_then(|peer| match &request.ask {
                 Ask::LookingFor { item_name, description, max_price } => {
                     self.look_for(now, &peer, request.rq, item_name, description, *max_price)
                 }
@@ -377,13 +425,7 @@ impl<J: Journal> Exchange<J> {
     }
 
     /// The peer that a request names, if the request shows that it is that peer's.
-    fn known_peer(
-        &self,
-        now: Millis,
-        source: SocketAddr,
-        via: Via,
-        request: &Request,
-    ) -> Result<Arc<PeerCell<J>>, Refused<J>> {
+    fn known_peer(&self, now: Millis, origin: &Origin, request: &Request) -> Result<Arc<PeerCell<J>>, Refused<J>> {
         let Some(peer) = self.peer(request.name.as_str()) else {
             let receipt = self.directory_changed.lock().clone();
             return Err((
@@ -391,8 +433,11 @@ impl<J: Journal> Exchange<J> {
                 receipt,
             ));
         };
-        let state = peer.state.lock();
-        state.row.proves(request.token.as_ref(), source, via).map_err(|refusal| (refusal, state.last.clone()))?;
+        let mut state = peer.state.lock();
+        state.row.proves(request.token.as_ref(), origin).map_err(|refusal| (refusal, state.last.clone()))?;
+        if request.token.is_some() {
+            self.token_came(&peer, &mut state, origin.source);
+        }
         drop(state);
         peer.heard(now);
         // Whoever asks for something is there: searches wait for it again.
@@ -406,11 +451,12 @@ type Refused<J> = (Refusal, <J as Journal>::Receipt);
 
 impl PeerRow {
     /// Whether a request is this peer's: by its token, or by its very address.
-    fn proves(&self, token: Option<&Token>, source: SocketAddr, via: Via) -> Result<(), Refusal> {
+    fn proves(&self, token: Option<&Token>, origin: &Origin) -> Result<(), Refusal> {
+        let Origin { source, via, .. } = *origin;
         match token {
             Some(token) if self.token.matches(token) => Ok(()),
             Some(_) => Err(Refusal::new(Code::Forbidden, "token: this is not the token of that name")),
-            None if via == Via::Udp && source == self.addr => Ok(()),
+            None if via == Via::Udp && source == self.addr && !self.displaced => Ok(()),
             None if via == Via::Tcp => Err(Refusal::new(Code::Forbidden, "token: needed on a connection")),
             None => Err(Refusal::new(Code::Forbidden, "token: needed from an address that is not the peer's own")),
         }
@@ -438,6 +484,9 @@ impl<J: Journal> PeerCell<J> {
             heard_at: AtomicU64::new(heard_at.0),
             heard_saved_at: AtomicU64::new(heard_at.0),
             unanswered: AtomicU8::new(0),
+            proved: AtomicBool::new(row.hearing.here),
+            acknowledges: AtomicBool::new(row.hearing.acknowledges),
+            own_deals: AtomicUsize::new(0),
             state: Mutex::new(PeerState {
                 row,
                 leaving: false,
@@ -455,6 +504,26 @@ impl<J: Journal> PeerCell<J> {
     fn heard(&self, now: Millis) {
         self.heard_at.fetch_max(now.0, Ordering::Relaxed);
     }
+
+    fn heard_at(&self) -> Millis {
+        Millis(self.heard_at.load(Ordering::Relaxed))
+    }
+
+    /// The peer has a side in a deal.
+    fn link(&self, state: &mut PeerState<J>, deal: &Deal, party: Party) {
+        state.link(deal.id, deal.rq_of(party), party);
+        if deal.concerns(party) {
+            self.own_deals.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The deal has ended. Returns the ended deals that are let go to stay within `max`.
+    fn end(&self, state: &mut PeerState<J>, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
+        if deal.concerns(party) && state.links.contains_key(&deal.id) {
+            self.own_deals.fetch_sub(1, Ordering::Relaxed);
+        }
+        state.end(deal, party, max)
+    }
 }
 
 impl<J: Journal> PeerState<J> {
@@ -464,7 +533,6 @@ impl<J: Journal> PeerState<J> {
         *self.open_count(party) += 1;
     }
 
-    /// The deal has ended. Returns the ended deals that are let go to stay within `max`.
     fn end(&mut self, deal: &Deal, party: Party, max: usize) -> Vec<u64> {
         if !self.links.contains_key(&deal.id) {
             return Vec::new();

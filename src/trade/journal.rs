@@ -1,6 +1,6 @@
 //! What trade keeps: the rows, and the door through which changes go to disk.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,8 @@ pub trait Journal: Send + Sync + 'static {
 pub enum Change {
     /// No number from here on was used yet.
     Ceiling(u64),
+    /// What makes the numbers of pushes unguessable; made once.
+    MidKey(Token),
     /// A peer is registered, or something of it has changed.
     Peer(Box<PeerRow>),
     /// A peer was heard.
@@ -73,6 +75,44 @@ pub struct PeerRow {
     pub forgotten: Vec<u64>,
     /// LOGINs of the last minutes: a repeat must not move the peer back.
     pub logins: Vec<LoginRow>,
+    /// The number that was taken when it named its address: pushes whose place in the sequence is later
+    /// went to no other one.
+    #[serde(default)]
+    pub addr_since: u64,
+    /// Another peer is at its address now: it has none until it names one, with its token.
+    #[serde(default)]
+    pub displaced: bool,
+    /// What is known of whether it hears.
+    #[serde(default)]
+    pub hearing: Hearing,
+    /// Which of the server's addresses it spoke to when it named its own: what it is told leaves from there.
+    #[serde(default)]
+    pub asked: Option<IpAddr>,
+}
+
+/// What is known of whether a peer hears what it is sent (SPEC section 3, "Pushes").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hearing {
+    /// Its present address is proved.
+    pub here: bool,
+    /// One of its addresses was; else the name lapses soon after its last request.
+    pub ever: bool,
+    /// It has acknowledged a push.
+    pub acknowledges: bool,
+    /// Its address was named anew by its token: that this comes from there proves nothing then.
+    pub moved: bool,
+}
+
+impl Hearing {
+    /// Of a name that has just registered.
+    pub const UNPROVED: Hearing = Hearing { here: false, ever: false, acknowledges: false, moved: false };
+}
+
+impl Default for Hearing {
+    /// Of a row that an earlier version wrote: its name does not lapse for what was not asked of it.
+    fn default() -> Hearing {
+        Hearing { ever: true, ..Hearing::UNPROVED }
+    }
 }
 
 /// A LOGIN that was answered.
@@ -144,6 +184,8 @@ pub struct MoneyRow {
 pub struct Snapshot {
     /// No number from here on was used yet.
     pub ceiling: u64,
+    /// What makes the numbers of pushes unguessable; none in a new data dir.
+    pub mid_key: Option<Token>,
     /// Everyone, with when each was heard.
     pub peers: Vec<(PeerRow, Millis)>,
     /// Who left lately.

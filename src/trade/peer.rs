@@ -33,11 +33,11 @@ use serde::{Deserialize, Serialize};
 
 use super::client::ClientError;
 use super::client::messages::{Answer, mid_of};
-use super::wire::{Amount, Ask, Code, Push, SERVER_NUMBERS, Side};
-use crate::model::{Cents, Millis, Name};
+use super::wire::{Amount, Ask, Code, Goods, Push, SERVER_NUMBERS, Side};
+use crate::model::{Cents, Millis, Name, money};
 pub use shopping::{Purchase, PurchaseState};
 pub use squaring::by_number;
-pub use stall::{Item, Sale, SaleState};
+pub use stall::{ANYTHING, Item, Sale, SaleState, ShipTo};
 
 /// Pushes that are remembered as seen. Older ones are harmless too: every rule looks at the deal's state.
 const SEEN_MAX: usize = 8_192;
@@ -57,6 +57,8 @@ pub enum Event {
     Remove { name: String },
     /// The person looks for something.
     Find { item_name: Arc<str>, description: Arc<str>, max_price: Cents },
+    /// The person wants to see who sells what, and buys nothing.
+    Browse { word: Arc<str> },
     /// The person buys what was found.
     Buy { rq: u64 },
     /// The person steps back, on either side.
@@ -70,7 +72,9 @@ pub enum Event {
     /// We are not registered any more: the server has ended our deals.
     Left,
     /// In the settlement, as seller: where to ship to. Stored before SHIPPED is said.
-    Ship { rq: u64, price: Cents },
+    Ship { rq: u64, price: Cents, to: ShipTo },
+    /// The person has sent what was sold.
+    Sent { rq: u64 },
     /// In the settlement, as seller: we are paid.
     Settled { rq: u64, payout: Amount },
     /// In the settlement, as buyer: we have paid.
@@ -142,7 +146,16 @@ pub enum Note {
     /// Our search is on.
     Searching { rq: u64, item_name: Arc<str>, peers: u64 },
     /// One is reserved for us.
-    Found { rq: u64, item_name: Arc<str>, price: Cents, seller: Option<Name> },
+    Found {
+        rq: u64,
+        item_name: Arc<str>,
+        price: Cents,
+        seller: Option<Name>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        offer_item: Option<Arc<str>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        offer_description: Option<Arc<str>>,
+    },
     /// There were offers, all above our maximum.
     NotFound { rq: u64, item_name: Arc<str>, max_price: Cents },
     /// Nobody has it.
@@ -267,8 +280,9 @@ impl Core {
             Event::Stock(items) => self.stock(items, &mut fx)?,
             Event::Remove { name } => self.remove(&name, &mut fx)?,
             Event::Find { item_name, description, max_price } => {
-                self.find(now, item_name, description, max_price, &mut fx)?;
+                self.find(now, item_name, description, max_price, false, &mut fx)?;
             }
+            Event::Browse { word } => self.find(now, word, "".into(), money::PRICE_MAX, true, &mut fx)?,
             Event::Buy { rq } => self.buy(now, rq, &mut fx)?,
             Event::Cancel { rq } if self.sales.contains_key(&rq) => self.cancel_sale(now, rq, &mut fx)?,
             Event::Cancel { rq } => self.cancel_purchase(now, rq, &mut fx)?,
@@ -276,7 +290,8 @@ impl Core {
             Event::Answered { rq, ask, answer } => self.answered(now, rq, &ask, answer, &mut fx),
             Event::AskStatus => self.ask_status(None, &mut fx),
             Event::Left => self.left(now, &mut fx),
-            Event::Ship { rq, price } => self.ship(now, rq, price, &mut fx)?,
+            Event::Ship { rq, price, to } => self.ship(now, rq, price, to, &mut fx)?,
+            Event::Sent { rq } => self.sent(now, rq, &mut fx)?,
             Event::Settled { rq, payout } => self.sold(now, rq, None, Some(payout), &mut fx),
             Event::Receipt { rq, item_name, price, seller } => {
                 self.receipt(now, rq, &item_name, price, seller, &mut fx);
@@ -301,8 +316,9 @@ impl Core {
             Push::Negotiate { rq, item_name, max_price, .. } => self.negotiate(now, rq, item_name, max_price, fx),
             Push::Reserve { rq, item_name, price, .. } => self.reserve(now, rq, item_name, price, fx),
             Push::Released { rq, .. } => self.released(now, rq, fx),
-            Push::Found { rq, item_name, price, seller, .. } => {
-                self.found(now, mid, rq, item_name, price, Some(seller), fx);
+            Push::Found { rq, item_name, price, seller, offer_item, offer_description, .. } => {
+                let goods = Goods { item: offer_item, description: offer_description };
+                self.found(now, Some(mid), rq, item_name, price, Some(seller), goods, fx);
             }
             Push::NotFound { rq, .. } => self.search_failed(now, rq, "NOT_FOUND", fx),
             Push::NotAvailable { rq, .. } => self.search_failed(now, rq, "NOT_AVAILABLE", fx),
@@ -471,7 +487,9 @@ impl Core {
         if self.sales.len() + self.purchases.len() <= ENDED_MAX {
             return;
         }
-        let sales = self.sales.values().filter_map(|sale| ended(sale.is_over(), sale.at, sale.rq));
+        // What is still to be sent is kept until it is.
+        let sales = self.sales.values().filter(|sale| sale.ship_to.is_none());
+        let sales = sales.filter_map(|sale| ended(sale.is_over(), sale.at, sale.rq));
         let purchases = self.purchases.values().filter_map(|it| ended(it.is_over(), it.at, it.rq));
         let mut over: Vec<(Millis, u64)> = sales.chain(purchases).collect();
         over.sort_unstable();

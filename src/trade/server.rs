@@ -23,7 +23,7 @@ use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, Message
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
 use crate::net::tls::Identity;
-use crate::net::udp::{Datagram, UdpLimits, UdpServer};
+use crate::net::udp::{Datagram, ServerSocket, UdpLimits, UdpServer};
 use crate::storage::{Store, StoreError};
 
 mod counters;
@@ -136,7 +136,7 @@ enum Due {
 struct Shared {
     config: Config,
     floor: Floor,
-    socket: Arc<UdpSocket>,
+    socket: Arc<ServerSocket>,
     exchange: RwLock<Arc<Ex>>,
     timers: OnceLock<Timers<Due>>,
     strangers: Strangers,
@@ -159,7 +159,7 @@ impl TradeServer {
     pub fn start(config: Config, floor: Floor) -> Result<TradeServer, StartError> {
         let (socket, listener) =
             bind_both(config.addr).map_err(|source| StartError::Bind { addr: config.addr, source })?;
-        let socket = Arc::new(socket);
+        let socket = Arc::new(ServerSocket::over(socket)?);
         let (exchange, resumed) = build(&config, &floor)?;
         // Numbers that have jumped are on disk before one of them is used.
         floor.store.sync_all();
@@ -325,7 +325,9 @@ impl Shared {
             Due::Push(told, repeats) => self.push(&exchange, told, repeats),
             Due::Recover(deal) => self.recover_settlement(deal),
             Due::Sweep => {
-                exchange.sweep(self.now());
+                let outcome = exchange.sweep(self.now());
+                // The error is logged and memory rebuilt; what is left to be swept is swept next time.
+                let _ = self.make_real(&exchange, outcome, &|_| {});
                 self.arm(Instant::now() + SWEEP_EVERY, Due::Sweep);
             }
         }

@@ -11,7 +11,7 @@
 
 use super::deal::Payment;
 use super::exchange::{Settling, SettlingPeer};
-use super::wire::{Amount, Inform, Purse, SettlementAnswer, SettlementLine, Side, read_settlement};
+use super::wire::{Amount, Goods, Inform, Purse, SettlementAnswer, SettlementLine, Side, read_settlement};
 use crate::model::{Card, Cents};
 
 #[cfg(test)]
@@ -24,6 +24,8 @@ pub enum Input<'a> {
     Line(Side, &'a str),
     /// A side's connection could not be made, or is gone, or is unusable.
     Lost(Side, &'a str),
+    /// A side could not be connected to; where that was, and why, is told to that side alone.
+    Unreached(Side, &'a str),
     /// The present step has taken too long.
     TimedOut,
     /// The bank holds the amount for us.
@@ -100,6 +102,8 @@ pub struct Settlement {
     doomed: Option<String>,
     /// Why it failed, once that is on disk.
     failed: Option<String>,
+    /// The side that could not be reached, and what it is told instead.
+    unreached: Option<(Side, String)>,
 }
 
 impl Settlement {
@@ -122,6 +126,7 @@ impl Settlement {
                 seller: None,
                 doomed: None,
                 failed: None,
+                unreached: None,
             },
             actions,
         )
@@ -144,6 +149,7 @@ impl Settlement {
             seller: None,
             doomed: None,
             failed: None,
+            unreached: None,
         };
         (settlement, vec![action])
     }
@@ -162,6 +168,10 @@ impl Settlement {
                 }
                 _ => self.fail("the seller sent nonsense: expected SHIPPED".to_owned()),
             },
+            (Stage::Informing, Input::Unreached(side, detail)) => {
+                self.unreached = Some((side, detail.to_owned()));
+                self.fail(lost(side, "it could not be reached"))
+            }
             (Stage::Shipping, Input::Line(side, _)) => self.fail(unasked(side)),
             (Stage::Informing | Stage::Shipping, Input::Lost(side, why)) => self.fail(lost(side, why)),
             (Stage::Authorising, Input::Line(side, _)) => self.doom(unasked(side)),
@@ -225,7 +235,7 @@ impl Settlement {
 
             // What a side does while the bank or the disk decides, or after SHIPPED, changes nothing;
             // what a line that broke says later has been counted when it broke.
-            (_, Input::Line(..) | Input::Lost(..) | Input::TimedOut) => Vec::new(),
+            (_, Input::Line(..) | Input::Lost(..) | Input::Unreached(..) | Input::TimedOut) => Vec::new(),
             (stage, input) => {
                 debug_assert!(false, "{input:?} in {stage:?}");
                 log::error!("settlement of deal {}: unexpected {input:?} while {stage:?}", self.order.deal);
@@ -349,13 +359,22 @@ impl Settlement {
         let mut actions = match milestone {
             Milestone::Failed(reason) => {
                 vec![
-                    Action::Write(Side::Buyer, self.cancel(buyer.rq, reason)),
-                    Action::Write(Side::Seller, self.cancel(seller.rq, reason)),
+                    Action::Write(Side::Buyer, self.cancel(buyer.rq, self.told(Side::Buyer, reason))),
+                    Action::Write(Side::Seller, self.cancel(seller.rq, self.told(Side::Seller, reason))),
                 ]
             }
             _ => {
                 let (item_name, price) = (item_name.clone(), *price);
-                let receipt = SettlementLine::Receipt { rq: buyer.rq, item_name, price, seller: seller.name.clone() };
+                let Goods { item: offer_item, description: offer_description } = self.order.goods.clone();
+                let (rq, seller_name) = (buyer.rq, seller.name.clone());
+                let receipt = SettlementLine::Receipt {
+                    rq,
+                    item_name,
+                    price,
+                    seller: seller_name,
+                    offer_item,
+                    offer_description,
+                };
                 let settled = SettlementLine::Settled { rq: seller.rq, payout: Amount(self.payout()) };
                 vec![Action::Write(Side::Seller, settled), Action::Write(Side::Buyer, receipt)]
             }
@@ -370,7 +389,16 @@ impl Settlement {
             Side::Buyer => &self.order.buyer,
             Side::Seller => &self.order.seller,
         };
-        self.failed.as_ref().map(|reason| self.cancel(peer.rq, reason))
+        self.failed.as_ref().map(|reason| self.cancel(peer.rq, self.told(side, reason)))
+    }
+
+    /// The side that could not be reached, and where and why it could not: for that side alone.
+    pub fn unreached(&self) -> Option<(Side, &str)> {
+        self.unreached.as_ref().map(|(side, detail)| (*side, detail.as_str()))
+    }
+
+    fn told<'a>(&'a self, side: Side, reason: &'a str) -> &'a str {
+        self.unreached().filter(|(unreached, _)| *unreached == side).map_or(reason, |(_, detail)| detail)
     }
 
     fn cancel(&self, rq: u64, reason: &str) -> SettlementLine {

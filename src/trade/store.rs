@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::deal::{Deal, Money, SellerSide};
 use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
 use crate::bank::ledger::{self, Posting};
-use crate::model::{Cents, Clock, Millis};
+use crate::model::{Cents, Clock, Millis, Token};
 use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, TicketState, Tx};
 
 /// What makes an empty file trade's, one step a schema version.
@@ -22,7 +22,11 @@ pub const MIGRATIONS: &[&str] = &[
      CREATE TABLE trade_seller (deal BIGINT NOT NULL, rq BIGINT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (deal, rq));
      CREATE TABLE trade_log (id INTEGER PRIMARY KEY, at BIGINT NOT NULL, kind TEXT NOT NULL, peer TEXT NOT NULL,
          deal BIGINT, rq BIGINT, item_name TEXT, price BIGINT, detail TEXT NOT NULL);",
+    "CREATE TABLE trade_secret (name TEXT PRIMARY KEY, value TEXT NOT NULL);",
 ];
+
+/// Under which name the key of the numbers of pushes is kept.
+const MID_KEY: &str = "mid_key";
 
 /// The journal of a running server: changes go to the store's writer in their order.
 #[derive(Clone)]
@@ -118,6 +122,11 @@ fn write(tx: &mut dyn Tx, change: &Change, body: &Body) -> Result<(), StoreError
              ON CONFLICT (id) DO UPDATE SET ceiling = excluded.ceiling",
             &[number(*ceiling)?.into()],
         ),
+        Change::MidKey(key) => tx.execute(
+            "INSERT INTO trade_secret (name, value) VALUES ($1, $2)
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            &[MID_KEY.into(), key.reveal().into()],
+        ),
         Change::Peer(row) => tx.execute(
             "INSERT INTO trade_peer (name, heard_at, body) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body",
@@ -183,6 +192,9 @@ fn posting(row: &MoneyRow) -> Result<Posting, StoreError> {
 /// The store's; `Invalid` for a row that this program did not write.
 pub fn load(reader: &dyn Reader) -> Result<Snapshot, StoreError> {
     let ceiling = reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0);
+    let mid_key = reader
+        .first("SELECT value FROM trade_secret WHERE name = $1", &[MID_KEY.into()], |row| Ok(row.text(0)?.to_owned()))?
+        .map(Token::from_text);
     let peers = peers(reader)?;
     let farewells = reader
         .all("SELECT body FROM trade_farewell", &[], |row| parse::<FarewellRow>("trade_farewell", row.text(0)?))?;
@@ -202,7 +214,7 @@ pub fn load(reader: &dyn Reader) -> Result<Snapshot, StoreError> {
         sellers.push(parse::<SellerSide>("trade_seller", row.text(2)?)?);
         Ok(())
     })?;
-    Ok(Snapshot { ceiling, peers, farewells, deals })
+    Ok(Snapshot { ceiling, mid_key, peers, farewells, deals })
 }
 
 /// Every registered peer and when it was heard, by name.

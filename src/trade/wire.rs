@@ -15,7 +15,7 @@ mod settlement;
 mod tests;
 
 pub use self::field::read_object;
-pub use self::reply::{DealStatus, Phase, Push, Reply, Secret, Side};
+pub use self::reply::{DealStatus, Goods, Phase, Push, Reply, Secret, Side};
 pub use self::request::{Ack, Ask, Inbound, Reach, Request, read};
 pub use self::settlement::{Amount, Inform, Purse, SettlementAnswer, SettlementLine, read_settlement};
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use p2s2::model::{Millis, Name};
+use p2s2::model::{Millis, Name, Token};
 use p2s2::trade::deal::{Deal, Money, Party, SellerSide, State};
 use p2s2::trade::journal::{Change, FarewellRow, Journal, MoneyRow, PeerRow, Snapshot};
 
@@ -26,6 +26,7 @@ pub struct Platter {
 #[derive(Default)]
 pub struct Rows {
     ceiling: u64,
+    mid_key: Option<Token>,
     pub peers: BTreeMap<Name, (PeerRow, Millis)>,
     farewells: BTreeMap<(Name, u64), FarewellRow>,
     pub deals: BTreeMap<u64, Deal>,
@@ -51,8 +52,9 @@ impl Journal for Disk {
 }
 
 impl Disk {
-    pub fn new(fault: Option<Fault>) -> Disk {
-        let rows = Rows::default();
+    pub fn new(seed: u64, fault: Option<Fault>) -> Disk {
+        // Drawn from the seed like everything else, so that a seed plays the same every time.
+        let rows = Rows { mid_key: Some(Token::from_text(seed.to_string())), ..Rows::default() };
         Disk(Arc::new(Mutex::new(Platter { rows, pending: VecDeque::new(), appended: 0, committed: 0, fault })))
     }
 
@@ -98,6 +100,7 @@ impl Disk {
         let deals = rows.deals.values().map(|deal| (deal.clone(), rows.sellers(deal.id))).collect();
         Snapshot {
             ceiling: rows.ceiling,
+            mid_key: rows.mid_key.clone(),
             peers: rows.peers.values().cloned().collect(),
             farewells: rows.farewells.values().cloned().collect(),
             deals,
@@ -150,6 +153,7 @@ impl Rows {
     fn apply(&mut self, change: Change) {
         match change {
             Change::Ceiling(number) => self.ceiling = number,
+            Change::MidKey(key) => self.mid_key = Some(key),
             Change::Peer(row) => {
                 let heard_at = self.peers.get(&row.name).map_or(row.registered_at, |(_, heard_at)| *heard_at);
                 self.peers.insert(row.name.clone(), (*row, heard_at));

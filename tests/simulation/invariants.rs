@@ -2,10 +2,10 @@
 //!
 //! Each rule has a name; the first that is broken ends the run and is reported with it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 
-use p2s2::model::{Cents, Millis, Name};
+use p2s2::model::{Cents, Millis, Name, Token};
 use p2s2::trade::deal::{Money, Party, Payment, State};
 use p2s2::trade::exchange::Told;
 use p2s2::trade::wire::{Ask, Code, Phase, Push, Reply, Request};
@@ -53,6 +53,17 @@ pub struct Invariants {
     numbers: HashMap<u64, (u64, Party)>,
     /// The newest FOUND of each deal that left.
     found: HashMap<u64, (u64, i64)>,
+    hearing: Hearing,
+}
+
+/// Who has shown that it hears, and what went to the others.
+#[derive(Default)]
+struct Hearing {
+    came: HashMap<IpAddr, usize>,
+    went: HashMap<IpAddr, usize>,
+    tokens: HashSet<(SocketAddr, String)>,
+    mids: HashSet<(SocketAddr, u64)>,
+    proved: HashSet<SocketAddr>,
 }
 
 impl Invariants {
@@ -60,6 +71,45 @@ impl Invariants {
         if !holds && self.broken.is_none() {
             self.broken = Some(Broken { rule, detail: detail() });
         }
+    }
+
+    /// So many bytes came from there.
+    pub fn came(&mut self, from: SocketAddr, bytes: usize) {
+        *self.hearing.came.entry(from.ip()).or_default() += bytes;
+    }
+
+    /// A token that was told to this very address comes from there.
+    pub fn token_came(&mut self, from: SocketAddr, token: Option<&Token>) {
+        let heard = token.is_some_and(|token| self.hearing.tokens.contains(&(from, token.reveal().to_owned())));
+        if heard {
+            self.hearing.proved.insert(from);
+        }
+    }
+
+    /// A push that was sent to this very address is acknowledged from there.
+    pub fn mid_came(&mut self, from: SocketAddr, mid: u64) {
+        if self.hearing.mids.contains(&(from, mid)) {
+            self.hearing.proved.insert(from);
+        }
+    }
+
+    pub fn token_goes(&mut self, to: SocketAddr, token: &Token) {
+        self.hearing.tokens.insert((to, token.reveal().to_owned()));
+    }
+
+    pub fn mid_goes(&mut self, to: SocketAddr, push: &Push) {
+        self.hearing.mids.insert((to, numbers_of(push).0));
+    }
+
+    /// To who has not shown that it hears goes at most three times what came from that IP.
+    pub fn goes(&mut self, to: SocketAddr, bytes: usize) {
+        if self.hearing.proved.contains(&to) {
+            return;
+        }
+        let went = self.hearing.went.entry(to.ip()).or_default();
+        *went += bytes;
+        let (went, came) = (*went, self.hearing.came.get(&to.ip()).copied().unwrap_or_default());
+        self.hold(went <= 3 * came, "three times what came", || format!("{went} bytes to {to}, {came} came"));
     }
 
     /// Nothing leaves before what it is built on is on disk.
@@ -76,8 +126,10 @@ impl Invariants {
             self.hold(home == Some(to), "pushes go home", || format!("{push:?} for {name} at {home:?} went to {to}"));
         }
         if let Push::Found { mid, price, .. } = push {
-            let newest = self.found.entry(told.deal).or_default();
-            *newest = (*newest).max((*mid, price.0));
+            // One whose number was never seen is newer than all before it.
+            if !self.mids.contains_key(mid) {
+                self.found.insert(told.deal, (*mid, price.0));
+            }
         }
         let (mid, rq) = numbers_of(push);
         let meant = self.mids.entry(mid).or_insert_with(|| (told.deal, told.party, push.clone())).clone();

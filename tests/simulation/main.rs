@@ -36,6 +36,7 @@ pub enum Fault {
     SkipVoid,
     SellTwice,
     PushElsewhere,
+    SendToTheSilent,
 }
 
 fn run(seed: u64, fault: Option<Fault>, trace: bool) -> Result<Tally, Broken> {
@@ -160,6 +161,11 @@ mod a_broken_rule_is_caught {
     #[test]
     fn a_seller_that_sells_a_unit_twice() {
         caught(Fault::SellTwice, &["no unit is sold twice"]);
+    }
+
+    #[test]
+    fn more_than_three_times_what_came_to_who_may_not_hear() {
+        caught(Fault::SendToTheSilent, &["three times what came"]);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! A peer: buys and sells, forgets nothing, and is not always nice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use p2s2::model::{Cents, Name, Token};
-use p2s2::trade::wire::{Ask, Code, DealStatus, Phase, Push, Reach, Reply, Request, SettlementLine, Side};
+use p2s2::trade::wire::{Ask, Code, DealStatus, Goods, Phase, Push, Reach, Reply, Request, SettlementLine, Side};
 
 use crate::rng::Rng;
 
@@ -65,7 +65,9 @@ pub struct Peer {
     next_rq: u64,
     /// Asked and not answered.
     pub pending: BTreeMap<u64, Request>,
-    newest: BTreeMap<u64, u64>,
+    seen: BTreeSet<u64>,
+    /// How far each deal was when it was heard of last: what stands before that is old.
+    newest: BTreeMap<u64, u8>,
     /// Units held for someone, by the server's number.
     pub bound: BTreeMap<u64, Unit>,
     searches: BTreeMap<u64, Search>,
@@ -73,7 +75,10 @@ pub struct Peer {
     pub bought: Vec<i64>,
     pub sold_in_doubt: usize,
     pub bought_in_doubt: usize,
-    asked_status: Option<(u64, u64)>,
+    /// The number of the last STATUS, when it was asked, and the deal if it was about one.
+    asked_status: Option<(u64, u64, Option<u64>)>,
+    /// The last list of deals was cut.
+    not_all_fitted: bool,
     /// The server does not know it by this address.
     astray: bool,
     /// What it said earlier, for liars.
@@ -93,6 +98,7 @@ impl Peer {
             price: rng.range(50, 150) as i64 * 100,
             next_rq: 1,
             pending: BTreeMap::new(),
+            seen: BTreeSet::new(),
             newest: BTreeMap::new(),
             bound: BTreeMap::new(),
             searches: BTreeMap::new(),
@@ -101,6 +107,7 @@ impl Peer {
             sold_in_doubt: 0,
             bought_in_doubt: 0,
             asked_status: None,
+            not_all_fitted: false,
             astray: false,
             said: Vec::new(),
         }
@@ -156,8 +163,10 @@ impl Peer {
         }
         if healed || rng.permille(250) {
             let rq = self.rq();
-            self.asked_status = Some((rq, now));
-            done.push(self.ask(rq, Ask::Status { rq_deal: None }));
+            let open: Vec<u64> = self.bound.keys().chain(self.searches.keys()).copied().collect();
+            let about = if std::mem::take(&mut self.not_all_fitted) { rng.pick(&open).copied() } else { None };
+            self.asked_status = Some((rq, now, about));
+            done.push(self.ask(rq, Ask::Status { rq_deal: about }));
         }
         if healed {
             return done;
@@ -184,7 +193,8 @@ impl Peer {
                 let rq = self.rq();
                 done.push(self.ask(rq, Ask::DeRegister));
             }
-            76..79 => {
+            // Who never acknowledges is heard of only where it was told its token.
+            76..79 if !self.habits.never_acks => {
                 self.home.set_port(self.home.port() + 1);
                 let rq = self.rq();
                 done.push(self.ask(rq, Ask::Login(self.reach())));
@@ -240,10 +250,11 @@ impl Peer {
         if !self.habits.never_acks {
             done.push(Do::Ack(mid));
         }
-        if self.newest.get(&rq).is_some_and(|newest| *newest >= mid) {
+        let place = place(push);
+        if !self.seen.insert(mid) || self.newest.get(&rq).is_some_and(|newest| *newest > place) {
             return done;
         }
-        self.newest.insert(rq, mid);
+        self.newest.insert(rq, place);
         if self.token.is_none() {
             return done;
         }
@@ -252,7 +263,7 @@ impl Peer {
             Push::Search { .. } if self.has_unit() && rng.permille(900) => {
                 self.hold(rq, now);
                 let price = Cents(self.price + rng.below(2_000) as i64);
-                done.push(self.ask(rq, Ask::Offer { item_name: ITEM.into(), price }));
+                done.push(self.ask(rq, Ask::Offer { item_name: ITEM.into(), price, goods: Goods::default() }));
             }
             Push::Search { .. } => done.push(self.ask(rq, Ask::NotAvailable { item_name: ITEM.into() })),
             Push::Negotiate { max_price, .. } => {
@@ -324,10 +335,12 @@ impl Peer {
             }
             (Ask::DeRegister, Reply::DeRegistered { .. }) => self.left(),
             (Ask::Status { .. }, Reply::Deals { deals, more, .. }) => {
-                if let Some((asked, at)) = self.asked_status
+                if let Some((asked, at, about)) = self.asked_status
                     && asked == rq
                 {
-                    self.learn(deals, *more, at, now);
+                    // Who may not hear is told little at a time.
+                    self.not_all_fitted = *more || about.is_some();
+                    self.learn(deals, *more, about, at, now);
                 }
             }
             (_, Reply::Error { code: Code::Forbidden, .. }) => {
@@ -358,12 +371,13 @@ impl Peer {
     }
 
     /// STATUS tells how deals ended whose last word was lost.
-    fn learn(&mut self, deals: &[DealStatus], more: bool, asked_at: u64, now: u64) {
+    fn learn(&mut self, deals: &[DealStatus], more: bool, about: Option<u64>, asked_at: u64, now: u64) {
         let listed: BTreeMap<(bool, u64), &DealStatus> =
             deals.iter().map(|deal| ((deal.side == Side::Buyer, deal.rq), deal)).collect();
         let settled = |touched: u64| touched + DELAY_MAX_MS < asked_at;
         for rq in self.bound.keys().copied().collect::<Vec<_>>() {
-            if self.pending.contains_key(&rq) || !settled(self.bound[&rq].touched_ms) {
+            let asked_about = about.is_none_or(|about| about == rq);
+            if !asked_about || self.pending.contains_key(&rq) || !settled(self.bound[&rq].touched_ms) {
                 continue;
             }
             match listed.get(&(false, rq)) {
@@ -374,7 +388,8 @@ impl Peer {
             }
         }
         for rq in self.searches.keys().copied().collect::<Vec<_>>() {
-            if self.pending.contains_key(&rq) || !settled(self.searches[&rq].touched_ms) {
+            let asked_about = about.is_none_or(|about| about == rq);
+            if !asked_about || self.pending.contains_key(&rq) || !settled(self.searches[&rq].touched_ms) {
                 continue;
             }
             match listed.get(&(true, rq)) {
@@ -450,6 +465,17 @@ impl Peer {
                 Say::Nothing
             }
         }
+    }
+}
+
+/// A seller's side is told things in this order, whatever overtakes what on the way.
+fn place(push: &Push) -> u8 {
+    match push {
+        Push::Search { .. } => 0,
+        Push::Negotiate { .. } => 1,
+        Push::Released { .. } => 2,
+        Push::Reserve { .. } | Push::Found { .. } => 3,
+        Push::NotFound { .. } | Push::NotAvailable { .. } | Push::Cancel { .. } => 4,
     }
 }
 

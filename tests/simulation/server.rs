@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use p2s2::model::{FeeRate, Millis, Name};
+use p2s2::trade::client::messages::{encode_ack, encode_request};
 use p2s2::trade::deal::{Event as DealEvent, Windows};
-use p2s2::trade::exchange::{Exchange, Outcome, Resumed, Rules, Told, Via};
+use p2s2::trade::exchange::{Exchange, Origin, Outcome, Outgoing, Resumed, Rules, Told, Via};
 use p2s2::trade::settlement::{Action, Input, Milestone, Settlement};
-use p2s2::trade::wire::{Ask, Code, Reply, Request, Side};
+use p2s2::trade::wire::{Ask, Code, DATAGRAM_MAX, Reply, Request, Side, encode};
 
 use crate::Fault;
 use crate::bank::{Answer, Call};
@@ -33,8 +34,9 @@ pub struct Server {
 /// What becomes of an outcome once it is on disk.
 enum Then {
     /// To whom, to what, and in which era of that name it was asked.
-    Answer(SocketAddr, Box<Request>, u32),
-    Leave(SocketAddr, Box<Request>),
+    /// And whether that address had proved that it hears.
+    Answer(SocketAddr, Box<Request>, u32, bool),
+    Leave(SocketAddr, Box<Request>, bool),
     Nothing,
     Stored(u64),
 }
@@ -53,6 +55,7 @@ struct Running {
 struct Leaver {
     source: SocketAddr,
     request: Box<Request>,
+    proved: bool,
     since: u64,
     until_ms: u64,
 }
@@ -155,10 +158,10 @@ impl World {
         let start = self.starts;
         for Waiting(_, then) in std::mem::take(&mut server.waiting) {
             match then {
-                Then::Answer(to, request, _) | Then::Leave(to, request) => {
+                Then::Answer(to, request, _, proved) | Then::Leave(to, request, proved) => {
                     let reply =
                         Reply::Error { rq: Some(request.rq), code: Code::Unavailable, reason: "try again".to_owned() };
-                    self.network(Event::Reply { to, reply: Box::new(reply) });
+                    self.answer(to, reply, proved);
                 }
                 Then::Nothing => {}
                 Then::Stored(deal) if self.rng.permille(500) => self.at(100, Event::StoreAgain { start, deal }),
@@ -189,7 +192,12 @@ impl World {
                     Ask::LookingFor { .. } => self.tally.deals += 1,
                     _ => {}
                 }
-                let outcome = server.exchange.request(now, from, Via::Udp, &request);
+                let bytes = encode_request(request.rq, &request.name, request.token.as_ref(), &request.ask).len();
+                let proved = server.exchange.came(from, bytes);
+                self.rules.came(from, bytes);
+                self.rules.token_came(from, request.token.as_ref());
+                let origin = Origin { source: from, asked: None, via: Via::Udp };
+                let outcome = server.exchange.request(now, &origin, &request);
                 if let (Ask::DeRegister, None | Some(Reply::DeRegistered { .. })) = (&request.ask, &outcome.answer) {
                     self.rules.leaving(&request.name);
                 }
@@ -198,13 +206,17 @@ impl World {
                 }
                 let era = self.rules.era(&request.name);
                 let then = match outcome.leaving {
-                    Some(_) => Then::Leave(from, request),
-                    None => Then::Answer(from, request, era),
+                    Some(_) => Then::Leave(from, request, proved),
+                    None => Then::Answer(from, request, era, proved),
                 };
                 self.outcome(outcome, then);
             }
             Event::Ack { from, mid } => {
                 let (from, ack) = World::ack(from, mid);
+                let bytes = encode_ack(mid, None).len();
+                server.exchange.came(from, bytes);
+                self.rules.came(from, bytes);
+                self.rules.mid_came(from, mid);
                 server.exchange.ack(now, from, &ack);
                 self.commit_soon();
             }
@@ -218,7 +230,8 @@ impl World {
                 // Promises end a little before the server may forget them; its clock may be wrong.
                 let ended_before = Millis(now.0.saturating_sub(400_000));
                 self.rules.may_forget(&self.disk.lock().rows, ended_before);
-                server.exchange.sweep(now);
+                let outcome = server.exchange.sweep(now);
+                self.outcome(outcome, Then::Nothing);
                 self.commit_soon();
                 self.at(SWEEP_MS, Event::Sweep { start });
             }
@@ -311,10 +324,10 @@ impl World {
     fn release(&mut self, Waiting(outcome, then): Waiting) {
         let Outcome { receipt, answer, pushes, once, deadlines, settle, leaving, .. } = outcome;
         let start = self.starts;
-        if let (Then::Answer(to, request, era), Some(reply)) = (&then, answer) {
+        if let (Then::Answer(to, request, era, proved), Some(reply)) = (&then, answer) {
             self.rules.leaves(&self.disk, receipt, &reply);
             self.rules.answer(&self.disk.lock().rows, request, *era, &reply);
-            self.network(Event::Reply { to: *to, reply: Box::new(reply) });
+            self.answer(*to, reply, *proved);
         }
         for told in pushes {
             if self.may_crash() {
@@ -323,8 +336,8 @@ impl World {
             self.rules.leaves(&self.disk, receipt, &told);
             self.push(told, 0);
         }
-        for (to, push) in once {
-            self.network(Event::Push { to, push: Box::new(push) });
+        for outgoing in once {
+            self.send_push(outgoing);
         }
         for (at, deal) in deadlines {
             self.arm(at, deal);
@@ -333,10 +346,10 @@ impl World {
             self.begin_settlement(deal);
         }
         match then {
-            Then::Leave(source, request) => {
+            Then::Leave(source, request, proved) => {
                 let until_ms = self.now + 30_000;
                 if let (Some(server), Some(since)) = (&mut self.server, leaving) {
-                    server.leavers.push(Leaver { source, request, since, until_ms });
+                    server.leavers.push(Leaver { source, request, proved, since, until_ms });
                 }
             }
             Then::Stored(deal) => {
@@ -354,16 +367,43 @@ impl World {
 
     fn push(&mut self, told: Told, sent: u32) {
         let start = self.starts;
-        let Some((to, push)) = self.server.as_ref().and_then(|server| server.exchange.push(told)) else { return };
-        let to = match self.fault {
-            Some(Fault::PushElsewhere) => SocketAddr::new(to.ip(), to.port() + 1),
-            _ => to,
-        };
-        self.rules.push(&self.disk, told, &push, to);
-        self.network(Event::Push { to, push: Box::new(push) });
+        let outgoing = self.server.as_ref().and_then(|server| server.exchange.push(told));
+        let Some(mut outgoing) = outgoing else { return };
+        if self.fault == Some(Fault::PushElsewhere) {
+            outgoing.to.set_port(outgoing.to.port() + 1);
+        }
+        self.rules.push(&self.disk, told, &outgoing.push, outgoing.to);
+        self.send_push(outgoing);
         if let Some(delay) = RESEND_MS.get(sent as usize) {
             self.at(*delay, Event::Resend { start, told, sent: sent + 1 });
         }
+    }
+
+    fn send_push(&mut self, outgoing: Outgoing) {
+        let Outgoing { to, proved, push, .. } = outgoing;
+        let bytes = encode(&push).len();
+        let may = |server: &Server| proved || server.exchange.may_send(to, bytes);
+        if self.fault != Some(Fault::SendToTheSilent) && !self.server.as_ref().is_some_and(may) {
+            return;
+        }
+        self.rules.goes(to, bytes);
+        self.rules.mid_goes(to, &push);
+        self.network(Event::Push { to, push: Box::new(push) });
+    }
+
+    /// To who may not hear an answer goes as far as what came from there allows.
+    fn answer(&mut self, to: SocketAddr, mut reply: Reply, proved: bool) {
+        let Some(server) = &self.server else { return };
+        let max = if proved { DATAGRAM_MAX } else { DATAGRAM_MAX.min(server.exchange.room_for(to)) };
+        let Some(bytes) = reply.fit(max) else { return };
+        if !proved && !server.exchange.may_send(to, bytes.len()) {
+            return;
+        }
+        self.rules.goes(to, bytes.len());
+        if let Reply::Registered { token, .. } = &reply {
+            self.rules.token_goes(to, &token.0);
+        }
+        self.network(Event::Reply { to, reply: Box::new(reply) });
     }
 
     fn leavers(&mut self) {
@@ -372,18 +412,18 @@ impl World {
         let mut outcomes = Vec::new();
         let leavers = std::mem::take(&mut server.leavers);
         for leaver in leavers {
-            let Leaver { source, request, since, until_ms } = leaver;
+            let Leaver { source, request, proved, since, until_ms } = leaver;
             let outcome = server.exchange.leave(now, source, request.rq, &request.name, since);
             if outcome.leaving.is_none() {
                 let era = self.rules.era(&request.name);
-                outcomes.push((outcome, Then::Answer(source, request, era)));
+                outcomes.push((outcome, Then::Answer(source, request, era, proved)));
                 continue;
             }
             outcomes.push((outcome, Then::Nothing));
             if self.now >= until_ms {
                 server.exchange.stay(&request.name, since);
             } else {
-                server.leavers.push(Leaver { source, request, since, until_ms });
+                server.leavers.push(Leaver { source, request, proved, since, until_ms });
             }
         }
         for (outcome, then) in outcomes {

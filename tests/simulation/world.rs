@@ -135,12 +135,13 @@ impl World {
         };
         let count = rng.range(2, 6) as usize;
         let peers = (0..count).map(|place| {
+            let never_acks = rng.permille(150);
             let habits = Habits {
                 silent: rng.permille(100),
-                never_acks: rng.permille(150),
+                never_acks,
                 liar: rng.permille(200),
                 bad_card: rng.permille(100),
-                shows_token: rng.permille(500),
+                shows_token: rng.permille(500) || never_acks,
                 forgets_units: fault == Some(Fault::SellTwice),
             };
             Peer::new(place, habits, &mut rng)
@@ -154,7 +155,7 @@ impl World {
             weather,
             healed: false,
             peers,
-            disk: Disk::new(fault),
+            disk: Disk::new(seed, fault),
             bank: Bank::default(),
             server: None,
             starts: 0,

@@ -243,8 +243,15 @@ impl Peer {
         if answer["type"] == "REGISTERED" {
             self.token = Some(answer["token"].as_str().unwrap().to_owned());
             self.cert_sha256 = answer["cert_sha256"].as_str().map(str::to_owned);
+            self.show_that_it_hears();
         }
         answer
+    }
+
+    /// Sends the token from where it was told: more than three times what came from here may be sent here.
+    pub fn show_that_it_hears(&mut self) {
+        let answer = self.ask_rq("STATUS", 2_000_000_000, json!({"token": self.token}));
+        assert_eq!(answer["type"], "DEALS", "{answer}");
     }
 
     /// The fields in which a peer says where it can be reached.

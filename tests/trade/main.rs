@@ -7,6 +7,7 @@ mod abuse;
 mod admin;
 mod bounds;
 mod deals;
+mod hearing;
 mod purchase;
 mod pushes;
 mod registration;

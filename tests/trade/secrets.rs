@@ -8,7 +8,7 @@ use p2s2::model::{Cents, Name, Token};
 use p2s2::trade::deal::Payment;
 use p2s2::trade::exchange::{Settling, SettlingPeer};
 use p2s2::trade::settlement::{Input, Settlement};
-use p2s2::trade::wire::{self, Side};
+use p2s2::trade::wire::{self, Goods, Side};
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -135,6 +135,7 @@ fn purchases_leave_no_secret_in_logs_and_no_card_on_disk() {
 fn what_is_printed_for_debugging_hides_them_too() {
     let token = Token::from_text("5ecre7-t0ken-5ecre7-t0ken");
     let side = |name: &str, rq| SettlingPeer {
+        from: None,
         name: Name::new(name).unwrap(),
         rq,
         token: Some(token.clone()),
@@ -144,6 +145,7 @@ fn what_is_printed_for_debugging_hides_them_too() {
         deal: 1,
         key: "trade-1".to_owned(),
         item_name: "lamp".into(),
+        goods: Goods::default(),
         price: Cents(1000),
         fee: Cents(100),
         payment: Payment::Asked,

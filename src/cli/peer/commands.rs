@@ -13,21 +13,24 @@ use crate::cli::repl::{Commands, Flow, Screen, clean};
 use crate::cli::table::{Align, table};
 use crate::model::{Cents, duration};
 use crate::trade::peer::node::Node;
-use crate::trade::peer::{Item, Note, by_number, catalogue};
+use crate::trade::peer::{ANYTHING, Item, Note, by_number, catalogue};
 
 /// How long `wait` waits when it is not told: a search, five negotiations, a reservation, a settlement.
 const WAIT: Duration = Duration::from_secs(300);
 
 /// Name, arguments, what it does.
-const COMMANDS: [(&str, &str, &str); 14] = [
+const COMMANDS: [(&str, &str, &str); 17] = [
     ("sell", "NAME PRICE [MIN_PRICE] [QTY] [DESCRIPTION]", "put an item on sale (or change it); one unit, firm price"),
     ("items", "", "what is on sale"),
     ("load", "FILE", "put a JSON catalogue on sale, all of it or nothing"),
     ("remove", "NAME", "take an item off sale"),
     ("find", "NAME MAX [DESCRIPTION]", "look for something, for at most MAX"),
+    ("browse", "[WORD]", "who sells what: the cheapest offer of all, or of what a word finds; nothing is bought"),
     ("buy", "RQ", "buy what was found"),
     ("cancel", "RQ", "step back from a deal, on either side"),
     ("deals", "", "every deal, and how the server sees it"),
+    ("orders", "", "what was sold and is to be sent: to whom, and where"),
+    ("shipped", "RQ", "it is sent; the address is forgotten"),
     ("wait", "RQ [TIME]", "wait until a deal has ended, or is found and yours to buy"),
     ("login", "", "tell the server that we are (still) here"),
     ("leave", "", "de-register: every open deal ends, the name is free"),
@@ -67,6 +70,13 @@ impl Commands for PeerCommands {
                 self.node.cancel(rq)?;
                 self.say("cancel", json!({ "rq": rq }), || format!("cancelled [{rq}]"));
             }
+            ("browse", words) => self.browse(&words.join(" "))?,
+            ("orders", []) => self.orders(),
+            ("shipped", [rq]) => {
+                let rq = self.rq(rq)?;
+                self.node.shipped(rq)?;
+                self.say("shipped", json!({ "rq": rq }), || format!("shipped [{rq}]"));
+            }
             ("deals", []) => self.deals(),
             ("wait", [rq]) => self.wait(rq, WAIT)?,
             ("wait", [rq, time]) => self.wait(rq, duration::parse(time).map_err(|wrong| anyhow!("TIME: {wrong}"))?)?,
@@ -93,6 +103,7 @@ impl Commands for PeerCommands {
             [command] if matches!(command.as_str(), "sell" | "remove") => {
                 self.node.items().into_iter().map(|(item, _)| item.name).collect()
             }
+            [command] if command == "shipped" => self.node.orders().iter().map(|sale| sale.rq.to_string()).collect(),
             [command] if matches!(command.as_str(), "buy" | "cancel" | "wait") => {
                 let (purchases, sales) = self.node.deals();
                 let mut open: Vec<u64> = purchases.iter().filter(|it| !it.is_over()).map(|it| it.rq).collect();
@@ -185,6 +196,60 @@ impl PeerCommands {
             format!("searching [{rq}] {item_name} for at most {max}: {} asked", show::peers(peers))
         });
         Ok(())
+    }
+
+    fn browse(&self, word: &str) -> anyhow::Result<()> {
+        let word = if word.is_empty() { ANYTHING } else { word };
+        let (peers, found) = self.node.browse(word, WAIT)?;
+        let (price, seller) = found.as_ref().map_or((None, None), |it| (it.price, it.seller.clone()));
+        let goods = found.map(|it| it.goods).unwrap_or_default();
+        let (item, description) = (goods.item.as_deref(), goods.description.as_deref());
+        let fields = json!({
+            "peers": peers, "price": price, "seller": seller, "offer_item": item, "offer_description": description,
+        });
+        self.say("browse", fields, || {
+            let asked = show::peers(peers);
+            let Some(price) = price else { return format!("{asked} asked: nobody offers any") };
+            let what = show::goods(item, description).unwrap_or_else(|| word.to_owned());
+            let seller = seller.map(|name| format!(" from {name}")).unwrap_or_default();
+            format!("{asked} asked; the cheapest for {price}{seller}: {what}")
+        });
+        Ok(())
+    }
+
+    /// What is to be sent, to whom and where.
+    fn orders(&self) {
+        let orders = self.node.orders();
+        if self.screen.is_json() {
+            let orders: Vec<Value> = orders
+                .iter()
+                .filter_map(|sale| Some((sale, sale.ship_to.as_ref()?)))
+                .map(|(sale, to)| {
+                    json!({
+                        "rq": sale.rq, "item": sale.item, "item_name": sale.item_name, "price": sale.price,
+                        "buyer": to.name, "address": to.address,
+                    })
+                })
+                .collect();
+            return self.screen.print_json(&json!({ "ok": "orders", "orders": orders }));
+        }
+        let rows: Vec<Vec<String>> = orders
+            .into_iter()
+            .filter_map(|sale| Some((sale.ship_to?, sale.rq, sale.item, sale.price)))
+            .map(|(to, rq, item, price)| vec![rq.to_string(), item, price.to_string(), to.name.to_string(), to.address])
+            .collect();
+        if rows.is_empty() {
+            return self.screen.print("nothing is to be sent");
+        }
+        let columns = [
+            ("rq", Align::Right),
+            ("item", Align::Left),
+            ("price", Align::Right),
+            ("buyer", Align::Left),
+            ("address", Align::Left),
+        ];
+        self.screen.print(&table(&columns, &rows));
+        self.screen.print("`shipped RQ` when it is sent.");
     }
 
     fn wait(&self, rq: &str, at_most: Duration) -> anyhow::Result<()> {

@@ -10,14 +10,18 @@ pub(super) fn note(screen: &Screen, note: &Note) {
         return screen.print_json(note);
     }
     let seller = |seller: &Option<Name>| seller.as_ref().map(|name| format!(" from {name}")).unwrap_or_default();
+    let mut goods = None;
     let (style, text) = match note {
         Note::Searching { rq, item_name, peers } => {
             (None, format!("searching [{rq}] {item_name}: {} asked", self::peers(*peers)))
         }
-        Note::Found { rq, item_name, price, seller: from } => (
-            Some(Style::Good),
-            format!("found [{rq}] {item_name} for {price}{}; `buy {rq}` or `cancel {rq}`", seller(from)),
-        ),
+        Note::Found { rq, item_name, price, seller: from, offer_item, offer_description } => {
+            goods = self::goods(offer_item.as_deref(), offer_description.as_deref());
+            (
+                Some(Style::Good),
+                format!("found [{rq}] {item_name} for {price}{}; `buy {rq}` or `cancel {rq}`", seller(from)),
+            )
+        }
         Note::NotFound { rq, item_name, max_price } => {
             (Some(Style::Bad), format!("not found [{rq}] {item_name}: every offer is above {max_price}"))
         }
@@ -62,10 +66,23 @@ pub(super) fn note(screen: &Screen, note: &Note) {
             return screen.error(&format!("{about}{reason}"));
         }
     };
-    let text = clean(&text);
-    match style {
-        Some(style) => screen.print(&screen.paint(style, &text)),
-        None => screen.print(&text),
+    let mut text = clean(&text);
+    if let Some(style) = style {
+        text = screen.paint(style, &text);
+    }
+    if let Some(goods) = goods {
+        // One print: nothing else comes between the two lines.
+        text = format!("{text}\n  {}", clean(&goods));
+    }
+    screen.print(&text);
+}
+
+/// What a seller really offers, in its own words.
+pub(super) fn goods(item: Option<&str>, description: Option<&str>) -> Option<String> {
+    match (item, description.filter(|text| !text.is_empty())) {
+        (Some(item), Some(description)) => Some(format!("{item}: {description}")),
+        (Some(text), None) | (None, Some(text)) => Some(text.to_owned()),
+        (None, None) => None,
     }
 }
 

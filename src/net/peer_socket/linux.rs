@@ -1,24 +1,20 @@
 //! What Linux does beyond std: datagrams that are told their interface, and the queue of errors that
 //! came back for datagrams sent before (ip(7): IP_PKTINFO, IP_RECVERR).
-//!
-//! Whoever writes a control message here lays it out by hand: a `cmsghdr`, then its data.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use log::debug;
-use socket2::{MaybeUninitSlice, MsgHdr, MsgHdrMut, SockAddr, SockRef};
+use socket2::{MaybeUninitSlice, MsgHdrMut, SockAddr, SockRef};
 
 use super::ERROR_PAUSE;
+use crate::net::control::{self, number};
 
 /// Errors taken from the queue before the next datagram is read.
 const ERRORS_AT_A_TIME: usize = 256;
-
-/// The bytes of `cmsghdr`: its length as a `size_t`, then level and type.
-const HEADER: usize = size_of::<libc::cmsghdr>();
 
 /// More than the control messages of one error take: the error with the address of who reported it,
 /// and whatever else the socket may have been asked to tell.
@@ -26,19 +22,7 @@ const CONTROL_BYTES: usize = 512;
 
 /// Asks for the errors that come back for datagrams sent.
 pub(super) fn watch_refusals(socket: &UdpSocket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option's value is a c_int that lives through the call, with its true size; the
-    // descriptor is borrowed, so it is open.
-    let failed = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_RECVERR,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    } != 0;
-    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+    control::turn_on(socket, libc::IPPROTO_IP, libc::IP_RECVERR)
 }
 
 /// Waits for a datagram or an error, whichever is first; the addresses that refused something.
@@ -110,24 +94,14 @@ fn next_error(socket: &UdpSocket) -> io::Result<Option<SocketAddr>> {
 
 /// Whether the control messages of an error tell of a port where nobody listens. That a host or a
 /// network cannot be reached is another matter: it may come back.
-fn is_refusal(mut control: &[u8]) -> bool {
-    while let Some((header, rest)) = control.split_at_checked(HEADER) {
-        let (level, kind) = (number(header, HEADER - 8), number(header, HEADER - 4));
-        let len = usize::from_ne_bytes(std::array::from_fn(|at| header[at]));
-        // A length that cannot be: nothing behind it can be read.
-        let Some(data_len) = len.checked_sub(HEADER).filter(|len| *len <= rest.len()) else { return false };
+fn is_refusal(control: &[u8]) -> bool {
+    let is_error = |(level, kind, data): &(libc::c_int, libc::c_int, &[u8])| {
         // sock_extended_err begins with the error's number (4 bytes) and who it comes from (1).
-        if (level, kind) == (libc::IPPROTO_IP, libc::IP_RECVERR) && data_len >= 5 {
-            return number(rest, 0) == libc::ECONNREFUSED && rest[4] == libc::SO_EE_ORIGIN_ICMP;
-        }
-        let aligned = data_len.next_multiple_of(size_of::<usize>());
-        control = rest.get(aligned..).unwrap_or_default();
-    }
-    false
-}
-
-fn number(bytes: &[u8], at: usize) -> libc::c_int {
-    libc::c_int::from_ne_bytes(std::array::from_fn(|nth| bytes[at + nth]))
+        (*level, *kind) == (libc::IPPROTO_IP, libc::IP_RECVERR) && data.len() >= 5
+    };
+    control::messages(control)
+        .find(is_error)
+        .is_some_and(|(_, _, data)| number(data, 0) == libc::ECONNREFUSED && data[4] == libc::SO_EE_ORIGIN_ICMP)
 }
 
 /// Sends a datagram by an interface, with a source address.
@@ -138,38 +112,13 @@ pub(super) fn send_by(
     from: Ipv4Addr,
     interface: Option<u32>,
 ) -> io::Result<usize> {
-    let control = packet_info(from, interface.unwrap_or(0));
-    let to = SockAddr::from(to);
-    let buffers = [IoSlice::new(bytes)];
-    let message = MsgHdr::new().with_addr(&to).with_buffers(&buffers).with_control(&control);
-    SockRef::from(socket).sendmsg(&message, 0)
-}
-
-/// The control message IP_PKTINFO: an `in_pktinfo` of interface index (0: any), source address, and a
-/// field that only says something when reading.
-fn packet_info(from: Ipv4Addr, interface: u32) -> Vec<u8> {
-    let len = HEADER + size_of::<libc::in_pktinfo>();
-    let mut control = len.to_ne_bytes().to_vec();
-    control.extend(libc::IPPROTO_IP.to_ne_bytes());
-    control.extend(libc::IP_PKTINFO.to_ne_bytes());
-    control.extend(interface.to_ne_bytes());
-    control.extend(from.octets());
-    control.extend([0; 4]);
-    control.resize(HEADER + size_of::<libc::in_pktinfo>().next_multiple_of(size_of::<usize>()), 0);
-    control
+    control::send(socket, bytes, to.into(), from.into(), interface)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn message(level: libc::c_int, kind: libc::c_int, data: &[u8]) -> Vec<u8> {
-        let mut message = (HEADER + data.len()).to_ne_bytes().to_vec();
-        message.extend([level.to_ne_bytes(), kind.to_ne_bytes()].concat());
-        message.extend(data);
-        message.resize(message.len().next_multiple_of(size_of::<usize>()), 0);
-        message
-    }
+    use crate::net::control::tests::message;
 
     fn error(number: libc::c_int, origin: u8) -> Vec<u8> {
         let data = [&number.to_ne_bytes()[..], &[origin], &[0; 27]].concat();
@@ -184,18 +133,5 @@ mod tests {
         let other = message(libc::SOL_SOCKET, 29, &[7; 16]);
         assert!(is_refusal(&[other.clone(), error(libc::ECONNREFUSED, libc::SO_EE_ORIGIN_ICMP)].concat()));
         assert!(!is_refusal(&other));
-    }
-
-    #[test]
-    fn broken_control_messages_harm_nobody() {
-        let whole = error(libc::ECONNREFUSED, libc::SO_EE_ORIGIN_ICMP);
-        for len in 0..HEADER + 5 {
-            assert!(!is_refusal(&whole[..len]), "{len}");
-        }
-        for len in [0, 1, HEADER - 1, HEADER, usize::MAX] {
-            let mut broken = whole.clone();
-            broken[..size_of::<usize>()].copy_from_slice(&len.to_ne_bytes());
-            assert!(!is_refusal(&broken), "{len}");
-        }
     }
 }

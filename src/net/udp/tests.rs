@@ -1,3 +1,5 @@
+use std::net::UdpSocket;
+
 use super::*;
 use crate::net::testing::eventually;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -10,10 +12,14 @@ fn loopback() -> Arc<UdpSocket> {
     Arc::new(socket)
 }
 
+fn server_socket() -> Arc<ServerSocket> {
+    Arc::new(ServerSocket::over(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap())
+}
+
 /// Answers every datagram with itself; "wait" first waits for the gate; "panic" panics.
 fn echo(limits: UdpLimits, max_threads: usize) -> (UdpServer, Sender<()>, Arc<Executor>) {
     let (open, gate): (Sender<()>, Receiver<()>) = bounded(0);
-    let socket = loopback();
+    let socket = server_socket();
     let answers = Arc::clone(&socket);
     let executor = Executor::new("test-udp", max_threads);
     let handler = move |datagram: Datagram<'_>| {
@@ -23,7 +29,7 @@ fn echo(limits: UdpLimits, max_threads: usize) -> (UdpServer, Sender<()>, Arc<Ex
             _ => {}
         }
         let answer: &[u8] = if datagram.truncated { b"too long" } else { datagram.bytes };
-        answers.send_to(answer, datagram.source).unwrap();
+        answers.send_to(answer, datagram.source, datagram.to).unwrap();
     };
     let server = UdpServer::start(socket, Arc::clone(&executor), limits, Arc::new(handler)).unwrap();
     (server, open, executor)

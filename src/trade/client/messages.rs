@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::{Name, Token};
-use crate::trade::wire::{Ask, Code, DATAGRAM_MAX, DealStatus, Inform, Purse, Push, Reach, encode, read_object};
+use crate::trade::wire::{Ask, Code, DATAGRAM_MAX, DealStatus, Goods, Inform, Purse, Push, Reach, encode, read_object};
 
 /// An answer to a request. What [`Reply`](crate::trade::wire::Reply) is to the server, this is to a peer.
 #[derive(Debug, Clone, Deserialize)]
@@ -179,7 +179,16 @@ pub fn encode_request(rq: u64, name: &Name, token: Option<&Token>, ask: &Ask) ->
             put("description", json!(description));
             put("max_price", json!(max_price));
         }
-        Ask::Offer { item_name, price } | Ask::Buy { item_name, price } => {
+        Ask::Offer { item_name, price, goods: Goods { item, description } } => {
+            put("item_name", json!(item_name));
+            put("price", json!(price));
+            for (field, text) in [("offer_item", item), ("offer_description", description)] {
+                if let Some(text) = text {
+                    put(field, json!(text));
+                }
+            }
+        }
+        Ask::Buy { item_name, price } => {
             put("item_name", json!(item_name));
             put("price", json!(price));
         }
@@ -241,12 +250,14 @@ mod tests {
         let reach = Reach { ip: "127.0.0.1".parse().unwrap(), udp_port: 5000, tcp_port: 5001 };
         let item: Arc<str> = "reading \"lamp\"".into();
         let price = Cents(1250);
+        let goods = Goods { item: Some("Reading lamp Ö".into()), description: Some("".into()) };
         let asks = [
             Ask::Register(reach),
             Ask::Login(reach),
             Ask::DeRegister,
             Ask::LookingFor { item_name: item.clone(), description: "".into(), max_price: price },
-            Ask::Offer { item_name: item.clone(), price },
+            Ask::Offer { item_name: item.clone(), price, goods: Goods::default() },
+            Ask::Offer { item_name: item.clone(), price, goods: goods.clone() },
             Ask::NotAvailable { item_name: item.clone() },
             Ask::Accept { item_name: item.clone(), max_price: price },
             Ask::Refuse { item_name: item.clone(), max_price: price },
@@ -290,6 +301,8 @@ mod tests {
             state: Phase::Reserved,
             price: Some(Cents(905)),
             reason: None,
+            offer_item: Some("brass lamp".into()),
+            offer_description: None,
             ends_in_ms: Some(5),
         };
         let replies = [
@@ -317,7 +330,15 @@ mod tests {
                 other => panic!("{reply:?} was read as {other:?}"),
             }
         }
-        let push = Push::Found { rq: 1, mid: 2, item_name: "x".into(), price: Cents(1), seller: name() };
+        let push = Push::Found {
+            rq: 1,
+            mid: 2,
+            item_name: "x".into(),
+            price: Cents(1),
+            seller: name(),
+            offer_item: None,
+            offer_description: Some("of brass".into()),
+        };
         assert!(matches!(read(&encode(&push)), Ok(FromServer::Push(read)) if read == push));
         assert!(matches!(
             read(br#"{"type":"CANCEL","rq":1,"mid":4,"item_name":"x","reason":"r","new":[]}"#),

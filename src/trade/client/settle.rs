@@ -110,7 +110,7 @@ impl Line {
                     handler.settled(rq, payout);
                     return Ok(());
                 }
-                SettlementLine::Receipt { rq: ours, item_name, price, seller } if ours == rq => {
+                SettlementLine::Receipt { rq: ours, item_name, price, seller, .. } if ours == rq => {
                     handler.receipt(rq, item_name, price, seller);
                     return Ok(());
                 }

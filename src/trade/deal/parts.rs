@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::Amount;
+use crate::trade::wire::{Amount, Goods};
 
 /// A side of this deal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,6 +14,17 @@ pub enum Party {
     Buyer,
     /// One who was asked: its place among them.
     Seller(usize),
+}
+
+/// Someone who is to be asked.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Who.
+    pub name: Name,
+    /// Whether the window stays open for it.
+    pub waited_for: bool,
+    /// Whether it has acknowledged pushes before.
+    pub acknowledges: bool,
 }
 
 /// How far the payment is. Each step is on disk before the next begins.
@@ -108,6 +119,9 @@ pub(super) struct Offer {
     pub(super) standing: Standing,
     /// It was asked for a better price (and has not agreed).
     pub(super) negotiated: bool,
+    /// What it really offers.
+    #[serde(default)]
+    pub(super) goods: Goods,
 }
 
 /// The seller's side of a deal.
@@ -117,6 +131,9 @@ pub struct SellerSide {
     pub name: Name,
     /// Whether the window stays open for it.
     pub(super) waited_for: bool,
+    /// It acknowledges what it gets: where it does not, it is not there.
+    #[serde(default)]
+    pub(super) acknowledges: bool,
     /// It said OFFER or NOT_AVAILABLE (or left).
     pub(super) replied: bool,
     pub(super) gone: bool,

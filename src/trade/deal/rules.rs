@@ -5,7 +5,7 @@ use super::{
     Step,
 };
 use crate::model::Cents;
-use crate::trade::wire::{Amount, Code, Refusal};
+use crate::trade::wire::{Amount, Code, Goods, Refusal};
 
 impl Deal {
     // What sides ask for.
@@ -15,11 +15,15 @@ impl Deal {
         party: Party,
         kind: Kind,
         amount: Option<Cents>,
+        goods: Option<&Goods>,
         step: &mut Step,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
         match (party, kind) {
-            (Party::Seller(seller), Kind::Offer) => self.offer(seller, amount.unwrap_or_default(), step, effects),
+            (Party::Seller(seller), Kind::Offer) => {
+                let goods = goods.cloned().unwrap_or_default();
+                self.offer(seller, amount.unwrap_or_default(), goods, step, effects)
+            }
             (Party::Seller(seller), Kind::NotAvailable) => self.not_available(seller, step, effects),
             (Party::Seller(seller), Kind::Accept | Kind::Refuse) => self.haggle(seller, kind, amount, step, effects),
             (Party::Seller(seller), Kind::Cancel) => self.seller_cancels(seller, step, effects),
@@ -29,7 +33,14 @@ impl Deal {
         }
     }
 
-    fn offer(&mut self, seller: usize, price: Cents, step: &mut Step, effects: &mut Effects) -> Result<(), Refusal> {
+    fn offer(
+        &mut self,
+        seller: usize,
+        price: Cents,
+        goods: Goods,
+        step: &mut Step,
+        effects: &mut Effects,
+    ) -> Result<(), Refusal> {
         if !matches!(self.state, State::Searching { .. }) {
             return Err(Refusal::new(Code::WrongState, "the window for offers is closed"));
         }
@@ -40,7 +51,7 @@ impl Deal {
         let place = self.offers_made;
         let side = &mut self.sellers[seller];
         side.replied = true;
-        side.offer = Some(Offer { price, place, standing: Standing::Bound, negotiated: false });
+        side.offer = Some(Offer { price, place, standing: Standing::Bound, negotiated: false, goods });
         effects.deal_changed = true;
         self.log(effects, "offer", Party::Seller(seller), Some(price), "");
         self.close_window_if_answered(step, effects);
@@ -131,6 +142,9 @@ impl Deal {
     pub(super) fn tick(&mut self, step: &mut Step, effects: &mut Effects) {
         match self.state {
             State::Searching { until } if until <= step.now => self.close_window(step, effects),
+            State::Searching { .. } if self.acks_due.is_some_and(|due| due <= step.now) => {
+                self.wait_for_the_silent_no_more(step, effects);
+            }
             State::Negotiating { seller, until, .. } if until <= step.now => {
                 self.log(effects, "refuse", Party::Seller(seller), Some(self.max_price), "no answer in time");
                 self.negotiate_next(step, effects);
@@ -195,6 +209,20 @@ impl Deal {
         if searching && self.sellers.iter().all(|side| side.replied || !side.waited_for) {
             self.close_window(step, effects);
         }
+    }
+
+    /// Who acknowledges what it gets, and has not acknowledged the search by now, is not there: the window
+    /// does not wait for it.
+    fn wait_for_the_silent_no_more(&mut self, step: &mut Step, effects: &mut Effects) {
+        self.acks_due = None;
+        for (seller, side) in self.sellers.iter_mut().enumerate() {
+            let unheard = matches!(side.outstanding, Some(Outstanding { note: Note::Search, .. }));
+            if side.waited_for && side.acknowledges && !side.replied && unheard {
+                side.waited_for = false;
+                effects.sellers_changed.push(seller);
+            }
+        }
+        self.close_window_if_answered(step, effects);
     }
 
     fn close_window(&mut self, step: &mut Step, effects: &mut Effects) {

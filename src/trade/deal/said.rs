@@ -1,21 +1,33 @@
 //! What sides asked, each answered once, and what they are told, each word until it is acknowledged.
 
-use super::{Answered, Deal, Effects, LogLine, Note, Outstanding, Party, Step};
+use super::{Answered, Deal, Effects, Kind, LogLine, Note, Outstanding, Party, Step};
 use crate::model::Cents;
-use crate::trade::wire::{Code, Push, Refusal};
+use crate::trade::wire::{Code, Goods, Push, Refusal};
 
 impl Deal {
     /// Whether the same was asked and answered before. With other content it is refused: a number
     /// stands for one request.
-    pub(super) fn repeats(&self, party: Party, asked: Answered, item_name: &str) -> Result<bool, Refusal> {
+    pub(super) fn repeats(
+        &self,
+        party: Party,
+        asked: Answered,
+        item_name: &str,
+        goods: Option<&Goods>,
+    ) -> Result<bool, Refusal> {
         let answered = match party {
             Party::Buyer => &self.answered,
             Party::Seller(seller) => &self.sellers[seller].answered,
         };
         let before = answered.iter().find(|before| before.kind == asked.kind);
         let same_item = item_name == &*self.item_name;
+        let offered = match party {
+            Party::Seller(seller) => self.sellers[seller].offer.as_ref().map(|offer| &offer.goods),
+            Party::Buyer => None,
+        };
+        let same_goods =
+            asked.kind != Kind::Offer || offered.cloned().unwrap_or_default() == goods.cloned().unwrap_or_default();
         match before {
-            Some(before) if same_item && before.amount == asked.amount => Ok(true),
+            Some(before) if same_item && same_goods && before.amount == asked.amount => Ok(true),
             Some(_) => Err(Refusal::new(Code::BadRequest, "rq already used")),
             None if same_item => Ok(false),
             None => Err(Refusal::new(
@@ -84,7 +96,9 @@ impl Deal {
             Note::Reserve(price) => Push::Reserve { rq, mid, item_name, price: *price },
             Note::Released => Push::Released { rq, mid, item_name },
             Note::Found(price, seller) => {
-                Push::Found { rq, mid, item_name, price: *price, seller: self.sellers[*seller].name.clone() }
+                let Goods { item: offer_item, description: offer_description } = self.goods_of(*seller);
+                let seller = self.sellers[*seller].name.clone();
+                Push::Found { rq, mid, item_name, price: *price, seller, offer_item, offer_description }
             }
             Note::NotFound => Push::NotFound { rq, mid, item_name, max_price: self.max_price },
             Note::NotAvailable => Push::NotAvailable { rq, mid, item_name },

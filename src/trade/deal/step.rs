@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Kind, Party};
 use crate::model::{Cents, FeeRate, Millis, Name};
-use crate::trade::wire::{Amount, Push};
+use crate::trade::wire::{Amount, Goods, Push, Side};
 
 /// How long each window is open.
 #[derive(Debug, Clone)]
@@ -20,8 +20,9 @@ pub struct Windows {
 /// What happens to a deal.
 #[derive(Debug, Clone)]
 pub enum Event<'a> {
-    /// A side asks for something; the item's name and, where the kind has one, the amount it named.
-    Ask { party: Party, kind: Kind, item_name: &'a str, amount: Option<Cents> },
+    /// A side asks for something; the item's name and, where the kind has one, the amount it named. With an
+    /// offer, what is really offered.
+    Ask { party: Party, kind: Kind, item_name: &'a str, amount: Option<Cents>, goods: Option<&'a Goods> },
     /// Time has passed.
     Tick,
     /// A side has left for good.
@@ -34,6 +35,8 @@ pub enum Event<'a> {
     Captured,
     /// The settlement failed; nothing is or will be charged.
     SettlementFailed(&'a str),
+    /// It failed because a side could not be reached: that one alone is told where it was not.
+    Unreached { side: Side, reason: &'a str, detail: &'a str },
 }
 
 /// What a step is given from outside: the time, the windows, the fee's rate, fresh numbers for pushes.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::FeeRate;
-use crate::trade::wire::{Amount, Code, Phase, Push};
+use crate::trade::wire::{Amount, Code, Goods, Phase, Push, Side};
 
 const NOW: Millis = Millis(1_000_000);
 
@@ -37,6 +37,8 @@ impl Table {
         };
         let mut step = Step { now: NOW, windows: &windows, fee: FeeRate::default(), next_mid: &mut next_mid };
         let (buyer, price) = (Name::new("bob").unwrap(), Cents(10_000));
+        let sellers = sellers.into_iter().map(|(name, waited_for)| Asked { name, waited_for, acknowledges: false });
+        let sellers = sellers.collect();
         let (deal, _) = Deal::open(1, buyer, 7, 1 << 31, "lamp".into(), "".into(), price, sellers, &mut step);
         Table { deal, now: NOW, mids, windows }
     }
@@ -58,7 +60,7 @@ impl Table {
     }
 
     fn ask(&mut self, party: Party, kind: Kind, amount: Option<i64>) -> Result<Effects, Refusal> {
-        self.handle(Event::Ask { party, kind, item_name: "lamp", amount: amount.map(Cents) })
+        self.handle(Event::Ask { party, kind, item_name: "lamp", amount: amount.map(Cents), goods: None })
     }
 
     fn seller(&mut self, seller: usize, kind: Kind, amount: Option<i64>) -> Effects {
@@ -356,7 +358,8 @@ fn a_request_is_done_once() {
     assert_eq!(table.deal, before);
     let refusal = table.ask(Party::Seller(0), Kind::Offer, Some(7_000)).unwrap_err();
     assert_eq!((refusal.code, refusal.reason.as_str()), (Code::BadRequest, "rq already used"));
-    let other_item = Event::Ask { party: Party::Seller(1), kind: Kind::NotAvailable, item_name: "lump", amount: None };
+    let other_item =
+        Event::Ask { party: Party::Seller(1), kind: Kind::NotAvailable, item_name: "lump", amount: None, goods: None };
     assert!(table.handle(other_item).unwrap_err().reason.starts_with("item_name: "));
     assert_eq!(table.code(Party::Seller(0), Kind::NotAvailable, None), Code::WrongState, "one answer to a search");
     table.seller(1, Kind::NotAvailable, None);
@@ -420,7 +423,10 @@ fn pushes_stand_until_acknowledged_or_overtaken() {
 #[test]
 fn a_restart_gives_time_but_never_a_longer_window() {
     let mut table = Table::open(1);
-    let until = |table: &Table| table.deal.deadline().unwrap();
+    let until = |table: &Table| match table.deal.state() {
+        State::Searching { until } | State::Reserved { until, .. } => *until,
+        state => panic!("{state:?}"),
+    };
     table.deal.resume(NOW.plus_ms(100), &windows());
     assert_eq!(until(&table), NOW.plus_ms(5_100), "at least 5 s more");
     table.seller(0, Kind::Offer, Some(8_000));
@@ -450,4 +456,93 @@ fn rows_hold_all_of_it() {
     assert_eq!(table.deal.fee(), Some(Amount(Cents(0))));
     let row: Deal = serde_json::from_str(&serde_json::to_string(&table.deal).unwrap()).unwrap();
     assert_eq!(row.fee(), table.deal.fee());
+}
+
+#[test]
+fn who_acknowledges_and_does_not_acknowledge_a_search_is_not_waited_for() {
+    let asked = |name: &str, acknowledges| Asked { name: Name::new(name).unwrap(), waited_for: true, acknowledges };
+    let open = |sellers: Vec<Asked>| {
+        let mut table = Table::open(0);
+        let (windows, mut mids) = (windows(), 100);
+        let mut next_mid = || {
+            mids += 1;
+            mids
+        };
+        let mut step = Step { now: NOW, windows: &windows, fee: FeeRate::default(), next_mid: &mut next_mid };
+        let buyer = Name::new("bob").unwrap();
+        let (deal, _) = Deal::open(1, buyer, 7, 1 << 31, "lamp".into(), "".into(), Cents(10_000), sellers, &mut step);
+        table.deal = deal;
+        table.mids = 200;
+        table
+    };
+    // It is gone: the search ends as soon as that is known.
+    let mut table = open(vec![asked("gone", true)]);
+    assert_eq!(table.deal.deadline(), Some(NOW.plus_ms(1_500)));
+    table.pass(1_499);
+    assert_eq!(table.phase(Party::Buyer).0, Phase::Searching);
+    assert!(table.pass(1).ended);
+    // It has the search and thinks about it; who never acknowledges may be there as well.
+    let mut table = open(vec![asked("slow", true), asked("mute", false), asked("gone", true)]);
+    let mid = table.deal.outstanding_mid(Party::Seller(0)).unwrap();
+    assert!(table.deal.acknowledge(Party::Seller(0), mid));
+    table.pass(1_500);
+    assert_eq!(table.deal.deadline(), Some(NOW.plus_ms(5_000)), "the window is as long as it was");
+    table.seller(1, Kind::NotAvailable, None);
+    assert_eq!(table.phase(Party::Buyer).0, Phase::Searching, "it is waited for");
+    // The one that is gone is back in time: its offer counts.
+    table.seller(2, Kind::Offer, Some(9_000));
+    table.seller(0, Kind::NotAvailable, None);
+    assert_eq!(table.deal.reserved_seller(), Some(Party::Seller(2)));
+    // After a restart the search goes out again, and has its time again.
+    let mut table = open(vec![asked("gone", true)]);
+    table.deal.resume(NOW.plus_ms(1_000), &windows());
+    assert_eq!(table.deal.deadline(), Some(NOW.plus_ms(2_500)));
+}
+
+#[test]
+fn what_is_really_offered_is_told_and_belongs_to_the_offer() {
+    let mut table = Table::open(2);
+    let goods = Goods { item: Some("Brass desk lamp".into()), description: Some("green shade".into()) };
+    let offer = |goods| Event::Ask {
+        party: Party::Seller(0),
+        kind: Kind::Offer,
+        item_name: "lamp",
+        amount: Some(Cents(8_000)),
+        goods,
+    };
+    table.handle(offer(Some(&goods))).unwrap();
+    assert!(!table.handle(offer(Some(&goods))).unwrap().deal_changed, "a repeat");
+    assert_eq!(table.handle(offer(None)).unwrap_err().reason, "rq already used");
+    let other = Goods { item: Some("Brass lamp".into()), ..goods.clone() };
+    assert_eq!(table.handle(offer(Some(&other))).unwrap_err().reason, "rq already used");
+    table.seller(1, Kind::Offer, Some(9_000));
+    let Some(Push::Found { offer_item, offer_description, .. }) = table.deal.push(Party::Buyer) else { panic!() };
+    assert_eq!((offer_item, offer_description), (goods.item.clone(), goods.description.clone()));
+    let shown = |table: &Table, party| {
+        let status = table.deal.status(party, table.now).unwrap();
+        (status.offer_item, status.offer_description)
+    };
+    let both = (goods.item.clone(), goods.description.clone());
+    assert_eq!(shown(&table, Party::Buyer), both);
+    assert_eq!(shown(&table, Party::Seller(0)), both);
+    assert_eq!(shown(&table, Party::Seller(1)), (None, None), "its own, of which it said nothing");
+    table.seller(0, Kind::Cancel, None);
+    assert_eq!(shown(&table, Party::Buyer), (None, None), "the other seller's");
+}
+
+#[test]
+fn who_could_not_be_reached_reads_where_and_the_other_reads_whom() {
+    for (side, party, other) in
+        [(Side::Buyer, Party::Buyer, Party::Seller(0)), (Side::Seller, Party::Seller(0), Party::Buyer)]
+    {
+        let mut table = Table::open(2);
+        table.settled_until(Payment::Asked);
+        table.handle(Event::Unreached { side, reason: "lost it", detail: "at 192.0.2.1:9" }).unwrap();
+        let reason = |party| match table.deal.push(party) {
+            Some(Push::Cancel { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((&*reason(party), &*reason(other)), ("at 192.0.2.1:9", "lost it"));
+        assert_eq!(table.phase(other).1, "lost it");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{Deal, Party, Payment, SellerSide, Standing, State};
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Amount, DealStatus, Phase, Side};
+use crate::trade::wire::{Amount, DealStatus, Goods, Phase, Side};
 
 impl Deal {
     /// Where it stands.
@@ -13,10 +13,17 @@ impl Deal {
     /// When time will change something by itself.
     pub fn deadline(&self) -> Option<Millis> {
         match self.state {
-            State::Searching { until } | State::Negotiating { until, .. } | State::Reserved { until, .. } => {
-                Some(until)
-            }
+            State::Searching { until } => Some(self.acks_due.map_or(until, |due| due.min(until))),
+            State::Negotiating { until, .. } | State::Reserved { until, .. } => Some(until),
             _ => None,
+        }
+    }
+
+    /// When its present window ends.
+    fn window_ends(&self) -> Option<Millis> {
+        match self.state {
+            State::Searching { until } => Some(until),
+            _ => self.deadline(),
         }
     }
 
@@ -47,6 +54,12 @@ impl Deal {
             State::Settling { fee, .. } => fee,
             _ => None,
         }
+    }
+
+    /// What a seller really offers, in its own words.
+    pub fn goods_of(&self, seller: usize) -> Goods {
+        let offer = self.sellers.get(seller).and_then(|side| side.offer.as_ref());
+        offer.map(|offer| offer.goods.clone()).unwrap_or_default()
     }
 
     /// Whether this side takes part in a settlement that is under way.
@@ -109,8 +122,10 @@ impl Deal {
             state,
             price,
             reason,
+            offer_item: None,
+            offer_description: None,
             ends_in_ms: self
-                .deadline()
+                .window_ends()
                 .filter(|_| state != Phase::Cancelled)
                 .map(|until| until.0.saturating_sub(now.0)),
         };
@@ -124,6 +139,11 @@ impl Deal {
             | State::Completed { seller, price, .. } => Some((seller, price)),
             _ => None,
         };
+        let with_goods = |entry: DealStatus| {
+            let seller = own_offer.map(|(seller, _)| seller).or(taken.map(|(seller, _)| seller));
+            let goods = seller.map(|seller| self.goods_of(seller)).unwrap_or_default();
+            DealStatus { offer_item: goods.item, offer_description: goods.description, ..entry }
+        };
         if let Some((seller, offer)) = own_offer {
             let off = match offer.standing {
                 Standing::Withdrawn => Some("cancelled by the seller"),
@@ -131,17 +151,17 @@ impl Deal {
                 Standing::Bound => None,
             };
             if let Some(reason) = off.filter(|_| taken.is_none_or(|(taken, _)| taken != seller)) {
-                return Some(entry(Phase::Cancelled, Some(offer.price), Some(reason.into())));
+                return Some(with_goods(entry(Phase::Cancelled, Some(offer.price), Some(reason.into()))));
             }
         }
         let price = taken.map(|(_, price)| price).or(own_offer.map(|(_, offer)| offer.price));
-        Some(match &self.state {
+        Some(with_goods(match &self.state {
             State::Searching { .. } => entry(Phase::Searching, price, None),
             State::Negotiating { .. } => entry(Phase::Negotiating, price, None),
             State::Reserved { .. } => entry(Phase::Reserved, price, None),
             State::Settling { .. } => entry(Phase::Settling, price, None),
             State::Completed { .. } => entry(Phase::Completed, price, None),
             State::Cancelled { reason, .. } => entry(Phase::Cancelled, price, Some(reason.clone())),
-        })
+        }))
     }
 }

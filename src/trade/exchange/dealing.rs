@@ -1,20 +1,17 @@
 //! What happens to deals: what their sides ask, what time does, how payment goes, how they are forgotten.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 use super::{
-    ANSWERS_KEPT, DealState, ENDED_MAX, Exchange, Outcome, PeerCell, Refused, SETTLEMENTS_MAX,
+    DealState, ENDED_MAX, Exchange, Outcome, Outgoing, PeerCell, PeerState, Refused, SETTLEMENTS_MAX,
     SETTLEMENTS_PER_ADDRESS_MAX, Told,
 };
 use crate::model::{Cents, Millis, Name, Token};
 use crate::trade::deal::{Booking, Deal, Effects, Event, Kind, Party, Payment, Step};
 use crate::trade::journal::{Change, Journal, LogRow, MoneyRow};
-use crate::trade::wire::{Ack, Ask, Code, Push, Refusal, Reply, Request, encode};
-
-/// When a peer was heard is written down this often, not at every word.
-const HEARD_SAVED_EVERY: std::time::Duration = std::time::Duration::from_secs(600);
+use crate::trade::wire::{Ack, Ask, Code, Goods, Push, Refusal, Reply, Request, encode};
 
 /// What a settlement needs to know. Its `Debug` hides the tokens.
 #[derive(Debug, Clone)]
@@ -25,6 +22,8 @@ pub struct Settling {
     pub key: String,
     /// As the buyer wrote it.
     pub item_name: std::sync::Arc<str>,
+    /// What the seller really offers.
+    pub goods: Goods,
     /// What the buyer pays.
     pub price: Cents,
     /// What the house keeps of it.
@@ -48,6 +47,17 @@ pub struct SettlingPeer {
     pub token: Option<Token>,
     /// Where it listens.
     pub tcp: Option<SocketAddr>,
+    /// Which of this host's addresses it expects to be connected from.
+    pub from: Option<IpAddr>,
+}
+
+impl<J: Journal> PeerCell<J> {
+    /// A push as it goes to this peer; nothing for one that has no address.
+    fn outgoing(&self, push: Push) -> Option<Outgoing> {
+        let PeerState { row, .. } = &*self.state.lock();
+        let proved = row.hearing.here;
+        (!row.displaced).then(|| Outgoing { to: row.addr, from: row.asked, proved, push })
+    }
 }
 
 impl<J: Journal> Exchange<J> {
@@ -58,7 +68,7 @@ impl<J: Journal> Exchange<J> {
         request: &Request,
     ) -> Result<Outcome<J::Receipt>, Refused<J>> {
         let (kind, item_name, amount) = match &request.ask {
-            Ask::Offer { item_name, price } => (Kind::Offer, item_name, Some(*price)),
+            Ask::Offer { item_name, price, .. } => (Kind::Offer, item_name, Some(*price)),
             Ask::NotAvailable { item_name } => (Kind::NotAvailable, item_name, None),
             Ask::Accept { item_name, max_price } => (Kind::Accept, item_name, Some(*max_price)),
             Ask::Refuse { item_name, max_price } => (Kind::Refuse, item_name, Some(*max_price)),
@@ -81,8 +91,16 @@ impl<J: Journal> Exchange<J> {
         if settles {
             self.take_slot(&state.deal).map_err(|refusal| (refusal, state.last.clone()))?;
         }
-        let event = Event::Ask { party, kind, item_name, amount };
+        let concerned = state.deal.concerns(party);
+        let goods = if let Ask::Offer { goods, .. } = &request.ask { Some(goods) } else { None };
+        let event = Event::Ask { party, kind, item_name, amount, goods };
+        let offers = kind == Kind::Offer && !concerned;
+        // Before the step, which may end the deal and count it out again.
+        peer.own_deals.fetch_add(usize::from(offers), Ordering::Relaxed);
         let result = self.step(now, &mut state, event);
+        if offers && !state.deal.concerns(party) {
+            peer.own_deals.fetch_sub(1, Ordering::Relaxed);
+        }
         let settles = settles && state.deal.settling().is_some();
         if !settles && kind == Kind::Buy && state.deal.settling().is_none() {
             self.free_slot(id);
@@ -142,7 +160,7 @@ impl<J: Journal> Exchange<J> {
         state: &mut DealState<J>,
         event: Event,
     ) -> Result<Outcome<J::Receipt>, Refusal> {
-        let mut next_mid = || self.number(1);
+        let mut next_mid = || self.next_mid();
         let mut step = Step { now, windows: &self.rules.windows, fee: self.rules.fee, next_mid: &mut next_mid };
         let deadline = state.deal.deadline();
         let effects = state.deal.handle(event, &mut step)?;
@@ -196,7 +214,7 @@ impl<J: Journal> Exchange<J> {
         }));
         let mut outcome = Outcome::default();
         for (party, push) in effects.told_once {
-            outcome.once.extend(self.peer_in(deal, party).map(|peer| (peer.state.lock().row.addr, push)));
+            outcome.once.extend(self.peer_in(deal, party).and_then(|peer| peer.outgoing(push)));
         }
         for party in effects.told {
             outcome.pushes.extend(deal.outstanding_mid(party).map(|mid| Told { deal: deal.id, party, mid }));
@@ -220,7 +238,7 @@ impl<J: Journal> Exchange<J> {
             self.ended.lock().push_back((now, deal.id));
             for party in deal.parties() {
                 if let Some(peer) = self.peer_in(deal, party) {
-                    outcome.let_go.extend(peer.state.lock().end(deal, party, ENDED_MAX));
+                    outcome.let_go.extend(peer.end(&mut peer.state.lock(), deal, party, ENDED_MAX));
                 }
             }
         } else {
@@ -239,13 +257,17 @@ impl<J: Journal> Exchange<J> {
         let Some(cell) = self.deal(deal) else { return false };
         let mut state = cell.state.lock();
         let Some(peer) = self.peer_in(&state.deal, party) else { return false };
-        {
-            let peer = peer.state.lock();
-            let by_token = ack.token.as_ref().is_some_and(|token| peer.row.token.matches(token));
-            if source != peer.row.addr && !by_token {
+        let heard = {
+            let mut own = peer.state.lock();
+            let by_token = ack.token.as_ref().is_some_and(|token| own.row.token.matches(token));
+            if (source != own.row.addr || own.row.displaced) && !by_token {
                 return false;
             }
-        }
+            if by_token {
+                self.token_came(&peer, &mut own, source);
+            }
+            self.ack_came(&peer, &mut own, source, ack.mid)
+        };
         peer.heard(now);
         if state.forgotten || !state.deal.acknowledge(party, ack.mid) {
             return false;
@@ -255,12 +277,12 @@ impl<J: Journal> Exchange<J> {
             Party::Buyer => deal_change(&state.deal),
             Party::Seller(seller) => seller_change(&state.deal, seller),
         };
-        state.last = self.journal.append(vec![change]);
+        state.last = self.journal.append([change].into_iter().chain(heard).collect());
         true
     }
 
     /// A push as it goes out now, and where to; nothing if it is acknowledged or overtaken.
-    pub fn push(&self, told: Told) -> Option<(SocketAddr, Push)> {
+    pub fn push(&self, told: Told) -> Option<Outgoing> {
         let cell = self.deal(told.deal)?;
         let state = cell.state.lock();
         if state.deal.outstanding_mid(told.party) != Some(told.mid) {
@@ -269,7 +291,11 @@ impl<J: Journal> Exchange<J> {
         let peer = self.peer_in(&state.deal, told.party)?;
         let push = state.deal.push(told.party)?;
         drop(state);
-        Some((peer.state.lock().row.addr, push))
+        peer.outgoing(push)
+    }
+
+    pub(super) fn next_mid(&self) -> u64 {
+        self.mid_key.of(self.number(1))
     }
 
     // Settlement.
@@ -286,6 +312,7 @@ impl<J: Journal> Exchange<J> {
                 name: deal.name_of(party).clone(),
                 rq: deal.rq_of(party),
                 tcp: row.as_ref().map(|row| SocketAddr::new(row.addr.ip(), row.tcp_port)),
+                from: row.as_ref().and_then(|row| row.asked),
                 token: row.map(|row| row.token),
             }
         };
@@ -293,6 +320,7 @@ impl<J: Journal> Exchange<J> {
             deal: id,
             key: charge_key(id),
             item_name: deal.item_name.clone(),
+            goods: if let Party::Seller(seller) = seller { deal.goods_of(seller) } else { Goods::default() },
             price,
             fee: self.rules.fee_of(price, deal.fee()),
             payment,
@@ -335,48 +363,6 @@ impl<J: Journal> Exchange<J> {
 
     // Forgetting.
 
-    /// Forgets what has had its time: deals that ended ten minutes ago, old farewells. Writes down who
-    /// was heard.
-    pub fn sweep(&self, now: Millis) {
-        loop {
-            let due = {
-                let mut ended = self.ended.lock();
-                ended.front().copied().filter(|(at, _)| at.until(now) >= ANSWERS_KEPT).inspect(|_| {
-                    ended.pop_front();
-                })
-            };
-            let Some((_, id)) = due else { break };
-            self.forget(id);
-        }
-        let forgotten_before = Millis(now.0.saturating_sub(ANSWERS_KEPT.as_millis() as u64));
-        let mut farewells = self.farewells.lock();
-        let before = farewells.len();
-        farewells.retain(|_, farewell| farewell.at > forgotten_before);
-        if farewells.len() != before {
-            self.journal.append(vec![Change::DropFarewells(forgotten_before)]);
-        }
-        drop(farewells);
-        self.save_heard(HEARD_SAVED_EVERY);
-    }
-
-    /// Writes down when peers were heard, for those where it has moved by at least this much.
-    pub fn save_heard(&self, at_least: std::time::Duration) {
-        let peers: Vec<_> = self.peers.read().values().cloned().collect();
-        let moved = peers.iter().filter_map(|peer| {
-            let heard = peer.heard_at.load(Ordering::Relaxed);
-            let saved = peer.heard_saved_at.load(Ordering::Relaxed);
-            if heard == saved || Millis(saved).until(Millis(heard)) < at_least {
-                return None;
-            }
-            peer.heard_saved_at.store(heard, Ordering::Relaxed);
-            Some(Change::Heard { name: peer.name.clone(), at: Millis(heard) })
-        });
-        let changes: Vec<Change> = moved.collect();
-        if !changes.is_empty() {
-            self.journal.append(changes);
-        }
-    }
-
     /// Deals that nobody in them keeps any more are forgotten.
     pub(super) fn let_go(&self, outcome: &mut Outcome<J::Receipt>) {
         self.release_holders(std::mem::take(&mut outcome.let_go));
@@ -390,7 +376,7 @@ impl<J: Journal> Exchange<J> {
         }
     }
 
-    fn forget(&self, id: u64) {
+    pub(super) fn forget(&self, id: u64) {
         let Some(cell) = self.deal(id) else { return };
         let mut state = cell.state.lock();
         if state.forgotten {

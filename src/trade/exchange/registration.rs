@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::{ANSWERS_KEPT, Exchange, NAME_KEPT, Outcome, PEERS_MAX, PeerCell, Refused, Via};
+use super::hearing::Held;
+use super::{ANSWERS_KEPT, Exchange, Origin, Outcome, PEERS_MAX, PeerCell, Refused};
 use crate::model::{Millis, Name, Token};
+use crate::net::source;
 use crate::trade::deal::{Event, State};
-use crate::trade::journal::{Change, FarewellRow, Journal, LoginRow, PeerRow};
+use crate::trade::journal::{Change, FarewellRow, Hearing, Journal, LoginRow, PeerRow};
 use crate::trade::wire::{Code, Reach, Refusal, Reply, Request, Secret};
 use std::sync::atomic::Ordering;
 
@@ -18,7 +20,8 @@ const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
 type Done<J> = Result<Outcome<<J as Journal>::Receipt>, Refused<J>>;
 
 impl<J: Journal> Exchange<J> {
-    pub(super) fn register(&self, now: Millis, source: SocketAddr, request: &Request, reach: &Reach) -> Done<J> {
+    pub(super) fn register(&self, now: Millis, origin: &Origin, request: &Request, reach: &Reach) -> Done<J> {
+        let source = origin.source;
         let denied = |reason: String, receipt| {
             let answer = Some(Reply::RegisterDenied { rq: request.rq, reason });
             Ok(Outcome { receipt, answer, ..Outcome::default() })
@@ -28,8 +31,9 @@ impl<J: Journal> Exchange<J> {
         }
         loop {
             let Some(peer) = self.peer(request.name.as_str()) else {
-                match self.register_new(now, source, request, reach)? {
-                    Some(outcome) => return Ok(outcome),
+                match self.register_new(now, origin, request, reach)? {
+                    Some(Ok(outcome)) => return Ok(outcome),
+                    Some(Err(Held)) => return denied(held(reach), self.directory_changed.lock().clone()),
                     // Someone else was quicker: look at who.
                     None => continue,
                 }
@@ -38,16 +42,16 @@ impl<J: Journal> Exchange<J> {
             if state.leaving {
                 return denied("that name is about to become free; try again".to_owned(), state.last.clone());
             }
-            let own = state.row.proves(request.token.as_ref(), source, Via::Udp).is_ok();
+            let own = state.row.proves(request.token.as_ref(), origin).is_ok();
             let repeat = request.token.is_none()
                 && source == state.row.first_source
                 && reach.is_of(&state.row)
                 && state.row.registered_at.until(now) < ANSWERS_KEPT;
             if !own && !repeat {
                 let last = state.last.clone();
-                let idle = state.open_searches == 0 && state.open_sides == 0;
-                if idle && Millis(peer.heard_at.load(Ordering::Relaxed)).until(now) >= NAME_KEPT {
-                    // Nobody has heard of the holder for a month: the name is free again.
+                let unused = state.open_searches == 0 && state.open_sides == 0;
+                if unused && peer.has_lapsed(now, &state) {
+                    // Nobody has heard of the holder for so long: the name is free again.
                     state.leaving = true;
                     drop(state);
                     self.remove(now, &peer, None);
@@ -55,9 +59,13 @@ impl<J: Journal> Exchange<J> {
                 }
                 return denied("name: taken by another peer".to_owned(), last);
             }
+            let reached = |row: &PeerRow| (row.addr, row.tcp_port, row.asked, row.displaced);
+            let before = reached(&state.row);
+            let Ok(displaced) = self.move_to(now, &peer, &mut state.row, origin, reach) else {
+                return denied(held(reach), state.last.clone());
+            };
             // A REGISTER begins anew: numbers of deals that have ended may be used again.
             let mut changes = Vec::new();
-            let before = (state.row.addr, state.row.tcp_port);
             let ended: Vec<u64> = state.ended.iter().chain(&state.ended_aside).copied().collect();
             let forgets = ended.iter().any(|deal| state.knows_number(*deal));
             if forgets {
@@ -66,18 +74,21 @@ impl<J: Journal> Exchange<J> {
                 }
                 state.row.forgotten = ended;
             }
-            self.move_to(&mut state.row, reach);
-            if (state.row.addr, state.row.tcp_port) != before {
+            if (state.row.addr, state.row.tcp_port) != (before.0, before.1) {
                 changes.push(state.row.log("register", now, format!("now at {}", state.row.addr)));
             }
-            if !changes.is_empty() || forgets {
+            if forgets || reached(&state.row) != before {
                 changes.push(Change::Peer(Box::new(state.row.clone())));
             }
             if !changes.is_empty() {
                 state.last = self.journal.append(changes);
             }
+            if request.token.is_some() {
+                self.token_came(&peer, &mut state, source);
+            }
             let (receipt, token) = (state.last.clone(), state.row.token.clone());
             drop(state);
+            self.displace(now, displaced, address(reach));
             peer.heard(now);
             peer.unanswered.store(0, Ordering::Relaxed);
             return Ok(Outcome { receipt, answer: Some(self.registered(request.rq, token)), ..Outcome::default() });
@@ -88,23 +99,27 @@ impl<J: Journal> Exchange<J> {
     fn register_new(
         &self,
         now: Millis,
-        source: SocketAddr,
+        origin: &Origin,
         request: &Request,
         reach: &Reach,
-    ) -> Result<Option<Outcome<J::Receipt>>, Refused<J>> {
-        let mut row = PeerRow {
+    ) -> Result<Option<Result<Outcome<J::Receipt>, Held>>, Refused<J>> {
+        let source = origin.source;
+        let since = self.number(1);
+        let row = PeerRow {
             name: request.name.clone(),
-            addr: source,
-            tcp_port: 0,
+            addr: address(reach),
+            tcp_port: reach.tcp_port as u16,
             token: Token::random(),
-            since: self.number(1),
+            since,
             registered_at: now,
             first_source: source,
             forgotten: Vec::new(),
             logins: Vec::new(),
+            addr_since: since,
+            displaced: false,
+            hearing: Hearing::UNPROVED,
+            asked: origin.asked,
         };
-        row.addr = SocketAddr::new(reach.ip, reach.udp_port as u16);
-        row.tcp_port = reach.tcp_port as u16;
         let token = row.token.clone();
         let mut peers = self.peers.write();
         if peers.contains_key(&row.name) {
@@ -115,6 +130,19 @@ impl<J: Journal> Exchange<J> {
             let reason = "there are too many registrations; try again later";
             return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
         }
+        let from = source::of(source.ip());
+        let mut names = self.names.lock();
+        if let Err(full) = names.has_room(from, 1) {
+            let reason = format!("{full}: DE-REGISTER some of the names");
+            return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
+        }
+        let peer = Arc::new(PeerCell::new(row.clone(), now));
+        let displaced = match self.claim(now, row.addr, &peer) {
+            Ok(displaced) => displaced,
+            Err(held) => return Ok(Some(Err(held))),
+        };
+        names.take(from, 1);
+        drop(names);
         let log = row.log("register", now, format!("at {}", row.addr));
         let mut changes = vec![Change::Peer(Box::new(row.clone())), log];
         // The one who left is back, and its numbers begin anew: a DE-REGISTER of theirs is no repeat.
@@ -129,20 +157,20 @@ impl<J: Journal> Exchange<J> {
         }
         drop(farewells);
         let receipt = self.journal.append(changes);
-        *self.addresses.write().entry(row.addr).or_default() += 1;
-        let peer = PeerCell::new(row, now);
         peer.state.lock().last = receipt.clone();
-        peers.insert(request.name.clone(), Arc::new(peer));
+        peers.insert(request.name.clone(), peer);
         *self.directory_changed.lock() = receipt.clone();
         drop(peers);
-        Ok(Some(Outcome { receipt, answer: Some(self.registered(request.rq, token)), ..Outcome::default() }))
+        self.displace(now, displaced, row.addr);
+        Ok(Some(Ok(Outcome { receipt, answer: Some(self.registered(request.rq, token)), ..Outcome::default() })))
     }
 
     fn registered(&self, rq: u64, token: Token) -> Reply {
         Reply::Registered { rq, token: Secret(token), cert_sha256: self.rules.cert_sha256.clone() }
     }
 
-    pub(super) fn login(&self, now: Millis, source: SocketAddr, request: &Request, reach: &Reach) -> Done<J> {
+    pub(super) fn login(&self, now: Millis, origin: &Origin, request: &Request, reach: &Reach) -> Done<J> {
+        let source = origin.source;
         let denied = |reason: String, receipt| {
             let answer = Some(Reply::LoginDenied { rq: request.rq, reason });
             Ok(Outcome { receipt, answer, ..Outcome::default() })
@@ -168,44 +196,57 @@ impl<J: Journal> Exchange<J> {
             Some(_) => return Err((Refusal::new(Code::BadRequest, "rq already used"), state.last.clone())),
             None => false,
         };
+        let mut displaced = None;
         if !repeat {
+            displaced = match self.move_to(now, &peer, &mut state.row, origin, reach) {
+                Ok(displaced) => displaced,
+                Err(Held) => return denied(held(reach), state.last.clone()),
+            };
             if state.row.logins.len() == LOGINS_MAX {
                 state.row.logins.remove(0);
             }
             state.row.logins.push(LoginRow { rq: request.rq, reach: *reach, at: now });
-            self.move_to(&mut state.row, reach);
             let log = state.row.log("login", now, format!("at {}", state.row.addr));
             state.last = self.journal.append(vec![Change::Peer(Box::new(state.row.clone())), log]);
         }
+        self.token_came(&peer, &mut state, source);
         let receipt = state.last.clone();
         drop(state);
+        self.displace(now, displaced, address(reach));
         peer.heard(now);
         peer.unanswered.store(0, Ordering::Relaxed);
         let answer = Reply::LoggedIn { rq: request.rq, cert_sha256: self.rules.cert_sha256.clone() };
         Ok(Outcome { receipt, answer: Some(answer), ..Outcome::default() })
     }
 
-    fn move_to(&self, row: &mut PeerRow, reach: &Reach) {
-        let addr = SocketAddr::new(reach.ip, reach.udp_port as u16);
-        row.tcp_port = reach.tcp_port as u16;
-        if addr != row.addr {
-            self.leave_address(row.addr);
-            *self.addresses.write().entry(addr).or_default() += 1;
-            row.addr = addr;
-        }
-    }
-
-    fn leave_address(&self, addr: SocketAddr) {
-        let mut addresses = self.addresses.write();
-        if let Some(count) = addresses.get_mut(&addr) {
-            *count -= 1;
-            if *count == 0 {
-                addresses.remove(&addr);
+    /// A peer that has shown who it is names its address. The peer that had it before, if there is one, is
+    /// to be [displaced](Exchange::displace).
+    fn move_to(
+        &self,
+        now: Millis,
+        peer: &Arc<PeerCell<J>>,
+        row: &mut PeerRow,
+        origin: &Origin,
+        reach: &Reach,
+    ) -> Result<Option<Arc<PeerCell<J>>>, Held> {
+        let addr = address(reach);
+        let mut displaced = None;
+        if addr != row.addr || row.displaced {
+            displaced = self.claim(now, addr, peer)?;
+            if addr != row.addr {
+                self.leave_address(row.addr, peer);
             }
+            (row.addr, row.addr_since, row.displaced) = (addr, self.number(1), false);
+            (row.hearing.here, row.hearing.moved) = (false, true);
+            peer.proved.store(false, Ordering::Relaxed);
         }
+        row.tcp_port = reach.tcp_port as u16;
+        row.asked = origin.asked;
+        Ok(displaced)
     }
 
-    pub(super) fn deregister(&self, now: Millis, source: SocketAddr, via: Via, request: &Request) -> Done<J> {
+    pub(super) fn deregister(&self, now: Millis, origin: &Origin, request: &Request) -> Done<J> {
+        let source = origin.source;
         let farewell = self.farewells.lock().get(&(request.name.clone(), request.rq)).cloned();
         let repeat =
             farewell.is_some_and(|farewell| farewell.source == source && farewell.at.until(now) < ANSWERS_KEPT);
@@ -218,7 +259,7 @@ impl<J: Journal> Exchange<J> {
             return Ok(Outcome { receipt, answer, ..Outcome::default() });
         };
         let state = peer.state.lock();
-        state.row.proves(request.token.as_ref(), source, via).map_err(|refusal| (refusal, state.last.clone()))?;
+        state.row.proves(request.token.as_ref(), origin).map_err(|refusal| (refusal, state.last.clone()))?;
         drop(state);
         let outcome = self.depart(now, &peer);
         if outcome.leaving.is_some() {
@@ -231,7 +272,7 @@ impl<J: Journal> Exchange<J> {
 
     /// Ends every deal of a peer that can be ended, and lets it begin no other. `leaving` is set when a
     /// settlement is under way: [`Exchange::leave`] goes on when that is over.
-    fn depart(&self, now: Millis, peer: &PeerCell<J>) -> Outcome<J::Receipt> {
+    pub(super) fn depart(&self, now: Millis, peer: &PeerCell<J>) -> Outcome<J::Receipt> {
         let deals: Vec<u64> = {
             let mut state = peer.state.lock();
             state.leaving = true;
@@ -278,15 +319,16 @@ impl<J: Journal> Exchange<J> {
         }
     }
 
-    fn remove(&self, now: Millis, peer: &PeerCell<J>, asked: Option<(u64, SocketAddr)>) -> J::Receipt {
+    pub(super) fn remove(&self, now: Millis, peer: &PeerCell<J>, asked: Option<(u64, SocketAddr)>) -> J::Receipt {
         let mut peers = self.peers.write();
         // Another thread may have removed it, and someone else may have the name by now.
         if peers.get(&peer.name).is_none_or(|held| held.since != peer.since) {
             return self.directory_changed.lock().clone();
         }
         peers.remove(&peer.name);
+        self.names.lock().give_back(peer.registered_from(), 1);
         let row = peer.state.lock().row.clone();
-        self.leave_address(row.addr);
+        self.leave_address(row.addr, peer);
         let mut changes = vec![Change::DropPeer(peer.name.clone()), row.log("de-register", now, String::new())];
         if let Some((rq, source)) = asked {
             let farewell = FarewellRow { name: peer.name.clone(), rq, source, at: now };
@@ -300,6 +342,15 @@ impl<J: Journal> Exchange<J> {
         self.release_holders(links);
         receipt
     }
+}
+
+fn address(reach: &Reach) -> SocketAddr {
+    SocketAddr::new(reach.ip, reach.udp_port as u16)
+}
+
+/// Why an address is not given; whose it is does not concern who asks.
+fn held(reach: &Reach) -> String {
+    format!("udp_port: {} is another peer's; choose another port", address(reach))
 }
 
 impl Reach {

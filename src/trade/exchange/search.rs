@@ -12,9 +12,12 @@ use super::{
     UNANSWERED_MAX,
 };
 use crate::model::{Cents, Millis, Name};
-use crate::trade::deal::{Deal, Party, Step};
+use crate::trade::deal::{Asked, Deal, Party, Step};
 use crate::trade::journal::Journal;
 use crate::trade::wire::{Code, DATAGRAM_MAX, Refusal, Reply};
+
+/// Who was not heard for this long is not asked.
+const ASKED_WITHIN: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 /// No entry of DEALS is shorter than this many bytes: more than fit need not be looked at.
 const DEAL_STATUS_MIN: usize = 60;
@@ -47,6 +50,7 @@ impl<J: Journal> Exchange<J> {
                 }
                 None => {
                     peer.link(id, rq, Party::Buyer);
+                    buyer.own_deals.fetch_add(1, Ordering::Relaxed);
                     Ok(None)
                 }
             }
@@ -61,10 +65,10 @@ impl<J: Journal> Exchange<J> {
             };
         }
         let mut asked = Vec::new();
-        for seller in self.most_recently_heard(&buyer.name, id) {
+        for seller in self.most_recently_heard(now, &buyer.name, id) {
             let waited_for = seller.unanswered.load(Ordering::Relaxed) < UNANSWERED_MAX;
             let mut peer = seller.state.lock();
-            if peer.leaving || peer.open_sides >= SIDES_MAX {
+            if peer.leaving || peer.row.displaced || peer.open_sides >= SIDES_MAX {
                 continue;
             }
             // The number is known once it is known how many are asked; the link waits for it.
@@ -81,8 +85,13 @@ impl<J: Journal> Exchange<J> {
             peer.link(id, first_rq + place as u64, Party::Seller(place));
         }
         let peers = asked.len();
-        let sellers = asked.iter().map(|(seller, waited_for)| (seller.name.clone(), *waited_for)).collect();
-        let mut next_mid = || self.number(1);
+        let sellers = asked.iter().map(|(seller, waited_for)| Asked {
+            name: seller.name.clone(),
+            waited_for: *waited_for,
+            acknowledges: seller.acknowledges.load(Ordering::Relaxed),
+        });
+        let sellers = sellers.collect();
+        let mut next_mid = || self.next_mid();
         let mut step = Step { now, windows: &self.rules.windows, fee: self.rules.fee, next_mid: &mut next_mid };
         let (deal, effects) = Deal::open(
             id,
@@ -132,9 +141,12 @@ impl<J: Journal> Exchange<J> {
 
     /// Whom a search asks: everyone but the buyer, and of very many those heard last; by age of their
     /// registration. Who registered after the deal got its number is not in it: see `peer_in`.
-    fn most_recently_heard(&self, buyer: &Name, deal: u64) -> Vec<Arc<PeerCell<J>>> {
+    /// Who was not heard for a day is asked no more until it is.
+    fn most_recently_heard(&self, now: Millis, buyer: &Name, deal: u64) -> Vec<Arc<PeerCell<J>>> {
         let peers = self.peers.read();
-        let others = peers.values().filter(|peer| peer.name != *buyer && peer.since < deal);
+        let is_asked =
+            |peer: &PeerCell<J>| peer.name != *buyer && peer.since < deal && peer.heard_at().until(now) < ASKED_WITHIN;
+        let others = peers.values().filter(|peer| is_asked(peer));
         // The times are read once: they move while others sort by them.
         let mut heard: Vec<_> =
             others.map(|peer| (Reverse(peer.heard_at.load(Ordering::Relaxed)), peer.since, peer.clone())).collect();

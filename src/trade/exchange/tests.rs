@@ -11,6 +11,7 @@ use crate::trade::wire::{Ack, Inbound, read};
 
 mod bounds;
 mod disk;
+mod hearing;
 mod registration;
 mod requests;
 
@@ -39,10 +40,11 @@ impl Memory {
         let mut farewells = BTreeMap::new();
         let mut deals: BTreeMap<u64, Deal> = BTreeMap::new();
         let mut sides: BTreeMap<(u64, u64), SellerSide> = BTreeMap::new();
-        let mut ceiling = 0;
+        let (mut ceiling, mut mid_key) = (0, None);
         for change in self.0.lock().iter().cloned() {
             match change {
                 Change::Ceiling(number) => ceiling = number,
+                Change::MidKey(key) => mid_key = Some(key),
                 Change::Peer(row) => {
                     let heard_at = peers.get(&row.name).map_or(row.registered_at, |(_, heard_at)| *heard_at);
                     peers.insert(row.name.clone(), (*row, heard_at));
@@ -68,7 +70,7 @@ impl Memory {
         let sides_of = |id| sides.range((id, 0)..=(id, u64::MAX)).map(|(_, side)| side.clone()).collect();
         let deals = deals.into_iter().map(|(id, deal)| (deal, sides_of(id))).collect();
         let peers = peers.into_values().collect();
-        Snapshot { ceiling, peers, farewells: farewells.into_values().collect(), deals }
+        Snapshot { ceiling, mid_key, peers, farewells: farewells.into_values().collect(), deals }
     }
 
     fn money(&self) -> Vec<Money> {
@@ -140,7 +142,9 @@ impl World {
 
     fn via(&mut self, source: &str, via: Via, message: Value) -> Value {
         let Inbound::Request(request) = read(message.to_string().as_bytes()) else { panic!("no request: {message}") };
-        self.last = self.exchange.request(self.now, source.parse().unwrap(), via, &request);
+        let source: SocketAddr = source.parse().unwrap();
+        let origin = Origin { source, asked: Some(IpAddr::from([127, 0, 0, 1])), via };
+        self.last = self.exchange.request(self.now, &origin, &request);
         serde_json::to_value(&self.last.answer).unwrap()
     }
 
@@ -173,9 +177,12 @@ impl World {
 
     /// Everything that this peer is told and has not acknowledged.
     fn told(&self, name: &str) -> Vec<Value> {
-        let mids: BTreeMap<u64, (u64, Party)> = self.exchange.mids.lock().iter().map(|(k, v)| (*k, *v)).collect();
-        let pushes = mids.into_iter().filter_map(|(mid, (deal, party))| {
-            let (_, push) = self.exchange.push(Told { deal, party, mid })?;
+        // By their place in the sequence: the numbers themselves tell no order.
+        let place = |mid: u64| self.exchange.mid_key.place(mid).unwrap();
+        let mids: BTreeMap<u64, (u64, (u64, Party))> =
+            self.exchange.mids.lock().iter().map(|(mid, told)| (place(*mid), (*mid, *told))).collect();
+        let pushes = mids.into_values().filter_map(|(mid, (deal, party))| {
+            let Outgoing { push, .. } = self.exchange.push(Told { deal, party, mid })?;
             let cell = self.exchange.deal(deal)?;
             let named = cell.state.lock().deal.name_of(party).as_str() == name;
             named.then(|| serde_json::to_value(push).unwrap())
@@ -272,6 +279,7 @@ impl World {
             let ended = state.ended.len() + state.ended_aside.len();
             let left = (state.rqs.len(), state.links.len(), ended, state.open_searches, state.open_sides);
             assert_eq!(left, (0, 0, 0, 0, 0), "{}", peer.name);
+            assert_eq!(peer.own_deals.load(Ordering::Relaxed), 0, "{}", peer.name);
         }
         let snapshot = exchange.journal().snapshot();
         assert_eq!((snapshot.deals.len(), snapshot.farewells.len()), (0, 0), "on disk");

@@ -16,7 +16,7 @@ use crate::net::threads;
 use crate::storage::{Chain, StoreError, Ticket};
 use crate::trade::client::messages::Answer;
 use crate::trade::client::{self, Client, ClientError, OpenError};
-use crate::trade::wire::{Ask, Code, DealStatus, Side};
+use crate::trade::wire::{Ask, Code, DealStatus, Goods, Side};
 
 mod ear;
 #[cfg(test)]
@@ -258,6 +258,46 @@ impl Node {
         }
     }
 
+    /// Who sells what: the cheapest offer of all that a word finds, or nothing where nobody has any. Nothing
+    /// is bought. Also answers how many peers were asked.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn browse(&self, word: &str, at_most: Duration) -> Result<(u64, Option<Purchase>), NodeError> {
+        let peers = match self.inner.command(Event::Browse { word: word.into() })? {
+            Some(Answer::Searching { rq, peers }) => (rq, peers),
+            answer => return Err(self.inner.unexpected_or_none(answer)),
+        };
+        let (rq, peers) = peers;
+        let give_up_at = Instant::now() + at_most;
+        let mut state = self.inner.state.lock();
+        loop {
+            match state.core.purchase(rq) {
+                None => return Err(Refused(format!("there is no search {rq}")).into()),
+                Some(found) if found.price.is_some() => return Ok((peers, Some(found.clone()))),
+                Some(over) if over.is_over() => return Ok((peers, None)),
+                Some(_) => {}
+            }
+            if self.inner.changed.wait_until(&mut state, give_up_at).timed_out() {
+                return Err(NodeError::TimedOut(format!("no answer after {} s", at_most.as_secs_f64())));
+            }
+        }
+    }
+
+    /// What was sold and is still to be sent, with where to.
+    pub fn orders(&self) -> Vec<Sale> {
+        let state = self.inner.state.lock();
+        state.core.sales().filter(|sale| sale.ship_to.is_some() && sale.is_over()).cloned().collect()
+    }
+
+    /// What was sold has been sent: where to is forgotten.
+    ///
+    /// # Errors
+    /// Why there is nothing to be sent.
+    pub fn shipped(&self, rq: u64) -> Result<(), NodeError> {
+        self.inner.step(vec![Event::Sent { rq }])
+    }
+
     /// BUY what was found; answers the price.
     ///
     /// # Errors
@@ -357,7 +397,10 @@ fn outcome(core: &Core, rq: u64, auto_buy: bool) -> Option<Option<Note>> {
     if let Some(it) = core.purchase(rq) {
         let (item_name, price, seller) = (it.item_name.clone(), it.price.unwrap_or_default(), it.seller.clone());
         return Some(match it.state {
-            PurchaseState::Found if !auto_buy => Some(Note::Found { rq, item_name, price, seller }),
+            PurchaseState::Found if !auto_buy => {
+                let Goods { item: offer_item, description: offer_description } = it.goods.clone();
+                Some(Note::Found { rq, item_name, price, seller, offer_item, offer_description })
+            }
             PurchaseState::Bought => Some(Note::Bought { rq, item_name, price, seller }),
             PurchaseState::Over => {
                 let side = Side::Buyer;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Change, Core, Effects, Note, Refused};
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Millis, Name};
-use crate::trade::wire::{Ask, Side};
+use crate::trade::wire::{Ask, Goods, Side};
 
 /// Where a search stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +48,14 @@ pub struct Purchase {
     pub reason: Option<Arc<str>>,
     /// When it last changed.
     pub at: Millis,
-    /// The FOUND that was acted on; the server's mids grow, so a smaller one is older.
+    /// What is really offered for it.
+    #[serde(default)]
+    pub goods: Goods,
+    /// It was to be seen who sells what: nothing is bought.
+    #[serde(default)]
+    pub browse: bool,
+    /// Earlier versions knew a newer FOUND by its larger number.
+    #[serde(default)]
     found_mid: u64,
     /// We said CANCEL: whatever is found now is not wanted.
     pub(super) unwanted: bool,
@@ -73,6 +80,7 @@ impl Core {
         item_name: Arc<str>,
         description: Arc<str>,
         max_price: Cents,
+        browse: bool,
         fx: &mut Effects,
     ) -> Result<(), Refused> {
         let named = |field: &'static str| move |wrong: String| Refused(format!("{field}: {wrong}"));
@@ -90,6 +98,8 @@ impl Core {
             bought_at: None,
             reason: None,
             at: now,
+            goods: Goods::default(),
+            browse,
             found_mid: 0,
             unwanted: false,
             pending: true,
@@ -145,15 +155,16 @@ impl Core {
 
     // What the server says.
 
-    #[allow(clippy::too_many_arguments)] // the fields of FOUND, in its order
+    #[allow(clippy::too_many_arguments)] // the fields of FOUND; without `mid` it is what STATUS says
     pub(super) fn found(
         &mut self,
         now: Millis,
-        mid: u64,
+        mid: Option<u64>,
         rq: u64,
         item_name: Arc<str>,
         price: Cents,
         seller: Option<Name>,
+        goods: Goods,
         fx: &mut Effects,
     ) {
         let Some(purchase) = self.purchases.get(&rq) else {
@@ -161,7 +172,15 @@ impl Core {
             fx.requests.push((rq, Ask::Cancel { item_name }));
             return;
         };
-        if mid != 0 && mid < purchase.found_mid || purchase.state == PurchaseState::Bought {
+        if purchase.state == PurchaseState::Bought {
+            return;
+        }
+        if purchase.browse && purchase.price.is_none() {
+            self.change_purchase(now, rq, fx, |purchase| {
+                (purchase.price, purchase.seller, purchase.goods) = (Some(price), seller, goods);
+                (purchase.unwanted, purchase.pending) = (true, true);
+            });
+            fx.requests.push((rq, Ask::Cancel { item_name }));
             return;
         }
         if purchase.unwanted || price > purchase.max_price {
@@ -177,18 +196,24 @@ impl Core {
             return;
         }
         let buying = purchase.state == PurchaseState::Buying;
+        // Numbers of pushes tell no order: of two words that differ, the server knows which holds.
+        let differs = purchase.price.is_some_and(|before| before != price);
         self.change_purchase(now, rq, fx, |purchase| {
-            purchase.found_mid = mid.max(purchase.found_mid);
             purchase.price = Some(price);
+            purchase.goods = goods.clone();
             purchase.seller = seller.clone().or(purchase.seller.take());
             if !buying {
                 purchase.state = PurchaseState::Found;
             }
         });
+        if differs && mid.is_some() {
+            self.ask_status(Some(rq), fx);
+        }
         if buying {
             return;
         }
-        fx.notes.push(Note::Found { rq, item_name, price, seller });
+        let Goods { item: offer_item, description: offer_description } = goods;
+        fx.notes.push(Note::Found { rq, item_name, price, seller, offer_item, offer_description });
         if self.auto_buy {
             // It is found, so it can be bought.
             if let Err(refused) = self.buy(now, rq, fx) {
@@ -199,14 +224,15 @@ impl Core {
 
     pub(super) fn search_failed(&mut self, now: Millis, rq: u64, reason: &str, fx: &mut Effects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| !purchase.is_over()) else { return };
-        let (item_name, max_price) = (purchase.item_name.clone(), purchase.max_price);
+        let (item_name, max_price, browse) = (purchase.item_name.clone(), purchase.max_price, purchase.browse);
         self.change_purchase(now, rq, fx, |purchase| {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
-        fx.notes.push(match reason {
+        // Who browses is told by the command itself.
+        fx.notes.extend((!browse).then(|| match reason {
             "NOT_FOUND" => Note::NotFound { rq, item_name, max_price },
             _ => Note::NotAvailable { rq, item_name },
-        });
+        }));
     }
 
     pub(super) fn receipt(
@@ -249,10 +275,13 @@ impl Core {
 
     pub(super) fn end_purchase(&mut self, now: Millis, rq: u64, reason: &str, fx: &mut Effects) {
         let Some(purchase) = self.purchases.get(&rq).filter(|purchase| !purchase.is_over()) else { return };
-        let item_name = purchase.item_name.clone();
+        let (item_name, browse) = (purchase.item_name.clone(), purchase.browse);
         self.change_purchase(now, rq, fx, |purchase| {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
+        if browse {
+            return;
+        }
         fx.notes.push(Note::Cancelled { rq, side: Side::Buyer, item_name, reason: reason.into() });
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Core, Effects, Note, PurchaseState, SaleState};
 use crate::model::Millis;
-use crate::trade::wire::{Ask, DealStatus, Phase, Side};
+use crate::trade::wire::{Ask, DealStatus, Goods, Phase, Side};
 
 /// An open deal of which nothing was heard for this long is asked about.
 const QUIET: Duration = Duration::from_secs(60);
@@ -17,6 +17,10 @@ const QUIET_SETTLING: Duration = Duration::from_secs(15);
 /// number be used again, it stands for the newest.
 pub fn by_number(deals: &[DealStatus]) -> HashMap<u64, &DealStatus> {
     deals.iter().rev().map(|deal| (deal.rq, deal)).collect()
+}
+
+fn goods(deal: &DealStatus) -> Goods {
+    Goods { item: deal.offer_item.clone(), description: deal.offer_description.clone() }
 }
 
 impl Core {
@@ -127,11 +131,12 @@ impl Core {
                 self.change_purchase(now, rq, fx, |purchase| {
                     (purchase.state, purchase.bought_at) = (PurchaseState::Found, None);
                 });
-                self.found(now, 0, rq, deal.item_name.clone(), deal.price.or(price).unwrap_or_default(), None, fx);
+                let price = deal.price.or(price).unwrap_or_default();
+                self.found(now, None, rq, deal.item_name.clone(), price, None, goods(deal), fx);
             }
             (Phase::Reserved, _) if unwanted || deal.price != price || state == PurchaseState::Searching => {
                 if let Some(price) = deal.price {
-                    self.found(now, 0, rq, deal.item_name.clone(), price, None, fx);
+                    self.found(now, None, rq, deal.item_name.clone(), price, None, goods(deal), fx);
                 }
             }
             (Phase::Searching | Phase::Negotiating, _) if unwanted => {

@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{Change, Core, Effects, Heard, Note, Refused};
 use crate::model::text::{self, DESCRIPTION_MAX, ITEM_NAME_MAX};
-use crate::model::{Cents, Millis};
-use crate::trade::wire::{Amount, Ask, Side};
+use crate::model::{Cents, Millis, Name};
+use crate::trade::wire::{Amount, Ask, Goods, Side};
 
 /// Most items on one stall.
 pub const ITEMS_MAX: usize = 10_000;
+/// What is looked for by who would see whatever there is.
+pub const ANYTHING: &str = "*";
 /// Most units of one item.
 pub const QUANTITY_MAX: u64 = 1_000_000;
 
@@ -57,6 +59,21 @@ impl Item {
     }
 }
 
+/// Whom and where to something that was sold goes. Its `Debug` output hides the address.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShipTo {
+    /// The buyer.
+    pub name: Name,
+    /// Its postal address.
+    pub address: String,
+}
+
+impl std::fmt::Debug for ShipTo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShipTo").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// Where a sale stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -96,6 +113,9 @@ pub struct Sale {
     pub state: SaleState,
     /// Why it is over.
     pub reason: Option<Arc<str>>,
+    /// Where it is to be sent, until it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ship_to: Option<ShipTo>,
     /// When it last changed.
     pub at: Millis,
     pub(super) heard: Heard,
@@ -134,7 +154,8 @@ fn words(text: &str) -> impl Iterator<Item = String> {
 ///
 /// An item matches if the name that is looked for is its name, whatever the case of the letters, or if
 /// every word of it (a run of letters and digits) is a word of the item's name or description. Best is
-/// the same name, then all words in the name, then the rest; among equals the one that has more words
+/// the same name, then all words in the name, then the rest (and then all there is, for who asks for
+/// [`ANYTHING`]); among equals the one that has more words
 /// of the search's description, then the cheaper one, then the first by name. So the description
 /// chooses among matches, and never makes one: "a lamp, green" must not find a green chair.
 fn fit(item: &Item, item_name: &str, description: &str) -> Option<(u8, usize, Cents)> {
@@ -143,6 +164,8 @@ fn fit(item: &Item, item_name: &str, description: &str) -> Option<(u8, usize, Ce
     let wanted: Vec<String> = words(item_name).collect();
     let kind = if fold(&item.name) == fold(item_name) {
         0
+    } else if item_name == ANYTHING {
+        3
     } else if wanted.is_empty() {
         return None;
     } else if wanted.iter().all(|word| in_name.contains(word)) {
@@ -228,13 +251,16 @@ impl Core {
             price: item.price,
             state: SaleState::Offered,
             reason: None,
+            ship_to: None,
             at: now,
             heard: Heard::Search,
             pending: true,
             changed_in: self.step,
         };
         fx.notes.push(Note::Offered { rq, item_name: item_name.clone(), item: sale.item.clone(), price: sale.price });
-        fx.requests.push((rq, Ask::Offer { item_name, price: sale.price }));
+        let description = Some(item.description.as_str()).filter(|text| !text.is_empty()).map(Arc::from);
+        let goods = Goods { item: Some(item.name.as_str().into()), description };
+        fx.requests.push((rq, Ask::Offer { item_name, price: sale.price, goods }));
         fx.changes.push(Change::Sale(sale.clone()));
         self.sales.insert(rq, sale);
     }
@@ -350,15 +376,35 @@ impl Core {
 
     // The settlement.
 
-    pub(super) fn ship(&mut self, now: Millis, rq: u64, price: Cents, fx: &mut Effects) -> Result<(), Refused> {
+    pub(super) fn ship(
+        &mut self,
+        now: Millis,
+        rq: u64,
+        price: Cents,
+        to: ShipTo,
+        fx: &mut Effects,
+    ) -> Result<(), Refused> {
         let sale = self.sales.get(&rq).filter(|sale| sale.state == SaleState::Reserved);
         let Some(sale) = sale else { return Err(Refused(format!("nothing of {rq} is reserved"))) };
         if sale.price != price {
             return Err(Refused(format!("price: {rq} is for {}, not {price}", sale.price)));
         }
         let item_name = sale.item_name.clone();
-        self.change_sale(now, rq, fx, |sale| sale.state = SaleState::Shipped);
+        self.change_sale(now, rq, fx, |sale| (sale.state, sale.ship_to) = (SaleState::Shipped, Some(to)));
         fx.notes.push(Note::Shipping { rq, item_name, price });
+        Ok(())
+    }
+
+    /// The person has sent it: where to is forgotten.
+    pub(super) fn sent(&mut self, now: Millis, rq: u64, fx: &mut Effects) -> Result<(), Refused> {
+        let sale = self.sales.get(&rq).ok_or_else(|| Refused(format!("there is no deal {rq}")))?;
+        if sale.state != SaleState::Sold {
+            return Err(Refused(format!("{rq} is not sold: there is nothing to be sent")));
+        }
+        if sale.ship_to.is_none() {
+            return Err(Refused(format!("{rq} is marked as shipped already")));
+        }
+        self.change_sale(now, rq, fx, |sale| sale.ship_to = None);
         Ok(())
     }
 
@@ -390,7 +436,7 @@ impl Core {
         let Some(sale) = self.sales.get(&rq).filter(|sale| !sale.is_over()) else { return };
         let item_name = sale.item_name.clone();
         self.change_sale(now, rq, fx, |sale| {
-            (sale.state, sale.reason) = (SaleState::Over, Some(reason.into()));
+            (sale.state, sale.reason, sale.ship_to) = (SaleState::Over, Some(reason.into()), None);
         });
         fx.notes.push(Note::Cancelled { rq, side: Side::Seller, item_name, reason: reason.into() });
     }

@@ -45,7 +45,15 @@ fn cancel(mid: u64, rq: u64) -> Event {
 }
 
 fn found(mid: u64, rq: u64, price: i64) -> Event {
-    Event::Push(Push::Found { rq, mid, item_name: "lamp".into(), price: Cents(price), seller: name("bob") })
+    Event::Push(Push::Found {
+        rq,
+        mid,
+        item_name: "lamp".into(),
+        price: Cents(price),
+        seller: name("bob"),
+        offer_item: None,
+        offer_description: None,
+    })
 }
 
 fn error(rq: u64, ask: Ask, code: Code) -> Event {
@@ -62,10 +70,24 @@ fn deals(effects: &Effects, deals: Vec<DealStatus>, more: bool) -> Event {
     Event::Answered { rq, ask, answer: Ok(Answer::Deals { rq, deals, more }) }
 }
 
+fn to() -> ShipTo {
+    ShipTo { name: name("bert"), address: "Buyer Lane 7".to_owned() }
+}
+
 fn status(rq: u64, state: Phase, price: i64, reason: Option<&str>) -> DealStatus {
     let side = if rq >= SERVER_NUMBERS { Side::Seller } else { Side::Buyer };
     let (price, reason) = (Some(Cents(price)), reason.map(Into::into));
-    DealStatus { rq, side, item_name: "lamp".into(), state, price, reason, ends_in_ms: None }
+    DealStatus {
+        rq,
+        side,
+        item_name: "lamp".into(),
+        state,
+        price,
+        reason,
+        offer_item: None,
+        offer_description: None,
+        ends_in_ms: None,
+    }
 }
 
 fn find(core: &mut Core) -> u64 {
@@ -211,20 +233,26 @@ fn a_sale_goes_by_the_book() {
     step(&mut core, search(1, SIDE, "lamp"));
     let early = core.may_inform(SIDE, "lamp", Cents(2_000)).unwrap_err();
     assert!(early.may_come);
-    assert!(core.handle(NOW, Event::Ship { rq: SIDE, price: Cents(2_000) }).is_err(), "not reserved");
+    assert!(core.handle(NOW, Event::Ship { rq: SIDE, price: Cents(2_000), to: to() }).is_err(), "not reserved");
     step(&mut core, reserve(2, SIDE, 2_000));
     assert_eq!(core.may_inform(SIDE, "lamp", Cents(2_000)), Ok(Side::Seller));
     assert!(!core.may_inform(SIDE, "lamp", Cents(1_999)).unwrap_err().may_come);
     assert!(!core.may_inform(SIDE, "Lamp", Cents(2_000)).unwrap_err().may_come);
     assert!(!core.may_inform(SIDE + 1, "lamp", Cents(2_000)).unwrap_err().may_come);
-    assert!(core.handle(NOW, Event::Ship { rq: SIDE, price: Cents(1) }).is_err(), "another price");
-    let shipped = step(&mut core, Event::Ship { rq: SIDE, price: Cents(2_000) });
+    assert!(core.handle(NOW, Event::Ship { rq: SIDE, price: Cents(1), to: to() }).is_err(), "another price");
+    let shipped = step(&mut core, Event::Ship { rq: SIDE, price: Cents(2_000), to: to() });
     assert!(matches!(&shipped.changes[..], [Change::Sale(sale)] if sale.state == SaleState::Shipped));
     assert!(core.handle(NOW, Event::Cancel { rq: SIDE }).is_err(), "no way back for us");
     let settled = step(&mut core, Event::Settled { rq: SIDE, payout: Amount(Cents(1_800)) });
     assert!(matches!(settled.notes[..], [Note::Sold { payout: Some(Amount(Cents(1_800))), .. }]));
     let item = core.items().next().unwrap();
     assert_eq!((item.quantity, item.sold, core.bound("desk lamp")), (1, 1, 0));
+    // Where it goes is kept until it is sent.
+    assert_eq!(core.sale(SIDE).unwrap().ship_to, Some(to()));
+    assert!(!format!("{:?}", core.sale(SIDE)).contains("Lane"), "an address is in no log");
+    step(&mut core, Event::Sent { rq: SIDE });
+    assert_eq!(core.sale(SIDE).unwrap().ship_to, None);
+    assert!(core.handle(NOW, Event::Sent { rq: SIDE }).is_err(), "once");
     // A SETTLED that comes twice sells once; a late CANCEL changes nothing.
     step(&mut core, Event::Settled { rq: SIDE, payout: Amount(Cents(1_800)) });
     step(&mut core, cancel(9, SIDE));
@@ -234,7 +262,9 @@ fn a_sale_goes_by_the_book() {
 #[test]
 fn a_settlement_that_fails_after_shipped_frees_the_unit() {
     let mut core = stall(1);
-    for event in [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), Event::Ship { rq: SIDE, price: Cents(2_000) }] {
+    for event in
+        [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), Event::Ship { rq: SIDE, price: Cents(2_000), to: to() }]
+    {
         step(&mut core, event);
     }
     assert_eq!(core.bound("desk lamp"), 1);
@@ -250,8 +280,10 @@ fn a_purchase_goes_by_the_book() {
     step(&mut core, found(5, rq, 2_000));
     // The seller cancelled: the next offer.
     step(&mut core, found(6, rq, 2_400));
-    // An older word that was overtaken.
-    step(&mut core, found(4, rq, 1_000));
+    // An older word that was overtaken: which of them holds is asked.
+    let effects = step(&mut core, found(4, rq, 1_000));
+    assert_eq!(asks(&effects), ["STATUS"]);
+    step(&mut core, deals(&effects, vec![status(rq, Phase::Reserved, 2_400, None)], false));
     assert!(core.may_inform(rq, "lamp", Cents(2_400)).is_err(), "not bought yet");
     let buy = step(&mut core, Event::Buy { rq });
     assert!(matches!(buy.requests[..], [(_, Ask::Buy { price: Cents(2_400), .. })]));
@@ -384,7 +416,7 @@ fn a_restarted_peer_squares_its_deals_with_the_server() {
     }
     for nth in [3, 4] {
         run(&mut disk, &mut core, reserve(20 + nth, SIDE + nth, 2_000));
-        run(&mut disk, &mut core, Event::Ship { rq: SIDE + nth, price: Cents(2_000) });
+        run(&mut disk, &mut core, Event::Ship { rq: SIDE + nth, price: Cents(2_000), to: to() });
     }
     run(&mut disk, &mut core, negotiate(30, SIDE + 6, 1_600));
     let find = Event::Find { item_name: "lamp".into(), description: "".into(), max_price: Cents(2_500) };
@@ -432,7 +464,9 @@ fn a_restarted_peer_squares_its_deals_with_the_server() {
 #[test]
 fn what_did_not_fit_into_the_answer_is_asked_for_and_a_shipped_unit_is_never_guessed_free() {
     let mut core = stall(1);
-    for event in [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), Event::Ship { rq: SIDE, price: Cents(2_000) }] {
+    for event in
+        [search(1, SIDE, "lamp"), reserve(2, SIDE, 2_000), Event::Ship { rq: SIDE, price: Cents(2_000), to: to() }]
+    {
         step(&mut core, event);
     }
     let asked = step(&mut core, Event::SettlementBroke { rq: SIDE });
@@ -521,7 +555,7 @@ proptest! {
                 5 => released(mid, rq),
                 6 => cancel(mid, rq),
                 7 => Event::Settled { rq, payout: Amount(Cents(price)) },
-                8 => Event::Ship { rq, price: Cents(2_000) },
+                8 => Event::Ship { rq, price: Cents(2_000), to: to() },
                 _ => {
                     core = disk.restart(true);
                     let asked = run(&mut disk, &mut core, Event::AskStatus);
@@ -540,4 +574,36 @@ proptest! {
             prop_assert!(states >= sold);
         }
     }
+}
+
+#[test]
+fn a_peer_offers_under_its_items_own_words_and_a_buyer_is_shown_them() {
+    let mut core = stall(1);
+    let effects = step(&mut core, search(1, SIDE, "lamp"));
+    let [(SIDE, Ask::Offer { goods, .. })] = &effects.requests[..] else { panic!("{:?}", effects.requests) };
+    assert_eq!(goods.item.as_deref(), Some("Desk lamp"));
+    assert_eq!(goods.description.as_deref(), Some("brass, green glass shade"));
+    let rq = find(&mut core);
+    let Event::Push(Push::Found { mid, item_name, price, seller, .. }) = found(5, rq, 2_000) else { panic!() };
+    let (offer_item, offer_description) = (Some("Brass lamp".into()), Some("green shade".into()));
+    let push = Push::Found { rq, mid, item_name, price, seller, offer_item, offer_description };
+    let effects = step(&mut core, Event::Push(push));
+    let [Note::Found { offer_item, offer_description, .. }] = &effects.notes[..] else { panic!("{:?}", effects.notes) };
+    assert_eq!((offer_item.as_deref(), offer_description.as_deref()), (Some("Brass lamp"), Some("green shade")));
+    assert_eq!(core.purchase(rq).unwrap().goods.item.as_deref(), Some("Brass lamp"));
+}
+
+#[test]
+fn who_browses_is_shown_an_offer_and_buys_nothing() {
+    let mut core = Core::new(Snapshot::default(), true);
+    let effects = step(&mut core, Event::Browse { word: ANYTHING.into() });
+    let [(rq, Ask::LookingFor { .. })] = effects.requests[..] else { panic!("{:?}", effects.requests) };
+    let effects = step(&mut core, found(5, rq, 2_000));
+    assert_eq!((asks(&effects), effects.notes.len()), (vec!["CANCEL".to_owned()], 0), "also with --auto-buy");
+    let seen = core.purchase(rq).unwrap();
+    assert_eq!((seen.price, seen.seller.clone()), (Some(Cents(2_000)), Some(name("bob"))));
+    // Of all that a stall has it is the cheapest.
+    let mut core = stall(1);
+    let effects = step(&mut core, search(1, SIDE, ANYTHING));
+    assert_eq!(asks(&effects), ["OFFER"]);
 }

@@ -26,7 +26,7 @@ counters! {
     errors,
     /// Refusals that were not sent: ten a second went to that address already.
     errors_withheld,
-    /// Answers that were not sent: three times the datagram is not enough.
+    /// Answers that were not sent: three times what came from that address is not enough.
     answers_too_long,
     /// Server's types and errors, which are never answered.
     ignored,
@@ -34,6 +34,9 @@ counters! {
     pushes,
     /// Pushes sent again.
     pushes_repeated,
+    /// Pushes that were not sent, being more than three times what came from an address that has not proved
+    /// that it hears.
+    pushes_withheld,
     /// Pushes acknowledged.
     acks,
     /// Acknowledgements of what is not outstanding, or from someone else.

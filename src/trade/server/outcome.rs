@@ -1,14 +1,15 @@
 //! What goes out: outcomes made real, each persisted, then sent, then its timers armed; and memory built
 //! anew where the disk has failed.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::requests::Caller;
 use super::{Due, Ex, PUSH_AGAIN, Shared, build};
 use crate::model::Millis;
 use crate::storage::StoreError;
-use crate::trade::exchange::{Outcome, Resumed, Told};
+use crate::trade::exchange::{Origin, Outcome, Outgoing, Resumed, Told};
 use crate::trade::store::Receipt;
 use crate::trade::wire::{DATAGRAM_MAX, Refusal, Reply, encode};
 
@@ -39,9 +40,8 @@ impl Shared {
         if let Some(reply) = outcome.answer {
             answer(reply);
         }
-        for (to, push) in outcome.once {
-            self.counters.pushes.add(1);
-            self.send(&encode(&push), to);
+        for outgoing in outcome.once {
+            self.send_push(exchange, &outgoing);
         }
         for told in outcome.pushes {
             self.push(exchange, told, 0);
@@ -109,51 +109,61 @@ impl Shared {
     }
 
     pub(super) fn push(&self, exchange: &Ex, told: Told, repeats: usize) {
-        let Some((to, push)) = exchange.push(told) else { return };
-        self.counters.pushes.add(1);
-        if repeats > 0 {
+        let Some(outgoing) = exchange.push(told) else { return };
+        if self.send_push(exchange, &outgoing) && repeats > 0 {
             self.counters.pushes_repeated.add(1);
         }
-        self.send(&encode(&push), to);
         if let Some(pause) = PUSH_AGAIN.get(repeats) {
             self.arm(Instant::now() + *pause, Due::Push(told, repeats + 1));
         }
     }
 
-    pub(super) fn refuse(&self, source: SocketAddr, length: usize, rq: Option<u64>, refusal: Refusal) {
-        let reply = Reply::Error { rq, code: refusal.code, reason: refusal.reason };
-        self.answer(&self.exchange(), source, length, reply);
+    /// False for one that is more than may be sent to an address that has not proved that it hears.
+    fn send_push(&self, exchange: &Ex, outgoing: &Outgoing) -> bool {
+        let Outgoing { to, from, proved, push } = outgoing;
+        let bytes = encode(push);
+        if !proved && !exchange.may_send(*to, bytes.len()) {
+            self.counters.pushes_withheld.add(1);
+            return false;
+        }
+        self.counters.pushes.add(1);
+        self.send(&bytes, *to, *from);
+        true
     }
 
-    /// Answers a datagram. To an address that nobody registered, never more than three times its bytes,
-    /// and ten errors a second: the source may be forged.
+    pub(super) fn refuse(&self, exchange: &Ex, caller: &Caller, rq: Option<u64>, refusal: Refusal) {
+        self.answer(exchange, caller, Reply::Error { rq, code: refusal.code, reason: refusal.reason });
+    }
+
+    /// Answers a datagram. To an address that has not proved that it hears no more than what came from there
+    /// allows, and to one that nobody registered never more than three times the datagram, and ten errors a
+    /// second: the source may be forged.
     /// `exchange` is the one that the request met: who builds a new one may be waiting for the writer, which
     /// may be here.
-    pub(super) fn answer(&self, exchange: &Ex, source: SocketAddr, length: usize, reply: Reply) {
+    pub(super) fn answer(&self, exchange: &Ex, caller: &Caller, mut reply: Reply) {
+        let Caller { origin: Origin { source, asked, .. }, length, proved } = *caller;
         let is_error = matches!(reply, Reply::Error { .. });
         if is_error {
             self.counters.errors.add(1);
         }
         let mut max = DATAGRAM_MAX;
-        if !exchange.is_registered(source) {
-            max = max.min(3 * length);
-            if is_error && !self.strangers.may_be_told(source, self.now()) {
-                return self.counters.errors_withheld.add(1);
+        if !proved {
+            if !exchange.is_registered(source) {
+                max = max.min(3 * length);
+                if is_error && !self.strangers.may_be_told(source, self.now()) {
+                    return self.counters.errors_withheld.add(1);
+                }
             }
+            max = max.min(exchange.room_for(source));
         }
         match reply.fit(max) {
-            Some(bytes) => self.send(&bytes, source),
-            None => self.counters.answers_too_long.add(1),
+            Some(bytes) if proved || exchange.may_send(source, bytes.len()) => self.send(&bytes, source, asked),
+            _ => self.counters.answers_too_long.add(1),
         }
     }
 
-    fn send(&self, bytes: &[u8], to: SocketAddr) {
-        // A socket that serves both families speaks to IPv4 through mapped addresses.
-        let to = match (to, self.config.addr.is_ipv6()) {
-            (SocketAddr::V4(v4), true) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
-            _ => to,
-        };
-        if let Err(error) = self.socket.send_to(bytes, to) {
+    fn send(&self, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) {
+        if let Err(error) = self.socket.send_to(bytes, to, from) {
             // As good as lost on the way: pushes are repeated, requests are asked again.
             self.counters.sends_failed.add(1);
             log::debug!("cannot send to {to}: {error}");

@@ -1,7 +1,7 @@
 //! What comes in: datagrams, lines on connections, and the requests that both hold.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,9 +14,20 @@ use crate::net::lines::LineLimits;
 use crate::net::listener::{After, MessageConnection, MessageFraming, MessageService, Rejection};
 use crate::net::udp::Datagram;
 use crate::storage::StoreError;
-use crate::trade::exchange::{Outcome, Via};
+use crate::trade::exchange::{Origin, Outcome, Via};
 use crate::trade::store::Receipt;
 use crate::trade::wire::{self, Ask, Code, DATAGRAM_MAX, Inbound, Refusal, Reply, Request, encode};
+
+/// Who sent a datagram, and what may be answered to it.
+#[derive(Clone, Copy)]
+pub(super) struct Caller {
+    pub(super) origin: Origin,
+    /// Of the datagram, bytes.
+    pub(super) length: usize,
+    /// It came from an address that had proved that it hears: its own answer goes there, also where the
+    /// request gave up the address.
+    pub(super) proved: bool,
+}
 
 /// A request that is left with the store, as long as it is: they have a bound, as threads have.
 struct Place(Arc<Shared>);
@@ -79,7 +90,8 @@ impl MessageService for TradeService {
             Inbound::Request(request) if matches!(request.ask, Ask::Buy { .. }) => {
                 drop(message);
                 shared.counters.requests.add(1);
-                shared.run(connection.source(), Via::Tcp, &request, &write);
+                let origin = Origin { source: connection.source(), asked: None, via: Via::Tcp };
+                shared.run(&origin, &request, &write);
             }
             Inbound::Request(request) => {
                 let refusal = Refusal::new(Code::BadRequest, "type: only BUY is taken on a connection");
@@ -99,81 +111,85 @@ impl Shared {
     pub(super) fn datagram(self: &Arc<Self>, datagram: Datagram<'_>) {
         let source = SocketAddr::new(datagram.source.ip().to_canonical(), datagram.source.port());
         let length = datagram.bytes.len();
+        let exchange = self.exchange();
+        let caller = Caller {
+            origin: Origin { source, asked: self.asked(datagram.to), via: Via::Udp },
+            length,
+            proved: exchange.came(source, length),
+        };
         if datagram.truncated {
             let reason = format!("the datagram is longer than {DATAGRAM_MAX} bytes");
-            return self.refuse(source, length, None, Refusal::new(Code::BadRequest, reason));
+            return self.refuse(&exchange, &caller, None, Refusal::new(Code::BadRequest, reason));
         }
         match wire::read(datagram.bytes) {
             Inbound::Request(request) => {
                 self.counters.requests.add(1);
-                self.request(source, length, request);
+                self.request(&exchange, caller, request);
             }
             Inbound::Ack(ack) => {
-                let known = self.exchange().ack(self.now(), source, &ack);
+                let known = exchange.ack(self.now(), source, &ack);
                 if known { &self.counters.acks } else { &self.counters.acks_unknown }.add(1);
             }
             Inbound::Ignored => self.counters.ignored.add(1),
-            Inbound::Refused(rq, refusal) => self.refuse(source, length, rq, refusal),
+            Inbound::Refused(rq, refusal) => self.refuse(&exchange, &caller, rq, refusal),
         }
+    }
+
+    /// Which of this host's addresses a peer speaks to: what the system says, else the one that is bound.
+    fn asked(&self, to: Option<IpAddr>) -> Option<IpAddr> {
+        let bound = self.config.addr.ip().to_canonical();
+        to.map(|to| to.to_canonical()).or((!bound.is_unspecified()).then_some(bound))
     }
 
     /// A request in a datagram. Once nothing is left of it but to wait for the disk and then to send a few
     /// datagrams, that is left with the store, and the thread is free for the next: it would sleep twice,
     /// for the commit and for the next datagram, which is more work than all the rest.
-    fn request(self: &Arc<Self>, source: SocketAddr, length: usize, request: Request) {
-        let exchange = self.exchange();
-        let outcome = exchange.request(self.now(), source, Via::Udp, &request);
+    fn request(self: &Arc<Self>, exchange: &Arc<Ex>, caller: Caller, request: Request) {
+        let outcome = exchange.request(self.now(), &caller.origin, &request);
         let place = (outcome.is_brief() && outcome.receipt.is_pending()).then(|| Place::take(self)).flatten();
         let Some(place) = place else {
-            let answer = |reply| self.answer(&exchange, source, length, reply);
-            if let Err(error) = self.carry_out(&exchange, outcome, source, &request, &answer) {
-                self.once_more(error, source, Via::Udp, &request, &answer);
+            let answer = |reply| self.answer(exchange, &caller, reply);
+            if let Err(error) = self.carry_out(exchange, outcome, caller.origin.source, &request, &answer) {
+                self.once_more(error, &caller.origin, &request, &answer);
             }
             return;
         };
-        let receipt = outcome.receipt.clone();
+        let (receipt, exchange) = (outcome.receipt.clone(), Arc::clone(exchange));
         receipt.then(move |stored| match stored {
-            Ok(()) => place.0.send_all(&exchange, outcome, &|reply| place.0.answer(&exchange, source, length, reply)),
+            Ok(()) => place.0.send_all(&exchange, outcome, &|reply| place.0.answer(&exchange, &caller, reply)),
             // Rebuilding and asking again take a while: that needs a thread of its own again.
             Err(error) => {
                 let (shared, failed, rq, cause) =
                     (Arc::clone(&place.0), Arc::clone(&exchange), request.rq, error.clone());
                 let retry = move || {
                     place.0.not_stored(&exchange, &cause);
-                    let answer = |reply| place.0.answer(&place.0.exchange(), source, length, reply);
-                    place.0.once_more(cause, source, Via::Udp, &request, &answer);
+                    let answer = |reply| place.0.answer(&place.0.exchange(), &caller, reply);
+                    place.0.once_more(cause, &caller.origin, &request, &answer);
                 };
                 if shared.floor.executor.execute(retry).is_err() {
-                    shared.answer(&failed, source, length, unavailable(rq, &error));
+                    shared.answer(&failed, &caller, unavailable(rq, &error));
                 }
             }
         });
     }
 
-    fn run(self: &Arc<Self>, source: SocketAddr, via: Via, request: &Request, answer: &dyn Fn(Reply)) {
+    fn run(self: &Arc<Self>, origin: &Origin, request: &Request, answer: &dyn Fn(Reply)) {
         let exchange = self.exchange();
-        let outcome = exchange.request(self.now(), source, via, request);
-        if let Err(error) = self.carry_out(&exchange, outcome, source, request, answer) {
-            self.once_more(error, source, via, request, answer);
+        let outcome = exchange.request(self.now(), origin, request);
+        if let Err(error) = self.carry_out(&exchange, outcome, origin.source, request, answer) {
+            self.once_more(error, origin, request, answer);
         }
     }
 
     /// A request whose change was not stored. It may have failed for something earlier that nobody waits
     /// for (an ACK), on a disk that works by now. Memory has been built anew: nothing of this request is
     /// left in it.
-    fn once_more(
-        self: &Arc<Self>,
-        error: StoreError,
-        source: SocketAddr,
-        via: Via,
-        request: &Request,
-        answer: &dyn Fn(Reply),
-    ) {
-        let outcome = |exchange: &Ex| exchange.request(self.now(), source, via, request);
+    fn once_more(self: &Arc<Self>, error: StoreError, origin: &Origin, request: &Request, answer: &dyn Fn(Reply)) {
+        let outcome = |exchange: &Ex| exchange.request(self.now(), origin, request);
         let result = match error {
             StoreError::Unavailable(_) => {
                 let exchange = self.exchange();
-                self.carry_out(&exchange, outcome(&exchange), source, request, answer)
+                self.carry_out(&exchange, outcome(&exchange), origin.source, request, answer)
             }
             error => Err(error),
         };

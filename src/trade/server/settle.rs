@@ -4,11 +4,13 @@
 //! noticed at once, whatever the other one does.
 
 use std::collections::VecDeque;
-use std::net::TcpStream;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Due, LINE_MAX, MESSAGE_TIMEOUT, Shared};
 use crate::bank::{Authorisation, Capture, GatewayError, Void};
@@ -37,6 +39,8 @@ enum Report {
     Up(Side, ConnWriter),
     Line(Side, String),
     Lost(Side, String),
+    /// There is no connection to this side, for this reason.
+    Unreached(Side, String),
     /// The thread is done.
     Done,
 }
@@ -90,7 +94,7 @@ impl Shared {
                     lines.readers += 1;
                     lines.connecting.push(side);
                 }
-                Err(_) => lost = Some((side, "the server is busy".to_owned())),
+                Err(_) => lost = Some(Report::Lost(side, "the server is busy".to_owned())),
             }
         }
         drop(reports);
@@ -99,18 +103,21 @@ impl Shared {
         while lost.is_none() && !lines.both() {
             match lines.inbox.recv() {
                 Ok(Report::Up(side, writer)) => lines.put(side, writer),
-                Ok(Report::Lost(side, why)) => {
+                Ok(report @ (Report::Lost(side, _) | Report::Unreached(side, _))) => {
                     lines.failed(side);
-                    lost = Some((side, why));
+                    lost = Some(report);
                 }
-                Ok(Report::Line(side, _)) => lost = Some((side, "it spoke before it was asked".to_owned())),
+                Ok(Report::Line(side, _)) => {
+                    lost = Some(Report::Lost(side, "it spoke before it was asked".to_owned()));
+                }
                 Ok(Report::Done) => lines.readers -= 1,
-                Err(_) => lost = Some((Side::Buyer, "the server failed".to_owned())),
+                Err(_) => lost = Some(Report::Lost(Side::Buyer, "the server failed".to_owned())),
             }
         }
         let opening = match &lost {
-            Some((side, why)) => core.handle(Input::Lost(*side, why)),
-            None => opening,
+            Some(Report::Unreached(side, why)) => core.handle(Input::Unreached(*side, why)),
+            Some(Report::Lost(side, why)) => core.handle(Input::Lost(*side, why)),
+            _ => opening,
         };
         // Abandoned: the guard sees to it; the lines are cut, and STATUS tells both sides the end.
         let _ = self.act(&mut core, opening, &mut lines).and_then(|()| self.listen(&mut core, &mut lines));
@@ -127,7 +134,7 @@ impl Shared {
             let input = lines.inbox.recv_timeout(step_ends.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
             let actions = match &input {
                 Ok(Report::Line(side, line)) => core.handle(Input::Line(*side, line)),
-                Ok(Report::Lost(side, why)) => core.handle(Input::Lost(*side, why)),
+                Ok(Report::Lost(side, why) | Report::Unreached(side, why)) => core.handle(Input::Lost(*side, why)),
                 Ok(Report::Up(side, writer)) => {
                     lines.put(*side, writer.clone());
                     Vec::new()
@@ -189,7 +196,7 @@ impl Shared {
                     }
                 }
                 Action::Store(milestone) => {
-                    self.record(core.order().deal, &milestone)?;
+                    self.record(core, &milestone)?;
                     lines.hear_what_came_early(core);
                     core.handle(Input::Stored)
                 }
@@ -203,12 +210,16 @@ impl Shared {
         Ok(())
     }
 
-    fn record(self: &Arc<Self>, deal: u64, milestone: &Milestone) -> Result<(), Abandoned> {
+    fn record(self: &Arc<Self>, core: &Settlement, milestone: &Milestone) -> Result<(), Abandoned> {
+        let deal = core.order().deal;
         let event = match milestone {
             Milestone::Authorised => Event::Authorised,
             Milestone::Shipped => Event::Shipped,
             Milestone::Captured => Event::Captured,
-            Milestone::Failed(reason) => Event::SettlementFailed(reason),
+            Milestone::Failed(reason) => match core.unreached() {
+                Some((side, detail)) => Event::Unreached { side, reason, detail },
+                None => Event::SettlementFailed(reason),
+            },
         };
         let exchange = self.exchange();
         let outcome = exchange.settlement(self.now(), deal, event).map_err(|refusal| {
@@ -263,9 +274,9 @@ impl Shared {
     fn serve_line(&self, side: Side, peer: &SettlingPeer, reports: &Sender<Report>) {
         // When the driver does not listen any more, the connection has no purpose.
         let report = |report| reports.send(report).is_ok();
-        match self.connect(peer) {
-            Err(why) => {
-                report(Report::Lost(side, why));
+        match self.connect(side, peer) {
+            Err(failure) => {
+                report(failure);
             }
             Ok(conn) => {
                 let (reader, writer) = conn.split();
@@ -287,17 +298,34 @@ impl Shared {
         report(Report::Done);
     }
 
-    fn connect(&self, peer: &SettlingPeer) -> Result<Conn, String> {
-        let addr = peer.tcp.ok_or("it is not registered any more")?;
+    fn connect(&self, side: Side, peer: &SettlingPeer) -> Result<Conn, Report> {
+        let lost = |why: String| Report::Lost(side, why);
+        let addr = peer.tcp.ok_or_else(|| lost("it is not registered any more".to_owned()))?;
         let timeout = self.config.settle_timeout;
-        let stream = TcpStream::connect_timeout(&addr, timeout).map_err(|error| format!("cannot connect: {error}"))?;
+        let stream = connect(addr, peer.from, timeout).map_err(|error| {
+            Report::Unreached(side, format!("your settlement port {addr} could not be reached: {error}"))
+        })?;
         // Small lines back and forth: without this each would wait for the last one's acknowledgement.
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        stream.set_nodelay(true).map_err(|error| lost(error.to_string()))?;
         if self.config.plaintext {
             return Ok(Conn::plain(stream));
         }
-        Conn::tls_server(stream, &self.floor.identity, Instant::now() + timeout).map_err(|error| error.to_string())
+        Conn::tls_server(stream, &self.floor.identity, Instant::now() + timeout)
+            .map_err(|error| lost(error.to_string()))
     }
+}
+
+/// Connects from the address that the peer knows the server by, if this host has it still.
+fn connect(to: SocketAddr, from: Option<IpAddr>, timeout: Duration) -> io::Result<TcpStream> {
+    let from = from.filter(|from| from.is_ipv4() == to.is_ipv4());
+    let Some(from) = from else { return TcpStream::connect_timeout(&to, timeout) };
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    if let Err(error) = socket.bind(&SocketAddr::new(from, 0).into()) {
+        log::debug!("cannot connect to {to} from {from}: {error}");
+        return TcpStream::connect_timeout(&to, timeout);
+    }
+    socket.connect_timeout(&to.into(), timeout)?;
+    Ok(socket.into())
 }
 
 /// The lines to both sides: the ends that are written to, and what the threads at the other ends report.
@@ -324,7 +352,7 @@ impl Lines {
         {
             let actions = match report {
                 Report::Line(side, line) => core.handle(Input::Line(side, &line)),
-                Report::Lost(side, why) => core.handle(Input::Lost(side, &why)),
+                Report::Lost(side, why) | Report::Unreached(side, why) => core.handle(Input::Lost(side, &why)),
                 Report::Up(side, writer) => {
                     self.put(side, writer);
                     Vec::new()
@@ -390,7 +418,7 @@ impl Lines {
                     self.put(side, writer);
                     deadline = Instant::now() + linger;
                 }
-                Ok(Report::Lost(side, _)) => self.failed(side),
+                Ok(Report::Lost(side, _) | Report::Unreached(side, _)) => self.failed(side),
                 Ok(Report::Line(..)) => {}
                 // The threads keep their own time while they connect.
                 Err(RecvTimeoutError::Timeout) if !self.connecting.is_empty() => {}

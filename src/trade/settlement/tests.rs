@@ -8,6 +8,7 @@ const SELLER_RQ: u64 = 1 << 31;
 
 fn order(payment: Payment) -> Settling {
     let peer = |name: &str, rq| SettlingPeer {
+        from: None,
         name: Name::new(name).unwrap(),
         rq,
         token: Some(Token::from_text(format!("token of {name}"))),
@@ -17,6 +18,7 @@ fn order(payment: Payment) -> Settling {
         deal: 1,
         key: "trade-1".to_owned(),
         item_name: "lamp".into(),
+        goods: Goods::default(),
         price: Cents(9_500),
         fee: Cents(950),
         payment,

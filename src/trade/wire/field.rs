@@ -7,7 +7,7 @@ use super::NUMBER_MAX;
 use crate::model::{Cents, number, text};
 
 /// The names of all fields that may be in a message of a peer.
-pub(super) const FIELDS: [&str; 16] = [
+pub(super) const FIELDS: [&str; 18] = [
     "type",
     "rq",
     "mid",
@@ -20,6 +20,8 @@ pub(super) const FIELDS: [&str; 16] = [
     "description",
     "price",
     "max_price",
+    "offer_item",
+    "offer_description",
     "rq_deal",
     "cc_number",
     "cc_exp",
@@ -52,6 +54,8 @@ pub(super) fn whole_number(value: &Value) -> Option<u64> {
 /// # Errors
 /// What is wrong with it, without quoting it.
 pub fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, String> {
+    // An editor's byte order mark says nothing.
+    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
     match json.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
         Some(b'{') => serde_json::from_slice(json).map_err(|error| json_error(&error, json)),
         Some(_) => Err("expected one JSON object".to_owned()),

@@ -59,6 +59,15 @@ impl Serialize for Secret {
     }
 }
 
+/// What a seller really offers, in its own words; nothing where it says only what was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goods {
+    /// `offer_item`
+    pub item: Option<Arc<str>>,
+    /// `offer_description`
+    pub description: Option<Arc<str>>,
+}
+
 /// One deal in `DEALS`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DealStatus {
@@ -76,6 +85,12 @@ pub struct DealStatus {
     /// Why it was cancelled.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<Arc<str>>,
+    /// What the seller really offers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub offer_item: Option<Arc<str>>,
+    /// And what else it says of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub offer_description: Option<Arc<str>>,
     /// How long the present window still is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ends_in_ms: Option<u64>,
@@ -112,13 +127,13 @@ pub enum Phase {
 impl Reply {
     /// The datagram, if it can be made at most `max` bytes long: a list leaves out its oldest, a reason
     /// loses its end; an answer that cannot shrink is not sent.
-    pub fn fit(mut self, max: usize) -> Option<Vec<u8>> {
-        let bytes = encode(&self);
+    pub fn fit(&mut self, max: usize) -> Option<Vec<u8>> {
+        let bytes = encode(self);
         if bytes.len() <= max {
             return Some(bytes);
         }
         let excess = bytes.len() - max;
-        match &mut self {
+        match self {
             Reply::Deals { deals, more, .. } => {
                 *more = true;
                 let mut length = bytes.len();
@@ -132,7 +147,7 @@ impl Reply {
             }
             _ => return None,
         }
-        let bytes = encode(&self);
+        let bytes = encode(self);
         (bytes.len() <= max).then_some(bytes)
     }
 }
@@ -160,7 +175,17 @@ pub enum Push {
     /// Your offer is not taken.
     Released { rq: u64, mid: u64, item_name: Arc<str> },
     /// One is reserved for you.
-    Found { rq: u64, mid: u64, item_name: Arc<str>, price: Cents, seller: Name },
+    Found {
+        rq: u64,
+        mid: u64,
+        item_name: Arc<str>,
+        price: Cents,
+        seller: Name,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        offer_item: Option<Arc<str>>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        offer_description: Option<Arc<str>>,
+    },
     /// There were offers, all above your maximum.
     NotFound { rq: u64, mid: u64, item_name: Arc<str>, max_price: Cents },
     /// There was no offer.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::field::{present, price, read_object, string, whole_number};
-use super::{Code, Refusal, SERVER_NUMBERS};
+use super::{Code, Goods, Refusal, SERVER_NUMBERS};
 use crate::model::text::{DESCRIPTION_MAX, ITEM_NAME_MAX};
 use crate::model::{Cents, Name, Token, money, text};
 
@@ -69,7 +69,7 @@ pub enum Ask {
     /// Search, as a buyer.
     LookingFor { item_name: Arc<str>, description: Arc<str>, max_price: Cents },
     /// Have it, for this price.
-    Offer { item_name: Arc<str>, price: Cents },
+    Offer { item_name: Arc<str>, price: Cents, goods: Goods },
     /// Do not have it.
     NotAvailable { item_name: Arc<str> },
     /// Agree to sell for NEGOTIATE's maximum.
@@ -101,7 +101,16 @@ struct Fields {
     price: Option<Value>,
     #[serde(default, deserialize_with = "money::as_written")]
     max_price: Option<Value>,
+    offer_item: Option<Value>,
+    offer_description: Option<Value>,
     rq_deal: Option<Value>,
+}
+
+fn optional(value: &Option<Value>, field: &str, min: usize, max: usize) -> Result<Option<Arc<str>>, String> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        value => string(value, field, min, max).map(|text| Some(Arc::from(text))),
+    }
 }
 
 const REQUESTS: &str =
@@ -183,7 +192,14 @@ impl Fields {
                 description: string(&self.description, "description", 0, DESCRIPTION_MAX)?.into(),
                 max_price: price(&self.max_price, "max_price")?,
             },
-            "OFFER" => Ask::Offer { item_name: self.item_name()?, price: price(&self.price, "price")? },
+            "OFFER" => Ask::Offer {
+                item_name: self.item_name()?,
+                price: price(&self.price, "price")?,
+                goods: Goods {
+                    item: optional(&self.offer_item, "offer_item", 1, ITEM_NAME_MAX)?,
+                    description: optional(&self.offer_description, "offer_description", 0, DESCRIPTION_MAX)?,
+                },
+            },
             "NOT_AVAILABLE" => Ask::NotAvailable { item_name: self.item_name()? },
             "ACCEPT" => Ask::Accept { item_name: self.item_name()?, max_price: price(&self.max_price, "max_price")? },
             "REFUSE" => Ask::Refuse { item_name: self.item_name()?, max_price: price(&self.max_price, "max_price")? },

@@ -22,7 +22,16 @@ pub enum SettlementLine {
     /// You are paid.
     Settled { rq: u64, payout: Amount },
     /// You have paid.
-    Receipt { rq: u64, item_name: Arc<str>, price: Cents, seller: Name },
+    Receipt {
+        rq: u64,
+        item_name: Arc<str>,
+        price: Cents,
+        seller: Name,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        offer_item: Option<Arc<str>>,
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        offer_description: Option<Arc<str>>,
+    },
     /// Nothing is charged.
     Cancel { rq: u64, item_name: Arc<str>, reason: Arc<str> },
 }

@@ -110,13 +110,15 @@ fn answers_shrink_to_fit_or_are_not_sent() {
         state: Phase::Searching,
         price: None,
         reason: None,
+        offer_item: None,
+        offer_description: None,
         ends_in_ms: Some(1),
     };
     let deals = Reply::Deals { rq: 1, deals: (0..100).map(deal).collect(), more: false };
     let bytes = deals.clone().fit(1000).unwrap();
     let value: Value = serde_json::from_slice(&bytes).unwrap();
     assert!(bytes.len() <= 1000 && bytes.len() > 900 && value["more"] == true && value["deals"][0]["rq"] == 0);
-    assert!(deals.fit(10).is_none());
+    assert!(deals.clone().fit(10).is_none());
 }
 
 #[test]

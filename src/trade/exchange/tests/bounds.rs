@@ -84,7 +84,7 @@ fn who_is_asked_alone_and_not_waited_for_still_hears_of_it_once() {
     assert_eq!(world.deals("bo")[0]["reason"], "NOT_AVAILABLE");
     world.search("bo", 5);
     let once = std::mem::take(&mut world.last.once);
-    let [(to, Push::Search { rq, .. })] = &once[..] else { panic!("{once:?}") };
+    let [Outgoing { to, push: Push::Search { rq, .. }, .. }] = &once[..] else { panic!("{once:?}") };
     assert_eq!(*to, world.homes["al"]);
     // Its late offer comes to nothing, but from now on it is waited for.
     assert_eq!(code(&world.act("al", "OFFER", *rq, Some(1))), "WRONG_STATE");

@@ -83,6 +83,8 @@ fn ten_minutes_after_its_end_a_deal_has_left_no_trace() {
     world.act("al", "CANCEL", 2, None);
     world.search("cy", 3);
     world.say("cy", json!({"type": "DE-REGISTER", "rq": 9}));
+    // Who shows that it hears keeps its name.
+    world.status("127.0.0.1:5001", "bo");
     world.pass(599_999);
     world.exchange.sweep(world.now);
     assert_eq!(world.exchange.sizes().1, 3);

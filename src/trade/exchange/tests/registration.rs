@@ -191,6 +191,9 @@ fn a_new_holder_of_a_name_sees_nothing_of_the_former_one() {
 fn a_name_silent_for_a_month_is_free_again() {
     let mut world = World::with(&["al", "bo"]);
     let month = 30 * 86_400_000;
+    for (name, home) in [("al", "127.0.0.1:5000"), ("bo", "127.0.0.1:5001")] {
+        world.status(home, name);
+    }
     world.pass(month - 1);
     assert_eq!(world.from("127.0.0.1:6000", register("al", "127.0.0.1", 6000))["type"], "REGISTER-DENIED");
     world.deals("bo");

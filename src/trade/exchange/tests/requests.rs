@@ -183,10 +183,10 @@ fn pushes_go_where_the_peer_is_now() {
     let mut world = World::with(&["al", "bo"]);
     world.search("bo", 1);
     let told = world.last.pushes[0];
-    assert_eq!(world.exchange.push(told).unwrap().0, world.homes["al"]);
+    assert_eq!(world.exchange.push(told).unwrap().to, world.homes["al"]);
     let token = world.tokens["al"].clone();
     world.from("127.0.0.1:1", login("al", 1, &token, 5999));
-    assert_eq!(world.exchange.push(told).unwrap().0, "127.0.0.1:5999".parse().unwrap());
+    assert_eq!(world.exchange.push(told).unwrap().to, "127.0.0.1:5999".parse().unwrap());
     world.pass(5_000);
     world.tick_all();
     assert!(world.exchange.push(told).is_none(), "a SEARCH is not repeated after its window");

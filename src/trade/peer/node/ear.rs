@@ -7,7 +7,7 @@ use super::{Inner, PUSHES_MAX};
 use crate::model::{Card, Cents, Name};
 use crate::trade::client::{Handler, Shipping};
 use crate::trade::peer::wallet::Wallet;
-use crate::trade::peer::{Event, Note};
+use crate::trade::peer::{Event, Note, ShipTo};
 use crate::trade::wire::{Amount, Inform, Purse, Push, Side};
 
 /// What the client talks to. Weak, because the client is the inner one's own.
@@ -28,9 +28,10 @@ impl Handler for Ear {
     }
 
     fn ship(&self, shipping: &Shipping) -> Result<(), String> {
-        let Shipping { rq, price, .. } = *shipping;
+        let Shipping { rq, price, ref name, ref address, .. } = *shipping;
+        let to = ShipTo { name: name.clone(), address: address.clone() };
         let inner = self.0.upgrade().ok_or("the peer is closed")?;
-        inner.step(vec![Event::Ship { rq, price }]).map_err(|error| error.to_string())
+        inner.step(vec![Event::Ship { rq, price, to }]).map_err(|error| error.to_string())
     }
 
     fn settled(&self, rq: u64, payout: Amount) {

@@ -1,0 +1,186 @@
+//! Control messages of Linux: what comes and goes beside a datagram (cmsg(3), ip(7), ipv6(7)). Which of this
+//! host's addresses a datagram was sent to, or is to leave from, stands in one (IP_PKTINFO, IPV6_PKTINFO).
+//!
+//! They are laid out by hand: a `cmsghdr`, then its data, each aligned as a `size_t` is.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+
+use socket2::{MaybeUninitSlice, MsgHdr, MsgHdrMut, SockAddr, SockRef};
+
+/// The bytes of `cmsghdr`: its length as a `size_t`, then level and type.
+const HEADER: usize = size_of::<libc::cmsghdr>();
+/// More than the control messages of one datagram take, whatever the socket may have been asked to tell.
+const CONTROL_BYTES: usize = 128;
+
+/// Turns an option on whose value is a number.
+pub(super) fn turn_on(socket: &UdpSocket, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is a c_int that lives through the call, with its true size; the
+    // descriptor is borrowed, so it is open.
+    let failed = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Asks that [`receive`] be told to which address each datagram was sent.
+pub(super) fn tell_destinations(socket: &UdpSocket, is_ipv6: bool) -> io::Result<()> {
+    if is_ipv6 {
+        // Also for what comes over IPv4: its address is told in its mapped form.
+        turn_on(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+    } else {
+        turn_on(socket, libc::IPPROTO_IP, libc::IP_PKTINFO)
+    }
+}
+
+/// The next datagram: its length, its source, and which address of this host it was sent to.
+pub(super) fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+    // SAFETY: u8 and MaybeUninit<u8> have the same layout, and recvmsg writes nothing but bytes that came,
+    // so the buffer stays initialised.
+    let uninit = unsafe { &mut *(std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>]) };
+    let mut source = SockAddr::from(SocketAddr::from(([0; 16], 0)));
+    let mut control = [MaybeUninit::new(0_u8); CONTROL_BYTES];
+    let (length, control_length) = {
+        let mut buffers = [MaybeUninitSlice::new(uninit)];
+        let mut message = MsgHdrMut::new().with_addr(&mut source).with_buffers(&mut buffers).with_control(&mut control);
+        let length = SockRef::from(socket).recvmsg(&mut message, 0)?;
+        (length, message.control_len())
+    };
+    // SAFETY: all of it was initialised above.
+    let control = control.map(|byte| unsafe { byte.assume_init() });
+    let source = source.as_socket().ok_or_else(|| io::Error::other("a datagram has no source address"))?;
+    Ok((length, source, messages(&control[..control_length.min(CONTROL_BYTES)]).find_map(destination)))
+}
+
+fn destination((level, kind, data): (libc::c_int, libc::c_int, &[u8])) -> Option<IpAddr> {
+    match (level, kind) {
+        // in_pktinfo: the interface, the address of this host, and the one in the header, which may be that
+        // of a broadcast.
+        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+            data.get(4..8).and_then(|ip| <[u8; 4]>::try_from(ip).ok()).map(|ip| Ipv4Addr::from(ip).into())
+        }
+        // in6_pktinfo: the address, then the interface.
+        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+            data.get(..16).and_then(|ip| <[u8; 16]>::try_from(ip).ok()).map(|ip| Ipv6Addr::from(ip).into())
+        }
+        _ => None,
+    }
+}
+
+/// Sends a datagram from one of this host's addresses, of the family of `to`; by an interface where one is
+/// named.
+pub(super) fn send(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    to: SocketAddr,
+    from: IpAddr,
+    interface: Option<u32>,
+) -> io::Result<usize> {
+    let interface = interface.unwrap_or(0).to_ne_bytes();
+    let mut control = [0; HEADER + 24];
+    let length = match from {
+        IpAddr::V4(from) => {
+            // The last field says something only when reading.
+            let info: [u8; 12] = join(&[&interface, &from.octets(), &[0; 4]]);
+            put(&mut control, libc::IPPROTO_IP, libc::IP_PKTINFO, &info)
+        }
+        IpAddr::V6(from) => {
+            let info: [u8; 20] = join(&[&from.octets(), &interface]);
+            put(&mut control, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info)
+        }
+    };
+    let to = SockAddr::from(to);
+    let buffers = [IoSlice::new(bytes)];
+    let message = MsgHdr::new().with_addr(&to).with_buffers(&buffers).with_control(&control[..length]);
+    SockRef::from(socket).sendmsg(&message, 0)
+}
+
+fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+    let mut all = [0; N];
+    let mut at = 0;
+    for part in parts {
+        all[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+    all
+}
+
+/// Writes one message; how many bytes it takes, aligned.
+fn put(control: &mut [u8], level: libc::c_int, kind: libc::c_int, data: &[u8]) -> usize {
+    let length = HEADER + data.len();
+    control[..HEADER - 8].copy_from_slice(&length.to_ne_bytes());
+    control[HEADER - 8..HEADER - 4].copy_from_slice(&level.to_ne_bytes());
+    control[HEADER - 4..HEADER].copy_from_slice(&kind.to_ne_bytes());
+    control[HEADER..length].copy_from_slice(data);
+    HEADER + data.len().next_multiple_of(size_of::<usize>())
+}
+
+/// The messages of a control buffer: level, type, data. Where a length cannot be, nothing behind it is read.
+pub(super) fn messages(mut control: &[u8]) -> impl Iterator<Item = (libc::c_int, libc::c_int, &[u8])> {
+    std::iter::from_fn(move || {
+        let (header, rest) = control.split_at_checked(HEADER)?;
+        let length = usize::from_ne_bytes(std::array::from_fn(|at| header[at]));
+        let data = rest.get(..length.checked_sub(HEADER)?)?;
+        control = rest.get(data.len().next_multiple_of(size_of::<usize>())..).unwrap_or_default();
+        Some((number(header, HEADER - 8), number(header, HEADER - 4), data))
+    })
+}
+
+/// A C `int` within a message.
+pub(super) fn number(bytes: &[u8], at: usize) -> libc::c_int {
+    libc::c_int::from_ne_bytes(std::array::from_fn(|nth| bytes[at + nth]))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::net) fn message(level: libc::c_int, kind: libc::c_int, data: &[u8]) -> Vec<u8> {
+        let mut control = vec![0; HEADER + data.len().next_multiple_of(size_of::<usize>())];
+        put(&mut control, level, kind, data);
+        control
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_broken_messages_harm_nobody() {
+        let two = [message(1, 2, &[7; 5]), message(3, 4, &[8; 16])].concat();
+        let read: Vec<_> = messages(&two).collect();
+        assert_eq!(read, [(1, 2, &[7; 5][..]), (3, 4, &[8; 16][..])]);
+        for length in 0..two.len() {
+            let whole = messages(&two[..length]).count();
+            assert!(whole <= usize::from(length >= HEADER + 5), "{length}");
+        }
+        for length in [0, 1, HEADER - 1, usize::MAX] {
+            let mut broken = two.clone();
+            broken[..size_of::<usize>()].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(messages(&broken).count(), 0, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_datagrams_destination_is_told_and_answers_leave_from_it() {
+        for (any, loopback) in [("0.0.0.0:0", "127.0.0.9"), ("[::]:0", "127.0.0.9"), ("[::]:0", "::1")] {
+            let server = UdpSocket::bind(any).unwrap();
+            let is_ipv6 = server.local_addr().unwrap().is_ipv6();
+            tell_destinations(&server, is_ipv6).unwrap();
+            let asked: IpAddr = loopback.parse().unwrap();
+            let client = UdpSocket::bind((if asked.is_ipv6() { "::1" } else { "127.0.0.1" }, 0)).unwrap();
+            client.send_to(b"hello", (asked, server.local_addr().unwrap().port())).unwrap();
+            let mut buffer = [0; 9];
+            let (length, source, to) = receive(&server, &mut buffer).unwrap();
+            assert_eq!((&buffer[..length], to.map(|to| to.to_canonical())), (&b"hello"[..], Some(asked)));
+            send(&server, b"hi", source, to.unwrap(), None).unwrap();
+            let (length, by) = client.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..length], by.ip()), (&b"hi"[..], asked), "{any}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Who has which address, and whether it hears what is sent there (SPEC section 3, "Pushes").
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Exchange, PeerCell, PeerState};
+use crate::model::Millis;
+use crate::net::source::{self, Source};
+use crate::trade::journal::{Change, Journal, PeerRow};
+
+/// An address whose name was heard within this time is given to no other.
+const ADDRESS_KEPT: Duration = Duration::from_secs(120);
+
+/// An address is another's who is there.
+pub(super) struct Held;
+
+impl<J: Journal> Exchange<J> {
+    /// A datagram of so many bytes came from there. Whether that address has proved that it hears: then
+    /// nothing that is sent there counts.
+    pub fn came(&self, source: SocketAddr, bytes: usize) -> bool {
+        let proved = self.is_proved(source);
+        if !proved {
+            self.allowances.lock().came(source.ip(), bytes);
+        }
+        proved
+    }
+
+    /// Whether a datagram of so many bytes may be sent there; it counts as sent if so.
+    pub fn may_send(&self, to: SocketAddr, bytes: usize) -> bool {
+        self.is_proved(to) || self.allowances.lock().take(to.ip(), bytes)
+    }
+
+    /// The longest datagram that may be sent there now.
+    pub fn room_for(&self, to: SocketAddr) -> usize {
+        if self.is_proved(to) {
+            return usize::MAX;
+        }
+        usize::try_from(self.allowances.lock().left(to.ip())).unwrap_or(usize::MAX)
+    }
+
+    fn is_proved(&self, address: SocketAddr) -> bool {
+        self.addresses.read().get(&address).is_some_and(|peer| peer.proved.load(Ordering::Relaxed))
+    }
+
+    /// Its token came with a request: from the address that it was first told to, that proves the address.
+    pub(super) fn token_came(&self, peer: &PeerCell<J>, state: &mut PeerState<J>, source: SocketAddr) {
+        let row = &mut state.row;
+        let told_here = source == row.addr && source == row.first_source;
+        if row.hearing.here || row.hearing.moved || row.displaced || !told_here {
+            return;
+        }
+        (row.hearing.here, row.hearing.ever) = (true, true);
+        peer.proved.store(true, Ordering::Relaxed);
+        // Nothing waits for it: where it is lost, the next token proves the same.
+        self.journal.append(vec![Change::Peer(Box::new(row.clone()))]);
+    }
+
+    /// A push was acknowledged. From the peer's own address that proves the address, if the number of the
+    /// push was sent to no other. Returns what is to be stored.
+    pub(super) fn ack_came(
+        &self,
+        peer: &PeerCell<J>,
+        state: &mut PeerState<J>,
+        source: SocketAddr,
+        mid: u64,
+    ) -> Option<Change> {
+        let row = &mut state.row;
+        let mut hearing = row.hearing;
+        hearing.acknowledges = true;
+        let sent_here_alone = self.mid_key.place(mid).is_some_and(|place| place > row.addr_since);
+        if source == row.addr && !row.displaced && sent_here_alone {
+            (hearing.here, hearing.ever) = (true, true);
+        }
+        if hearing == row.hearing {
+            return None;
+        }
+        row.hearing = hearing;
+        peer.proved.store(hearing.here, Ordering::Relaxed);
+        peer.acknowledges.store(true, Ordering::Relaxed);
+        Some(Change::Peer(Box::new(row.clone())))
+    }
+
+    /// Gives an address to a peer, unless a name that is there has it. The one that had it before, and was
+    /// not there, is to be told that it has lost it: see [`Exchange::displace`].
+    pub(super) fn claim(
+        &self,
+        now: Millis,
+        address: SocketAddr,
+        peer: &Arc<PeerCell<J>>,
+    ) -> Result<Option<Arc<PeerCell<J>>>, Held> {
+        let mut addresses = self.addresses.write();
+        let before = addresses.get(&address).filter(|before| !Arc::ptr_eq(before, peer)).cloned();
+        if before.as_ref().is_some_and(|before| before.is_there(now)) {
+            return Err(Held);
+        }
+        addresses.insert(address, Arc::clone(peer));
+        Ok(before)
+    }
+
+    /// An address is not this peer's any more.
+    pub(super) fn leave_address(&self, address: SocketAddr, peer: &PeerCell<J>) {
+        let mut addresses = self.addresses.write();
+        if addresses.get(&address).is_some_and(|holder| std::ptr::eq(&raw const **holder, peer)) {
+            addresses.remove(&address);
+        }
+    }
+
+    /// Another peer has taken this one's address: what comes from there is not its own any more. No other
+    /// peer may be locked.
+    pub(super) fn displace(&self, now: Millis, peer: Option<Arc<PeerCell<J>>>, address: SocketAddr) {
+        let Some(peer) = peer else { return };
+        let mut state = peer.state.lock();
+        // It may have moved, or left, or come back in the meantime.
+        let is_its_own = self.addresses.read().get(&address).is_some_and(|holder| Arc::ptr_eq(holder, &peer));
+        if state.leaving || state.row.addr != address || is_its_own {
+            return;
+        }
+        state.row.displaced = true;
+        state.row.hearing.here = false;
+        peer.proved.store(false, Ordering::Relaxed);
+        let log = state.row.log("displaced", now, format!("from {address}"));
+        state.last = self.journal.append(vec![Change::Peer(Box::new(state.row.clone())), log]);
+    }
+
+    /// A peer as it was on disk. Where two have one address, the power went between taking it from one and
+    /// writing that down: it is the later one's.
+    pub(super) fn put_back(&self, row: PeerRow, heard_at: Millis) {
+        let peer = Arc::new(PeerCell::new(row, heard_at));
+        let named_at = |peer: &PeerCell<J>| {
+            let row = &peer.state.lock().row;
+            (!row.displaced).then_some((row.addr_since.max(row.since), row.addr))
+        };
+        self.names.lock().take(peer.registered_from(), 1);
+        self.peers.write().insert(peer.name.clone(), Arc::clone(&peer));
+        let Some((since, address)) = named_at(&peer) else { return };
+        let mut addresses = self.addresses.write();
+        let later = addresses.get(&address).filter(|other| named_at(other).is_some_and(|(at, _)| at > since));
+        let loser = match later {
+            Some(_) => Some(peer),
+            None => addresses.insert(address, peer),
+        };
+        if let Some(loser) = loser {
+            let mut state = loser.state.lock();
+            state.row.displaced = true;
+            state.row.hearing.here = false;
+            loser.proved.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<J: Journal> PeerCell<J> {
+    /// Whose share of all names its own counts for: that does not change when it moves.
+    pub(super) fn registered_from(&self) -> Source {
+        source::of(self.state.lock().row.first_source.ip())
+    }
+
+    /// Whether its address is to be kept for it.
+    fn is_there(&self, now: Millis) -> bool {
+        self.own_deals.load(Ordering::Relaxed) > 0 || self.heard_at().until(now) < ADDRESS_KEPT
+    }
+}

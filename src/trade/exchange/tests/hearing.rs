@@ -1,0 +1,236 @@
+//! Who has shown that it hears, who has which address, and which names lapse.
+
+use super::*;
+
+const AL: &str = "127.0.0.1:5000";
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+impl World {
+    fn is_proved(&self, at: &str) -> bool {
+        self.exchange.room_for(address(at)) == usize::MAX
+    }
+
+    fn ack(&self, from: &str, mid: u64) -> bool {
+        self.exchange.ack(self.now, address(from), &Ack { mid, token: None })
+    }
+
+    fn newest_mid(&self, name: &str) -> u64 {
+        self.newest(name)["mid"].as_u64().unwrap()
+    }
+
+    pub(super) fn status(&mut self, from: &str, name: &str) -> Value {
+        let token = self.tokens[name].clone();
+        self.from(from, json!({"type": "STATUS", "rq": 900, "name": name, "token": token}))
+    }
+}
+
+#[test]
+fn an_address_is_proved_by_the_token_from_where_it_was_first_told() {
+    let mut world = World::with(&["al", "bo"]);
+    assert!(!world.is_proved(AL));
+    world.deals("al");
+    assert!(!world.is_proved(AL), "that it comes from there shows nothing: a source may be forged");
+    world.status("10.0.0.1:9", "al");
+    assert!(!world.is_proved(AL) && !world.is_proved("10.0.0.1:9"), "it was not told there");
+    world.status(AL, "al");
+    assert!(world.is_proved(AL) && !world.is_proved("127.0.0.1:5001"));
+    world.reload();
+    assert!(world.is_proved(AL), "also after a restart");
+    world.say("al", json!({"type": "DE-REGISTER", "rq": 901}));
+    assert!(!world.is_proved(AL), "it was the name's, and ends with it");
+}
+
+#[test]
+fn who_registered_from_another_port_is_proved_by_an_ack_alone() {
+    let mut world = World::with(&["bo"]);
+    let answer = world.from("127.0.0.1:7777", register("al", "127.0.0.1", 5100));
+    world.tokens.insert("al".to_owned(), answer["token"].as_str().unwrap().to_owned());
+    world.status("127.0.0.1:7777", "al");
+    world.status("127.0.0.1:5100", "al");
+    assert!(!world.is_proved("127.0.0.1:5100"), "whoever is at 7777 knows the token and may forge that source");
+    world.search("bo", 1);
+    let mid = world.newest_mid("al");
+    assert!(world.ack("127.0.0.1:5100", mid));
+    assert!(world.is_proved("127.0.0.1:5100"));
+}
+
+#[test]
+fn an_address_named_anew_is_proved_by_an_ack_of_what_was_sent_there() {
+    let mut world = World::with(&["al", "bo"]);
+    world.status(AL, "al");
+    world.search("bo", 1);
+    let before = world.newest_mid("al");
+    let token = world.tokens["al"].clone();
+    assert_eq!(world.from("127.0.0.1:5900", login("al", 7, &token, 5900))["type"], "LOGGED-IN");
+    assert!(!world.is_proved("127.0.0.1:5900"));
+    world.status("127.0.0.1:5900", "al");
+    assert!(!world.is_proved("127.0.0.1:5900"), "the token was told elsewhere");
+    assert!(world.ack("127.0.0.1:5900", before), "it is acknowledged");
+    assert!(!world.is_proved("127.0.0.1:5900"), "but its number went to the old address first");
+    world.search("bo", 2);
+    let mid = world.newest_mid("al");
+    assert!(!world.ack("127.0.0.1:5901", mid) && !world.ack("127.0.0.1:5900", mid ^ 1));
+    assert!(!world.is_proved("127.0.0.1:5900"), "neither another number nor another address");
+    assert!(world.ack("127.0.0.1:5900", mid));
+    assert!(world.is_proved("127.0.0.1:5900"));
+    // Back where it was: proved once more, and not by what is known.
+    assert_eq!(world.from(AL, login("al", 8, &token, 5000))["type"], "LOGGED-IN");
+    world.status(AL, "al");
+    assert!(!world.is_proved(AL) && !world.is_proved("127.0.0.1:5900"));
+}
+
+#[test]
+fn to_all_ports_of_an_ip_that_may_not_hear_goes_three_times_what_came_from_it() {
+    let mut world = World::with(&["al", "bo"]);
+    let (al, bo, elsewhere) = (address(AL), address("127.0.0.1:5001"), address("127.0.0.2:5000"));
+    assert!(!world.exchange.came(al, 100) && !world.exchange.came(bo, 10));
+    assert!(world.exchange.may_send(bo, 300) && !world.exchange.may_send(al, 31), "one allowance for both");
+    assert!(!world.exchange.may_send(elsewhere, 1));
+    world.status(AL, "al");
+    assert!(world.exchange.may_send(al, 10_000), "what goes to a proved one is not counted");
+    assert!(world.exchange.may_send(bo, 30) && !world.exchange.may_send(bo, 1));
+    assert!(world.exchange.came(al, 100), "nor is what comes from there");
+    assert!(!world.exchange.may_send(bo, 1));
+    world.reload();
+    assert!(!world.exchange.may_send(bo, 1), "nothing is owed after a restart");
+}
+
+#[test]
+fn an_address_whose_name_is_there_is_refused_to_any_other() {
+    let mut world = World::with(&["al", "bo"]);
+    let token = world.tokens["bo"].clone();
+    for reloaded in [false, true] {
+        if reloaded {
+            world.reload();
+        }
+        let denied = world.from(AL, register("eve", "127.0.0.1", 5000));
+        assert_eq!(denied["type"], "REGISTER-DENIED");
+        assert!(denied["reason"].as_str().unwrap().starts_with("udp_port: "), "{denied}");
+        assert_eq!(world.from("127.0.0.1:5001", login("bo", 5, &token, 5000))["type"], "LOGIN-DENIED");
+        let mut moves = register("bo", "127.0.0.1", 5000);
+        moves["token"] = token.as_str().into();
+        assert_eq!(world.from("127.0.0.1:5001", moves)["type"], "REGISTER-DENIED");
+        assert_eq!(world.status("127.0.0.1:5001", "bo")["type"], "DEALS", "it is where it was");
+    }
+    world.pass(119_999);
+    assert_eq!(world.from(AL, register("eve", "127.0.0.1", 5000))["type"], "REGISTER-DENIED");
+    // Whose deal is open keeps it, however silent: a buyer, or who has offered.
+    world.pass(1);
+    world.search("al", 1);
+    let number = world.newest("bo")["rq"].as_u64().unwrap();
+    world.act("bo", "OFFER", number, Some(80));
+    world.pass(119_999);
+    world.reload();
+    world.pass(1_000_000);
+    for port in [5000, 5001] {
+        let source = format!("127.0.0.1:{port}");
+        assert_eq!(world.from(&source, register("eve", "127.0.0.1", port))["type"], "REGISTER-DENIED", "{port}");
+    }
+}
+
+#[test]
+fn who_lost_its_address_is_not_whoever_is_there_now() {
+    let mut world = World::with(&["al", "bo"]);
+    world.status(AL, "al");
+    world.pass(120_000);
+    assert_eq!(world.from(AL, register("eve", "127.0.0.1", 5000))["type"], "REGISTERED");
+    for reloaded in [false, true] {
+        if reloaded {
+            world.reload();
+        }
+        assert!(!world.is_proved(AL), "the newcomer has shown nothing yet");
+        assert_eq!(code(&world.say("al", json!({"type": "STATUS", "rq": 1}))), "FORBIDDEN");
+        assert_eq!(world.from(AL, register("al", "127.0.0.1", 5000))["type"], "REGISTER-DENIED", "nor its token told");
+        assert_eq!(world.search("bo", 10 + u64::from(reloaded))["peers"], 1, "it is asked nothing there");
+        assert_eq!(world.status("127.0.0.9:1", "al")["type"], "DEALS", "its token is good");
+    }
+    let token = world.tokens["al"].clone();
+    assert_eq!(world.from("127.0.0.1:5002", login("al", 3, &token, 5002))["type"], "LOGGED-IN");
+    assert_eq!(world.search("bo", 20)["peers"], 2);
+}
+
+#[test]
+fn names_lapse() {
+    let mut world = World::with(&["silent", "heard", "buyer"]);
+    world.status("127.0.0.1:5001", "heard");
+    world.pass(599_999);
+    world.exchange.sweep(world.now);
+    assert_eq!(world.exchange.sizes().0, 3);
+    world.deals("buyer");
+    world.pass(1);
+    world.exchange.sweep(world.now);
+    assert!(world.exchange.peer("silent").is_none(), "it never showed that it hears");
+    assert!(world.exchange.peer("heard").is_some() && world.exchange.peer("buyer").is_some());
+    assert!(!world.exchange.journal().snapshot().peers.iter().any(|(row, _)| row.name.as_str() == "silent"));
+    // A day: asked no more, until it is heard.
+    world.pass(86_400_000 - 600_000);
+    world.deals("buyer");
+    assert_eq!(world.search("buyer", 1)["peers"], 0);
+    world.status("127.0.0.1:5001", "heard");
+    assert_eq!(world.search("buyer", 2)["peers"], 1);
+    // A month: the name is free.
+    world.pass(30 * 86_400_000 - 1);
+    world.exchange.sweep(world.now);
+    assert!(world.exchange.peer("heard").is_some() && world.exchange.peer("buyer").is_none());
+    world.pass(1);
+    world.exchange.sweep(world.now);
+    assert_eq!(world.exchange.sizes().0, 0);
+}
+
+#[test]
+fn a_name_that_lapses_tells_those_it_dealt_with() {
+    let mut world = World::with(&["al", "bo"]);
+    world.status("127.0.0.1:5001", "bo");
+    world.search("al", 1);
+    let number = world.newest("bo")["rq"].as_u64().unwrap();
+    world.act("bo", "OFFER", number, Some(80));
+    assert_eq!(world.newest("bo")["type"], "RESERVE");
+    world.pass(600_000);
+    let outcome = world.exchange.sweep(world.now);
+    assert_eq!(outcome.pushes.len(), 1);
+    assert_eq!(world.newest("bo")["type"], "CANCEL");
+}
+
+#[test]
+fn of_a_row_of_an_earlier_version_nothing_is_asked_that_it_could_not_know() {
+    let mut world = World::with(&["al"]);
+    let mut snapshot = world.exchange.journal().snapshot();
+    let mut body = serde_json::to_value(&snapshot.peers[0].0).unwrap();
+    for field in ["addr_since", "displaced", "hearing", "asked"] {
+        assert!(body.as_object_mut().unwrap().remove(field).is_some(), "{field}");
+    }
+    snapshot.peers[0].0 = serde_json::from_value(body).unwrap();
+    let (exchange, _) = Exchange::load(Memory::default(), rules(), snapshot, false, world.now);
+    world.exchange = exchange;
+    assert!(!world.is_proved(AL));
+    world.pass(3_600_000);
+    world.exchange.sweep(world.now);
+    assert!(world.exchange.peer("al").is_some(), "it does not lapse for it");
+    world.status(AL, "al");
+    assert!(world.is_proved(AL));
+}
+
+#[test]
+fn an_address_holds_a_thousand_names_and_what_is_given_back_is_free_at_once() {
+    let mut world = World::new();
+    let reg = |world: &mut World, ip: &str, n: u16| {
+        world.from(&format!("{ip}:{}", 2000 + n), register(&format!("{ip} {n}"), ip, 2000 + n))
+    };
+    for n in 0..1_000 {
+        assert_eq!(reg(&mut world, "10.0.0.1", n)["type"], "REGISTERED", "{n}");
+    }
+    let full = reg(&mut world, "10.0.0.1", 1_000);
+    assert_eq!(code(&full), "BUSY");
+    assert!(full["reason"].as_str().unwrap().starts_with("10.0.0.1 holds 1000 already"), "{full}");
+    for ip in ["10.0.0.2", "127.0.0.1"] {
+        assert_eq!(reg(&mut world, ip, 1)["type"], "REGISTERED", "others have room");
+    }
+    world.reload();
+    assert_eq!(code(&reg(&mut world, "10.0.0.1", 1_000)), "BUSY", "also after a restart");
+    let leave = json!({"type": "DE-REGISTER", "rq": 5, "name": "10.0.0.1 7"});
+    assert_eq!(world.from("10.0.0.1:2007", leave)["type"], "DE-REGISTERED");
+    assert_eq!(reg(&mut world, "10.0.0.1", 1_000)["type"], "REGISTERED");
+}
