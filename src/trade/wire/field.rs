@@ -54,8 +54,7 @@ pub(super) fn whole_number(value: &Value) -> Option<u64> {
 /// # Errors
 /// What is wrong with it, without quoting it.
 pub fn read_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, String> {
-    // An editor's byte order mark says nothing.
-    let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
+    let json = text::without_bom(json);
     match json.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
         Some(b'{') => serde_json::from_slice(json).map_err(|error| json_error(&error, json)),
         Some(_) => Err("expected one JSON object".to_owned()),

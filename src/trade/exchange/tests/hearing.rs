@@ -203,7 +203,7 @@ fn of_a_row_of_an_earlier_version_nothing_is_asked_that_it_could_not_know() {
         assert!(body.as_object_mut().unwrap().remove(field).is_some(), "{field}");
     }
     snapshot.peers[0].0 = serde_json::from_value(body).unwrap();
-    let (exchange, _) = Exchange::load(Memory::default(), rules(), snapshot, false, world.now);
+    let (exchange, _) = Exchange::load(Memory::default(), rules(), snapshot, 0, world.now);
     world.exchange = exchange;
     assert!(!world.is_proved(AL));
     world.pass(3_600_000);
