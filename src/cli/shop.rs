@@ -449,6 +449,7 @@ fn run_frontend(
     announce: &AnnounceArgs,
     common: &Common,
 ) -> anyhow::Result<ExitCode> {
+    settings::init_log("info");
     let process = Process::begin(common, Path::new(DEFAULT_DATA_DIR))?;
     let addrs = ports.0.iter().map(|port| SocketAddr::new(process.bind, *port)).collect();
     let databases = (backends.product, backends.customer);
@@ -490,7 +491,6 @@ struct Process {
 
 impl Process {
     fn begin(common: &Common, data_dir: &Path) -> anyhow::Result<Process> {
-        settings::init_log("info");
         let shutdown = Shutdown::install().context("cannot listen for signals")?;
         let bind = settings::bind_address(common.bind)?;
         limits::fit_address_space();

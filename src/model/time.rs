@@ -1,5 +1,6 @@
 //! Instants: milliseconds since 1970 (UTC), so that a deadline means the same after a restart.
 
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -65,20 +66,23 @@ impl Millis {
 /// a token), is [`Clock::wall`], read anew each time: a machine may have started with a wrong one.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
-    /// How long the machine had been running.
-    started: Duration,
-    started_at: Millis,
+    /// The wall's time at the start, less how long the machine had been running then.
+    booted_at_ms: i64,
 }
+
+/// Less than this is no step of the machine's clock, but its drift, or that two clocks are not read at once: dates
+/// that are shown twice are to be the same.
+const STEP_MS: u64 = 50;
 
 impl Clock {
     /// Reads the wall's time once.
     pub fn start() -> Clock {
-        Clock { started: uptime(), started_at: Clock::wall() }
+        Clock { booted_at_ms: booted_at_ms() }
     }
 
     /// For windows and timeouts: what time it is.
     pub fn now(&self) -> Millis {
-        self.started_at.plus(uptime().saturating_sub(self.started))
+        Millis(uptime_ms().saturating_add_signed(self.booted_at_ms))
     }
 
     /// For dates: what time it is by the machine's clock as it is set now.
@@ -91,19 +95,40 @@ impl Clock {
         instant.shifted(self.wall_ahead_ms())
     }
 
-    /// How far the machine's clock was set forward since the start; negative if it was set back.
+    /// How far the machine's clock was set forward since the start; negative if it was set back. Zero until
+    /// somebody sets it.
     pub fn wall_ahead_ms(&self) -> i64 {
-        let signed = |millis: Millis| i64::try_from(millis.0).unwrap_or(i64::MAX);
-        signed(Clock::wall()).saturating_sub(signed(self.now()))
+        booted_at_ms().saturating_sub(self.booted_at_ms)
     }
 
     /// As if the machine had started with its clock so far behind, and it was set right since.
     #[cfg(test)]
     pub(crate) fn behind(by: Duration) -> Clock {
-        let clock = Clock::start();
-        let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-        Clock { started_at: Millis(clock.started_at.0.saturating_sub(by)), ..clock }
+        let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        Clock { booted_at_ms: booted_at_ms().saturating_sub(by) }
     }
+}
+
+/// When the machine was started, by its clock as it is set now: one number for the whole process, which changes
+/// only when that clock is set.
+fn booted_at_ms() -> i64 {
+    static KNOWN: AtomicI64 = AtomicI64::new(i64::MIN);
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    let measured = signed(Clock::wall().0).saturating_sub(signed(uptime_ms()));
+    // Relaxed: the number guards no other memory.
+    let known = KNOWN.load(Relaxed);
+    if measured.abs_diff(known) < STEP_MS {
+        return known;
+    }
+    // Of several threads that see the first reading, or a step, at once, all go by the one that comes first.
+    match KNOWN.compare_exchange(known, measured, Relaxed, Relaxed) {
+        Ok(_) => measured,
+        Err(by_another) => by_another,
+    }
+}
+
+fn uptime_ms() -> u64 {
+    u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How long the machine has been running, asleep or awake.
@@ -177,7 +202,7 @@ mod tests {
         assert!(near(clock.dated(began.shifted(-3_600_000)), wall.shifted(-3_600_000)));
         assert!(clock.wall_ahead_ms().abs_diff(ten_years.as_millis() as i64) < 5_000);
         // Set back: dates are earlier than the clock.
-        let ahead = Clock { started_at: wall.plus(ten_years), ..clock };
+        let ahead = Clock { booted_at_ms: clock.booted_at_ms + 2 * ten_years.as_millis() as i64 };
         assert!(near(ahead.dated(ahead.now()), wall) && ahead.wall_ahead_ms() < 0);
         assert_eq!((Millis(5).shifted(-6), Millis(5).shifted(6)), (Millis(0), Millis(11)));
     }

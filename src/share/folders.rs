@@ -251,9 +251,11 @@ fn well_formed(named: &str) -> Result<&Path, PathError> {
     Ok(path)
 }
 
-/// The same of a path that was to be a folder.
+/// The same of a path that was to be a folder, whether or not its name was given with a `/` at the end.
 fn as_folder(error: PathError) -> PathError {
-    if let PathError::NotFound(path) = error { PathError::NoFolder(path) } else { error }
+    let PathError::NotFound(path) = error else { return error };
+    let named = path.trim_end_matches('/');
+    PathError::NoFolder(if named.is_empty() { path } else { named.to_owned() })
 }
 
 fn not_regular(path: &Path) -> PathError {

@@ -286,12 +286,11 @@ fn a_file_of_a_newer_version_is_left_as_it_is() {
     for file in ["trade.db", "bank.db"] {
         let dir = used_state();
         let state = dir.path().join("state");
-        let db = Connection::open(state.join(file)).unwrap();
-        db.pragma_update(None, "user_version", 999).unwrap();
+        let open = || Connection::open(state.join(file)).unwrap();
+        open().pragma_update(None, "user_version", 999).unwrap();
         // Only the header says so: that may be damage as well.
         assert_refused(&state, &[file, "damaged", "newer version", "999"]);
-        db.execute_batch("UPDATE store_identity SET schema = 999").unwrap();
-        drop(db);
+        open().execute_batch("UPDATE store_identity SET schema = 999").unwrap();
         assert_refused(&state, &[file, "written by a newer version", "999", "accept-loss"]);
     }
 }

@@ -104,12 +104,18 @@ fn lines_that_come_at_once_are_commands_each() {
     alice.types("POST one\rPOST two\rPOST three\r");
     for content in ["one", "two", "three"] {
         assert_eq!(zoe.next("POST").get("CONTENT"), content);
+        alice.sees("sent to 1 peer");
     }
+    alice.sees("alice> ");
     // Pasted: what is meant for one is not told to all.
     alice.types("\x1b[200~# a remark\rPOST four\rDM zoe between us\rPOST five\x1b[201~\r");
     assert_eq!(zoe.next("POST").get("CONTENT"), "four");
     assert_eq!(zoe.next("DM").get("CONTENT"), "between us");
     assert_eq!(zoe.next("POST").get("CONTENT"), "five");
+    // Those of four and five. Then it reads again: the end of input while a command runs is another matter.
+    alice.sees("sent to 1 peer");
+    alice.sees("sent to 1 peer");
+    alice.sees("alice> ");
     alice.types(CTRL_D);
     assert_eq!(alice.ends().0, 0);
 }

@@ -47,7 +47,7 @@ fn what_was_shown_is_not_shown_again_after_a_restart() {
     let Some(lan) = Lan::new(1) else { return };
     let place = Place::in_a_network();
     let start = || Peer::start(place.on_host(&lan, 0, "alice").arg("--verbose"));
-    let alice = start();
+    let mut alice = start();
     let zoe = lan.within(0, || Bare::new(&place, "zoe"));
     let says = |alice: &Peer, ip: Ipv4Addr| {
         let user_id = format!("zoe@{ip}");
@@ -55,9 +55,10 @@ fn what_was_shown_is_not_shown_again_after_a_restart() {
         zoe.socket.send_to(&datagram(&post), (Ipv4Addr::LOCALHOST, alice.addr.port())).unwrap();
         user_id
     };
-    for ip in [Ipv4Addr::LOCALHOST, lan.ip(0)] {
-        alice.hears("post", &says(&alice, ip));
-    }
+    // All addresses of the host are one: what came from the first is known from the second.
+    alice.hears("post", &says(&alice, Ipv4Addr::LOCALHOST));
+    says(&alice, lan.ip(0));
+    eventually("it to be dropped", || (alice.dropped("repeated") == 1).then_some(()));
     alice.kill();
     let history = History::open(&place.data_dir("alice"), &Name::new("alice").unwrap()).unwrap();
     let last = history.newest(1).unwrap().remove(0);
@@ -67,7 +68,7 @@ fn what_was_shown_is_not_shown_again_after_a_restart() {
     }
     history.sync_all();
     drop(history);
-    let mut alice = start();
+    alice = start();
     for (nth, ip) in [Ipv4Addr::LOCALHOST, lan.ip(0)].into_iter().enumerate() {
         says(&alice, ip);
         eventually("it to be dropped", || (alice.dropped("repeated") == nth as u64 + 1).then_some(()));

@@ -285,8 +285,11 @@ fn whoever_watches_is_told() {
 fn stream_of(node: &Node, token: &str) -> BufReader<TcpStream> {
     let mut stream = TcpStream::connect(node.api()).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let head =
-        format!("GET /api/client/events HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\r\n", node.api());
+    // So that the end of the stream is that of the connection.
+    let head = format!(
+        "GET /api/client/events HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n",
+        node.api()
+    );
     stream.write_all(head.as_bytes()).unwrap();
     let mut reader = BufReader::new(stream);
     let mut begun = String::new();

@@ -143,6 +143,13 @@ fn a_registry_that_lost_everything_is_told_everything_again() {
             _ => {}
         }
     }
+    // It does not begin anew without a word of who runs it.
+    let accepted = std::process::Command::new(env!("CARGO_BIN_EXE_p2s2"))
+        .args(["admin", "accept-loss", "registry.db", "--data-dir"])
+        .arg(place.path("server"))
+        .output()
+        .unwrap();
+    assert!(accepted.status.success(), "{accepted:?}");
     server = restart();
     eventually("all to be published again", || {
         let has = |name: &str| server.hosts_of(name) == ["ann"];

@@ -131,7 +131,13 @@ fn reserved_among_others(buyer: &mut Peer, seller: &mut Peer, tag: &str) -> (u64
 impl Bought {
     /// Both hear of the end, nothing is charged, STATUS says so, and the reason names what went wrong.
     fn is_cancelled(&mut self, server: &Server, reason: &str) {
-        for (peer, rq) in [(&mut self.buyer, self.rq), (&mut self.seller, self.sold)] {
+        self.is_cancelled_for(server, reason, reason);
+    }
+
+    /// The same, where the buyer and the seller read different reasons.
+    fn is_cancelled_for(&mut self, server: &Server, buyer_reads: &str, seller_reads: &str) {
+        let sides = [(&mut self.buyer, self.rq, buyer_reads), (&mut self.seller, self.sold, seller_reads)];
+        for (peer, rq, reason) in sides {
             let push = peer.push_of("CANCEL", &self.item);
             assert_eq!(push["rq"], rq);
             assert!(push["reason"].as_str().unwrap().contains(reason), "{push}: expected {reason:?}");
@@ -536,7 +542,10 @@ fn a_side_that_does_not_listen_or_speak_tls_is_not_waited_for() {
                 let (staying, own) = if who == "buyer" { (&deal.seller, sold) } else { (&deal.buyer, rq) };
                 let mut line = staying.accept_line();
                 deal.hears_cancel(&mut line, own);
-                deal.is_cancelled(server, who);
+                // Who could not be reached is told where; the other side reads the role alone.
+                let deaf = "your settlement port 127.0.0.1:";
+                let (buyer_reads, seller_reads) = if who == "buyer" { (deaf, who) } else { (who, deaf) };
+                deal.is_cancelled_for(server, buyer_reads, seller_reads);
             });
             // Accepts and says nothing; or trickles something that is no handshake's end.
             for trickles in [false, true] {

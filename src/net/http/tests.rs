@@ -435,6 +435,8 @@ fn events_arrive_as_they_happen_and_the_connection_goes_on_after_them() {
     let (status, headers) = client.head().unwrap();
     assert_eq!(status, 200);
     assert!(headers.contains(&("content-type".to_owned(), "text/event-stream".to_owned())), "{headers:?}");
+    // At once, so that whatever stands between passes the head on.
+    assert_eq!(client.chunk().unwrap(), b":\n\n");
     for n in 0..5 {
         tell.send(event(n)).unwrap();
         let expected = format!("event: files\ndata: {{\"n\":{n}}}\n\n");
@@ -542,6 +544,7 @@ fn stopping_ends_streams_and_idle_connections_and_finishes_what_is_in_hand() {
     let (mut stream, mut idle, mut busy) = (Client::new(&server), Client::new(&server), Client::new(&server));
     stream.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     stream.head().unwrap();
+    assert_eq!(stream.chunk().unwrap(), b":\n\n");
     busy.send("GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
     has_begun.recv_timeout(PATIENCE).unwrap();
     let started = Instant::now();

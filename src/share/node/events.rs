@@ -101,26 +101,27 @@ mod tests {
         Watchers::new(Clock::start())
     }
 
-    fn session(number: u8, lasts: Duration) -> Session {
-        Session { token: [number; 32], ends_at: Clock::start().now().plus(lasts) }
+    /// By the watchers' own clock: another one may be a millisecond ahead of it.
+    fn session(watchers: &Watchers, number: u8, lasts: Duration) -> Session {
+        Session { token: [number; 32], ends_at: watchers.clock.now().plus(lasts) }
     }
 
     fn add(watchers: &Watchers) -> Option<Receiver<Event>> {
-        watchers.add(session(0, Duration::from_secs(60)))
+        watchers.add(session(watchers, 0, Duration::from_secs(60)))
     }
 
     #[test]
     fn a_token_ends_its_own_streams_and_no_others() {
         let watchers = watchers();
-        let [a, also_a, b] = [1, 1, 2].map(|n| watchers.add(session(n, Duration::from_secs(60))).unwrap());
-        let over = watchers.add(session(3, Duration::ZERO)).unwrap();
+        let [a, also_a, b] = [1, 1, 2].map(|n| watchers.add(session(&watchers, n, Duration::from_secs(60))).unwrap());
+        let over = watchers.add(session(&watchers, 3, Duration::ZERO)).unwrap();
         watchers.end_of(&[1; 32]);
         watchers.tell("files", &json!(1));
         for ended in [&a, &also_a, &over] {
             assert_eq!(ended.try_recv(), Err(TryRecvError::Disconnected), "and nothing came before the end");
         }
         assert_eq!(b.try_recv(), Ok(Event::json("files", &json!(1))));
-        let over = watchers.add(session(4, Duration::ZERO)).unwrap();
+        let over = watchers.add(session(&watchers, 4, Duration::ZERO)).unwrap();
         assert_eq!(over.try_recv(), Err(TryRecvError::Empty));
         watchers.end_expired();
         assert_eq!(over.try_recv(), Err(TryRecvError::Disconnected), "whether anything happens or not");
