@@ -221,14 +221,17 @@ fn few_open_files_lower_the_connections_and_not_to_one() {
     assert!((300..1_000).contains(&bound) && why.contains("open files") && why.contains("1024"), "{said}");
     // All of them at once are served, but for the sixteenth that each of the six other ports is sure of.
     let of_one_port = bound - 6 * (bound / 16);
-    let connections: Vec<_> = (0..of_one_port).map(|_| std::net::TcpStream::connect(addr).unwrap()).collect();
-    for mut connection in &connections {
+    // Each speaks at once: of those that are silent the oldest would give way.
+    let serve = |_| {
+        let mut connection = std::net::TcpStream::connect(addr).unwrap();
         connection.set_read_timeout(Some(PATIENCE)).unwrap();
         connection.write_all(b"{}\n").unwrap();
         let mut answer = String::new();
-        BufReader::new(connection).read_line(&mut answer).unwrap();
+        BufReader::new(&connection).read_line(&mut answer).unwrap();
         assert!(answer.contains("BAD_REQUEST"), "{answer}");
-    }
+        connection
+    };
+    let _served: Vec<_> = (0..of_one_port).map(serve).collect();
     let mut answer = String::new();
     BufReader::new(std::net::TcpStream::connect(addr).unwrap()).read_line(&mut answer).unwrap();
     assert!(answer.contains("BUSY"), "{answer}");
