@@ -72,6 +72,10 @@ fn accepted(state: &Path, file: &str) -> Value {
 
 type Files = BTreeMap<String, Vec<u8>>;
 
+/// The files that a server finds, which of them was changed and to what (`None`: it is gone), what is said of it, and
+/// what giving it up makes of it.
+type Way<'a> = (&'a Files, &'a str, Option<Vec<u8>>, &'a str, &'a str);
+
 /// A data dir as it was, as it is, and as a kill would have left it in between.
 struct Life {
     /// After the first start.
@@ -149,8 +153,7 @@ fn each_store_lost_in_each_way_is_refused_by_name_and_can_be_given_up() {
             bytes[24] ^= 1;
             bytes
         };
-        // What becomes of it, of what it is left with, what is said, and what giving it up makes of it.
-        let ways: Vec<(&Files, &str, Option<Vec<u8>>, &str, &str)> = vec![
+        let ways: Vec<Way<'_>> = vec![
             (&life.newer, file, None, "missing or empty", "anew"),
             (&life.newer, file, Some(Vec::new()), "missing or empty", "anew"),
             (&life.newer, file, Some(other.newer[*file].clone()), "of another data dir", "anew"),

@@ -70,7 +70,7 @@ fn text(name: &str, progress: &Value, width: usize) -> String {
             parts.push(format!("{} left", HumanDuration(std::time::Duration::from_secs(seconds))));
         }
     } else {
-        let why = progress["error"].as_str().map(|why| clean(why));
+        let why = progress["error"].as_str().map(clean);
         parts.push(match (why, progress["status"].as_str()) {
             (Some(why), _) => format!("nobody sends: {why}"),
             (None, Some("paused")) => "paused".to_owned(),

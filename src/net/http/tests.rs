@@ -682,12 +682,12 @@ fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
     let server = start(Floor { budget: Arc::clone(&budget), ..floor(Limits::default()) }, echo);
     let head = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let mut holder = Client::new(&server);
-    holder.send(&format!("{head}content-length: 28000\r\n\r\n{}", "x".repeat(27_000)));
+    holder.send(format!("{head}content-length: 28000\r\n\r\n{}", "x".repeat(27_000)));
     eventually(|| budget.taken() == 27_000);
     let mut body = Client::new(&server);
-    body.send(&format!("{head}content-length: 5000\r\n\r\n{}", "x".repeat(5_000)));
+    body.send(format!("{head}content-length: 5000\r\n\r\n{}", "x".repeat(5_000)));
     let mut long_head = Client::new(&server);
-    long_head.send(&format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}", "x".repeat(9_000)));
+    long_head.send(format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}", "x".repeat(9_000)));
     for busy in [&mut body, &mut long_head] {
         let answer = busy.answer().unwrap();
         assert_eq!(answer.status, 503);

@@ -168,10 +168,10 @@ impl Link {
     /// hostname again, unless another has held it since.
     fn leave(&mut self) {
         let registry = self.inner.state.lock().registry.take();
-        if let Some(registry) = registry.filter(|registry| !registry.has_ended()) {
-            if let Err(error) = registry.unregister(&self.inner.user) {
-                log::debug!("{}: leaving: {error}", self.inner.user);
-            }
+        if let Some(registry) = registry.filter(|registry| !registry.has_ended())
+            && let Err(error) = registry.unregister(&self.inner.user)
+        {
+            log::debug!("{}: leaving: {error}", self.inner.user);
         }
     }
 

@@ -56,7 +56,7 @@ impl<J: Journal> PeerCell<J> {
     fn outgoing(&self, push: Push) -> Option<Outgoing> {
         let PeerState { row, .. } = &*self.state.lock();
         let proved = row.hearing.here;
-        (!row.displaced).then(|| Outgoing { to: row.addr, from: row.asked, proved, push })
+        (!row.displaced).then_some(Outgoing { to: row.addr, from: row.asked, proved, push })
     }
 }
 

@@ -19,6 +19,9 @@ const PORTS: std::ops::RangeInclusive<u32> = 1024..=65535;
 
 type Done<J> = Result<Outcome<<J as Journal>::Receipt>, Refused<J>>;
 
+/// What became of a registration: done, or its address is held by another name.
+type Registered<J> = Result<Outcome<<J as Journal>::Receipt>, Held>;
+
 impl<J: Journal> Exchange<J> {
     pub(super) fn register(&self, now: Millis, origin: &Origin, request: &Request, reach: &Reach) -> Done<J> {
         let source = origin.source;
@@ -102,7 +105,7 @@ impl<J: Journal> Exchange<J> {
         origin: &Origin,
         request: &Request,
         reach: &Reach,
-    ) -> Result<Option<Result<Outcome<J::Receipt>, Held>>, Refused<J>> {
+    ) -> Result<Option<Registered<J>>, Refused<J>> {
         let source = origin.source;
         let since = self.number(1);
         let row = PeerRow {

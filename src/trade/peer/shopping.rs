@@ -229,10 +229,13 @@ impl Core {
             (purchase.state, purchase.reason) = (PurchaseState::Over, Some(reason.into()));
         });
         // Who browses is told by the command itself.
-        fx.notes.extend((!browse).then(|| match reason {
+        if browse {
+            return;
+        }
+        fx.notes.push(match reason {
             "NOT_FOUND" => Note::NotFound { rq, item_name, max_price },
             _ => Note::NotAvailable { rq, item_name },
-        }));
+        });
     }
 
     pub(super) fn receipt(
