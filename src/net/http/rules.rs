@@ -70,7 +70,7 @@ pub fn parse_origin(text: &str) -> Result<String, String> {
 /// (a frame in a sandbox).
 const NOBODYS: [&str; 2] = ["null", "file://"];
 
-/// An origin that is to be allowed: as [`parse_origin`], or `null` or `file://`; for `value_parser`.
+/// An origin that is to be allowed: `http://HOST[:PORT]`, the same with https, `null` or `file://`; for `value_parser`.
 ///
 /// # Errors
 /// What was expected.
