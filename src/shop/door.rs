@@ -149,8 +149,9 @@ struct Links {
     strangers: Arc<AtomicUsize>,
 }
 
-/// Which part of what a database's port is sure of strangers may have: the rest is for links.
-const STRANGERS_SHARE: usize = 8;
+/// Which part of what a database's port is sure of strangers may have: the rest is for links. Document 001's
+/// hundred buyers and hundred sellers, who all come at once, are within it in a server with the usual bound.
+const STRANGERS_SHARE: usize = 2;
 /// What a database's port is to be sure of, however small the bound: links of both frontends, and a stranger.
 const DATABASE_CONNECTIONS_MIN: usize = 8;
 

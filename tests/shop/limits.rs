@@ -201,7 +201,7 @@ fn strangers_cannot_take_the_databases_from_the_frontends() {
     };
     let mut open = Vec::new();
     for (addr, told) in [(shop.customer, "SESSION_EXPIRED"), (shop.product, "FORBIDDEN")] {
-        for _ in 0..8 {
+        for _ in 0..32 {
             let (client, code) = stranger(addr);
             assert_eq!(code, told);
             open.push(client);
@@ -221,4 +221,29 @@ fn strangers_cannot_take_the_databases_from_the_frontends() {
     drop(open);
     // Room for strangers is back.
     crate::support::eventually("room", || (stranger(shop.customer).1 == "SESSION_EXPIRED").then_some(()));
+}
+
+/// Document 001's third scenario, at the database itself, in a process whose other ports have their share of the
+/// connections: each tries to log in, makes the account when refused, and tries again.
+#[test]
+fn a_hundred_buyers_and_a_hundred_sellers_at_once_are_all_let_in() {
+    let shop = Shop::one(&[]);
+    let all_here = std::sync::Barrier::new(200);
+    let get_in = &|role: &str| {
+        let who = || json!({"role": role, "user": format!("{role}1"), "pwd": "pass"});
+        all_here.wait();
+        let mut client = Client::connect(shop.customer, Framing::Lines);
+        if let Ok(answer) = client.flat("LOGIN", who()) {
+            return answer["sid"].clone();
+        }
+        // Only one of a hundred makes it; the others hear that it is there.
+        drop(client.flat("CREATE", who()));
+        client.flat("LOGIN", who()).unwrap_or_else(|refused| panic!("{role}: {refused:?}"))["sid"].clone()
+    };
+    let sessions: std::collections::HashSet<String> = std::thread::scope(|scope| {
+        let come = |nth: usize| scope.spawn(move || get_in(if nth.is_multiple_of(2) { "buyer" } else { "seller" }));
+        let coming: Vec<_> = (0..200).map(come).collect();
+        coming.into_iter().map(|one| one.join().unwrap().as_str().unwrap().to_owned()).collect()
+    });
+    assert_eq!(sessions.len(), 200);
 }

@@ -115,10 +115,10 @@ fn strangers_at_a_database_never_keep_a_link_out() {
     let shop = Shop::open();
     let customer = shop.customer.as_ref().unwrap();
     let count = |name: &str| customer.counters().iter().find(|(counted, _)| *counted == name).unwrap().1;
-    // Strangers who speak: an eighth of 500, then they are told that it is busy.
+    // Strangers who speak: half of 500, then they are told that it is busy.
     let mut strangers: Vec<Raw> = Vec::new();
     let ask = json!({"type": "VALIDATE", "sid": "none"});
-    for _ in 0..62 {
+    for _ in 0..250 {
         let mut raw = Raw::connect(customer.local_addr(), Framing::Lines);
         assert_eq!(raw.ask(ask.clone())["error"]["code"], "SESSION_EXPIRED");
         strangers.push(raw);
