@@ -15,7 +15,10 @@ use rustyline::highlight::{CmdKind, Highlighter};
 use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
-use rustyline::{ColorMode, CompletionType, Config, Context, Editor, Helper, Result};
+use rustyline::{
+    Cmd, ColorMode, CompletionType, ConditionalEventHandler, Config, Context, Editor, Event, EventContext,
+    EventHandler, Helper, KeyEvent, Modifiers, RepeatCount, Result,
+};
 
 use super::repl::{Commands, quoted, word_at};
 
@@ -125,10 +128,23 @@ fn with<T>(at: At, f: impl FnOnce(&mut Lines) -> Result<T>) -> Result<T> {
             .auto_add_history(false)
             .behavior(behavior)
             .build();
-        *lines = Some(Lines { editor: Editor::with_config(config)?, pasted: VecDeque::new() });
+        let mut editor = Editor::with_config(config)?;
+        editor.bind_sequence(KeyEvent::ctrl('D'), EventHandler::Conditional(Box::new(EndOfInput)));
+        // Where the terminal has no key for the end of input, the editor takes that of the number 0 for it.
+        editor.bind_sequence(KeyEvent::new('\0', Modifiers::NONE), Cmd::Noop);
+        *lines = Some(Lines { editor, pasted: VecDeque::new() });
     }
     // It was just made where there was none.
     lines.as_mut().map_or_else(|| Err(rustyline::error::ReadlineError::Eof), f)
+}
+
+/// ^D ends the input where the line is empty, also at a terminal that has no such key (`repl.rs` takes it away).
+struct EndOfInput;
+
+impl ConditionalEventHandler for EndOfInput {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
+        context.line().is_empty().then_some(Cmd::EndOfFile)
+    }
 }
 
 /// Completion for commands, blanks for secrets; nothing else of an editor's help.

@@ -259,6 +259,7 @@ pub fn run(
         move || {
             let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !is_dumb();
             let read = if interactive {
+                terminal::keep_end_of_input_as_key();
                 read_terminal(&prompt, history, &screen, &shutdown, &commands)
             } else {
                 read_pipe(io::stdin().lock(), &screen, &shutdown, &*commands).map_err(anyhow::Error::from)
@@ -407,6 +408,19 @@ mod terminal {
             }
         }
     }
+
+    /// Between two lines, while a command runs, the terminal collects what is typed ahead. It would turn a ^D
+    /// into an end of input that whoever reads keys never sees; without a key for that, the byte stays what it is
+    /// until the editor reads it. What was saved before gives the key back.
+    pub(super) fn keep_end_of_input_as_key() {
+        // SAFETY: asks for a number, with plain numbers.
+        let no_key = libc::cc_t::try_from(unsafe { libc::fpathconf(libc::STDIN_FILENO, libc::_PC_VDISABLE) });
+        if let (Saved(Some(mut settings)), Ok(no_key)) = (Saved::take(), no_key) {
+            settings.c_cc[libc::VEOF] = no_key;
+            // SAFETY: as in `restore`; if it fails, a ^D at the wrong moment has to be typed again, no more.
+            unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const settings) };
+        }
+    }
 }
 
 #[cfg(not(unix))]
@@ -420,6 +434,8 @@ mod terminal {
 
         pub(super) fn restore(&self) {}
     }
+
+    pub(super) fn keep_end_of_input_as_key() {}
 }
 
 #[cfg(test)]

@@ -398,3 +398,23 @@ fn what_is_typed_ahead_goes_to_whoever_asks_next() {
     let (code, all) = buyer.ends();
     assert!(code == 0 && !all.contains("error"), "{all:?}");
 }
+
+#[test]
+fn an_end_of_input_that_is_typed_while_a_command_runs_is_kept() {
+    let slow = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let home = Server::start(&["--services", "trade"]);
+    let mut command = program("buyer");
+    command.args(["--server", &slow.local_addr().unwrap().to_string()]);
+    let mut buyer = Terminal::start(command.env("XDG_CONFIG_HOME", home.dir.join("home")).current_dir(&home.dir));
+    buyer.sees("buyer> ");
+    buyer.types("search 3 lamp\r");
+    // The command runs, and nobody reads the terminal.
+    let (connection, _) = slow.accept().unwrap();
+    buyer.types(CTRL_D);
+    // It is at the terminal before the answer is at the program.
+    buyer.sees("^D");
+    drop((connection, slow));
+    buyer.sees("error: ");
+    let (code, all) = buyer.ends();
+    assert_eq!(code, 0, "{all:?}");
+}
