@@ -131,13 +131,14 @@ impl<J: Journal> Exchange<J> {
         // Those who left lately count as well: what is kept of them is bounded like the rest.
         if peers.len() + self.farewells.lock().len() >= 2 * PEERS_MAX || peers.len() >= PEERS_MAX {
             let reason = "there are too many registrations; try again later";
-            return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
+            return Err((Refusal::new(Code::Busy, reason), self.directory_changed.lock().clone()));
         }
         let from = source::of(source.ip());
         let mut names = self.names.lock();
         if let Err(full) = names.has_room(from, 1) {
+            // Those that fill it may not be on disk yet: their answers leave first.
             let reason = format!("{full}: DE-REGISTER some of the names");
-            return Err((Refusal::new(Code::Busy, reason), J::Receipt::default()));
+            return Err((Refusal::new(Code::Busy, reason), self.directory_changed.lock().clone()));
         }
         let peer = Arc::new(PeerCell::new(row.clone(), now));
         let displaced = match self.claim(now, row.addr, &peer) {

@@ -225,6 +225,15 @@ fn an_address_holds_a_thousand_names_and_what_is_given_back_is_free_at_once() {
     let full = reg(&mut world, "10.0.0.1", 1_000);
     assert_eq!(code(&full), "BUSY");
     assert!(full["reason"].as_str().unwrap().starts_with("10.0.0.1 holds 1000 already"), "{full}");
+    let Inbound::Request(one_more) = read(register("one more", "10.0.0.1", 9_000).to_string().as_bytes()) else {
+        panic!("REGISTER is a request")
+    };
+    let origin = Origin { source: "10.0.0.1:9000".parse().unwrap(), asked: None, via: Via::Udp };
+    let refused = world.exchange.request(world.now, &origin, &one_more);
+    let stored = world.exchange.journal().0.lock().len();
+    let is_last = matches!(world.exchange.journal().0.lock().last(), Some(Change::Log(row)) if row.kind == "register");
+    assert!(is_last, "the last change is that of the name that filled the address");
+    assert_eq!(refused.receipt, stored, "what is refused for names is not told before they are on disk");
     for ip in ["10.0.0.2", "127.0.0.1"] {
         assert_eq!(reg(&mut world, ip, 1)["type"], "REGISTERED", "others have room");
     }
