@@ -302,10 +302,11 @@ fn time(flag: Option<Duration>, variable: &str, default: Duration) -> anyhow::Re
     settings::or_variable(flag, variable, default, settings::parse_window)
 }
 
-/// A variable that may be a secret: what is wrong with it is not told with its value.
+/// A variable that may be a secret: what is wrong with it is not told with its value. It ends at its last line
+/// break, which files of secrets have.
 fn secret_variable(name: &str) -> anyhow::Result<Option<String>> {
     match std::env::var(name) {
-        Ok(value) => Ok(Some(value)),
+        Ok(value) => Ok(Some(value.trim_end_matches(['\r', '\n']).to_owned())),
         Err(std::env::VarError::NotPresent) => Ok(None),
         Err(std::env::VarError::NotUnicode(_)) => bail!("{name}: expected UTF-8"),
     }

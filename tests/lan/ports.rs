@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -110,18 +110,25 @@ fn silence_at_one_port_shuts_no_other() {
         fs::read_to_string(&ready).ok()
     });
     let at = addresses(&said, lan.ip(0).into());
-    let ask = |port: &str| {
-        let (_, asked, wanted) = *PORTS.iter().find(|(name, ..)| *name == port).unwrap();
-        let begun = Instant::now();
-        let answer = lan.within(3, || exchange(at(port), asked.as_bytes(), wanted, false));
-        assert!(answer.contains(wanted), "{port}: {answer:?} after {:?}", begun.elapsed());
+    flood_each(&lan, &PORTS, at, 80);
+}
+
+/// Opens silent connections and such with half a request at each port in turn, so many from each of two hosts, and
+/// asks every port from a third one meanwhile.
+fn flood_each(lan: &Lan, ports: &[(&str, &str, &str)], at: impl Fn(&str) -> SocketAddr + Sync, of_each_host: usize) {
+    let ask_all = |flooded: &str| {
+        for (port, asked, wanted) in ports {
+            let begun = Instant::now();
+            let answer = lan.within(3, || exchange(at(port), asked.as_bytes(), wanted, false));
+            assert!(answer.contains(wanted), "{port} beside {flooded}: {answer:?} after {:?}", begun.elapsed());
+        }
     };
-    PORTS.iter().for_each(|(port, ..)| ask(port));
-    for (flooded, begun, _) in PORTS {
+    ask_all("nothing");
+    for (flooded, begun, _) in ports {
         // More than there is room for, from two addresses that may have half of it each.
         let flood = |host: usize| {
             lan.within(host, || {
-                (0..80)
+                (0..of_each_host)
                     .map(|nth| {
                         let mut stream = connect(at(flooded));
                         if nth % 2 == 0 {
@@ -135,9 +142,51 @@ fn silence_at_one_port_shuts_no_other() {
         };
         let held = [flood(1), flood(2)];
         // The flooded port itself as well: who says what he wants gets in.
-        PORTS.iter().for_each(|(port, ..)| ask(port));
+        ask_all(flooded);
         drop(held);
     }
+}
+
+/// The two ports of a node, which shares files with few open files.
+#[test]
+fn silence_at_one_port_of_a_node_shuts_no_other() {
+    const PORTS: [(&str, &str, &str); 2] = [
+        ("peer", "GET nothing.txt\n", "notfound\n"),
+        ("client_api", "GET /api/client/node HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", "\"ann\""),
+    ];
+    let Some(lan) = Lan::new(4) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let log = fs::File::create(path("log")).unwrap();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -n 400 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_p2s2"), "share", "--name", "ann"])
+        // Nobody is there, and the node is served all the same.
+        .args(["--server", "127.0.0.1", "--bind", "0.0.0.0", "--api-bind", "0.0.0.0", "--insecure"])
+        .args(["--port", "0", "--api-port", "0"])
+        .arg("--folder")
+        .arg(dir.path())
+        .arg("--data-dir")
+        .arg(path("state"))
+        .arg("--ready-file")
+        .arg(path("ready.json"))
+        .env("HOME", path("home"))
+        .env_remove("XDG_STATE_HOME")
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    let mut node = Process(lan.run_in(0, command).spawn().unwrap());
+    let logged = || fs::read_to_string(path("log")).unwrap();
+    let ready = eventually("the node to be ready", || {
+        assert!(node.0.try_wait().unwrap().is_none(), "{:?}", logged());
+        fs::read_to_string(path("ready.json")).ok()
+    });
+    let logged = logged();
+    let lowered = logged.split("lowered to ").nth(1).unwrap_or_else(|| panic!("{logged}"));
+    let bound: usize = lowered.split(':').next().unwrap().parse().unwrap();
+    assert!((50..400).contains(&bound), "{logged}");
+    flood_each(&lan, &PORTS, addresses(&ready, lan.ip(0).into()), bound * 3 / 4);
 }
 
 #[test]

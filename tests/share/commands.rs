@@ -235,6 +235,21 @@ fn many_files_are_published_and_fetched_by_one_command() {
         assert_eq!(fs::read(place.path("shared/got").join(&name)).unwrap(), content(&format!("many/{name}"), number));
     }
     assert!(!place.path("shared/got/other.pdf").exists());
+    // Of one owner, whatever others have; each once, however often it is named.
+    let cees = Node::begun(&place, &server, "cee", &[]);
+    let cee = Shell { place: &place, node: &cees, home: "home-cee" };
+    cee.says(&["login"]);
+    place.file("cees/g1.txt", 100);
+    place.file("cees/g2.txt", 101);
+    cee.says(&["publish", "cees/g1.txt", "cees/g2.txt"]);
+    place.file("many/g3.txt", 102);
+    ann.says(&["publish", "many/g3.txt"]);
+    fs::create_dir(place.path("shared/of-cee")).unwrap();
+    let said = bob.says(&["fetch", "g*.txt", "g1.txt", "--from", "cee", "--to", "of-cee"]);
+    assert_eq!(said.lines().count(), 2, "{said}");
+    assert!(!place.path("shared/of-cee/g3.txt").exists() && place.path("shared/of-cee/g1.txt").exists());
+    let missing = bob.fails(&["fetch", "f*", "--from", "cee", "--to", "of-cee"]);
+    assert!(missing.contains("that owner") && missing.contains("f*"), "{missing}");
     let missing = bob.fails(&["fetch", "other.pdf", "--to", "nowhere/other.pdf"]);
     assert!(missing.contains("no such folder") && missing.contains("nowhere"), "{missing}");
 }
@@ -273,6 +288,40 @@ fn who_interrupts_a_fetch_is_told_that_it_goes_on() {
     assert_ne!(bobs.progress(&id)["status"], "cancelled");
     let said = bob.says(&["fetches", "cancel", &id]);
     assert!(said.contains("cancelled"), "{said}");
+    // Of many each that goes on is named, and how many were not begun.
+    let names: Vec<String> = (0..12).map(|number| format!("slow{number:02}.bin")).collect();
+    let file = |name: &String| (name.clone(), json!({"size": 5, "modified": 1, "is_published": true}));
+    let files: serde_json::Map<String, Value> = names.iter().map(file).collect();
+    let data = json!({"hostname": "slow2", "port": silent.local_addr().unwrap().port(), "files_metadata": files});
+    let mut other = std::net::TcpStream::connect(server.registry()).unwrap();
+    std::io::Write::write_all(&mut other, format!("{}\n", json!({"action": "REGISTER", "data": data})).as_bytes())
+        .unwrap();
+    eventually("the registry to know it", || (server.hosts_of("slow11.bin") == ["slow2"]).then_some(()));
+    fs::create_dir(place.path("shared/got")).unwrap();
+    let mut fetch = program("share")
+        .args(["fetch", "slow*", "--from", "slow2", "--to", place.path("shared/got").to_str().unwrap()])
+        .args(["--api-port", &bobs.api().port().to_string()])
+        .env("HOME", place.path("home-bob"))
+        .env_remove("XDG_CONFIG_HOME")
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let of_many = |fetches: Value| {
+        let all = fetches["fetches"].as_object().unwrap().clone();
+        all.into_iter().filter(|(_, fetch)| fetch["status"] != "cancelled").map(|(id, _)| id).collect::<Vec<_>>()
+    };
+    let ids = eventually("as many as go at a time to begin", || {
+        Some(of_many(bobs.shows("fetches"))).filter(|ids| ids.len() == 8)
+    });
+    crate::support::signal(fetch.id(), libc::SIGINT);
+    let code = eventually("the command to end", || fetch.try_wait().unwrap()).code();
+    let mut error = String::new();
+    std::io::Read::read_to_string(&mut fetch.stderr.take().unwrap(), &mut error).unwrap();
+    assert_eq!(code, Some(130), "{error}");
+    for id in &ids {
+        assert!(error.contains(&format!("fetches cancel {id}")), "{id}: {error}");
+    }
+    assert!(error.contains("4 of 12 files were not begun") && error.lines().count() == 9, "{error}");
 }
 
 #[test]

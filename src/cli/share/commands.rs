@@ -1,5 +1,6 @@
 //! The commands of `p2s2 share` that talk to a running node, over its client API.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use super::{running, show};
 use crate::cli::repl::{Screen, clean};
 use crate::cli::shopper::ask;
 use crate::cli::shopper::keep::Keep;
+use crate::model::text::nfc;
 use crate::model::{Name, Token};
 use crate::net::shutdown::Shutdown;
 use crate::share::api_client::{Answer, ApiClient};
@@ -199,7 +201,9 @@ pub(super) fn run(command: ShareCommand, wanted: &Wanted<'_>, json: bool) -> Exi
         return ExitCode::FAILURE;
     }
     if let Some(LeftAlone(said)) = error.downcast_ref() {
-        eprintln!("{}", clean(said));
+        for line in said.lines() {
+            eprintln!("{}", clean(line));
+        }
         return ExitCode::from(INTERRUPTED);
     }
     if json {
@@ -341,15 +345,17 @@ impl Desk {
     }
 
     fn fetch_all(&self, files: &[String], how: &Fetching<'_>) -> anyhow::Result<()> {
-        let mut names: Vec<String> = Vec::new();
+        let mut named = Vec::new();
         for file in files {
             if is_pattern(file) {
-                names.extend(self.matching_names(file)?);
+                named.extend(self.matching_names(file, how.from)?);
             } else {
-                names.push(file.clone());
+                named.push(file.clone());
             }
         }
-        names.dedup();
+        // In the order in which they were named, each once.
+        let mut seen = HashSet::new();
+        let names: Vec<String> = named.into_iter().filter(|name| seen.insert(nfc(name).into_owned())).collect();
         let shutdown = Shutdown::install().unwrap_or_else(|error| {
             log::debug!("Ctrl-C ends at once: {error}");
             self.shutdown.clone()
@@ -363,14 +369,18 @@ impl Desk {
         self.each(names, |name| self.fetch(name, how, &shutdown, false))
     }
 
-    /// Names on the network that a pattern means.
-    fn matching_names(&self, pattern: &str) -> anyhow::Result<Vec<String>> {
+    /// Names on the network that a pattern means: of files of one owner, or of anybody else's.
+    fn matching_names(&self, pattern: &str, from: Option<&str>) -> anyhow::Result<Vec<String>> {
+        let is_meant = |owner: &str| match from {
+            Some(from) => nfc(owner) == nfc(from),
+            None => owner != self.user,
+        };
         let longest = pattern.split(['*', '?']).max_by_key(|part| part.len()).unwrap_or_default();
         let (mut names, mut offset) = (std::collections::BTreeSet::new(), 0);
         loop {
             let page = self.get(&format!("network-files?q={}&offset={offset}&limit={PAGE}", encoded(longest)))?;
             let files = page["files"].as_array().cloned().unwrap_or_default();
-            let found = files.iter().filter(|file| file["owner_hostname"] != self.user.as_str());
+            let found = files.iter().filter(|file| file["owner_hostname"].as_str().is_some_and(is_meant));
             let found = found.filter_map(|file| file["name"].as_str()).filter(|name| matches(pattern, name));
             names.extend(found.map(str::to_owned));
             offset += PAGE;
@@ -379,7 +389,7 @@ impl Desk {
             }
         }
         if names.is_empty() {
-            bail!("nobody else on the network has a file like {pattern}");
+            bail!("{} on the network has a file like {pattern}", from.map_or("nobody else", |_| "that owner"));
         }
         Ok(names.into_iter().collect())
     }
@@ -388,18 +398,18 @@ impl Desk {
     fn each(&self, all: Vec<String>, work: impl Fn(&str) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
         let next = AtomicUsize::new(0);
         let failed = AtomicUsize::new(0);
-        let left_alone = Mutex::new(None);
+        let left_alone = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..AT_ONCE.min(all.len()) {
                 scope.spawn(|| {
                     while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
                         match work(one) {
                             Ok(()) => {}
-                            Err(error) if error.is::<LeftAlone>() => {
-                                *left_alone.lock() = Some(error);
-                                return;
-                            }
                             Err(error) => {
+                                let error = match error.downcast::<LeftAlone>() {
+                                    Ok(LeftAlone(said)) => return left_alone.lock().push(said),
+                                    Err(error) => error,
+                                };
                                 failed.fetch_add(1, Ordering::Relaxed);
                                 let why = clean(&format!("{one}: {error:#}"));
                                 if self.screen.is_json() {
@@ -413,8 +423,14 @@ impl Desk {
                 });
             }
         });
-        if let Some(left_alone) = left_alone.into_inner() {
-            return Err(left_alone);
+        let mut left_alone = left_alone.into_inner();
+        if !left_alone.is_empty() {
+            // Each that ended took one; who was interrupted took none after it.
+            let not_begun = all.len().saturating_sub(next.into_inner());
+            if not_begun > 0 {
+                left_alone.push(format!("{not_begun} of {} files were not begun", all.len()));
+            }
+            return Err(LeftAlone(left_alone.join("\n")).into());
         }
         if failed.into_inner() > 0 { Err(Said.into()) } else { Ok(()) }
     }

@@ -15,6 +15,7 @@ use hyper::{Method, StatusCode};
 
 use super::answer::Refusal;
 use super::{Body, Response};
+use crate::model::text;
 
 /// How long a browser may remember the answer to a preflight, seconds.
 const PREFLIGHT_KEPT_S: &str = "600";
@@ -57,6 +58,7 @@ pub fn parse_origin(text: &str) -> Result<String, String> {
     let lower = text.trim_end_matches('/').to_ascii_lowercase();
     let (scheme, authority) = lower.split_once("://").ok_or_else(wrong)?;
     let (host, port) = split_authority(authority).ok_or_else(wrong)?;
+    let host = without_last_dot(host);
     if !matches!(scheme, "http" | "https") || !is_address(host) && parse_host_name(host).is_err() {
         return Err(wrong());
     }
@@ -114,7 +116,8 @@ impl Rules {
         let is_same = parse_origin(origin).ok() == parse_origin(&format!("{scheme}://{host}")).ok();
         let is_allowed = parse_allowed_origin(origin).is_ok_and(|origin| self.allow_origins.contains(&origin));
         if !is_same && !is_allowed {
-            let reason = "pages of this origin may not ask here; --allow-origin would allow it";
+            let reason =
+                format!("pages of {} may not ask here; --allow-origin would allow that origin", what_came(origin));
             return Err(Refusal::new(StatusCode::FORBIDDEN, reason));
         }
         // It came as a header, so it can go as one.
@@ -136,13 +139,26 @@ impl Rules {
         let lower = text.to_ascii_lowercase();
         let (host, _port) = split_authority(&lower)
             .ok_or_else(|| Refusal::new(StatusCode::BAD_REQUEST, "the header Host names no host"))?;
+        let host = without_last_dot(host);
         let is_good = is_address(host) || host == "localhost" || self.http_hosts.iter().any(|name| name == host);
         if is_good {
             return Ok(());
         }
-        let reason = "no such host here: ask by its address, or allow the name with --http-host";
+        let reason =
+            format!("{} is no host here: ask by its address, or allow the name with --http-host", what_came(text));
         Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, reason))
     }
+}
+
+/// A host that ends in a dot is the same host: the dot says that its name is complete.
+fn without_last_dot(host: &str) -> &str {
+    host.strip_suffix('.').filter(|host| !host.is_empty()).unwrap_or(host)
+}
+
+/// What a header said, as a refusal repeats it: as much as the longest name of a host has.
+fn what_came(said: &str) -> String {
+    const SHOWN_MAX: usize = 253;
+    text::safe(said).chars().take(SHOWN_MAX).collect()
 }
 
 /// The header's value, if it is there; it must not be there twice.
@@ -206,7 +222,10 @@ mod tests {
             ("localhost.evil.example", 421),
             ("share.example.evil", 421),
             ("127.0.0.1.evil.example", 421),
-            ("localhost.", 421),
+            ("localhost.", 200),
+            ("share.example.:5500", 200),
+            ("localhost..", 421),
+            (".", 421),
             ("127.1", 421),
             ("2130706433", 421),
             ("[evil]", 421),
@@ -227,6 +246,24 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_names_what_came() {
+        let reason = |headers: &[(&str, &str)]| {
+            let mut request = hyper::Request::builder().uri("/");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            let parts = request.body(()).unwrap().into_parts().0;
+            Rules::default().check(&parts, false).err().unwrap().reason
+        };
+        let misdirected = reason(&[("host", "evil.example:80")]);
+        assert!(misdirected.starts_with("evil.example:80 is no host here"), "{misdirected}");
+        let foreign = reason(&[("host", "127.0.0.1"), ("origin", "https://evil.example")]);
+        assert!(foreign.starts_with("pages of https://evil.example may not"), "{foreign}");
+        let long = reason(&[("host", &"x".repeat(5_000))]);
+        assert!(long.len() < 400 && long.contains("--http-host"), "{long}");
+    }
+
+    #[test]
     fn the_same_origin_and_those_allowed_may_ask_and_no_other() {
         let rules = Rules { allow_origins: vec![parse_origin("https://Page.example/").unwrap()], ..Rules::default() };
         let host = ("host", "127.0.0.1:5501");
@@ -235,6 +272,7 @@ mod tests {
             ("http://127.0.0.1:5501", true, 403),
             ("https://127.0.0.1:5501", true, 200),
             ("https://127.0.0.1:5501", false, 403),
+            ("http://127.0.0.1.:5501", false, 200),
             ("http://localhost:5501", false, 403),
             ("http://127.0.0.1:5500", false, 403),
             ("http://127.0.0.1", false, 403),
