@@ -40,6 +40,14 @@ use data_dir::DataDir;
 const GRACE: Duration = Duration::from_secs(5);
 /// Threads that are neither connections nor datagrams: timers, the writers, readers of sockets.
 const OTHER_THREADS: usize = 64;
+/// What any server keeps open: standard streams, locks, the users' store, HTTP, and what is opened in passing.
+const OWN_FILES: u64 = 26;
+/// Two stores, and a port of both kinds.
+const OWN_FILES_OF_TRADE: u64 = 18;
+/// Three stores, four ports, and the locks of two components.
+const OWN_FILES_OF_SHOP: u64 = 36;
+/// A store, and a port.
+const OWN_FILES_OF_SHARE: u64 = 10;
 /// Lines that settlements have open at once: one to each side.
 const SETTLEMENT_LINES_MAX: usize = 2 * trade::exchange::SETTLEMENTS_MAX;
 
@@ -198,16 +206,24 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }
-    let (mut other_threads, mut other_files) = (OTHER_THREADS, 0);
+    let (mut other_threads, mut other_files, mut own_files) = (OTHER_THREADS, 0, OWN_FILES);
     if has(Service::Trade) {
+        own_files += OWN_FILES_OF_TRADE;
         other_threads += trade::server::DATAGRAMS_IN_HAND_MAX + trade::server::SETTLEMENT_THREADS_MAX;
         other_files += SETTLEMENT_LINES_MAX;
     }
     if has(Service::Shop) {
+        own_files += OWN_FILES_OF_SHOP;
         // The other ends of all links are here, too; these count among the connections.
         other_files += 4 * frontend::LINKS_MAX;
     }
-    let wanted = Wanted { connections: args.max_connections, other_threads, other_files };
+    if has(Service::Share) {
+        own_files += OWN_FILES_OF_SHARE;
+    }
+    if let Err(too_few) = limits::check_open_files(own_files) {
+        bail!("{too_few}: raise it, or run fewer services here (--services)");
+    }
+    let wanted = Wanted { connections: args.max_connections, own_files, other_threads, other_files };
     let Bounds { connections: max_connections, threads, why } = limits::machine_bounds(wanted);
     if let Some(why) = why {
         limits::tell_lowered("--max-connections", args.max_connections, max_connections, &why);

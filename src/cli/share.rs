@@ -55,6 +55,8 @@ const API_GRACE: Duration = Duration::from_secs(1);
 const CONNECTIONS_MAX: usize = 4_000;
 /// Threads that are no connections: of nodes, of fetches, the store's.
 const OTHER_THREADS: usize = 1_024;
+/// What a node keeps open: standard streams, locks, a store, two ports, the server, and what is opened in passing.
+const OWN_FILES: u64 = 30;
 /// How long the server may take to check a token or a password.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most time between heartbeats: the registry closes a connection over which nothing came for 10 min.
@@ -237,7 +239,15 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     create_private_dir(&repo).with_context(|| format!("--repo: cannot create {}", repo.display()))?;
     let folders = if node.folders.is_empty() { default_folders() } else { node.folders.clone() };
 
-    let wanted = Wanted { connections: CONNECTIONS_MAX, other_threads: OTHER_THREADS, other_files: OTHER_THREADS };
+    if let Err(too_few) = limits::check_open_files(OWN_FILES) {
+        bail!("{too_few}: raise it");
+    }
+    let wanted = Wanted {
+        connections: CONNECTIONS_MAX,
+        own_files: OWN_FILES,
+        other_threads: OTHER_THREADS,
+        other_files: OTHER_THREADS,
+    };
     let Bounds { connections, threads, why } = limits::machine_bounds(wanted);
     if let Some(why) = why {
         limits::tell_lowered("connections at once:", CONNECTIONS_MAX, connections, &why);

@@ -40,6 +40,8 @@ pub const SHOP_BANK_DB: &str = "shop-bank.db";
 const GRACE: Duration = Duration::from_secs(5);
 /// Threads that are no connections: sweepers, writers, whoever accepts.
 const OTHER_THREADS: usize = 64;
+/// What a component keeps open: standard streams, locks, a port, two stores at most, and what is opened in passing.
+const OWN_FILES: u64 = 26;
 /// Bytes received and not yet handled, of all connections together.
 pub const RECEIVED_MAX: usize = 256 << 20;
 
@@ -497,8 +499,16 @@ impl Process {
         if let Err(error) = limits::raise_open_files() {
             log::warn!("the limit of open files stays as it is: {error}");
         }
+        if let Err(too_few) = limits::check_open_files(OWN_FILES) {
+            bail!("{too_few}: raise it");
+        }
         let wanted = common.max_connections as usize;
-        let bounds = Wanted { connections: wanted, other_threads: OTHER_THREADS, other_files: frontend::LINKS_MAX };
+        let bounds = Wanted {
+            connections: wanted,
+            own_files: OWN_FILES,
+            other_threads: OTHER_THREADS,
+            other_files: frontend::LINKS_MAX,
+        };
         let Bounds { connections, threads, why } = limits::machine_bounds(bounds);
         if let Some(why) = why {
             limits::tell_lowered("--max-connections", wanted, connections, &why);

@@ -10,6 +10,10 @@ use super::threads::STACK_BYTES;
 /// Descriptors left for files, databases, listeners and links.
 const SPARE_FILES: u64 = 128;
 
+/// Descriptors that connections want at least, beside what a process keeps open: for a few clients, and for both
+/// ends of the links between components of one process.
+const FILES_FOR_CONNECTIONS: u64 = 24;
+
 /// A thread's maps: its stack, the guard beneath it, its signal stack and the guard of that.
 const MAPS_A_THREAD: u64 = 4;
 
@@ -45,11 +49,36 @@ pub fn raise_open_files() -> io::Result<u64> {
     sys::raise_open_files()
 }
 
+/// The system allows too few open files for what is to be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the limit of open files (ulimit -n) is {limit}, and {wanted} are wanted at least")]
+pub struct TooFewFiles {
+    /// What is allowed.
+    pub limit: u64,
+    /// What it takes.
+    pub wanted: u64,
+}
+
+/// Whether a process may open the files that it keeps open, and a few connections beside them. To be asked before
+/// anything is opened: what fails half-way names some file that has nothing to do with it.
+///
+/// # Errors
+/// It may not.
+pub fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
+    let wanted = own_files + FILES_FOR_CONNECTIONS;
+    match sys::open_files() {
+        Some(limit) if limit < wanted => Err(TooFewFiles { limit, wanted }),
+        _ => Ok(()),
+    }
+}
+
 /// What a server would like to have at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
     /// Connections to it; each takes a descriptor and a thread.
     pub connections: usize,
+    /// What it keeps open at any rate: databases, listeners, locks.
+    pub own_files: u64,
     /// Threads beside those.
     pub other_threads: usize,
     /// Descriptors beside those.
@@ -76,7 +105,7 @@ pub fn tell_lowered(what: &str, wanted: usize, allowed: usize, why: &str) {
 
 /// How much of what is wanted this machine allows.
 pub fn machine_bounds(wanted: Wanted) -> Bounds {
-    bounds(wanted, &allowances())
+    bounds(wanted, &allowances(wanted.own_files))
 }
 
 /// What connections use up.
@@ -114,12 +143,13 @@ fn bounds(wanted: Wanted, allowances: &[Allowance]) -> Bounds {
     bounds
 }
 
-fn allowances() -> Vec<Allowance> {
+fn allowances(own_files: u64) -> Vec<Allowance> {
     let mut all = Vec::new();
     let mut add = |of, limit: Option<u64>, spare: u64, each: u64, what: &str| {
         if let Some(limit) = limit {
-            // As above.
-            let enough_for = (limit - spare.min(limit / 2)) / each;
+            // As above; but what is open at any rate is so however little is allowed.
+            let kept = if of == Resource::Descriptors { own_files.min(limit) } else { 0 };
+            let enough_for = (limit - spare.min(limit / 2).max(kept)) / each;
             all.push(Allowance { of, enough_for, what: format!("{what} is {limit}") });
         }
     };
@@ -234,7 +264,7 @@ mod tests {
     use super::*;
     use crate::net::testing::in_own_process;
 
-    const OTHERS: Wanted = Wanted { connections: 400, other_threads: 100, other_files: 20 };
+    const OTHERS: Wanted = Wanted { connections: 400, own_files: 0, other_threads: 100, other_files: 20 };
 
     fn descriptors(enough_for: u64) -> Allowance {
         Allowance { of: Resource::Descriptors, enough_for, what: format!("files are {enough_for}") }
@@ -258,7 +288,7 @@ mod tests {
 
     #[test]
     fn threads_take_no_descriptors_and_descriptors_no_threads() {
-        let many_threads = Wanted { connections: 12_000, other_threads: 1_408, other_files: 600 };
+        let many_threads = Wanted { connections: 12_000, own_files: 0, other_threads: 1_408, other_files: 600 };
         let why = Some("files are 896".to_owned());
         let expected = Bounds { connections: 448, threads: 448 + 1_408, why };
         assert_eq!(bounds(many_threads, &[descriptors(896), threads(15_000)]), expected);
@@ -275,7 +305,7 @@ mod tests {
 
     #[test]
     fn this_machine_allows_something_and_not_everything() {
-        let one = Wanted { connections: 1, other_threads: 0, other_files: 0 };
+        let one = Wanted { connections: 1, own_files: 0, other_threads: 0, other_files: 0 };
         assert_eq!(machine_bounds(one), Bounds { connections: 1, threads: 1, why: None });
         if cfg!(target_os = "linux") {
             let Bounds { connections, why, .. } = machine_bounds(Wanted { connections: usize::MAX, ..one });
@@ -292,5 +322,12 @@ mod tests {
         let raised = raise_open_files().unwrap();
         assert_eq!(raise_open_files().unwrap(), raised);
         assert!(sys::open_files().is_none_or(|now| now == raised));
+        // Of what is open at any rate nothing is left for connections, and too little is told beforehand.
+        let Some(limit) = sys::open_files() else { return };
+        let of = |own_files| Wanted { connections: usize::MAX, own_files, other_threads: 0, other_files: 0 };
+        assert_eq!(machine_bounds(of(limit - 30)).connections, 30);
+        assert_eq!(check_open_files(limit - FILES_FOR_CONNECTIONS), Ok(()));
+        let too_few = TooFewFiles { limit, wanted: limit + 1 };
+        assert_eq!(check_open_files(limit + 1 - FILES_FOR_CONNECTIONS), Err(too_few));
     }
 }

@@ -12,6 +12,7 @@ mod terminal;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -191,29 +192,64 @@ fn a_signal_ends_a_peer_that_waits_for_its_server() {
 }
 
 #[cfg(target_os = "linux")]
-#[test]
-fn few_open_files_lower_the_connections_and_not_to_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let ready = dir.path().join("ready.json");
-    let log = fs::File::create(dir.path().join("log")).unwrap();
+/// Every service, with that many open files; what it is killed by, when it is ready, or what it said at its end.
+fn all_services_with(open_files: usize, dir: &Path) -> Result<(Killed, serde_json::Value), String> {
+    let ready = dir.join("ready.json");
+    let limit = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
+    let log = dir.join("log");
+    let ports = ["--trade-port", "--product-port", "--customer-port", "--seller-port", "--buyer-port"];
     let server = Command::new("sh")
-        .args(["-c", "ulimit -n 1024 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_p2s2"), "server", "--trade-port", "0"])
-        .args(["--api-port", "0", "--registry-port", "0"])
+        .args(["-c", &limit, env!("CARGO_BIN_EXE_p2s2"), "server", "--no-announce"])
+        .args(ports.into_iter().chain(["--registry-port", "--api-port"]).flat_map(|port| [port, "0"]))
         .arg("--data-dir")
-        .arg(dir.path().join("state"))
+        .arg(dir.join("state"))
         .arg("--ready-file")
         .arg(&ready)
+        .env_remove("P2S2_SERVER_SERVICES")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log)
+        .stderr(fs::File::create(&log).unwrap())
         .spawn()
         .unwrap();
     let mut server = Killed(server);
-    let addr: std::net::SocketAddr = eventually("the server to be ready", || {
-        assert!(server.0.try_wait().unwrap().is_none(), "{}", fs::read_to_string(dir.path().join("log")).unwrap());
-        let ready: serde_json::Value = serde_json::from_str(&fs::read_to_string(&ready).ok()?).ok()?;
-        ready["trade_tcp"].as_str()?.parse().ok()
+    let said = || fs::read_to_string(&log).unwrap();
+    let ended = eventually("the server to be ready, or to end", || match server.0.try_wait().unwrap() {
+        Some(status) => Some(Err(format!("{status}: {}", said()))),
+        None => fs::read_to_string(&ready).ok().map(|ready| Ok(serde_json::from_str(&ready).unwrap())),
     });
+    ended.map(|ready| (server, ready))
+}
+
+#[test]
+fn too_few_open_files_are_told_with_how_many_are_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = all_services_with(64, dir.path()).map(drop).unwrap_err();
+    assert!(said.contains("exit status: 1") && said.contains("--services") && said.lines().count() == 1, "{said}");
+    let wanted = said.split("ulimit -n) is 64, and ").nth(1).unwrap_or_else(|| panic!("{said}"));
+    let wanted: usize = wanted.split(' ').next().unwrap().parse().unwrap();
+    // With as many all of it works: each port answers, also those that ask the databases.
+    let (_server, ready) = all_services_with(wanted, dir.path()).unwrap_or_else(|said| panic!("{said}"));
+    for (port, asked, wanted) in [
+        ("trade_tcp", "{}\n", "BAD_REQUEST"),
+        ("seller", "{\"type\":\"GET_ITEMS\",\"sid\":\"x\"}\n", "SESSION_EXPIRED"),
+        ("buyer", "{\"type\":\"GET_CART\",\"sid\":\"x\"}\n", "SESSION_EXPIRED"),
+        ("registry", "{\"action\":\"PING\",\"data\":{\"hostname\":\"x\"}}\n", "DEAD"),
+        ("server_api", "GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n", "200 OK"),
+    ] {
+        let mut connection = std::net::TcpStream::connect(ready[port].as_str().unwrap()).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        connection.write_all(asked.as_bytes()).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&connection).read_line(&mut answer).unwrap();
+        assert!(answer.contains(wanted), "{port}: {answer}");
+    }
+}
+
+#[test]
+fn few_open_files_lower_the_connections_and_not_to_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut server, ready) = all_services_with(1024, dir.path()).unwrap_or_else(|said| panic!("{said}"));
+    let addr: std::net::SocketAddr = ready["trade_tcp"].as_str().unwrap().parse().unwrap();
     let said = fs::read_to_string(dir.path().join("log")).unwrap();
     let lowered = said.split("--max-connections 12000 lowered to ").nth(1).unwrap_or_else(|| panic!("{said}"));
     let (bound, why) = lowered.split_once(": ").unwrap();
