@@ -23,7 +23,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing};
 use super::wire::requests::{self, REQUEST_MAX};
 use super::wire::{Files, Publish, Register, Request, answers as wire};
-use crate::model::{Clock, Name, Token};
+use crate::model::{Clock, Name, Token, text};
 use crate::net::budget::Budget;
 use crate::net::counters::Counter;
 use crate::net::ended::Ended;
@@ -55,8 +55,12 @@ const STEP: usize = 256;
 pub trait Accounts: Send + Sync {
     /// Whether a hostname is the name of a user.
     fn is_account(&self, hostname: &str) -> bool;
-    /// The user whose token this is, if it is valid now.
+    /// The hostname that this token gives, if it is valid now: that of its user.
     fn owner_of(&self, token: &str) -> Option<String>;
+    /// Users whose hostname is another one's: their names are spellings of his. An earlier version made such.
+    fn namesakes(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Whether that user signed in from this address within the life of a token.
     fn signed_in_from(&self, hostname: &str, ip: IpAddr) -> bool;
 }
@@ -185,6 +189,11 @@ impl RegistryServer {
     pub fn start_bounded(config: Config, floor: Floor, bounds: Bounds) -> Result<RegistryServer, StartError> {
         let addr = config.addr;
         let socket = listener::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
+        let namesakes = floor.accounts.namesakes();
+        if !namesakes.is_empty() {
+            // What they were answered then would give them his hostname now.
+            floor.store.write(move |tx| store::forget_namesakes(tx, &namesakes))?;
+        }
         let keeper = Keeper::open(Arc::clone(&floor.store), floor.clock, config.peer_timeout, bounds)?;
         let context = ListenerContext {
             executor: Arc::clone(&floor.executor),
