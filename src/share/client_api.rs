@@ -151,7 +151,7 @@ impl ClientApi {
 
     fn init(&self, user: &User, fields: &Fields) -> Answered {
         let username = fields.any_text("username")?;
-        if username != user.name.as_str() {
+        if Name::kept(username).ok().as_ref() != Some(&user.name) {
             return Err(Refusal::new(StatusCode::FORBIDDEN, "username: expected the one who signed in"));
         }
         let settings = self.nodes.settings();

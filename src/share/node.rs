@@ -334,7 +334,7 @@ impl Node {
         floor: Floor,
     ) -> Result<Node, NodeError> {
         let port = listener.local_addr()?.port();
-        let files = Files::of(Arc::clone(floor.keep.store()), user.clone());
+        let files = Files::of(Arc::clone(floor.keep.store()), &user);
         let shelf = Arc::new(Shelf::new(files.clone(), folders));
         let peer = PeerServer::start(listener, floor.listening.clone(), Arc::clone(&shelf) as _)?;
         let (orders, ordered) = bounded(ORDERS_MAX);

@@ -1,12 +1,17 @@
-//! What a node keeps beside its files, in the same store: its users, their fetches, tokens that were logged out.
+//! What a node keeps beside its files, in the same store: its users, their fetches, which of their tokens are good
+//! and which were logged out.
+//!
+//! A user's name is kept as it was given, and found however it is spelled: the account's spelling is not always that of
+//! the node's `--name`. What belongs to a user goes by [`Name::key`].
 
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::model::text::spellings;
 use crate::model::{Millis, Name, Token};
 use crate::share::files;
 use crate::share::wire::FileName;
-use crate::storage::{OpenError, Query, Row, Store, StoreError};
+use crate::storage::{OpenError, Query, Reader, Row, Store, StoreError, Tx};
 
 /// The file in the data dir.
 pub const STORE_FILE: &str = "share.db";
@@ -113,6 +118,17 @@ pub struct FetchRow {
     pub began_at: Millis,
 }
 
+/// Why a node's store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenKeepError {
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What an earlier version kept in it could not be brought in order.
+    #[error("{STORE_FILE}: {0}")]
+    Store(#[from] StoreError),
+}
+
 /// A node's store.
 #[derive(Debug, Clone)]
 pub struct Keep {
@@ -124,8 +140,12 @@ impl Keep {
     ///
     /// # Errors
     /// One line that says what to do.
-    pub fn open(data_dir: &Path) -> Result<Keep, OpenError> {
-        Ok(Keep { store: Arc::new(Store::open(&data_dir.join(STORE_FILE), MIGRATIONS)?) })
+    pub fn open(data_dir: &Path) -> Result<Keep, OpenKeepError> {
+        let keep = Keep { store: Arc::new(Store::open(&data_dir.join(STORE_FILE), MIGRATIONS)?) };
+        if keep.users()?.iter().any(|user| !user.name.as_str().is_ascii()) {
+            keep.store.write(own_by_key)?;
+        }
+        Ok(keep)
     }
 
     /// For the tables of files.
@@ -138,9 +158,8 @@ impl Keep {
     /// # Errors
     /// The store's.
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
-        let sql =
-            "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user ORDER BY number";
-        self.store.read(|reader| reader.all(sql, &[], user))
+        let sql = format!("{USERS} ORDER BY number");
+        self.store.read(|reader| reader.all(&sql, &[], user))
     }
 
     /// The user of that name, who is made if there is none.
@@ -150,15 +169,14 @@ impl Keep {
     pub fn signed_in(&self, name: &Name, display_name: &str) -> Result<User, StoreError> {
         let (name, display_name) = (name.clone(), display_name.to_owned());
         self.store.write(move |tx| {
+            let name = kept_as(tx, &name)?;
             tx.execute(
                 "INSERT INTO share_user (name, number, display_name, is_on)
                  VALUES ($1, (SELECT COUNT(*) + 1 FROM share_user), $2, 0)
                  ON CONFLICT (name) DO UPDATE SET display_name = excluded.display_name",
                 &[(&name).into(), (&display_name).into()],
             )?;
-            let sql =
-                "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user WHERE name = $1";
-            tx.first(sql, &[(&name).into()], user)?
+            tx.first(&format!("{USERS} WHERE name = $1"), &[(&name).into()], user)?
                 .ok_or_else(|| StoreError::Invalid("a user that was just written is missing".to_owned()))
         })
     }
@@ -171,7 +189,7 @@ impl Keep {
         let (name, advertise_ip) = (name.clone(), advertise_ip.map(str::to_owned));
         self.store.write(move |tx| {
             let sql = "UPDATE share_user SET is_on = $1, advertise_ip = $2 WHERE name = $3";
-            let address = advertise_ip.as_deref();
+            let (name, address) = (kept_as(tx, &name)?, advertise_ip.as_deref());
             tx.execute(sql, &[is_on.into(), address.into(), (&name).into()]).map(|_rows| ())
         })
     }
@@ -183,7 +201,7 @@ impl Keep {
     pub fn set_port(&self, name: &Name, port: u16) -> Result<(), StoreError> {
         let name = name.clone();
         self.store.write(move |tx| {
-            let sql = "UPDATE share_user SET port = $1 WHERE name = $2";
+            let (name, sql) = (kept_as(tx, &name)?, "UPDATE share_user SET port = $1 WHERE name = $2");
             tx.execute(sql, &[port.into(), (&name).into()]).map(|_rows| ())
         })
     }
@@ -195,7 +213,7 @@ impl Keep {
     pub fn set_resume(&self, name: &Name, resume: Option<&str>) -> Result<(), StoreError> {
         let (name, resume) = (name.clone(), resume.map(str::to_owned));
         self.store.write(move |tx| {
-            let sql = "UPDATE share_user SET resume = $1 WHERE name = $2";
+            let (name, sql) = (kept_as(tx, &name)?, "UPDATE share_user SET resume = $1 WHERE name = $2");
             tx.execute(sql, &[resume.as_deref().into(), (&name).into()]).map(|_rows| ())
         })
     }
@@ -207,7 +225,7 @@ impl Keep {
     pub fn resume(&self, name: &Name) -> Result<Option<String>, StoreError> {
         let sql = "SELECT resume FROM share_user WHERE name = $1";
         let read = |row: &Row<'_>| Ok(row.opt_text(0)?.map(str::to_owned));
-        self.store.read(|reader| reader.first(sql, &[name.into()], read)).map(Option::flatten)
+        self.store.read(|reader| reader.first(sql, &[(&kept_as(reader, name)?).into()], read)).map(Option::flatten)
     }
 
     /// Refuses a token from now on, until it ends anyway; those that have ended are forgotten.
@@ -237,7 +255,7 @@ impl Keep {
     /// # Errors
     /// The store's.
     pub fn put_fetch(&self, owner: &Name, fetch: &FetchRow) -> Result<(), StoreError> {
-        let (owner, it) = (owner.clone(), fetch.clone());
+        let (owner, it) = (owner.key().to_owned(), fetch.clone());
         self.store.write(move |tx| {
             let sizes = [it.total_size, it.downloaded_size].map(|size| i64::try_from(size).unwrap_or(i64::MAX));
             tx.execute(
@@ -289,8 +307,37 @@ impl Keep {
         let sql =
             "SELECT id, file_name, save_path, total_size, downloaded_size, status, error, verified, peer_hostname,
                 peer_ip, began_at FROM share_fetch WHERE owner = $1 ORDER BY began_at, id";
-        self.store.read(|reader| reader.all(sql, &[owner.into()], fetch))
+        self.store.read(|reader| reader.all(sql, &[owner.key().into()], fetch))
     }
+}
+
+const USERS: &str = "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user";
+
+/// A user's name as it is kept: of just this spelling, else another one; a new one is kept as it is given.
+fn kept_as(reader: &(impl Reader + ?Sized), name: &Name) -> Result<String, StoreError> {
+    let [given, composed, apart] = spellings(name.as_str());
+    let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY name <> $1, number LIMIT 1";
+    let kept = reader.first(sql, &[(&given).into(), (&composed).into(), (&apart).into()], |row| {
+        Ok::<_, StoreError>(row.text(0)?.to_owned())
+    })?;
+    Ok(kept.unwrap_or(given))
+}
+
+/// An earlier version kept what belongs to a user under the spelling of the node's name. Where there are two of one
+/// name, what is under the key already stays.
+fn own_by_key(tx: &mut dyn Tx) -> Result<(), StoreError> {
+    for name in tx.all("SELECT name FROM share_user", &[], |row| row.name(0))? {
+        for former in spellings(name.as_str()).iter().filter(|spelled| *spelled != name.key()) {
+            let owners = [name.key().into(), former.into()];
+            tx.execute("UPDATE share_fetch SET owner = $1 WHERE owner = $2", &owners)?;
+            tx.execute(
+                "UPDATE share_file SET owner = $1 WHERE owner = $2 AND NOT EXISTS
+                     (SELECT 1 FROM share_file AS kept WHERE kept.owner = $1 AND kept.name = share_file.name)",
+                &owners,
+            )?;
+        }
+    }
+    Ok(())
 }
 
 fn user(row: &Row<'_>) -> Result<User, StoreError> {
@@ -333,6 +380,22 @@ mod tests {
         Name::new(text).unwrap()
     }
 
+    fn fetch(number: usize, status: Status) -> FetchRow {
+        FetchRow {
+            id: format!("f{number:04}"),
+            file_name: FileName::new("a").unwrap(),
+            save_path: "/x/a".to_owned(),
+            total_size: 10,
+            downloaded_size: 5,
+            status,
+            error: None,
+            is_verified: false,
+            peer_hostname: "bob".to_owned(),
+            peer_ip: "192.0.2.1".to_owned(),
+            began_at: Millis(number as u64),
+        }
+    }
+
     #[test]
     fn users_are_numbered_as_they_come_and_stay_what_they_are() {
         let dir = tempfile::tempdir().unwrap();
@@ -354,6 +417,47 @@ mod tests {
     }
 
     #[test]
+    fn a_user_is_one_however_the_name_is_spelled() {
+        let (accounts, nodes) = (name("Zo\u{eb}"), name("Zoe\u{308}"));
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        assert_eq!(keep.signed_in(&accounts, "Zoë").unwrap().number, 1);
+        // By the node's spelling from here on, as a node of that `--name` does.
+        assert_eq!(keep.signed_in(&nodes, "Zoë B").unwrap().number, 1);
+        keep.set_on(&nodes, true, Some("192.0.2.1")).unwrap();
+        keep.set_port(&nodes, 6001).unwrap();
+        keep.set_resume(&nodes, Some("secret")).unwrap();
+        let users = keep.users().unwrap();
+        let zoe = &users[0];
+        assert_eq!((zoe.name.as_str(), &*zoe.display_name, users.len()), (accounts.as_str(), "Zoë B", 1));
+        assert_eq!((zoe.is_on, zoe.port, zoe.advertise_ip.as_deref()), (true, Some(6001), Some("192.0.2.1")));
+        for spelled in [&accounts, &nodes] {
+            assert_eq!(keep.resume(spelled).unwrap().as_deref(), Some("secret"));
+        }
+        keep.put_fetch(&nodes, &fetch(1, Status::Paused)).unwrap();
+        assert_eq!(keep.fetches(&accounts).unwrap().len(), 1);
+        // An earlier version kept what is the user's under the node's spelling.
+        let former = nodes.as_str().to_owned();
+        keep.store
+            .write(move |tx| -> Result<(), StoreError> {
+                tx.execute("UPDATE share_fetch SET owner = $1", &[(&former).into()])?;
+                for (owner, file) in [(&*former, "a"), (&*former, "b"), ("Zo\u{eb}", "b")] {
+                    let sql = "INSERT INTO share_file (owner, name, path, size, modified_ns, added_at, is_published)
+                               VALUES ($1, $2, '/x', 1, 1, 1, 0)";
+                    tx.execute(sql, &[owner.into(), file.into()])?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(keep.fetches(&accounts).unwrap(), []);
+        drop(keep);
+        let keep = Keep::open(dir.path()).unwrap();
+        let files = files::Files::of(Arc::clone(keep.store()), &nodes).list(false).unwrap();
+        assert_eq!(files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(keep.fetches(&nodes).unwrap().len(), 1);
+    }
+
+    #[test]
     fn a_token_that_was_logged_out_stays_refused_until_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let keep = Keep::open(dir.path()).unwrap();
@@ -369,19 +473,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let keep = Keep::open(dir.path()).unwrap();
         let ann = name("ann");
-        let fetch = |number: usize, status| FetchRow {
-            id: format!("f{number:04}"),
-            file_name: FileName::new("a").unwrap(),
-            save_path: "/x/a".to_owned(),
-            total_size: 10,
-            downloaded_size: 5,
-            status,
-            error: None,
-            is_verified: false,
-            peer_hostname: "bob".to_owned(),
-            peer_ip: "192.0.2.1".to_owned(),
-            began_at: Millis(number as u64),
-        };
         keep.put_fetch(&ann, &fetch(0, Status::Downloading)).unwrap();
         for number in 1..FETCHES_MAX + 5 {
             keep.put_fetch(&ann, &fetch(number, Status::Completed)).unwrap();
