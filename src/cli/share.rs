@@ -83,7 +83,8 @@ pub struct ShareArgs {
     #[command(subcommand)]
     command: Option<ShareCommand>,
     /// Who you are; asked for when a node is to be run and it is not given. Commands: whose node is meant
-    #[arg(long, value_name = "NAME", value_parser = Name::new, global = true)]
+    // Whether it may be a new one is the server's to say: an account of an earlier version may bear any.
+    #[arg(long, value_name = "NAME", value_parser = Name::kept, global = true)]
     name: Option<Name>,
     /// Address of the client API; anything but loopback opens it to other machines
     #[arg(long, value_name = "IP", global = true)]

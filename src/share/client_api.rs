@@ -266,7 +266,7 @@ fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
             let name = file_name(&fields, "fname")?;
             let save_path = fields.get("save_path").map(|_| fields.any_text("save_path")).transpose()?;
             let owner = fields.get("owner_hostname").map(|_| fields.any_text("owner_hostname")).transpose()?;
-            let owner = owner.map(|owner| Name::new(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
+            let owner = owner.map(|owner| Name::kept(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
             let owner = owner.transpose().map_err(Refusal::bad)?;
             let begun = match node.fetches().begin(&name, owner.as_ref(), save_path) {
                 Err(error @ NodeError::Owners(_)) => return Ok(several_owners(&error)),
@@ -339,7 +339,7 @@ fn file_name(fields: &Fields, field: &str) -> Result<FileName, Refusal> {
 }
 
 fn host_name(text: &str) -> Result<Name, Refusal> {
-    Name::new(text).map_err(|wrong| Refusal::bad(format!("the hostname: {wrong}")))
+    Name::kept(text).map_err(|wrong| Refusal::bad(format!("the hostname: {wrong}")))
 }
 
 /// Whether two spellings mean one host: addresses may be written in many ways.

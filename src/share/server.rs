@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing};
+use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing, store};
 use super::wire::requests::{self, REQUEST_MAX};
 use super::wire::{Files, Publish, Register, Request, answers as wire};
 use crate::model::{Clock, Name, Token, text};
@@ -302,6 +302,8 @@ struct Caller {
 /// Why a request gets an ERROR.
 enum Failure {
     Refused(Refusal),
+    /// A field is not what it must be; it is named.
+    Bad(String),
     /// The hostname went to another connection, or to a user.
     Lost(String),
     Store(StoreError),
@@ -323,7 +325,7 @@ impl Failure {
     fn reason(self) -> String {
         match self {
             Failure::Refused(refusal) => refusal.to_string(),
-            Failure::Lost(reason) => reason,
+            Failure::Bad(reason) | Failure::Lost(reason) => reason,
             Failure::Store(error) => {
                 log::error!("registry: {error}");
                 "UNAVAILABLE: it could not be stored or read, and nothing has changed; try again".to_owned()
@@ -486,6 +488,11 @@ impl Shared {
 
     fn register(&self, caller: &mut Caller, register: Register) -> Result<Vec<u8>, Failure> {
         let hostname = register.hostname.clone();
+        let standing = self.standing(&hostname, register.token.as_ref(), caller.source);
+        // An account of an earlier version keeps the name that was good then.
+        if standing == Standing::Free {
+            text::check_visible(hostname.as_str()).map_err(|wrong| Failure::Bad(format!("hostname: {wrong}")))?;
+        }
         let fresh = Token::random();
         // On the same connection the secret stays the same.
         let own = caller.held.as_ref().filter(|(held, _)| *held == hostname).map(|(_, secret)| secret);
@@ -495,7 +502,7 @@ impl Shared {
             port: register.port,
             ip: register.ip,
             source: caller.source,
-            standing: self.standing(&hostname, register.token.as_ref(), caller.source),
+            standing,
             resume: shown.map(SecretKey::of),
             fresh: SecretKey::of(&fresh),
             keeps_files: register.files.is_none() && register.resume.is_some(),
