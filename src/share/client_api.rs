@@ -183,7 +183,7 @@ impl ClientApi {
         self.sign_in.log_out(&user.token)?;
         let node = self.nodes.get(&user.name);
         // Whoever is signed in elsewhere as the same user goes on.
-        let is_last = !self.sign_in.has_another(&user.name, &user.session);
+        let is_last = !self.sign_in.has_another(&user.name, &user.session)?;
         let ended = if is_last { self.nodes.end(&user.name) } else { Ok(()) };
         // Their last word is that the node has left, if it has.
         if let Some(node) = node {

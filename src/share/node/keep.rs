@@ -15,6 +15,8 @@ use crate::storage::{OpenError, Query, Reader, Row, Store, StoreError, Tx};
 
 /// The file in the data dir.
 pub const STORE_FILE: &str = "share.db";
+/// Most good tokens that are kept; those that end first go first.
+pub const TOKENS_MAX: usize = 4_096;
 /// Most fetches of a user that are kept; those that ended first go first.
 pub const FETCHES_MAX: usize = 1_000;
 
@@ -30,8 +32,13 @@ const SCHEMA: &str = "
     CREATE TABLE share_refused (token_sha256 BYTEA PRIMARY KEY, until BIGINT NOT NULL);
 ";
 
+/// Tokens that the server has vouched for: never they themselves. `owner` is a name as it is compared, `until` by the
+/// wall's time.
+const TOKENS: &str =
+    "CREATE TABLE share_token (token_sha256 BYTEA PRIMARY KEY, owner TEXT NOT NULL, until BIGINT NOT NULL);";
+
 /// From an empty file to this version.
-pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA];
+pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA, TOKENS];
 
 /// A user of this node.
 #[derive(Debug, Clone)]
@@ -234,6 +241,7 @@ impl Keep {
     /// The store's.
     pub fn refuse_token(&self, token_sha256: [u8; 32], until: Millis, now: Millis) -> Result<(), StoreError> {
         self.store.write(move |tx| {
+            tx.execute("DELETE FROM share_token WHERE token_sha256 = $1", &[(&token_sha256).into()])?;
             tx.execute("DELETE FROM share_refused WHERE until < $1", &[now.into()])?;
             let sql =
                 "INSERT INTO share_refused (token_sha256, until) VALUES ($1, $2) ON CONFLICT (token_sha256) DO NOTHING";
@@ -248,6 +256,66 @@ impl Keep {
     pub fn is_refused(&self, token_sha256: &[u8; 32]) -> Result<bool, StoreError> {
         let sql = "SELECT 1 FROM share_refused WHERE token_sha256 = $1";
         Ok(self.store.read(|reader| reader.first(sql, &[token_sha256.into()], |row| row.int(0)))?.is_some())
+    }
+
+    /// Keeps that a token is good until then; those that have ended are forgotten. False if it was logged out
+    /// meanwhile: then it is not kept.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn put_token(
+        &self,
+        token_sha256: [u8; 32],
+        owner: &Name,
+        until: Millis,
+        now: Millis,
+    ) -> Result<bool, StoreError> {
+        let owner = owner.key().to_owned();
+        self.store.write(move |tx| {
+            tx.execute("DELETE FROM share_token WHERE until <= $1", &[now.into()])?;
+            let added = tx.execute(
+                "INSERT INTO share_token (token_sha256, owner, until) SELECT $1, $2, $3
+                     WHERE NOT EXISTS (SELECT 1 FROM share_refused WHERE token_sha256 = $1)
+                 ON CONFLICT (token_sha256) DO UPDATE SET owner = excluded.owner, until = excluded.until",
+                &[(&token_sha256).into(), (&owner).into(), until.into()],
+            )?;
+            let most = i64::try_from(TOKENS_MAX).unwrap_or(i64::MAX);
+            tx.execute(
+                "DELETE FROM share_token WHERE token_sha256 IN
+                     (SELECT token_sha256 FROM share_token ORDER BY until DESC LIMIT $1 OFFSET $2)",
+                &[i64::MAX.into(), most.into()],
+            )?;
+            Ok(added > 0)
+        })
+    }
+
+    /// A token is good no more, by the server's word.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn forget_token(&self, token_sha256: [u8; 32]) -> Result<(), StoreError> {
+        let sql = "SELECT 1 FROM share_token WHERE token_sha256 = $1";
+        // Whoever comes with nonsense makes nobody write.
+        if self.store.read(|reader| reader.first(sql, &[(&token_sha256).into()], |row| row.int(0)))?.is_none() {
+            return Ok(());
+        }
+        self.store.write(move |tx| {
+            tx.execute("DELETE FROM share_token WHERE token_sha256 = $1", &[(&token_sha256).into()]).map(drop)
+        })
+    }
+
+    /// A user's tokens that are good, as far as they are kept.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn tokens(&self, owner: &Name, now: Millis) -> Result<Vec<[u8; 32]>, StoreError> {
+        let sql = "SELECT token_sha256 FROM share_token WHERE owner = $1 AND until > $2";
+        self.store.read(|reader| {
+            reader.all(sql, &[owner.key().into(), now.into()], |row| {
+                let wrong = |_| StoreError::Invalid("a token's digest: expected 32 bytes".to_owned());
+                row.blob(0)?.try_into().map_err(wrong)
+            })
+        })
     }
 
     /// Keeps a fetch as it is now; the oldest that have ended make room.
@@ -466,6 +534,49 @@ mod tests {
         assert!(keep.is_refused(&[1; 32]).unwrap() && !keep.is_refused(&[2; 32]).unwrap());
         keep.refuse_token([2; 32], Millis(3000), Millis(2000)).unwrap();
         assert!(!keep.is_refused(&[1; 32]).unwrap() && keep.is_refused(&[2; 32]).unwrap());
+    }
+
+    #[test]
+    fn good_tokens_are_kept_by_their_digests_until_they_end_or_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        let ann = name("Zo\u{eb}");
+        for (number, owner, until) in [(1, "Zoe\u{308}", 100), (2, "Zo\u{eb}", 200), (3, "bob", 300)] {
+            assert!(keep.put_token([number; 32], &name(owner), Millis(until), Millis(0)).unwrap());
+        }
+        drop(keep);
+        let keep = Keep::open(dir.path()).unwrap();
+        let tokens = |now: u64| keep.tokens(&ann, Millis(now)).unwrap();
+        assert_eq!((tokens(99), tokens(100), tokens(200)), (vec![[1; 32], [2; 32]], vec![[2; 32]], vec![]));
+        keep.refuse_token([2; 32], Millis(1_000), Millis(0)).unwrap();
+        assert_eq!(tokens(0), [[1; 32]]);
+        // Whoever was asked about it meanwhile does not put it back.
+        assert!(!keep.put_token([2; 32], &ann, Millis(200), Millis(0)).unwrap());
+        keep.forget_token([1; 32]).unwrap();
+        keep.forget_token([9; 32]).unwrap();
+        assert_eq!(tokens(0), [[0; 32]; 0]);
+        // There are so many and no more: those that end last.
+        let key = ann.key().to_owned();
+        keep.store
+            .write(move |tx| -> Result<(), StoreError> {
+                for number in 0..u64::try_from(TOKENS_MAX).unwrap() {
+                    let mut digest = [7; 32];
+                    digest[..8].copy_from_slice(&number.to_le_bytes());
+                    let sql = "INSERT INTO share_token (token_sha256, owner, until) VALUES ($1, $2, $3)";
+                    tx.execute(sql, &[(&digest).into(), (&key).into(), Millis(1_000 + number).into()])?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(keep.put_token([5; 32], &ann, Millis(9_000), Millis(0)).unwrap());
+        assert_eq!(
+            (tokens(0).len(), tokens(1_000).len(), tokens(1_001).len()),
+            (TOKENS_MAX, TOKENS_MAX, TOKENS_MAX - 1)
+        );
+        assert_eq!(keep.tokens(&name("bob"), Millis(0)).unwrap(), [[0; 32]; 0], "the one that would end first");
+        // What has ended goes when another comes.
+        assert!(keep.put_token([8; 32], &ann, Millis(20_000), Millis(10_000)).unwrap());
+        assert_eq!(tokens(0), [[8; 32]]);
     }
 
     #[test]
