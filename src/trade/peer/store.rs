@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_data_dir_is_its_peers_however_the_name_is_spelled() {
         let home = tempfile::tempdir().unwrap();
-        for spelled in ["Zoe\u{308}", "Zo\u{eb}"] {
+        for spelled in ["Zoe\u{308}", "Zo\u{eb}", "Zoe\u{308}"] {
             PeerStore::open(home.path(), &Name::new(spelled).unwrap()).unwrap();
         }
         let refused = PeerStore::open(home.path(), &Name::new("Zoe").unwrap());
