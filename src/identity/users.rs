@@ -245,7 +245,7 @@ impl Users {
         })?;
         let names = AccountNames::of(names);
         for other in names.others.values() {
-            log::warn!("accounts: {other} has two of two spellings: the hostname is that of the older one");
+            log::warn!("accounts: there are two of the name {other}, in two spellings: the older one has the hostname");
         }
         let mut addresses: HashMap<String, Addresses> = HashMap::new();
         for (name, ip, at) in sign_ins {

@@ -146,6 +146,7 @@ impl ClientApi {
             || Refusal::new(StatusCode::UNAUTHORIZED, "Authorization: expected Bearer and the token of a sign-in");
         let token = bearer(&request.headers).ok_or_else(missing)?;
         let (name, session) = self.sign_in.user_of(&token)?;
+        self.nodes.check_account(&name).map_err(|error| refusal(&error))?;
         Ok(User { name, token, session })
     }
 

@@ -103,3 +103,45 @@ fn an_account_of_an_earlier_version_takes_part_under_names_that_are_none_any_mor
     let refused = server.ask("REGISTER", json!({"hostname": HIDDEN, "port": 6001}));
     assert!(refused["reason"].as_str().unwrap().starts_with("token: "), "{refused}");
 }
+
+#[test]
+fn two_accounts_of_one_name_in_two_spellings_have_nothing_of_each_other() {
+    let place = Place::new();
+    let mut server = Server::start(&place, &[]);
+    account(&server, APART);
+    let again = server.kill();
+    let users = Connection::open(place.path("server/users.db")).unwrap();
+    // As an earlier version made the second; it comes behind the first in the order of the file, too.
+    let sql = "INSERT INTO users SELECT ?1, 'Second', password, created_at + 1, NULL FROM users";
+    assert_eq!(users.execute(sql, [COMPOSED]).unwrap(), 1);
+    drop(users);
+    let server = again();
+    let token = |username: &str| {
+        let body = json!({"username": username, "password": "correct horse"});
+        let (status, answer) = http(server.api(), "POST", "/api/user/login", None, Some(&body));
+        assert_eq!((status, &answer["user"]["username"]), (200, &json!(username)));
+        answer["token"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (token(APART), token(COMPOSED));
+    let mut node = Node::start(&place, &server, "bob", &[]);
+    node.token = Some(first.clone());
+    node.does("init", json!({ "username": APART }));
+    let repo = node.shows("status")["client"]["repo"].as_str().unwrap().to_owned();
+    std::fs::write(format!("{repo}/a"), "a").unwrap();
+    node.does("publish", json!({"fname": "a", "local_path": format!("{repo}/a")}));
+    // Neither at this node, nor at one of its own, nor at the registry.
+    node.token = Some(second.clone());
+    assert!(node.refuses("init", json!({ "username": COMPOSED }), 409).contains("another account"));
+    assert_eq!(node.get("local-files").0, 409);
+    node.refuses("login", json!({"username": COMPOSED, "password": "correct horse"}), 409);
+    let mut own = Node::start(&place, &server, "cid", &[]);
+    own.token = Some(second.clone());
+    assert!(own.refuses("init", json!({ "username": COMPOSED }), 409).contains("token"));
+    for hostname in [COMPOSED, APART] {
+        let refused = server.ask("REGISTER", json!({"hostname": hostname, "port": 6001, "token": second}));
+        assert!(refused["reason"].as_str().unwrap().starts_with("token: "), "{refused}");
+    }
+    node.token = Some(first);
+    assert_eq!(node.shows("local-files")["files"].as_array().map(Vec::len), Some(1));
+    assert_eq!(server.hosts_of("a"), [APART]);
+}

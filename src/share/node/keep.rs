@@ -188,6 +188,17 @@ impl Keep {
         })
     }
 
+    /// Of the users whose names are spellings of this one, the first that came, as its account is spelled.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn first_of(&self, name: &Name) -> Result<Option<Name>, StoreError> {
+        let [given, composed, apart] = spellings(name.as_str());
+        let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY number LIMIT 1";
+        let spelled = [(&given).into(), (&composed).into(), (&apart).into()];
+        self.store.read(|reader| reader.first(sql, &spelled, |row| row.name(0)))
+    }
+
     /// Whether the node is to take part for a user from now on, and how.
     ///
     /// # Errors

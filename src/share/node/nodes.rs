@@ -148,11 +148,30 @@ impl Nodes {
         self.places.lock().running.get(user).filter(|node| node.is_on()).cloned()
     }
 
+    /// Checks that what is kept here under a user's name is that account's. An earlier version of the server made two
+    /// accounts of two spellings of one name: here the first that came is the one.
+    ///
+    /// # Errors
+    /// [`NodeError::Conflict`], or the store's.
+    pub fn check_account(&self, user: &Name) -> Result<(), NodeError> {
+        if user.as_str().is_ascii() {
+            return Ok(());
+        }
+        match self.floor.keep.first_of(user)? {
+            Some(first) if first.as_str() != user.as_str() => Err(NodeError::Conflict(
+                "username: another account uses this node, whose name is the same but for its spelling: use another node"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Somebody has signed in: the first one ever is the one who may name any path that is shared.
     ///
     /// # Errors
-    /// The store's.
+    /// As of [`Nodes::check_account`].
     pub fn signed_in(&self, user: &Name, display_name: &str, token: &Token) -> Result<(), NodeError> {
+        self.check_account(user)?;
         self.floor.keep.signed_in(user, display_name)?;
         if let Some(node) = self.get(user) {
             node.set_token(token);
