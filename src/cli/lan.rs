@@ -1,7 +1,7 @@
 //! `p2s2 lan`: a LAN peer, interactive; `p2s2 lan discover`: who is there.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -149,7 +149,7 @@ fn start(args: &LanArgs, name: &Name) -> anyhow::Result<(LanPeer, PathBuf)> {
     }
     let mut namesake = name.clone();
     for number in 2..=NAMESAKES_MAX + 1 {
-        let data_dir = args.data_dir.clone().unwrap_or_else(|| default_data_dir(&namesake));
+        let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("lan-", &namesake));
         let config = Config {
             name: namesake.clone(),
             kind: Kind::Person,
@@ -184,9 +184,4 @@ fn resolve(peer: &str, bind: Ipv4Addr) -> anyhow::Result<SocketAddr> {
         bail!("--peer {peer}: with --bind {bind} nothing leaves this machine; choose another --bind");
     }
     Ok(address)
-}
-
-/// `data/state/lan-NAME`, with what may not be in a folder's name written as `%XX`.
-fn default_data_dir(name: &Name) -> PathBuf {
-    Path::new("data/state").join(settings::file_name("lan-", name.as_str()))
 }

@@ -111,7 +111,7 @@ pub fn run(mut args: PeerArgs) -> anyhow::Result<ExitCode> {
         args.server_cert = chosen.cert_sha256;
     }
     let (server, key) = resolve(&args.server, args.bind)?;
-    let data_dir = args.data_dir.clone().unwrap_or_else(|| default_data_dir(&name));
+    let data_dir = args.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("peer-", &name));
     let shutdown = Shutdown::install().context("cannot listen to signals")?;
     let screen = Screen::new(args.json, shutdown.clone());
     check_wallet(args.wallet.as_deref())?;
@@ -239,11 +239,6 @@ fn name_the_flag(error: NodeError) -> anyhow::Error {
     }
 }
 
-/// `data/state/peer-NAME`, with what may not be in a folder's name written as `%XX`.
-fn default_data_dir(name: &Name) -> PathBuf {
-    Path::new("data/state").join(settings::file_name("peer-", name.as_str()))
-}
-
 fn address(ip: IpAddr, port: u32) -> String {
     match ip {
         IpAddr::V4(ip) => format!("{ip}:{port}"),
@@ -270,15 +265,6 @@ mod tests {
         for text in ["", ":", "host:x", "[::1]:9", "127.0.0.1:99999"] {
             assert!(resolve(text, loopback).unwrap_err().to_string().contains("--server"), "{text}");
         }
-    }
-
-    #[test]
-    fn each_name_has_a_folder_of_its_own_inside_the_data_dir() {
-        for (name, folder) in [("alice", "peer-alice"), ("../x y", "peer-%2E%2E%2Fx%20y"), ("Zoë", "peer-Zoë")] {
-            assert_eq!(default_data_dir(&Name::new(name).unwrap()), Path::new("data/state").join(folder));
-        }
-        let long = |last: &str| default_data_dir(&Name::new(&format!("{}{last}", "\u{1f600}".repeat(63))).unwrap());
-        assert!(long("a").file_name().unwrap().len() < 255 && long("a") != long("b"));
     }
 
     #[test]

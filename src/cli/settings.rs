@@ -12,7 +12,8 @@ use clap::builder::BoolishValueParser;
 
 use super::dotenv;
 use super::repl::clean;
-use crate::model::{FeeRate, duration};
+use crate::model::text::spellings;
+use crate::model::{FeeRate, Name, duration};
 
 /// Document 004's names, which count where ours are not set.
 const ALIASES: [&str; 14] = [
@@ -210,6 +211,25 @@ pub fn file_name(prefix: &str, text: &str) -> String {
     name
 }
 
+/// Where what belongs to a name is kept in a folder: under its form C, which is one for all its spellings. What is there
+/// under the spelling that was given, or else under another one, is used: an earlier version kept it so.
+pub fn path_of(folder: &Path, prefix: &str, text: &str, ending: &str) -> PathBuf {
+    let [given, composed, apart] = paths_of(folder, prefix, text, ending);
+    let usual = composed.clone();
+    [given, composed, apart].into_iter().find(|path| path.exists()).unwrap_or(usual)
+}
+
+/// Everywhere where what belongs to a name may be, as [`spellings`] has them.
+pub fn paths_of(folder: &Path, prefix: &str, text: &str, ending: &str) -> [PathBuf; 3] {
+    spellings(text).map(|text| folder.join(format!("{}{ending}", file_name(prefix, &text))))
+}
+
+/// Where everything of a name is kept that takes part in something: `data/state/PREFIXNAME`, with what may not be in a
+/// folder's name written as `%XX`.
+pub fn default_data_dir(prefix: &str, name: &Name) -> PathBuf {
+    path_of(Path::new("data/state"), prefix, name.as_str(), "")
+}
+
 /// Where a user's own things are kept, for every program that he runs: sessions, servers that he has
 /// confirmed. Nothing is created.
 ///
@@ -237,6 +257,32 @@ pub fn init_log(default_filter: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_has_one_folder_however_it_is_spelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |text: &str| path_of(dir.path(), "peer-", text, "");
+        let (composed, apart) = ("Zo\u{eb}", "Zoe\u{308}");
+        let [of_composed, of_apart] = [composed, apart].map(|text| dir.path().join(file_name("peer-", text)));
+        assert_ne!(of_composed, of_apart);
+        assert_eq!([at(composed), at(apart)], [of_composed.clone(), of_composed.clone()]);
+        // That of an earlier version is used, whoever asks.
+        std::fs::create_dir(&of_apart).unwrap();
+        assert_eq!([at(composed), at(apart)], [of_apart.clone(), of_apart.clone()]);
+        // Where it made two, each stays with its own.
+        std::fs::create_dir(&of_composed).unwrap();
+        assert_eq!([at(composed), at(apart)], [of_composed, of_apart]);
+    }
+
+    #[test]
+    fn each_name_has_a_folder_of_its_own_inside_the_data_dir() {
+        for (name, folder) in [("alice", "peer-alice"), ("../x y", "peer-%2E%2E%2Fx%20y"), ("Zoë", "peer-Zoë")] {
+            assert_eq!(default_data_dir("peer-", &Name::new(name).unwrap()), Path::new("data/state").join(folder));
+        }
+        let long =
+            |last: &str| default_data_dir("peer-", &Name::new(&format!("{}{last}", "\u{1f600}".repeat(63))).unwrap());
+        assert!(long("a").file_name().unwrap().len() < 255 && long("a") != long("b"));
+    }
 
     #[test]
     fn an_address_that_cannot_be_one_is_refused() {

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,7 +85,8 @@ pub struct ShareArgs {
     #[command(subcommand)]
     command: Option<ShareCommand>,
     /// Who you are; asked for when a node is to be run and it is not given. Commands: whose node is meant
-    #[arg(long, value_name = "NAME", value_parser = Name::new, global = true)]
+    // Whether it may be a new one is the server's to say: an account of an earlier version may bear any.
+    #[arg(long, value_name = "NAME", value_parser = Name::kept, global = true)]
     name: Option<Name>,
     /// Address of the client API; anything but loopback opens it to other machines
     #[arg(long, value_name = "IP", global = true)]
@@ -209,7 +210,7 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     }
     let node = &args.node;
     let server = find_server(node, args.tls.insecure)?;
-    let data_dir = node.data_dir.clone().unwrap_or_else(|| default_data_dir(&name));
+    let data_dir = node.data_dir.clone().unwrap_or_else(|| settings::default_data_dir("share-", &name));
     let _lock = DataDirLock::take(&data_dir)?;
     // Before a certificate is made.
     stores::examine_node(&data_dir)?;
@@ -481,11 +482,6 @@ fn api_listener(ip: IpAddr, args: &ShareArgs) -> anyhow::Result<TcpListener> {
 fn default_folders() -> Vec<PathBuf> {
     let home = ["HOME", "USERPROFILE"].into_iter().find_map(std::env::var_os).map(PathBuf::from);
     home.into_iter().chain([std::env::temp_dir()]).filter(|folder| folder.is_dir()).collect()
-}
-
-/// `data/state/share-NAME`, with what may not be in a folder's name written as `%XX`.
-fn default_data_dir(name: &Name) -> PathBuf {
-    Path::new("data/state").join(settings::file_name("share-", name.as_str()))
 }
 
 #[cfg(test)]

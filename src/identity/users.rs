@@ -152,14 +152,53 @@ pub struct Users {
     clock: Clock,
     passwords: Passwords,
     jwt: Jwt,
-    /// Compared in form C, spelled as on disk.
-    names: RwLock<HashSet<Name>>,
+    names: RwLock<AccountNames>,
     /// Those of accounts that are being made: of two that come at once, spelled differently, one is.
     making: Mutex<HashSet<Name>>,
     admin: RwLock<Option<Admin>>,
     /// Failed sign-ins of one user from one source. (An admin is not a user of the same name.)
     guesses: Mutex<Attempts<Guessed>>,
-    addresses: Mutex<HashMap<Name, Addresses>>,
+    /// By the name as it is spelled on disk.
+    addresses: Mutex<HashMap<String, Addresses>>,
+}
+
+/// The names of all accounts, spelled as on disk. An earlier version made two accounts of two spellings of one name.
+#[derive(Default)]
+struct AccountNames {
+    /// By the name as it is compared: the oldest account of each. It is this one that has the hostname, for the
+    /// registry has one host of all spellings.
+    oldest: HashSet<Name>,
+    /// The others, by their spelling.
+    others: HashMap<Box<str>, Name>,
+}
+
+impl AccountNames {
+    /// Of names in the order in which the accounts were made.
+    fn of(names: Vec<Name>) -> AccountNames {
+        let mut all = AccountNames::default();
+        for name in names {
+            if all.oldest.contains(&name) {
+                all.others.insert(name.as_str().into(), name);
+            } else {
+                all.oldest.insert(name);
+            }
+        }
+        all
+    }
+
+    /// The account that is meant by a name: the one of just this spelling, else the oldest.
+    fn meant_by(&self, name: &Name) -> Option<&Name> {
+        self.others.get(name.as_str()).or_else(|| self.oldest.get(name))
+    }
+
+    /// Whether that account, as it is spelled on disk, has the hostname of its name.
+    fn has_hostname(&self, account: &Name) -> bool {
+        self.oldest.get(account).is_some_and(|oldest| oldest.as_str() == account.as_str())
+    }
+
+    fn len(&self) -> usize {
+        self.oldest.len() + self.others.len()
+    }
 }
 
 #[derive(Clone)]
@@ -193,17 +232,22 @@ impl Users {
         let store = Arc::new(Store::open(&data_dir.join(USERS_DB), MIGRATIONS)?);
         let since = Millis(clock.now().0.saturating_sub(u64::try_from(jwt.life().as_millis()).unwrap_or(u64::MAX)));
         let (names, sign_ins, admin) = store.read(|reader| -> Result<_, StoreError> {
-            let names = reader.all("SELECT username FROM users", &[], |row| row.name(0))?;
+            let names =
+                reader.all("SELECT username FROM users ORDER BY created_at, username", &[], |row| row.name(0))?;
             let sql = "SELECT username, ip, at FROM sign_ins WHERE at > $1 ORDER BY at";
             let sign_ins = reader.all(sql, &[since.into()], |row| {
-                Ok((row.name(0)?, row.text(1)?.parse::<IpAddr>().ok(), row.millis(2)?))
+                Ok((row.text(0)?.to_owned(), row.text(1)?.parse::<IpAddr>().ok(), row.millis(2)?))
             })?;
             let admin = reader.first("SELECT username, password FROM admin", &[], |row| {
                 Ok(Admin { username: row.name(0)?, password: row.text(1)?.to_owned() })
             })?;
             Ok((names, sign_ins, admin))
         })?;
-        let mut addresses: HashMap<Name, Addresses> = HashMap::new();
+        let names = AccountNames::of(names);
+        for other in names.others.values() {
+            log::warn!("accounts: there are two of the name {other}, in two spellings: the older one has the hostname");
+        }
+        let mut addresses: HashMap<String, Addresses> = HashMap::new();
         for (name, ip, at) in sign_ins {
             if let Some(ip) = ip {
                 remember(addresses.entry(name).or_default(), ip, at);
@@ -214,7 +258,7 @@ impl Users {
             clock,
             passwords,
             jwt,
-            names: RwLock::new(names.into_iter().collect()),
+            names: RwLock::new(names),
             admin: RwLock::new(admin),
             making: Mutex::default(),
             guesses: Mutex::default(),
@@ -291,7 +335,7 @@ impl Users {
         let display_name = display_name.map_or_else(|| Ok(username.clone()), |text| named("display_name", text))?;
         check_password("password", password)?;
         // A name that is taken costs no hash.
-        if self.names.read().contains(&username) {
+        if self.names.read().meant_by(&username).is_some() {
             return Err(UserError::Taken(username));
         }
         let _making = self.begin_to_make(&username)?;
@@ -312,7 +356,7 @@ impl Users {
             tx.execute(sql, &[username.into(), display_name.into(), (&hash).into(), (*created_at).into()])?;
             Ok(write_sign_in(tx, username, source, now)?)
         })?;
-        self.names.write().insert(username.clone());
+        self.names.write().oldest.insert(username.clone());
         self.guesses.lock().begin_anew(&(Role::User, username.clone(), true));
         self.note_sign_in(&username, source);
         Ok(user)
@@ -326,7 +370,7 @@ impl Users {
         check_password("password", password)?;
         let name = Name::kept(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
         // As it was spelled when the account was made.
-        let known = self.names.read().get(&name).cloned();
+        let known = self.names.read().meant_by(&name).cloned();
         let who = (Role::User, name, known.is_some());
         self.may_guess(&who, source)?;
         let name = known;
@@ -410,7 +454,7 @@ impl Users {
         }
         // An account that a restored backup does not know has no token.
         let name = Name::kept(&claims.sub).map_err(|_| BadToken::Invalid)?;
-        let name = self.names.read().get(&name).cloned().ok_or(UserError::Token(BadToken::Invalid))?;
+        let name = self.names.read().meant_by(&name).cloned().ok_or(UserError::Token(BadToken::Invalid))?;
         let found = self.store.read(|reader| find(reader, &name))?;
         found.map(|(user, _)| (user, claims)).ok_or(UserError::Token(BadToken::Invalid))
     }
@@ -433,37 +477,52 @@ impl Users {
 
     /// Whether there is an account of that name.
     pub fn is_account(&self, name: &str) -> bool {
-        Name::kept(name).is_ok_and(|name| self.names.read().contains(&name))
+        Name::kept(name).is_ok_and(|name| self.names.read().meant_by(&name).is_some())
     }
 
-    /// Whose account's token that is, if it is good.
+    /// Whether an account has the hostname of its name: not where an older one of another spelling has it.
+    pub fn has_hostname(&self, account: &Name) -> bool {
+        self.names.read().has_hostname(account)
+    }
+
+    /// The accounts that have not the hostname of their name.
+    pub fn namesakes(&self) -> Vec<String> {
+        self.names.read().others.keys().map(|name| String::from(&**name)).collect()
+    }
+
+    /// The hostname that a token gives, if it is good: that of its account.
     pub fn owner_of(&self, token: &str) -> Option<String> {
         let claims = self.jwt.verify(Clock::wall(), token).ok()?;
-        (claims.role == Role::User && self.is_account(&claims.sub)).then_some(claims.sub)
+        let sub = Name::kept(&claims.sub).ok().filter(|_| claims.role == Role::User)?;
+        let names = self.names.read();
+        names.meant_by(&sub).filter(|account| names.has_hostname(account)).map(Name::to_string)
     }
 
-    /// Whether the account has signed in from there within the life of a token.
-    pub fn signed_in_from(&self, name: &str, source: IpAddr) -> bool {
+    /// Whether the account that has a hostname has signed in from there within the life of a token.
+    pub fn signed_in_from(&self, hostname: &str, source: IpAddr) -> bool {
+        let Ok(hostname) = Name::kept(hostname) else { return false };
+        let Some(account) = self.names.read().oldest.get(&hostname).cloned() else { return false };
         let (now, source) = (self.clock.now(), source.to_canonical());
         let addresses = self.addresses.lock();
         let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.life());
-        Name::kept(name).is_ok_and(|name| addresses.get(&name).is_some_and(|addresses| addresses.iter().any(is_alive)))
+        addresses.get(account.as_str()).is_some_and(|addresses| addresses.iter().any(is_alive))
     }
 
     /// The account signs in from there (again).
     pub fn note_sign_in(&self, name: &Name, source: IpAddr) {
         let mut addresses = self.addresses.lock();
-        remember(addresses.entry(name.clone()).or_default(), source.to_canonical(), self.clock.now());
+        remember(addresses.entry(name.to_string()).or_default(), source.to_canonical(), self.clock.now());
     }
 
-    /// Those of the names that are accounts, each under the name that was asked for.
+    /// Those of the hostnames that are accounts', each under the name that was asked for.
     ///
     /// # Errors
     /// `Unavailable`.
-    pub fn accounts(&self, names: &[&str]) -> Result<HashMap<String, User>, UserError> {
+    pub fn accounts(&self, hostnames: &[&str]) -> Result<HashMap<String, User>, UserError> {
         let known: Vec<(&str, Name)> = {
             let all = self.names.read();
-            names.iter().filter_map(|asked| Some((*asked, all.get(&Name::kept(asked).ok()?)?.clone()))).collect()
+            let account = |asked: &str| all.oldest.get(&Name::kept(asked).ok()?).cloned();
+            hostnames.iter().filter_map(|asked| Some((*asked, account(asked)?))).collect()
         };
         let found = self.store.read(|reader| -> Result<_, StoreError> {
             let mut found = HashMap::new();

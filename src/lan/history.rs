@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use super::wire::{Avatar, AvatarKind, UserId};
+use crate::model::text::nfc;
 use crate::model::{Millis, Name};
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{OpenError, Query, Row, Store, StoreError, Ticket, Tx};
@@ -182,7 +183,7 @@ impl History {
         let lock = DataDirLock::take(dir)?;
         let history = History { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
         match history.meta("name")? {
-            Some(owner) if owner != name.as_str() => {
+            Some(owner) if nfc(&owner) != name.key() => {
                 return Err(HistoryError::NotOurs { dir: dir.to_owned(), owner });
             }
             Some(_) => {}

@@ -146,12 +146,13 @@ impl ClientApi {
             || Refusal::new(StatusCode::UNAUTHORIZED, "Authorization: expected Bearer and the token of a sign-in");
         let token = bearer(&request.headers).ok_or_else(missing)?;
         let (name, session) = self.sign_in.user_of(&token)?;
+        self.nodes.check_account(&name).map_err(|error| refusal(&error))?;
         Ok(User { name, token, session })
     }
 
     fn init(&self, user: &User, fields: &Fields) -> Answered {
         let username = fields.any_text("username")?;
-        if username != user.name.as_str() {
+        if Name::kept(username).ok().as_ref() != Some(&user.name) {
             return Err(Refusal::new(StatusCode::FORBIDDEN, "username: expected the one who signed in"));
         }
         let settings = self.nodes.settings();
@@ -183,7 +184,7 @@ impl ClientApi {
         self.sign_in.log_out(&user.token)?;
         let node = self.nodes.get(&user.name);
         // Whoever is signed in elsewhere as the same user goes on.
-        let is_last = !self.sign_in.has_another(&user.name, &user.session);
+        let is_last = !self.sign_in.has_another(&user.name, &user.session)?;
         let ended = if is_last { self.nodes.end(&user.name) } else { Ok(()) };
         // Their last word is that the node has left, if it has.
         if let Some(node) = node {
@@ -266,7 +267,7 @@ fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
             let name = file_name(&fields, "fname")?;
             let save_path = fields.get("save_path").map(|_| fields.any_text("save_path")).transpose()?;
             let owner = fields.get("owner_hostname").map(|_| fields.any_text("owner_hostname")).transpose()?;
-            let owner = owner.map(|owner| Name::new(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
+            let owner = owner.map(|owner| Name::kept(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
             let owner = owner.transpose().map_err(Refusal::bad)?;
             let begun = match node.fetches().begin(&name, owner.as_ref(), save_path) {
                 Err(error @ NodeError::Owners(_)) => return Ok(several_owners(&error)),
@@ -339,7 +340,7 @@ fn file_name(fields: &Fields, field: &str) -> Result<FileName, Refusal> {
 }
 
 fn host_name(text: &str) -> Result<Name, Refusal> {
-    Name::new(text).map_err(|wrong| Refusal::bad(format!("the hostname: {wrong}")))
+    Name::kept(text).map_err(|wrong| Refusal::bad(format!("the hostname: {wrong}")))
 }
 
 /// Whether two spellings mean one host: addresses may be written in many ways.

@@ -177,7 +177,8 @@ pub fn likeness(size: u64, modified: Option<f64>, other_size: u64, other_modifie
 #[derive(Debug, Clone)]
 pub struct Files {
     store: Arc<Store>,
-    owner: Name,
+    /// The name as it is compared: it stands for all its spellings.
+    owner: String,
     reading: Arc<Mutex<Reading>>,
 }
 
@@ -192,8 +193,8 @@ struct Reading {
 
 impl Files {
     /// Those of this user.
-    pub fn of(store: Arc<Store>, owner: Name) -> Files {
-        Files { store, owner, reading: Arc::default() }
+    pub fn of(store: Arc<Store>, owner: &Name) -> Files {
+        Files { store, owner: owner.key().to_owned(), reading: Arc::default() }
     }
 
     /// Tracks a file under a name, or looks at it again: what was known of another content is forgotten.
@@ -408,7 +409,7 @@ fn content(facts: &Facts) -> (u64, i64) {
     (facts.size, facts.modified_ns)
 }
 
-fn get(reader: &(impl Reader + ?Sized), owner: &Name, name: &FileName) -> Result<Option<Tracked>, StoreError> {
+fn get(reader: &(impl Reader + ?Sized), owner: &str, name: &FileName) -> Result<Option<Tracked>, StoreError> {
     // However it is spelled; first as it is asked for.
     let sql = format!(
         "SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name IN ($2, $3, $4) ORDER BY name <> $2 LIMIT 1"
@@ -417,7 +418,7 @@ fn get(reader: &(impl Reader + ?Sized), owner: &Name, name: &FileName) -> Result
     reader.first(&sql, &[owner.into(), (&given).into(), (&composed).into(), (&apart).into()], tracked)
 }
 
-fn count(reader: &(impl Reader + ?Sized), owner: &Name) -> Result<u64, StoreError> {
+fn count(reader: &(impl Reader + ?Sized), owner: &str) -> Result<u64, StoreError> {
     let sql = "SELECT COUNT(*) FROM share_file WHERE owner = $1";
     Ok(reader.first(sql, &[owner.into()], |row| row.uint(0))?.unwrap_or_default())
 }
@@ -428,7 +429,7 @@ fn bytes_of(pieces: &Pieces) -> Vec<u8> {
 }
 
 /// Writes a row, with these pieces or those that are there; digests that are not known any more take them along.
-fn put(tx: &mut (impl Tx + ?Sized), owner: &Name, it: &Tracked, pieces: Option<&[u8]>) -> Result<(), StoreError> {
+fn put(tx: &mut (impl Tx + ?Sized), owner: &str, it: &Tracked, pieces: Option<&[u8]>) -> Result<(), StoreError> {
     let path = it.facts.path.to_string_lossy();
     let sql = "INSERT INTO share_file (owner, name, path, size, modified_ns, created_ns, added_at, is_published,
             published_at, blake3, pieces_root, pieces)
@@ -501,7 +502,7 @@ mod tests {
     }
 
     fn files(dir: &Path, owner: &str) -> Files {
-        Files::of(store(dir), Name::new(owner).unwrap())
+        Files::of(store(dir), &Name::new(owner).unwrap())
     }
 
     fn name(text: &str) -> FileName {
@@ -595,7 +596,7 @@ mod tests {
     fn each_user_has_files_of_his_own_and_they_outlive_the_process() {
         let dir = tempfile::tempdir().unwrap();
         let shared = store(dir.path());
-        let of = |owner: &str| Files::of(Arc::clone(&shared), Name::new(owner).unwrap());
+        let of = |owner: &str| Files::of(Arc::clone(&shared), &Name::new(owner).unwrap());
         let anns = of("ann").publish(&name("a"), facts("/x/a", 5, 1), None, Millis(1)).unwrap();
         of("bob").track(&name("a"), facts("/y/a", 9, 1), Millis(1)).unwrap();
         shared.close();

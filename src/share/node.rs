@@ -57,6 +57,8 @@ use shelf::Shelf;
 const REGISTRY_WAIT: Duration = Duration::from_secs(25);
 /// When the process ends, how long what is being sent may take to its end.
 const SENDING_MAY_END_IN: Duration = Duration::from_secs(2);
+/// The same when only the node ends. (Whoever takes too little each time is cut off long before.)
+const LAST_SENDING_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Files up to this size, bytes, are read for their digests while they are published: one piece.
 const READ_AT_ONCE_MAX: u64 = 1 << 20;
 /// Changes that wait for the registry.
@@ -334,7 +336,7 @@ impl Node {
         floor: Floor,
     ) -> Result<Node, NodeError> {
         let port = listener.local_addr()?.port();
-        let files = Files::of(Arc::clone(floor.keep.store()), user.clone());
+        let files = Files::of(Arc::clone(floor.keep.store()), &user);
         let shelf = Arc::new(Shelf::new(files.clone(), folders));
         let peer = PeerServer::start(listener, floor.listening.clone(), Arc::clone(&shelf) as _)?;
         let (orders, ordered) = bounded(ORDERS_MAX);
@@ -437,6 +439,15 @@ impl Node {
 
     /// Ends it with the process, within `grace`: fetches go on at the next start.
     pub fn stop(&self, grace: Duration) {
+        self.stop_within(grace, SENDING_MAY_END_IN);
+    }
+
+    /// Ends it for good after [`Node::end`], once what is being sent is over.
+    pub(super) fn retire(&self) {
+        self.stop_within(LAST_SENDING_MAX, LAST_SENDING_MAX);
+    }
+
+    fn stop_within(&self, grace: Duration, sending: Duration) {
         let inner = &self.inner;
         let deadline = Instant::now() + grace;
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -448,7 +459,7 @@ impl Node {
         let _ = inner.orders.send_timeout(Order::Stop, left());
         let _ = inner.to_hash.send_timeout(hashing::Order::Stop, left());
         fetches::suspend_all(inner);
-        inner.peer.stop(left().min(SENDING_MAY_END_IN));
+        inner.peer.stop(left().min(sending));
         let threads = std::mem::take(&mut *self.threads.lock());
         while threads.iter().any(|thread| !thread.is_finished()) && !left().is_zero() {
             std::thread::sleep(Duration::from_millis(5));
@@ -467,6 +478,11 @@ impl Node {
     /// on purpose: whoever comes next needs to know how that went.)
     pub(super) fn turn(&self) -> parking_lot::MutexGuard<'_, ()> {
         self.turn.lock()
+    }
+
+    /// Whether something is being sent to a peer.
+    pub(super) fn is_sending(&self) -> bool {
+        self.inner.peer.busy() > 0
     }
 
     /// Whether it takes part.

@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing};
+use super::registry::{Bounds, Claim, ConnId, Proof, Refusal, SecretKey, Standing, store};
 use super::wire::requests::{self, REQUEST_MAX};
 use super::wire::{Files, Publish, Register, Request, answers as wire};
-use crate::model::{Clock, Name, Token};
+use crate::model::{Clock, Name, Token, text};
 use crate::net::budget::Budget;
 use crate::net::counters::Counter;
 use crate::net::ended::Ended;
@@ -55,8 +55,12 @@ const STEP: usize = 256;
 pub trait Accounts: Send + Sync {
     /// Whether a hostname is the name of a user.
     fn is_account(&self, hostname: &str) -> bool;
-    /// The user whose token this is, if it is valid now.
+    /// The hostname that this token gives, if it is valid now: that of its user.
     fn owner_of(&self, token: &str) -> Option<String>;
+    /// Users whose hostname is another one's: their names are spellings of his. An earlier version made such.
+    fn namesakes(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Whether that user signed in from this address within the life of a token.
     fn signed_in_from(&self, hostname: &str, ip: IpAddr) -> bool;
 }
@@ -185,6 +189,11 @@ impl RegistryServer {
     pub fn start_bounded(config: Config, floor: Floor, bounds: Bounds) -> Result<RegistryServer, StartError> {
         let addr = config.addr;
         let socket = listener::listen(addr).map_err(|source| StartError::Bind { addr, source })?;
+        let namesakes = floor.accounts.namesakes();
+        if !namesakes.is_empty() {
+            // What they were answered then would give them his hostname now.
+            floor.store.write(move |tx| store::forget_namesakes(tx, &namesakes))?;
+        }
         let keeper = Keeper::open(Arc::clone(&floor.store), floor.clock, config.peer_timeout, bounds)?;
         let context = ListenerContext {
             executor: Arc::clone(&floor.executor),
@@ -293,6 +302,8 @@ struct Caller {
 /// Why a request gets an ERROR.
 enum Failure {
     Refused(Refusal),
+    /// A field is not what it must be; it is named.
+    Bad(String),
     /// The hostname went to another connection, or to a user.
     Lost(String),
     Store(StoreError),
@@ -314,7 +325,7 @@ impl Failure {
     fn reason(self) -> String {
         match self {
             Failure::Refused(refusal) => refusal.to_string(),
-            Failure::Lost(reason) => reason,
+            Failure::Bad(reason) | Failure::Lost(reason) => reason,
             Failure::Store(error) => {
                 log::error!("registry: {error}");
                 "UNAVAILABLE: it could not be stored or read, and nothing has changed; try again".to_owned()
@@ -477,6 +488,11 @@ impl Shared {
 
     fn register(&self, caller: &mut Caller, register: Register) -> Result<Vec<u8>, Failure> {
         let hostname = register.hostname.clone();
+        let standing = self.standing(&hostname, register.token.as_ref(), caller.source);
+        // An account of an earlier version keeps the name that was good then.
+        if standing == Standing::Free {
+            text::check_visible(hostname.as_str()).map_err(|wrong| Failure::Bad(format!("hostname: {wrong}")))?;
+        }
         let fresh = Token::random();
         // On the same connection the secret stays the same.
         let own = caller.held.as_ref().filter(|(held, _)| *held == hostname).map(|(_, secret)| secret);
@@ -486,7 +502,7 @@ impl Shared {
             port: register.port,
             ip: register.ip,
             source: caller.source,
-            standing: self.standing(&hostname, register.token.as_ref(), caller.source),
+            standing,
             resume: shown.map(SecretKey::of),
             fresh: SecretKey::of(&fresh),
             keeps_files: register.files.is_none() && register.resume.is_some(),

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::nodes::{Node, Place, Server, http, raw_http};
+use crate::nodes::{Node, Place, Server, content, http, raw_http};
 use crate::support::{PATIENCE, eventually, scaled};
 
 const GETS: [&str; 10] = [
@@ -133,6 +133,63 @@ fn nothing_is_done_before_init_and_a_logged_out_token_is_refused() {
     // Also after a restart.
     let node = node.kill()();
     assert_eq!(node.get("status").0, 401);
+}
+
+#[test]
+fn who_is_signed_in_twice_goes_on_though_one_logs_out_after_a_restart() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut node = Node::begun(&place, &server, "ann", &[]);
+    node.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
+    let pages = node.token.clone();
+    let commands = node.does("login", json!({"username": "ann", "password": "correct horse"}))["token"].clone();
+    node = node.kill()();
+    node.token = commands.as_str().map(str::to_owned);
+    node.does("logout", json!({}));
+    assert_eq!(node.get("status").0, 401);
+    node.token = pages;
+    assert_eq!(node.shows("status")["client"]["hostname"], "ann");
+    assert_eq!(server.hosts_of("a"), ["ann"]);
+    node.does("logout", json!({}));
+    assert_eq!(server.hosts_of("a"), [""; 0], "that was the last one");
+    let store = rusqlite::Connection::open(place.path("state-ann/share.db")).unwrap();
+    let kept: i64 = store.query_row("SELECT COUNT(*) FROM share_token", [], |row| row.get(0)).unwrap();
+    assert_eq!(kept, 0);
+}
+
+#[test]
+fn a_place_in_the_node_is_free_once_its_user_has_left_and_nothing_is_sent() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut node = Node::begun(&place, &server, "ann", &[]);
+    let (anns, repo) = (node.token.clone(), node.shows("status")["client"]["repo"].as_str().unwrap().to_owned());
+    // More than there are places, one after the other.
+    for number in 0..65 {
+        node.name = format!("user{number}");
+        node.register();
+        node.does("logout", json!({}));
+    }
+    // One leaves while something is sent that is larger than what lies between.
+    let size = 64 << 20;
+    std::fs::write(format!("{repo}/big"), content("big", size)).unwrap();
+    "zoe".clone_into(&mut node.name);
+    node.register();
+    node.does("publish", json!({"fname": "big", "local_path": format!("{repo}/big")}));
+    let port = node.shows("status")["client"]["port"].as_u64().unwrap();
+    let peer = || TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap()));
+    let mut reader = BufReader::new(peer().unwrap());
+    reader.get_mut().write_all(b"GET big\n").unwrap();
+    let mut head = String::new();
+    reader.read_line(&mut head).unwrap();
+    assert_eq!(head, format!("LENGTH {size}\n"));
+    node.does("logout", json!({}));
+    let mut sent = Vec::new();
+    reader.read_to_end(&mut sent).unwrap();
+    assert!(sent == content("big", size), "{} bytes of {size}", sent.len());
+    eventually("the port to be free", || peer().is_err().then_some(()));
+    // Whom the node is named after has not lost his.
+    node.token = anns;
+    assert_eq!(node.shows("status")["client"]["hostname"], "ann");
 }
 
 #[test]

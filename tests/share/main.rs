@@ -5,6 +5,8 @@ mod client_api;
 #[cfg(unix)]
 mod commands;
 #[cfg(unix)]
+mod names;
+#[cfg(unix)]
 mod node;
 #[cfg(unix)]
 mod node_faults;

@@ -24,6 +24,7 @@ pub use crate::support::{PATIENCE, eventually, scaled};
 #[derive(Default)]
 pub struct Users {
     tokens: Mutex<HashMap<String, String>>,
+    namesakes: Mutex<Vec<String>>,
     addresses: Mutex<HashSet<(String, IpAddr)>>,
 }
 
@@ -31,6 +32,11 @@ impl Users {
     /// An account with one valid token.
     pub fn add(&self, name: &str, token: &str) {
         self.tokens.lock().unwrap().insert(name.to_owned(), token.to_owned());
+    }
+
+    /// An account whose hostname is another one's.
+    pub fn add_namesake(&self, name: &str) {
+        self.namesakes.lock().unwrap().push(name.to_owned());
     }
 
     pub fn sign_in_from(&self, name: &str, address: &str) {
@@ -46,6 +52,10 @@ impl Accounts for Users {
     fn owner_of(&self, token: &str) -> Option<String> {
         let tokens = self.tokens.lock().unwrap();
         tokens.iter().find(|(_, known)| *known == token).map(|(name, _)| name.clone())
+    }
+
+    fn namesakes(&self) -> Vec<String> {
+        self.namesakes.lock().unwrap().clone()
     }
 
     fn signed_in_from(&self, hostname: &str, ip: IpAddr) -> bool {

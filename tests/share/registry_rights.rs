@@ -275,6 +275,50 @@ fn an_account_that_was_made_while_the_registry_was_away_counts() {
 }
 
 #[test]
+fn a_hostname_of_an_earlier_version_does_not_come_back_to_a_namesake_of_its_user() {
+    let (composed, apart) = ("Zo\u{eb}", "Zoe\u{308}");
+    let dir = tempfile::tempdir().unwrap();
+    let users = Arc::new(Users::default());
+    users.add(apart, "younger's");
+    let running = Running::on(dir.path(), Arc::clone(&users), Wanted::default());
+    let mut younger = Client::connect(running.addr);
+    let secret = younger.register(apart, json!({"token": "younger's"}));
+    younger.publish(apart, "a", 1);
+    running.stop();
+    users.add(composed, "older's");
+    users.add_namesake(apart);
+    let running = Running::on(dir.path(), users, Wanted::default());
+    let mut client = Client::connect(running.addr);
+    assert_eq!(client.hosts("a"), [""; 0]);
+    for hostname in [composed, apart] {
+        let reason = client.refused("REGISTER", registration(hostname, json!({"resume": secret})));
+        assert!(reason.starts_with("token: "), "{reason}");
+    }
+    client.register(composed, json!({"token": "older's"}));
+    running.stop();
+}
+
+#[test]
+fn a_secret_that_is_forgotten_stays_it_however_the_hostname_was_spelled() {
+    let (composed, apart) = ("Zo\u{eb}", "Zoe\u{308}");
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::on(dir.path(), Arc::default(), Wanted::default());
+    let register = |running: &Running, hostname: &str, more| {
+        let secret = Client::connect(running.addr).register(hostname, more);
+        eventually("the connection to be gone", || (running.server.view().totals().active_clients == 0).then_some(()));
+        secret
+    };
+    let secret = register(&running, apart, json!({}));
+    assert_eq!(register(&running, composed, json!({"resume": secret})), secret);
+    // Another has it since.
+    assert_ne!(register(&running, composed, json!({})), secret);
+    running.stop();
+    let running = Running::on(dir.path(), Arc::default(), Wanted::default());
+    assert_ne!(register(&running, composed, json!({"resume": secret})), secret);
+    running.stop();
+}
+
+#[test]
 fn the_first_byte_tells_tls_and_our_client_speaks_both() {
     let dir = tempfile::tempdir().unwrap();
     let identity = Arc::new(Identity::load_or_create(dir.path()).unwrap());

@@ -175,7 +175,7 @@ struct Desk {
     keep: Keep,
     screen: Screen,
     /// Whose node it is: no other's token is shown to it.
-    user: String,
+    user: Name,
     shutdown: Shutdown,
 }
 
@@ -287,8 +287,8 @@ impl Desk {
     }
 
     fn sign_in(&self, what: &str, username: Option<String>, display_name: Option<&str>) -> anyhow::Result<()> {
-        let username = username.unwrap_or_else(|| self.user.clone());
-        if username != self.user {
+        let username = username.unwrap_or_else(|| self.user.to_string());
+        if Name::kept(&username).ok().as_ref() != Some(&self.user) {
             bail!(
                 "the node at {} is {}'s: `p2s2 share --name {username}` runs one for {username}",
                 self.api.at(),
@@ -303,7 +303,8 @@ impl Desk {
         let mut fields = well(answer)?;
         let token = fields["token"].as_str().context("the node answered without a token")?.to_owned();
         let user = fields["user"]["username"].as_str().unwrap_or(&username).to_owned();
-        self.keep.put_session(&user, &token)?;
+        // As it is looked for: under whom the node is named after.
+        self.keep.put_session(self.user.as_str(), &token)?;
         // The token is in its file, not for every screen.
         fields.as_object_mut().map(|fields| fields.remove("token"));
         let begun = well(self.begin(&user, &Token::from_text(token))?)
@@ -318,7 +319,7 @@ impl Desk {
         let answer = self.api.post(&path("logout"), Some(&token), &json!({}))?;
         // One that has ended, or was logged out before, is of no use either.
         if answer.is_ok() || answer.status == 401 {
-            self.keep.drop_session(&user)?;
+            self.keep.drop_session(user.as_str())?;
         }
         let answer = if answer.status == 401 { json!({}) } else { well(answer)? };
         self.say("logout", &answer, |_| format!("{user} is signed out"));
@@ -373,7 +374,7 @@ impl Desk {
     fn matching_names(&self, pattern: &str, from: Option<&str>) -> anyhow::Result<Vec<String>> {
         let is_meant = |owner: &str| match from {
             Some(from) => nfc(owner) == nfc(from),
-            None => owner != self.user,
+            None => nfc(owner) != self.user.key(),
         };
         let longest = pattern.split(['*', '?']).max_by_key(|part| part.len()).unwrap_or_default();
         let (mut names, mut offset) = (std::collections::BTreeSet::new(), 0);
@@ -539,9 +540,9 @@ impl Desk {
     }
 
     /// Who is signed in, by the file.
-    fn session(&self) -> anyhow::Result<(String, Token)> {
+    fn session(&self) -> anyhow::Result<(Name, Token)> {
         let nobody = || format!("{} is not signed in at {}: `p2s2 share login` first", self.user, self.api.at());
-        let token = self.keep.session(&self.user)?.with_context(nobody)?;
+        let token = self.keep.session(self.user.as_str())?.with_context(nobody)?;
         Ok((self.user.clone(), Token::from_text(token)))
     }
 

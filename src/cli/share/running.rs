@@ -28,7 +28,7 @@ pub(super) struct Found {
     /// The certificate that it must show, where it speaks TLS.
     pub cert: Option<String>,
     /// Whom it is named after.
-    pub name: String,
+    pub name: Name,
     /// Its server, as `host:port`.
     pub server: String,
 }
@@ -77,7 +77,7 @@ pub(super) fn find(
 ) -> anyhow::Result<Found> {
     if let Some(at) = port {
         let found = ask(at, cert)?;
-        if let Some(name) = name.filter(|name| name.as_str() != found.name) {
+        if let Some(name) = name.filter(|name| **name != found.name) {
             bail!(
                 "the node at {at} is {}'s, not {name}'s: say --name {} or another --api-port",
                 found.name,
@@ -103,8 +103,7 @@ pub(super) fn find(
     let all =
         |running: &[Found]| running.iter().map(|it| format!("{} ({})", it.name, it.at)).collect::<Vec<_>>().join(", ");
     if let Some(name) = name {
-        let (mut named, others): (Vec<Found>, Vec<Found>) =
-            running.into_iter().partition(|found| found.name == name.as_str());
+        let (mut named, others): (Vec<Found>, Vec<Found>) = running.into_iter().partition(|found| found.name == *name);
         return match (named.pop(), named.is_empty(), others.is_empty()) {
             (Some(found), true, _) => Ok(found),
             (Some(_), false, _) => bail!("several nodes of {name} run here: say which with --api-port"),
@@ -128,7 +127,8 @@ fn ask(at: SocketAddr, cert: Option<&str>) -> anyhow::Result<Found> {
         format!("no node of yours runs at {at}: `p2s2 share --name NAME` starts one, --api-port says where it is")
     })?;
     let text = |field: &str| answer.body[field].as_str().filter(|_| answer.is_ok()).map(str::to_owned);
-    let (Some(name), Some(server)) = (text("name"), text("server")) else {
+    let name = text("name").and_then(|name| Name::kept(&name).ok());
+    let (Some(name), Some(server)) = (name, text("server")) else {
         bail!("what answers at {at} is no node, or one of an earlier build: start it again");
     };
     Ok(Found { at, cert: cert.map(str::to_owned), name, server })

@@ -50,11 +50,14 @@ impl Keep {
 
     /// Forgets a session that has ended.
     pub(in crate::cli) fn drop_session(&self, user: &str) -> anyhow::Result<()> {
-        let path = self.session_path(user);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.with_context(|| format!("cannot remove {}", path.display())),
+        // An earlier version kept one for each spelling of a name.
+        for path in settings::paths_of(&self.folder, &format!("{}-", self.prefix), user, ".json") {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                result => result.with_context(|| format!("cannot remove {}", path.display()))?,
+            }
         }
+        Ok(())
     }
 
     /// The fingerprint of the server's certificate, once it was seen.
@@ -72,7 +75,7 @@ impl Keep {
     }
 
     fn session_path(&self, user: &str) -> PathBuf {
-        self.folder.join(format!("{}.json", settings::file_name(&format!("{}-", self.prefix), user)))
+        settings::path_of(&self.folder, &format!("{}-", self.prefix), user, ".json")
     }
 
     /// A text of such a file; nothing when there is no file.

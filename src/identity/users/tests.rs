@@ -198,6 +198,65 @@ fn a_user_is_one_however_name_and_password_are_spelled() {
 }
 
 #[test]
+fn two_accounts_of_two_spellings_of_one_name_stay_two_and_the_older_has_the_hostname() {
+    let (composed, apart) = ("zoë", "zoe\u{308}");
+    // Which of them is the older says nothing about their order in the file.
+    for (older, younger) in [(composed, apart), (apart, composed)] {
+        let dir = tempfile::tempdir().unwrap();
+        let users = open(dir.path());
+        users.register(older, "older's", Some("Older"), HERE).unwrap();
+        // As an earlier version made it.
+        let hash = users.passwords.hash("younger's", source::of(HERE)).unwrap();
+        let row = younger.to_owned();
+        users
+            .store
+            .write(move |tx| -> Result<(), StoreError> {
+                let sql = "INSERT INTO users (username, display_name, password, created_at) \
+                           SELECT $1, 'Younger', $2, created_at + 1 FROM users";
+                tx.execute(sql, &[(&row).into(), (&hash).into()]).map(drop)
+            })
+            .unwrap();
+        users.close();
+        let users = open(dir.path());
+        assert_eq!((users.len(), users.namesakes()), (2, vec![younger.to_owned()]));
+        for (spelled, password, others) in [(older, "older's", "younger's"), (younger, "younger's", "older's")] {
+            let user = users.login(spelled, password, THERE).unwrap();
+            assert_eq!(user.username.as_str(), spelled);
+            assert_eq!(users.login(spelled, others, HERE), Err(UserError::WrongCredentials));
+            let (token, _) = users.issue(&user.username, Role::User);
+            assert_eq!(users.user_of(token.reveal()).unwrap().0.username.as_str(), spelled);
+            assert_eq!(users.owner_of(token.reveal()).as_deref(), (spelled == older).then_some(older));
+            assert_eq!(users.has_hostname(&user.username), spelled == older);
+            assert_eq!(users.accounts(&[spelled]).unwrap()[spelled].username.as_str(), older, "who has the hostname");
+            assert!(users.is_account(spelled));
+            assert_eq!(users.register(spelled, "p", None, HERE), Err(UserError::Taken(name(spelled))));
+        }
+        // Where the younger one signs in from says nothing of the hostname.
+        let elsewhere = "192.0.2.9".parse().unwrap();
+        users.login(younger, "younger's", elsewhere).unwrap();
+        users.close();
+        let users = open(dir.path());
+        for spelled in [composed, apart] {
+            assert!(users.signed_in_from(spelled, THERE) && !users.signed_in_from(spelled, elsewhere));
+        }
+        assert_eq!(all_names(&users), [apart, composed]);
+    }
+    // A third spelling means the older one.
+    let dir = tempfile::tempdir().unwrap();
+    let users = open(dir.path());
+    let all = ["a\u{327}\u{301}", "á\u{327}"].map(name);
+    *users.names.write() = AccountNames::of(all.to_vec());
+    let meant = |text: &str| users.names.read().meant_by(&name(text)).map(Name::to_string);
+    for (asked, expected) in [(all[0].as_str(), 0), (all[1].as_str(), 1), ("a\u{301}\u{327}", 0)] {
+        assert_eq!(meant(asked).as_deref(), Some(all[expected].as_str()));
+    }
+}
+
+fn all_names(users: &Users) -> Vec<String> {
+    users.page(None, 10).unwrap().into_iter().map(|user| user.username.to_string()).collect()
+}
+
+#[test]
 fn an_address_counts_for_the_life_of_a_token_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let users = open(dir.path());

@@ -195,6 +195,15 @@ fn an_older_file_is_brought_up_to_date() {
 }
 
 #[test]
+fn a_data_dir_is_its_peers_however_the_name_is_spelled() {
+    let home = tempfile::tempdir().unwrap();
+    for spelled in ["Zoe\u{308}", "Zo\u{eb}", "Zoe\u{308}"] {
+        History::open(home.path(), &Name::new(spelled).unwrap()).unwrap();
+    }
+    assert!(matches!(History::open(home.path(), &name()), Err(HistoryError::NotOurs { .. })));
+}
+
+#[test]
 fn a_data_dir_has_one_peer() {
     let home = tempfile::tempdir().unwrap();
     let history = open(home.path());

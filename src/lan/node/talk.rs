@@ -8,7 +8,7 @@ use super::pending::PENDING_MAX;
 use super::{Cause, CommandError, Done, Effect, Entry, Kind, Node, Shown, Step};
 use crate::lan::wire::{AVATAR_MAX, Avatar, DATAGRAM_MAX, Dm, Message, Post, Profile, Stamp, UserId};
 use crate::model::Millis;
-use crate::model::text::{check, check_length};
+use crate::model::text::{check, check_length, nfc};
 
 /// Most characters of a STATUS.
 const STATUS_MAX: usize = 256;
@@ -187,9 +187,12 @@ impl Node {
     /// Who is meant by a name, or by `name@ip`, and where; a name may hold an `@` itself.
     fn named(&self, wanted: &str) -> Result<(UserId, SocketAddrV4, bool), CommandError> {
         let mut meant = Vec::new();
+        // However it is spelled: nobody sees what he types.
+        let key = nfc(wanted);
+        let is_id = |user_id: &UserId| nfc(&user_id.to_string()) == key;
         for peer in self.peers.iter() {
-            let by_id = peer.addresses().iter().find(|address| address.user_id.to_string() == wanted);
-            let by_name = || (peer.name().as_str() == wanted).then(|| peer.current());
+            let by_id = peer.addresses().iter().find(|address| is_id(&address.user_id));
+            let by_name = || (peer.name().key() == key).then(|| peer.current());
             if let Some(address) = by_id.or_else(by_name) {
                 meant.push((peer, address));
             }
@@ -199,7 +202,7 @@ impl Node {
         }
         match &*meant {
             [(peer, address)] if !peer.is_server() => Ok((address.user_id.clone(), address.addr, peer.acknowledges())),
-            [] if wanted == self.name.as_str() || wanted == self.user_id().to_string() => {
+            [] if key == self.name.key() || is_id(&self.user_id()) => {
                 Err(CommandError::Bad(format!("USER: {wanted:?} is yourself")))
             }
             [] => Err(CommandError::Nobody(wanted.to_owned())),

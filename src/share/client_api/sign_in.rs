@@ -3,7 +3,8 @@
 //! What the server said of a token holds for a minute, and never past the token's own end; while the server is
 //! away, tokens that it has vouched for go on, and others have to wait. When a token ends is the server's word too:
 //! it says for how long one is still good, and that is measured here, so that nothing depends on how this machine's
-//! clock is set. One that was logged out is refused here for good.
+//! clock is set. One that was logged out is refused here for good. Which tokens are good is kept over a restart, by their
+//! digests, so that whoever logs out then is not taken for the last; each is shown to the server again all the same.
 
 use std::collections::HashMap;
 
@@ -17,12 +18,15 @@ use crate::net::http::{Refusal, StatusCode};
 use crate::share::api_client::{Answer, ApiClient};
 use crate::share::client::shortened;
 use crate::share::node::events::Session;
-use crate::share::node::keep::Keep;
+use crate::share::node::keep::{Keep, TOKENS_MAX};
+use crate::storage::StoreError;
 
 /// How long the server's word holds.
 const KNOWN_FOR_MS: u64 = 60_000;
 /// Most tokens that are remembered.
-const KNOWN_MAX: usize = 4_096;
+const KNOWN_MAX: usize = TOKENS_MAX;
+/// An end that moved by no more than this is the same: the answer was under way for as long.
+const SAME_END_MS: u64 = 5_000;
 /// Longest token that is looked at, bytes.
 const TOKEN_MAX: usize = 4_096;
 /// One that was logged out is remembered for so much longer than it lasts: the clock may be set meanwhile.
@@ -85,7 +89,7 @@ impl SignIn {
         let display_name = answer.body["user"]["display_name"].as_str().and_then(|name| Name::kept(name).ok());
         let display_name = display_name.as_ref().unwrap_or(&user).to_string();
         // It was made just now, so all of its life is left.
-        self.remember(&token, &user, life_of(&token));
+        self.remember(&token, &user, life_of(&token))?;
         Ok(SignedIn { user, display_name, token, answer: answer.body })
     }
 
@@ -98,12 +102,8 @@ impl SignIn {
             return Err(denied("the token is none of this server"));
         }
         let (digest, now) = (digest(token), (self.now)());
-        if self
-            .keep
-            .is_refused(&digest)
-            .map_err(|why| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()))?
-        {
-            return Err(denied("the token was logged out: sign in again"));
+        if self.keep.is_refused(&digest).map_err(unavailable)? {
+            return Err(logged_out());
         }
         let session = |known: &Known| Session { token: digest, ends_at: known.ends_at };
         let known = self.known.lock().get(&digest).cloned();
@@ -130,18 +130,27 @@ impl SignIn {
         let user = answer.body["user"]["username"].as_str().filter(|_| answer.is_ok());
         let Some(user) = user.and_then(|name| Name::kept(name).ok()) else {
             self.known.lock().remove(&digest);
+            self.keep.forget_token(digest).map_err(unavailable)?;
             return Err(denied(&shortened(&answer.error())));
         };
         let left_ms = answer.body["expires_in"].as_f64().map(|seconds| (seconds * 1000.0).max(0.0) as u64);
-        let ends_at = self.remember(token, &user, left_ms);
+        let ends_at = self.remember(token, &user, left_ms)?;
         Ok((user, Session { token: digest, ends_at }))
     }
 
-    /// Whether a user has another token that is good, of those that were shown here.
-    pub fn has_another(&self, user: &Name, but_not: &Session) -> bool {
+    /// Whether a user has another token that is good, of those that were shown here, also before the last start.
+    ///
+    /// # Errors
+    /// What is to be answered instead.
+    pub fn has_another(&self, user: &Name, but_not: &Session) -> Result<bool, Refusal> {
+        let kept = self.keep.tokens(user, Clock::wall()).map_err(unavailable)?;
         let now = (self.now)();
         let known = self.known.lock();
-        known.iter().any(|(digest, known)| *digest != but_not.token && known.user == *user && now < known.ends_at)
+        let is_good =
+            |(digest, known): (&Digest, &Known)| *digest != but_not.token && known.user == *user && now < known.ends_at;
+        // Of those that were shown since the start it is known better when they end.
+        let was_good = |digest: &Digest| *digest != but_not.token && !known.contains_key(digest);
+        Ok(known.iter().any(is_good) || kept.iter().any(was_good))
     }
 
     /// Refuses the token from now on.
@@ -153,9 +162,7 @@ impl SignIn {
         // No more of its life is left than all of it. One that does not say is refused for as long as any could last.
         let until = life_of(token).map(|life_ms| now.plus_ms(life_ms.saturating_add(REFUSED_LONGER_MS)));
         let until = until.unwrap_or(Millis(u64::MAX >> 1));
-        self.keep
-            .refuse_token(digest, until, now)
-            .map_err(|why| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()))?;
+        self.keep.refuse_token(digest, until, now).map_err(unavailable)?;
         self.known.lock().remove(&digest);
         Ok(())
     }
@@ -168,9 +175,28 @@ impl SignIn {
 
     /// Keeps the server's word, and until when it holds. Of a token of which the server does not say how long it lasts
     /// the word holds as long as any: then it is asked again.
-    fn remember(&self, token: &Token, user: &Name, left_ms: Option<u64>) -> Millis {
-        let now = (self.now)();
-        let ends_at = now.plus_ms(left_ms.unwrap_or(KNOWN_FOR_MS));
+    ///
+    /// A token may be logged out while the server is asked: whoever refuses it writes that down first and forgets it
+    /// then, so that what is put in here is either seen to be refused, or forgotten there.
+    fn remember(&self, token: &Token, user: &Name, left_ms: Option<u64>) -> Result<Millis, Refusal> {
+        let (digest, now, left_ms) = (digest(token), (self.now)(), left_ms.unwrap_or(KNOWN_FOR_MS));
+        let ends_at = now.plus_ms(left_ms);
+        let former = self.put_in(digest, Known { user: user.clone(), ends_at, checked_at: now });
+        let is_kept = former.is_some_and(|former| former.ends_at.0.abs_diff(ends_at.0) <= SAME_END_MS);
+        let is_good = if is_kept {
+            self.keep.is_refused(&digest).map(|is_refused| !is_refused)
+        } else {
+            let wall = Clock::wall();
+            self.keep.put_token(digest, user, wall.plus_ms(left_ms), wall)
+        };
+        if is_good != Ok(true) {
+            self.known.lock().remove(&digest);
+        }
+        if is_good.map_err(unavailable)? { Ok(ends_at) } else { Err(logged_out()) }
+    }
+
+    fn put_in(&self, digest: Digest, it: Known) -> Option<Known> {
+        let now = it.checked_at;
         let mut known = self.known.lock();
         if known.len() >= KNOWN_MAX {
             known.retain(|_, known| now < known.ends_at);
@@ -180,8 +206,7 @@ impl SignIn {
             let oldest = known.iter().min_by_key(|(_, known)| known.checked_at).map(|(digest, _)| *digest);
             oldest.map(|oldest| known.remove(&oldest));
         }
-        known.insert(digest(token), Known { user: user.clone(), ends_at, checked_at: now });
-        ends_at
+        known.insert(digest, it)
     }
 }
 
@@ -200,6 +225,14 @@ fn life_of(token: &Token) -> Option<u64> {
         claim.as_u64().or_else(|| claim.as_f64().filter(|seconds| *seconds >= 0.0).map(|seconds| seconds as u64))
     };
     Some(seconds("exp")?.saturating_sub(seconds("iat")?).saturating_mul(1000))
+}
+
+fn unavailable(why: StoreError) -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
+}
+
+fn logged_out() -> Refusal {
+    denied("the token was logged out: sign in again")
 }
 
 fn denied(why: &str) -> Refusal {
@@ -316,20 +349,38 @@ mod tests {
         let alone = self::sign_in(nowhere, other.path());
         assert_eq!(alone.user_of(&known).unwrap_err().status, 503);
         let ann = Name::new("ann").unwrap();
-        alone.remember(&known, &ann, Some(930_000));
+        alone.remember(&known, &ann, Some(930_000)).unwrap();
         NOW.store(200_000, SeqCst);
         let (user, session) = alone.user_of(&known).unwrap();
         assert_eq!(user, ann);
         // Others of the same user, which are good still.
-        assert!(!alone.has_another(&ann, &session));
-        alone.remember(&token("ann", 5), &ann, Some(1));
-        alone.remember(&token("bob", 6), &Name::new("bob").unwrap(), Some(1_000_000));
+        let has_another = |sign_in: &SignIn| sign_in.has_another(&ann, &session).unwrap();
+        assert!(!has_another(&alone));
+        alone.remember(&token("ann", 5), &ann, Some(1)).unwrap();
+        alone.remember(&token("bob", 6), &Name::new("bob").unwrap(), Some(1_000_000)).unwrap();
         NOW.store(200_001, SeqCst);
-        assert!(!alone.has_another(&ann, &session));
-        alone.remember(&token("ann", 7), &ann, Some(1_000_000));
-        assert!(alone.has_another(&ann, &session));
+        assert!(!has_another(&alone));
+        let another = token("ann", 7);
+        alone.remember(&another, &ann, Some(1_000_000)).unwrap();
+        assert!(has_another(&alone));
         NOW.store(1_000_000, SeqCst);
         assert_eq!(alone.user_of(&known).unwrap_err().status, 401);
+        // After a restart it is there still, though nobody has shown it yet.
+        drop(alone);
+        let restarted = self::sign_in(nowhere, other.path());
+        assert!(has_another(&restarted));
+        // The server is asked about a token while that is logged out: its word comes too late.
+        for is_known in [false, true] {
+            let slow = token("ann", 8 + u64::from(is_known));
+            if is_known {
+                restarted.remember(&slow, &ann, Some(1_000_000)).unwrap();
+            }
+            restarted.keep.refuse_token(digest(&slow), Millis(u64::MAX >> 1), Millis(0)).unwrap();
+            assert_eq!(restarted.remember(&slow, &ann, Some(1_000_000)).unwrap_err().status, 401);
+            assert!(!restarted.known.lock().contains_key(&digest(&slow)));
+        }
+        restarted.log_out(&another).unwrap();
+        assert!(!has_another(&restarted));
     }
 
     #[test]

@@ -1,15 +1,22 @@
-//! What a node keeps beside its files, in the same store: its users, their fetches, tokens that were logged out.
+//! What a node keeps beside its files, in the same store: its users, their fetches, which of their tokens are good
+//! and which were logged out.
+//!
+//! A user's name is kept as it was given, and found however it is spelled: the account's spelling is not always that of
+//! the node's `--name`. What belongs to a user goes by [`Name::key`].
 
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::model::text::spellings;
 use crate::model::{Millis, Name, Token};
 use crate::share::files;
 use crate::share::wire::FileName;
-use crate::storage::{OpenError, Query, Row, Store, StoreError};
+use crate::storage::{OpenError, Query, Reader, Row, Store, StoreError, Tx};
 
 /// The file in the data dir.
 pub const STORE_FILE: &str = "share.db";
+/// Most good tokens that are kept; those that end first go first.
+pub const TOKENS_MAX: usize = 4_096;
 /// Most fetches of a user that are kept; those that ended first go first.
 pub const FETCHES_MAX: usize = 1_000;
 
@@ -25,8 +32,13 @@ const SCHEMA: &str = "
     CREATE TABLE share_refused (token_sha256 BYTEA PRIMARY KEY, until BIGINT NOT NULL);
 ";
 
+/// Tokens that the server has vouched for: never they themselves. `owner` is a name as it is compared, `until` by the
+/// wall's time.
+const TOKENS: &str =
+    "CREATE TABLE share_token (token_sha256 BYTEA PRIMARY KEY, owner TEXT NOT NULL, until BIGINT NOT NULL);";
+
 /// From an empty file to this version.
-pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA];
+pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA, TOKENS];
 
 /// A user of this node.
 #[derive(Debug, Clone)]
@@ -113,6 +125,17 @@ pub struct FetchRow {
     pub began_at: Millis,
 }
 
+/// Why a node's store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenKeepError {
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What an earlier version kept in it could not be brought in order.
+    #[error("{STORE_FILE}: {0}")]
+    Store(#[from] StoreError),
+}
+
 /// A node's store.
 #[derive(Debug, Clone)]
 pub struct Keep {
@@ -124,8 +147,12 @@ impl Keep {
     ///
     /// # Errors
     /// One line that says what to do.
-    pub fn open(data_dir: &Path) -> Result<Keep, OpenError> {
-        Ok(Keep { store: Arc::new(Store::open(&data_dir.join(STORE_FILE), MIGRATIONS)?) })
+    pub fn open(data_dir: &Path) -> Result<Keep, OpenKeepError> {
+        let keep = Keep { store: Arc::new(Store::open(&data_dir.join(STORE_FILE), MIGRATIONS)?) };
+        if keep.users()?.iter().any(|user| !user.name.as_str().is_ascii()) {
+            keep.store.write(own_by_key)?;
+        }
+        Ok(keep)
     }
 
     /// For the tables of files.
@@ -138,9 +165,8 @@ impl Keep {
     /// # Errors
     /// The store's.
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
-        let sql =
-            "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user ORDER BY number";
-        self.store.read(|reader| reader.all(sql, &[], user))
+        let sql = format!("{USERS} ORDER BY number");
+        self.store.read(|reader| reader.all(&sql, &[], user))
     }
 
     /// The user of that name, who is made if there is none.
@@ -150,17 +176,27 @@ impl Keep {
     pub fn signed_in(&self, name: &Name, display_name: &str) -> Result<User, StoreError> {
         let (name, display_name) = (name.clone(), display_name.to_owned());
         self.store.write(move |tx| {
+            let name = kept_as(tx, &name)?;
             tx.execute(
                 "INSERT INTO share_user (name, number, display_name, is_on)
                  VALUES ($1, (SELECT COUNT(*) + 1 FROM share_user), $2, 0)
                  ON CONFLICT (name) DO UPDATE SET display_name = excluded.display_name",
                 &[(&name).into(), (&display_name).into()],
             )?;
-            let sql =
-                "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user WHERE name = $1";
-            tx.first(sql, &[(&name).into()], user)?
+            tx.first(&format!("{USERS} WHERE name = $1"), &[(&name).into()], user)?
                 .ok_or_else(|| StoreError::Invalid("a user that was just written is missing".to_owned()))
         })
+    }
+
+    /// Of the users whose names are spellings of this one, the first that came, as its account is spelled.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn first_of(&self, name: &Name) -> Result<Option<Name>, StoreError> {
+        let [given, composed, apart] = spellings(name.as_str());
+        let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY number LIMIT 1";
+        let spelled = [(&given).into(), (&composed).into(), (&apart).into()];
+        self.store.read(|reader| reader.first(sql, &spelled, |row| row.name(0)))
     }
 
     /// Whether the node is to take part for a user from now on, and how.
@@ -171,7 +207,7 @@ impl Keep {
         let (name, advertise_ip) = (name.clone(), advertise_ip.map(str::to_owned));
         self.store.write(move |tx| {
             let sql = "UPDATE share_user SET is_on = $1, advertise_ip = $2 WHERE name = $3";
-            let address = advertise_ip.as_deref();
+            let (name, address) = (kept_as(tx, &name)?, advertise_ip.as_deref());
             tx.execute(sql, &[is_on.into(), address.into(), (&name).into()]).map(|_rows| ())
         })
     }
@@ -183,7 +219,7 @@ impl Keep {
     pub fn set_port(&self, name: &Name, port: u16) -> Result<(), StoreError> {
         let name = name.clone();
         self.store.write(move |tx| {
-            let sql = "UPDATE share_user SET port = $1 WHERE name = $2";
+            let (name, sql) = (kept_as(tx, &name)?, "UPDATE share_user SET port = $1 WHERE name = $2");
             tx.execute(sql, &[port.into(), (&name).into()]).map(|_rows| ())
         })
     }
@@ -195,7 +231,7 @@ impl Keep {
     pub fn set_resume(&self, name: &Name, resume: Option<&str>) -> Result<(), StoreError> {
         let (name, resume) = (name.clone(), resume.map(str::to_owned));
         self.store.write(move |tx| {
-            let sql = "UPDATE share_user SET resume = $1 WHERE name = $2";
+            let (name, sql) = (kept_as(tx, &name)?, "UPDATE share_user SET resume = $1 WHERE name = $2");
             tx.execute(sql, &[resume.as_deref().into(), (&name).into()]).map(|_rows| ())
         })
     }
@@ -207,7 +243,7 @@ impl Keep {
     pub fn resume(&self, name: &Name) -> Result<Option<String>, StoreError> {
         let sql = "SELECT resume FROM share_user WHERE name = $1";
         let read = |row: &Row<'_>| Ok(row.opt_text(0)?.map(str::to_owned));
-        self.store.read(|reader| reader.first(sql, &[name.into()], read)).map(Option::flatten)
+        self.store.read(|reader| reader.first(sql, &[(&kept_as(reader, name)?).into()], read)).map(Option::flatten)
     }
 
     /// Refuses a token from now on, until it ends anyway; those that have ended are forgotten.
@@ -216,6 +252,7 @@ impl Keep {
     /// The store's.
     pub fn refuse_token(&self, token_sha256: [u8; 32], until: Millis, now: Millis) -> Result<(), StoreError> {
         self.store.write(move |tx| {
+            tx.execute("DELETE FROM share_token WHERE token_sha256 = $1", &[(&token_sha256).into()])?;
             tx.execute("DELETE FROM share_refused WHERE until < $1", &[now.into()])?;
             let sql =
                 "INSERT INTO share_refused (token_sha256, until) VALUES ($1, $2) ON CONFLICT (token_sha256) DO NOTHING";
@@ -232,12 +269,72 @@ impl Keep {
         Ok(self.store.read(|reader| reader.first(sql, &[token_sha256.into()], |row| row.int(0)))?.is_some())
     }
 
+    /// Keeps that a token is good until then; those that have ended are forgotten. False if it was logged out
+    /// meanwhile: then it is not kept.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn put_token(
+        &self,
+        token_sha256: [u8; 32],
+        owner: &Name,
+        until: Millis,
+        now: Millis,
+    ) -> Result<bool, StoreError> {
+        let owner = owner.key().to_owned();
+        self.store.write(move |tx| {
+            tx.execute("DELETE FROM share_token WHERE until <= $1", &[now.into()])?;
+            let added = tx.execute(
+                "INSERT INTO share_token (token_sha256, owner, until) SELECT $1, $2, $3
+                     WHERE NOT EXISTS (SELECT 1 FROM share_refused WHERE token_sha256 = $1)
+                 ON CONFLICT (token_sha256) DO UPDATE SET owner = excluded.owner, until = excluded.until",
+                &[(&token_sha256).into(), (&owner).into(), until.into()],
+            )?;
+            let most = i64::try_from(TOKENS_MAX).unwrap_or(i64::MAX);
+            tx.execute(
+                "DELETE FROM share_token WHERE token_sha256 IN
+                     (SELECT token_sha256 FROM share_token ORDER BY until DESC LIMIT $1 OFFSET $2)",
+                &[i64::MAX.into(), most.into()],
+            )?;
+            Ok(added > 0)
+        })
+    }
+
+    /// A token is good no more, by the server's word.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn forget_token(&self, token_sha256: [u8; 32]) -> Result<(), StoreError> {
+        let sql = "SELECT 1 FROM share_token WHERE token_sha256 = $1";
+        // Whoever comes with nonsense makes nobody write.
+        if self.store.read(|reader| reader.first(sql, &[(&token_sha256).into()], |row| row.int(0)))?.is_none() {
+            return Ok(());
+        }
+        self.store.write(move |tx| {
+            tx.execute("DELETE FROM share_token WHERE token_sha256 = $1", &[(&token_sha256).into()]).map(drop)
+        })
+    }
+
+    /// A user's tokens that are good, as far as they are kept.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn tokens(&self, owner: &Name, now: Millis) -> Result<Vec<[u8; 32]>, StoreError> {
+        let sql = "SELECT token_sha256 FROM share_token WHERE owner = $1 AND until > $2";
+        self.store.read(|reader| {
+            reader.all(sql, &[owner.key().into(), now.into()], |row| {
+                let wrong = |_| StoreError::Invalid("a token's digest: expected 32 bytes".to_owned());
+                row.blob(0)?.try_into().map_err(wrong)
+            })
+        })
+    }
+
     /// Keeps a fetch as it is now; the oldest that have ended make room.
     ///
     /// # Errors
     /// The store's.
     pub fn put_fetch(&self, owner: &Name, fetch: &FetchRow) -> Result<(), StoreError> {
-        let (owner, it) = (owner.clone(), fetch.clone());
+        let (owner, it) = (owner.key().to_owned(), fetch.clone());
         self.store.write(move |tx| {
             let sizes = [it.total_size, it.downloaded_size].map(|size| i64::try_from(size).unwrap_or(i64::MAX));
             tx.execute(
@@ -289,8 +386,37 @@ impl Keep {
         let sql =
             "SELECT id, file_name, save_path, total_size, downloaded_size, status, error, verified, peer_hostname,
                 peer_ip, began_at FROM share_fetch WHERE owner = $1 ORDER BY began_at, id";
-        self.store.read(|reader| reader.all(sql, &[owner.into()], fetch))
+        self.store.read(|reader| reader.all(sql, &[owner.key().into()], fetch))
     }
+}
+
+const USERS: &str = "SELECT name, number, display_name, is_on, port, advertise_ip, resume FROM share_user";
+
+/// A user's name as it is kept: of just this spelling, else another one; a new one is kept as it is given.
+fn kept_as(reader: &(impl Reader + ?Sized), name: &Name) -> Result<String, StoreError> {
+    let [given, composed, apart] = spellings(name.as_str());
+    let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY name <> $1, number LIMIT 1";
+    let kept = reader.first(sql, &[(&given).into(), (&composed).into(), (&apart).into()], |row| {
+        Ok::<_, StoreError>(row.text(0)?.to_owned())
+    })?;
+    Ok(kept.unwrap_or(given))
+}
+
+/// An earlier version kept what belongs to a user under the spelling of the node's name. Where there are two of one
+/// name, what is under the key already stays.
+fn own_by_key(tx: &mut dyn Tx) -> Result<(), StoreError> {
+    for name in tx.all("SELECT name FROM share_user", &[], |row| row.name(0))? {
+        for former in spellings(name.as_str()).iter().filter(|spelled| *spelled != name.key()) {
+            let owners = [name.key().into(), former.into()];
+            tx.execute("UPDATE share_fetch SET owner = $1 WHERE owner = $2", &owners)?;
+            tx.execute(
+                "UPDATE share_file SET owner = $1 WHERE owner = $2 AND NOT EXISTS
+                     (SELECT 1 FROM share_file AS kept WHERE kept.owner = $1 AND kept.name = share_file.name)",
+                &owners,
+            )?;
+        }
+    }
+    Ok(())
 }
 
 fn user(row: &Row<'_>) -> Result<User, StoreError> {
@@ -333,6 +459,22 @@ mod tests {
         Name::new(text).unwrap()
     }
 
+    fn fetch(number: usize, status: Status) -> FetchRow {
+        FetchRow {
+            id: format!("f{number:04}"),
+            file_name: FileName::new("a").unwrap(),
+            save_path: "/x/a".to_owned(),
+            total_size: 10,
+            downloaded_size: 5,
+            status,
+            error: None,
+            is_verified: false,
+            peer_hostname: "bob".to_owned(),
+            peer_ip: "192.0.2.1".to_owned(),
+            began_at: Millis(number as u64),
+        }
+    }
+
     #[test]
     fn users_are_numbered_as_they_come_and_stay_what_they_are() {
         let dir = tempfile::tempdir().unwrap();
@@ -354,6 +496,47 @@ mod tests {
     }
 
     #[test]
+    fn a_user_is_one_however_the_name_is_spelled() {
+        let (accounts, nodes) = (name("Zo\u{eb}"), name("Zoe\u{308}"));
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        assert_eq!(keep.signed_in(&accounts, "Zoë").unwrap().number, 1);
+        // By the node's spelling from here on, as a node of that `--name` does.
+        assert_eq!(keep.signed_in(&nodes, "Zoë B").unwrap().number, 1);
+        keep.set_on(&nodes, true, Some("192.0.2.1")).unwrap();
+        keep.set_port(&nodes, 6001).unwrap();
+        keep.set_resume(&nodes, Some("secret")).unwrap();
+        let users = keep.users().unwrap();
+        let zoe = &users[0];
+        assert_eq!((zoe.name.as_str(), &*zoe.display_name, users.len()), (accounts.as_str(), "Zoë B", 1));
+        assert_eq!((zoe.is_on, zoe.port, zoe.advertise_ip.as_deref()), (true, Some(6001), Some("192.0.2.1")));
+        for spelled in [&accounts, &nodes] {
+            assert_eq!(keep.resume(spelled).unwrap().as_deref(), Some("secret"));
+        }
+        keep.put_fetch(&nodes, &fetch(1, Status::Paused)).unwrap();
+        assert_eq!(keep.fetches(&accounts).unwrap().len(), 1);
+        // An earlier version kept what is the user's under the node's spelling.
+        let former = nodes.as_str().to_owned();
+        keep.store
+            .write(move |tx| -> Result<(), StoreError> {
+                tx.execute("UPDATE share_fetch SET owner = $1", &[(&former).into()])?;
+                for (owner, file) in [(&*former, "a"), (&*former, "b"), ("Zo\u{eb}", "b")] {
+                    let sql = "INSERT INTO share_file (owner, name, path, size, modified_ns, added_at, is_published)
+                               VALUES ($1, $2, '/x', 1, 1, 1, 0)";
+                    tx.execute(sql, &[owner.into(), file.into()])?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(keep.fetches(&accounts).unwrap(), []);
+        drop(keep);
+        let keep = Keep::open(dir.path()).unwrap();
+        let files = files::Files::of(Arc::clone(keep.store()), &nodes).list(false).unwrap();
+        assert_eq!(files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(keep.fetches(&nodes).unwrap().len(), 1);
+    }
+
+    #[test]
     fn a_token_that_was_logged_out_stays_refused_until_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let keep = Keep::open(dir.path()).unwrap();
@@ -365,23 +548,53 @@ mod tests {
     }
 
     #[test]
+    fn good_tokens_are_kept_by_their_digests_until_they_end_or_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        let ann = name("Zo\u{eb}");
+        for (number, owner, until) in [(1, "Zoe\u{308}", 100), (2, "Zo\u{eb}", 200), (3, "bob", 300)] {
+            assert!(keep.put_token([number; 32], &name(owner), Millis(until), Millis(0)).unwrap());
+        }
+        drop(keep);
+        let keep = Keep::open(dir.path()).unwrap();
+        let tokens = |now: u64| keep.tokens(&ann, Millis(now)).unwrap();
+        assert_eq!((tokens(99), tokens(100), tokens(200)), (vec![[1; 32], [2; 32]], vec![[2; 32]], vec![]));
+        keep.refuse_token([2; 32], Millis(1_000), Millis(0)).unwrap();
+        assert_eq!(tokens(0), [[1; 32]]);
+        // Whoever was asked about it meanwhile does not put it back.
+        assert!(!keep.put_token([2; 32], &ann, Millis(200), Millis(0)).unwrap());
+        keep.forget_token([1; 32]).unwrap();
+        keep.forget_token([9; 32]).unwrap();
+        assert_eq!(tokens(0), [[0; 32]; 0]);
+        // There are so many and no more: those that end last.
+        let key = ann.key().to_owned();
+        keep.store
+            .write(move |tx| -> Result<(), StoreError> {
+                for number in 0..u64::try_from(TOKENS_MAX).unwrap() {
+                    let mut digest = [7; 32];
+                    digest[..8].copy_from_slice(&number.to_le_bytes());
+                    let sql = "INSERT INTO share_token (token_sha256, owner, until) VALUES ($1, $2, $3)";
+                    tx.execute(sql, &[(&digest).into(), (&key).into(), Millis(1_000 + number).into()])?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        assert!(keep.put_token([5; 32], &ann, Millis(9_000), Millis(0)).unwrap());
+        assert_eq!(
+            (tokens(0).len(), tokens(1_000).len(), tokens(1_001).len()),
+            (TOKENS_MAX, TOKENS_MAX, TOKENS_MAX - 1)
+        );
+        assert_eq!(keep.tokens(&name("bob"), Millis(0)).unwrap(), [[0; 32]; 0], "the one that would end first");
+        // What has ended goes when another comes.
+        assert!(keep.put_token([8; 32], &ann, Millis(20_000), Millis(10_000)).unwrap());
+        assert_eq!(tokens(0), [[8; 32]]);
+    }
+
+    #[test]
     fn fetches_are_kept_and_the_oldest_that_ended_make_room() {
         let dir = tempfile::tempdir().unwrap();
         let keep = Keep::open(dir.path()).unwrap();
         let ann = name("ann");
-        let fetch = |number: usize, status| FetchRow {
-            id: format!("f{number:04}"),
-            file_name: FileName::new("a").unwrap(),
-            save_path: "/x/a".to_owned(),
-            total_size: 10,
-            downloaded_size: 5,
-            status,
-            error: None,
-            is_verified: false,
-            peer_hostname: "bob".to_owned(),
-            peer_ip: "192.0.2.1".to_owned(),
-            began_at: Millis(number as u64),
-        };
         keep.put_fetch(&ann, &fetch(0, Status::Downloading)).unwrap();
         for number in 1..FETCHES_MAX + 5 {
             keep.put_fetch(&ann, &fetch(number, Status::Completed)).unwrap();

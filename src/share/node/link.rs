@@ -315,7 +315,8 @@ impl Link {
             hostname: inner.user.clone(),
             port: inner.port,
             ip: state.advertise_ip,
-            display_name: Name::kept(&state.display_name).ok(),
+            // One that was good in an earlier version may be none any more: the hostname stands for it then.
+            display_name: Name::new(&state.display_name).ok(),
             files: Some(files),
             token: state.token.clone(),
             resume,

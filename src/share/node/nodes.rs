@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::keep::User;
 use super::{Beginning, Floor, Node, NodeError, Settings};
 use crate::model::{Name, Token};
-use crate::net::listener;
+use crate::net::{listener, threads};
 use crate::share::folders::Folders;
 
 /// Most users of one process: each has threads and a port.
@@ -62,7 +62,26 @@ pub struct Nodes {
     floor: Floor,
     /// Of the first account; others have the repo alone.
     folders: Folders,
-    running: Mutex<BTreeMap<Name, Arc<Node>>>,
+    places: Arc<Mutex<Places>>,
+}
+
+/// Who has one of the [`USERS_MAX`] places.
+#[derive(Default)]
+struct Places {
+    /// Those who take part, and whom the process is named after.
+    running: BTreeMap<Name, Arc<Node>>,
+    /// Those who take part no more, and send something to its end.
+    leaving: Vec<Arc<Node>>,
+}
+
+impl Places {
+    fn are_taken(&self) -> bool {
+        self.running.len() + self.leaving.len() >= USERS_MAX
+    }
+
+    fn has(&self, node: &Arc<Node>) -> bool {
+        self.running.get(node.user()).is_some_and(|running| Arc::ptr_eq(running, node))
+    }
 }
 
 impl Nodes {
@@ -81,7 +100,7 @@ impl Nodes {
     ) -> Result<Nodes, StartError> {
         let folders = Folders::new(folders, repo, &settings.data_dir).map_err(StartError::Folder)?;
         let settings = Arc::new(settings);
-        let nodes = Nodes { settings, named: named.clone(), floor, folders, running: Mutex::default() };
+        let nodes = Nodes { settings, named: named.clone(), floor, folders, places: Arc::default() };
         let users = nodes.floor.keep.users()?;
         let kept = users.iter().find(|user| user.name == *named).and_then(|user| user.port);
         let listener = match port {
@@ -121,19 +140,38 @@ impl Nodes {
 
     /// Where the process's own user is reached by peers.
     pub fn peer_addr(&self, named: &Name) -> Option<SocketAddr> {
-        self.running.lock().get(named).map(|node| node.peer_addr())
+        self.places.lock().running.get(named).map(|node| node.peer_addr())
     }
 
     /// The node of a user who takes part.
     pub fn get(&self, user: &Name) -> Option<Arc<Node>> {
-        self.running.lock().get(user).filter(|node| node.is_on()).cloned()
+        self.places.lock().running.get(user).filter(|node| node.is_on()).cloned()
+    }
+
+    /// Checks that what is kept here under a user's name is that account's. An earlier version of the server made two
+    /// accounts of two spellings of one name: here the first that came is the one.
+    ///
+    /// # Errors
+    /// [`NodeError::Conflict`], or the store's.
+    pub fn check_account(&self, user: &Name) -> Result<(), NodeError> {
+        if user.as_str().is_ascii() {
+            return Ok(());
+        }
+        match self.floor.keep.first_of(user)? {
+            Some(first) if first.as_str() != user.as_str() => Err(NodeError::Conflict(
+                "username: another account uses this node, whose name is the same but for its spelling: use another node"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Somebody has signed in: the first one ever is the one who may name any path that is shared.
     ///
     /// # Errors
-    /// The store's.
+    /// As of [`Nodes::check_account`].
     pub fn signed_in(&self, user: &Name, display_name: &str, token: &Token) -> Result<(), NodeError> {
+        self.check_account(user)?;
         self.floor.keep.signed_in(user, display_name)?;
         if let Some(node) = self.get(user) {
             node.set_token(token);
@@ -154,7 +192,12 @@ impl Nodes {
         };
         let node = self.of(&user)?;
         // One after the other with whoever logs out: what is kept is what was done last.
-        let _turn = node.turn();
+        let turn = node.turn();
+        if !self.places.lock().has(&node) {
+            // It was retired meanwhile: there will be another.
+            drop(turn);
+            return self.begin(&user.name, token, advertise_ip);
+        }
         let advertised = advertise_ip.map(|ip| ip.to_string());
         self.floor.keep.set_on(&user.name, true, advertised.as_deref())?;
         self.floor.keep.set_port(&user.name, node.peer_addr().port())?;
@@ -163,32 +206,66 @@ impl Nodes {
             Err(error) => {
                 if !node.is_on() {
                     self.floor.keep.set_on(&user.name, false, advertised.as_deref())?;
+                    self.retire(&node);
                 }
                 Err(error)
             }
         }
     }
 
-    /// Takes part for a user no more.
+    /// Takes part for a user no more. The place is free once what is being sent is over.
     ///
     /// # Errors
     /// The store's.
     pub fn end(&self, user: &Name) -> Result<(), NodeError> {
-        let node = self.running.lock().get(user).cloned();
+        let node = self.places.lock().running.get(user).cloned();
         let _turn = node.as_ref().map(|node| node.turn());
         self.floor.keep.set_on(user, false, None)?;
-        if let Some(node) = node.as_ref().filter(|node| node.is_on()) {
-            node.end();
+        if let Some(node) = &node {
+            if node.is_on() {
+                node.end();
+            }
+            self.retire(node);
         }
         Ok(())
+    }
+
+    /// Gives back the place of a node that has ended, whose turn the caller has. That of whom the process is named after
+    /// stays: its peer port is in the ready file.
+    fn retire(&self, node: &Arc<Node>) {
+        if *node.user() == self.named {
+            return;
+        }
+        {
+            let mut places = self.places.lock();
+            if !places.has(node) {
+                return;
+            }
+            places.running.remove(node.user());
+            places.leaving.push(Arc::clone(node));
+        }
+        let (places, left) = (Arc::clone(&self.places), Arc::clone(node));
+        let free_place = move |how: fn(&Node)| {
+            how(&left);
+            places.lock().leaving.retain(|leaving| !Arc::ptr_eq(leaving, &left));
+        };
+        // Nothing new is sent: what is over stays over.
+        if !node.is_sending() {
+            return free_place(Node::retire);
+        }
+        let waits = free_place.clone();
+        if let Err(error) = threads::spawn("share-leave", move || waits(Node::retire)) {
+            log::warn!("{}: what is being sent is cut off: {error}", node.user());
+            free_place(|node| node.stop(Duration::ZERO));
+        }
     }
 
     /// Ends all of them with the process.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
-        let running = std::mem::take(&mut *self.running.lock());
+        let Places { running, leaving } = std::mem::take(&mut *self.places.lock());
         std::thread::scope(|scope| {
-            for node in running.values() {
+            for node in running.values().chain(&leaving) {
                 scope.spawn(move || node.stop(deadline.saturating_duration_since(Instant::now())));
             }
         });
@@ -207,7 +284,7 @@ impl Nodes {
 
     /// The user's node, which is made if there is none.
     fn of(&self, user: &User) -> Result<Arc<Node>, NodeError> {
-        if let Some(node) = self.running.lock().get(&user.name) {
+        if let Some(node) = self.places.lock().running.get(&user.name) {
             return Ok(Arc::clone(node));
         }
         let listener = self.free_port(user.port).map_err(|error| match error {
@@ -220,7 +297,7 @@ impl Nodes {
     fn add(&self, user: &Name, listener: TcpListener) -> Result<Arc<Node>, NodeError> {
         let port = listener.local_addr()?.port();
         let full = || NodeError::Busy(format!("{USERS_MAX} users have a node here already"));
-        if self.running.lock().len() >= USERS_MAX {
+        if self.places.lock().are_taken() {
             return Err(full());
         }
         let folders = self.folders.repo_alone();
@@ -228,13 +305,13 @@ impl Nodes {
         self.floor.keep.set_port(user, port)?;
         let node = Arc::new(node);
         let former = {
-            let mut running = self.running.lock();
-            match running.get(user) {
+            let mut places = self.places.lock();
+            match places.running.get(user) {
                 // Another request was faster.
                 Some(former) => Some(Arc::clone(former)),
-                None if running.len() >= USERS_MAX => None,
+                None if places.are_taken() => None,
                 None => {
-                    running.insert(user.clone(), Arc::clone(&node));
+                    places.running.insert(user.clone(), Arc::clone(&node));
                     return Ok(node);
                 }
             }

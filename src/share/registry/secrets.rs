@@ -105,10 +105,12 @@ impl Secrets {
 
     /// Keeps a secret; the oldest goes where there are too many.
     pub(super) fn put(&mut self, hostname: &Name, secret: Secret, changes: &mut Vec<Change>) {
-        let secrets = self.by_name.entry(hostname.clone()).or_default();
+        let entry = self.by_name.entry(hostname.clone());
+        // All of a hostname are kept under one spelling.
+        changes.push(change(entry.key(), &secret));
+        let secrets = entry.or_default();
         secrets.retain(|known| known.key != secret.key);
         secrets.push(secret);
-        changes.push(change(hostname, &secret));
         self.farewells.remove(hostname.as_str());
         if secrets.len() > SECRETS_MAX {
             // In the order in which they were answered.

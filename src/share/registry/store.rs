@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::secrets::Secret;
 use super::{Host, Registry, SecretKey};
+use crate::model::text::spellings;
 use crate::model::{Millis, Name};
 use crate::share::wire::{FileEntry, FileName, Files};
 use crate::storage::{Query, Reader, Row, StoreError, Tx};
@@ -156,13 +157,33 @@ impl Change {
                     (&source.to_string()).into(),
                 ],
             ),
-            Change::DropSecret { hostname, key } => tx.execute(
-                "DELETE FROM registry_secret WHERE hostname = $1 AND secret = $2",
-                &[hostname.into(), key.bytes().into()],
-            ),
+            Change::DropSecret { hostname, key } => {
+                // However it was spelled when it was answered.
+                let [given, composed, apart] = spellings(hostname.as_str());
+                tx.execute(
+                    "DELETE FROM registry_secret WHERE hostname IN ($1, $2, $3) AND secret = $4",
+                    &[(&given).into(), (&composed).into(), (&apart).into(), key.bytes().into()],
+                )
+            }
         }
         .map(|_rows| ())
     }
+}
+
+/// Forgets what an earlier version kept of hosts whose names are now another account's: of just these spellings.
+///
+/// # Errors
+/// The store's.
+pub fn forget_namesakes(tx: &mut dyn Tx, hostnames: &[String]) -> Result<(), StoreError> {
+    for hostname in hostnames {
+        tx.execute(
+            "DELETE FROM registry_file WHERE host IN (SELECT id FROM registry_host WHERE hostname = $1)",
+            &[hostname.into()],
+        )?;
+        tx.execute("DELETE FROM registry_host WHERE hostname = $1", &[hostname.into()])?;
+        tx.execute("DELETE FROM registry_secret WHERE hostname = $1", &[hostname.into()])?;
+    }
+    Ok(())
 }
 
 /// Writes down when hosts were last heard. Those that are gone stay gone.

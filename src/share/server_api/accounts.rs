@@ -19,6 +19,10 @@ impl Accounts for Users {
         Users::owner_of(self, token)
     }
 
+    fn namesakes(&self) -> Vec<String> {
+        Users::namesakes(self)
+    }
+
     fn signed_in_from(&self, hostname: &str, ip: IpAddr) -> bool {
         Users::signed_in_from(self, hostname, ip)
     }

@@ -120,7 +120,9 @@ impl Iterator for OfflineAccounts {
                 Vec::new()
             });
             self.after = Some(users.last()?.username.clone());
-            let offline = users.iter().filter(|user| !self.view.ping(user.username.as_str()));
+            let has_host =
+                |user: &&User| self.users.has_hostname(&user.username) && self.view.ping(user.username.as_str());
+            let offline = users.iter().filter(|user| !has_host(user));
             self.page = offline.map(write_offline).collect::<Vec<_>>().into_iter();
         }
     }

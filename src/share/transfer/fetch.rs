@@ -26,6 +26,7 @@ use super::part::{self, Begun, FetchSpec, Part, StartError};
 use super::plan::{Fault, HOSTS_MAX, HostId, Plan, Step, Way};
 use super::speed::{Speed, eta_s};
 use super::{Content, Sources};
+use crate::model::text::nfc;
 use crate::net::threads::Executor;
 use crate::share::pieces::{Layout, Pieces};
 use crate::share::wire::HostEntry;
@@ -594,7 +595,7 @@ impl Run {
         let content = self.spec.content;
         let is_told_apart = content.blake3.is_some() || content.pieces_root.is_some();
         let is_wanted = |entry: &HostEntry| {
-            let is_owner = entry.hostname.as_str() == self.spec.hostname;
+            let is_owner = entry.hostname.key() == nfc(&self.spec.hostname);
             content.is_at(&entry.file) && (is_told_apart || is_owner || !self.spec.is_owner_named)
         };
         let (same, others): (Vec<&HostEntry>, Vec<&HostEntry>) = entries.iter().partition(|entry| is_wanted(entry));

@@ -56,7 +56,8 @@ pub enum Request {
 /// The data of REGISTER.
 #[derive(Debug, Clone, Serialize)]
 pub struct Register {
-    /// Whose files they are.
+    /// Whose files they are. Whether it can be seen is for whoever knows the accounts to check: one of an earlier
+    /// version may bear any name.
     pub hostname: Name,
     /// Where the files can be had.
     pub port: u16,
@@ -303,19 +304,14 @@ fn register(data: &Data<'_>) -> Result<Register, String> {
         Some(_) => return Err(format!("port: expected a whole number from {PORT_MIN} to 65535")),
         None => return Err(missing("port")),
     };
-    let (hostname, display_name) = (required::<Name>("hostname", data.hostname)?, display_name(data.display_name)?);
-    for (field, name) in [("hostname", Some(&hostname)), ("display_name", display_name.as_ref())] {
-        let Some(name) = name else { continue };
-        text::check_visible(name.as_str()).map_err(|wrong| format!("{field}: {wrong}"))?;
-    }
     Ok(Register {
-        hostname,
+        hostname: required("hostname", data.hostname)?,
         port,
         ip: optional::<String>("ip", data.ip)?
             .map(|ip| ip.parse::<IpAddr>().map_err(|_| "ip: expected an IP address".to_owned()))
             .transpose()?
             .map(|ip| ip.to_canonical()),
-        display_name,
+        display_name: display_name(data.display_name)?,
         files: data.files_metadata.map(files).transpose()?,
         token: secret("token", data.token)?,
         resume: secret("resume", data.resume)?,

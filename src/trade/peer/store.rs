@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Change, Item, Purchase, Sale, Snapshot, stall};
+use crate::model::text::nfc;
 use crate::model::{Millis, Name, Token};
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{Chain, OpenError, Query, Store, StoreError, Ticket, Tx};
@@ -59,7 +60,7 @@ impl PeerStore {
         let lock = DataDirLock::take(dir)?;
         let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
         match store.meta("name")? {
-            Some(owner) if owner != name.as_str() => {
+            Some(owner) if nfc(&owner) != name.key() => {
                 return Err(PeerStoreError::NotOurs { dir: dir.to_owned(), owner });
             }
             Some(_) => {}
@@ -206,4 +207,19 @@ fn text<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
 
 fn json<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, StoreError> {
     serde_json::from_str(body).map_err(|error| StoreError::Invalid(format!("a row of the peer's store: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_dir_is_its_peers_however_the_name_is_spelled() {
+        let home = tempfile::tempdir().unwrap();
+        for spelled in ["Zoe\u{308}", "Zo\u{eb}", "Zoe\u{308}"] {
+            PeerStore::open(home.path(), &Name::new(spelled).unwrap()).unwrap();
+        }
+        let refused = PeerStore::open(home.path(), &Name::new("Zoe").unwrap());
+        assert!(matches!(refused, Err(PeerStoreError::NotOurs { .. })));
+    }
 }

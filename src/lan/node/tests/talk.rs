@@ -120,6 +120,21 @@ fn to_may_be_any_own_address_but_no_other_name() {
 }
 
 #[test]
+fn a_receiver_is_one_however_the_name_is_spelled() {
+    let mut bench = Bench::new();
+    let (composed, apart) = ("Zo\u{eb}", "Zoe\u{308}");
+    bench.known(&format!("{apart}@10.0.0.2"), 8002, "b");
+    for to in [composed, apart] {
+        for wanted in [to.to_owned(), format!("{to}@10.0.0.2")] {
+            let (_, message) = sent(bench.command(tell(&wanted, "hi")));
+            let Message::Dm(Dm { to, .. }) = message else { panic!("{message:?}") };
+            assert_eq!(to.name.as_str(), apart, "as he gave it");
+        }
+    }
+    assert!(matches!(bench.command(tell("Zoe", "hi")), Err(CommandError::Nobody(_))));
+}
+
+#[test]
 fn a_dm_is_kept_then_shown_then_acknowledged_once_for_each_copy() {
     let mut bench = Bench::new();
     bench.known("bob@10.0.0.2", 8002, "b");
