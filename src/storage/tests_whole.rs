@@ -195,6 +195,14 @@ fn a_value_that_nobody_here_writes_is_told_as_damage_with_its_file() {
     let read = |reader: &dyn Reader| reader.all("SELECT k FROM kept", &[], |row| row.uint(0));
     let error = store.read(read).unwrap_err();
     assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
+#[test]
+fn a_store_that_no_longer_says_who_it_is_is_told_with_its_file() {
+    let dir = two();
+    let store = open(dir.path(), "one.db").unwrap();
+    let error: StoreError = store.write(|tx| tx.execute("DELETE FROM store_identity", &[]).map(drop)).unwrap_err();
+    assert!(matches!(&error, StoreError::Corrupt(said) if said.contains("one.db: 0 rows name")), "{error}");
+}
+
     let said = error.to_string();
     assert!(said.contains("one.db") && said.contains("damaged") && said.contains("restore a backup"), "{said}");
 }
