@@ -291,6 +291,7 @@ struct Caller {
 }
 
 /// Why a request gets an ERROR.
+#[derive(Debug)]
 enum Failure {
     Refused(Refusal),
     /// The hostname went to another connection, or to a user.

@@ -516,7 +516,7 @@ fn secrets_without_a_host_are_no_more_than_hosts_may_be() {
         let now = std::mem::take(&mut changes);
         store.write(move |tx| now.iter().try_for_each(|change| change.write(tx))).unwrap();
         let mut again = Registry::new(TIMEOUT, bounds);
-        store.read(|reader| again.load(Millis(n), reader)).unwrap();
+        store.read(|reader| again.load(Millis(n), &|date| date, reader)).unwrap();
         assert_eq!((left(&again), again.secrets.without_host()), (left(&core), core.secrets.without_host()));
     }
     // One whose host is back keeps its secrets, however many go.
@@ -663,7 +663,7 @@ fn who_comes_back_is_counted_as_before() {
     store.write(move |tx| changes.iter().try_for_each(|change| change.write(tx))).unwrap();
     for now in [1, 25 * MINUTE] {
         let mut again = Registry::new(TIMEOUT, small());
-        store.read(|reader| again.load(Millis(now), reader)).unwrap();
+        store.read(|reader| again.load(Millis(now), &|date| date, reader)).unwrap();
         assert_eq!(again.sizes(), core.sizes());
         for (conn, host, is_good) in [(5, "d", true), (6, "e", true), (7, "g", false)] {
             assert_eq!(register(&mut again, now, conn, &from("192.0.2.1", host)).is_ok(), is_good, "{host}");
@@ -701,7 +701,7 @@ fn what_is_stored_is_what_is_loaded() {
     store.write(move |tx| store::write_heard(tx, &heard)).unwrap();
     let load = |now: u64| {
         let mut core = registry();
-        store.read(|reader| core.load(Millis(now), reader)).unwrap();
+        store.read(|reader| core.load(Millis(now), &|date| date, reader)).unwrap();
         core
     };
     // Hosts of before count until their timeout is over.
