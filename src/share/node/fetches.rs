@@ -431,6 +431,7 @@ fn start(inner: &Arc<Inner>, spec: FetchSpec) -> Result<(), NodeError> {
     let fetch = fetch.map_err(|error| match error {
         StartError::Exists(_) => NodeError::Path(PathError::Exists(target.display().to_string())),
         StartError::Io { error, .. } => cannot_write(target.parent().unwrap_or(Path::new("/")), &error),
+        StartError::Full(_) => NodeError::Busy(error.to_string()),
         other => NodeError::Invalid(other.to_string()),
     })?;
     let fetch = Arc::new(fetch);
