@@ -514,6 +514,8 @@ pub(super) fn resume_all(inner: &Arc<Inner>) {
 
 fn resume(inner: &Arc<Inner>, row: &FetchRow) -> Result<(), NodeError> {
     let target = Path::new(&row.save_path);
+    // What the node shares may be other folders than when it began. What has come stays until it is put away.
+    inner.shelf.folders().check_target(target)?;
     let folder = folder_of(row);
     let left = transfer::left_of(folder, &row.id).map_err(|error| cannot_write(folder, &error))?;
     match left {
