@@ -71,7 +71,8 @@ pub fn accept_loss(dir: &Path, file: &str, stores: &[Expected<'_>], secrets: &[&
     let not_ours = || AcceptError::NotOurs { dir: dir.to_owned(), file: file.to_owned() };
     let io_error = |error| AcceptError::Io { path: dir.to_owned(), error };
     // Before a lock's file is put into someone's folder.
-    if !stores.iter().any(|store| dir.join(store.file).exists()) && !dir.join(MANIFEST_FILE).exists() {
+    let mut ours = stores.iter().flat_map(|store| [&store.file].into_iter().chain(store.companions));
+    if !ours.any(|file| dir.join(file).exists()) && !dir.join(MANIFEST_FILE).exists() {
         return Err(not_ours());
     }
     let _locks = [
@@ -91,9 +92,12 @@ pub fn accept_loss(dir: &Path, file: &str, stores: &[Expected<'_>], secrets: &[&
         // it may be lost all the same.
         None if files::is_absent(&path) => {
             let is_known = |name: &str| manifest.as_ref().is_some_and(|known| known.entry(name).is_some());
-            let unnamed = |other: &Expected<'_>| !files::is_absent(&dir.join(other.file)) && !is_known(other.file);
-            if is_known(file) || !stores.iter().any(unnamed) {
+            let is_unnamed = |other: &str| !files::is_absent(&dir.join(other)) && !is_known(other);
+            let signs = stores.iter().map(|other| &other.file).chain(store.companions);
+            if is_known(file) || !signs.into_iter().any(|sign| is_unnamed(sign)) {
                 return Err(not_ours());
+            // What shows that it is lost may be put aside next: from here on the manifest shows it.
+            Manifest::update(dir, |manifest| manifest.set(file, &new_id(), Stage::Kept))?;
             }
             OpenError::Missing { path: path.clone(), detail: String::new() }
         }
