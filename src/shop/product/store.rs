@@ -240,7 +240,6 @@ fn take_numbers(tx: &mut dyn Tx, count: i64) -> Result<i64, StoreError> {
     next.map(|next| next - count).ok_or_else(|| StoreError::Invalid("the sequence of items is missing".to_owned()))
 }
 
-/// Leaves numbers out that may have been given out since the backup that this disk is from.
 /// Once in a file's life: the words of items of before are put into the index in the form in which they are
 /// looked for. What is of ASCII alone (which its length tells) is in it.
 pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
