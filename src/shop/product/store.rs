@@ -264,8 +264,11 @@ pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
     tx.execute("INSERT INTO product_folded (form) VALUES ('nfc')", &[]).map(drop)
 }
 
-pub(super) fn skip_numbers(tx: &mut dyn Tx, count: i64) -> Result<(), StoreError> {
-    take_numbers(tx, count).map(|_first| ())
+/// Leaves the numbers out up to this one: they may have been given out by a file that is lost, or since the backup
+/// that this one is from.
+pub(super) fn skip_numbers(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
+    let next = id(up_to).saturating_add(1);
+    tx.execute("UPDATE product_number SET next = $1 WHERE id = 1 AND next < $1", &[next.into()]).map(drop)
 }
 
 pub(super) fn register(
