@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,8 +27,7 @@ use crate::net::tls::Identity;
 use crate::shop::door::Floor as ShopFloor;
 use crate::shop::frontend::{self, Databases, FrontendServer};
 use crate::shop::ops::Role;
-use crate::storage::backup::{self, Part};
-use crate::storage::lock::DataDirLock;
+use crate::storage::lock::{DataDirLock, LockError};
 use crate::trade;
 use crate::trade::server::{Config, Floor, StartError, TradeServer};
 
@@ -199,6 +198,7 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     let chosen = args.share.choose(bind, &args.tls)?;
     let _lock = DataDirLock::take(&args.data_dir)?;
     let has = |service| args.services.contains(&service);
+    let shop_locks = has(Service::Shop).then(|| Shop::lock(&args.data_dir)).transpose()?;
     // Before anything is made, a certificate or a key too: they would look as if nothing had ever been here.
     stores::examine_server(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
 
@@ -237,11 +237,8 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     // The certificate that peers settle by is shown to the shop's clients too, if they ask for TLS and there is
     // no other: who has confirmed it once knows all of this server.
     let settled_by = trade.as_ref().filter(|_| !args.plaintext).map(|trade| Arc::clone(&trade.data.identity));
-    let shop = if has(Service::Shop) {
-        Some(Arc::new(Shop::start(&args, bind, settled_by.clone(), &executor, bounds, &mut listeners)?))
-    } else {
-        None
-    };
+    let start_shop = |locks| Shop::start(&args, bind, settled_by.clone(), &executor, bounds, locks, &mut listeners);
+    let shop = shop_locks.map(start_shop).transpose()?.map(Arc::new);
     let ground = Ground {
         data_dir: &args.data_dir,
         bind,
@@ -339,7 +336,7 @@ impl Trade {
             identity: Arc::clone(&data.identity),
             store: Arc::clone(&data.store),
             gateway: data.gateway.clone(),
-            jumps: backup::restored_jumps(&args.data_dir, Part::Trade),
+            first_stretch: data.first_stretch,
             charged_up_to: data.charged_up_to,
         };
         let server = TradeServer::start(config, floor).map_err(|error| match error {
@@ -348,7 +345,6 @@ impl Trade {
             }
             error => error.into(),
         })?;
-        shop::take_note(&args.data_dir, Part::Trade)?;
         let addr = server.local_addr();
         listeners.add(format!("trade: udp {addr}"), "trade_udp", addr);
         let plain = if args.plaintext { " (settlement without TLS)" } else { "" };
@@ -375,12 +371,18 @@ struct Shop {
 }
 
 impl Shop {
+    /// Takes the parts of the data dir that its databases may have by themselves.
+    fn lock(dir: &Path) -> Result<[DataDirLock; 2], LockError> {
+        Ok([shop::Product::lock(dir)?, shop::Customer::lock(dir)?])
+    }
+
     fn start(
         args: &ServerArgs,
         bind: IpAddr,
         settled_by: Option<Arc<Identity>>,
         executor: &Arc<Executor>,
         (limiter, budget): (&Arc<ConnectionLimiter>, &Arc<Budget>),
+        [product_lock, customer_lock]: [DataDirLock; 2],
         listeners: &mut Listeners,
     ) -> anyhow::Result<Shop> {
         let (own, dir) = (&args.shop, &args.data_dir);
@@ -389,9 +391,11 @@ impl Shop {
         let floor =
             shop::floor(Arc::clone(executor), Arc::clone(limiter), Arc::clone(budget), identity, &args.tls, &key_file)?;
         let at = |port: u16| SocketAddr::new(bind, port);
-        let product = shop::Product::start(at(own.product_port), "--product-port", &floor, dir, own.hold_timeout)?;
+        let held = (dir.as_path(), product_lock);
+        let product = shop::Product::start(at(own.product_port), "--product-port", &floor, held, own.hold_timeout)?;
         let (timeout, fee) = (own.session_timeout, args.fee_percent);
-        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &floor, dir, timeout, fee)?;
+        let held = (dir.as_path(), customer_lock);
+        let customer = shop::Customer::start(at(own.customer_port), "--customer-port", &floor, held, timeout, fee)?;
         let (product_addr, customer_addr) = (product.local_addr(), customer.local_addr());
         listeners.add(format!("product-db: tcp {product_addr}"), "product_db", product_addr);
         listeners.add(format!("customer-db: tcp {customer_addr}"), "customer_db", customer_addr);

@@ -29,7 +29,7 @@ use crate::shop::frontend::{self, Databases, FrontendServer};
 use crate::shop::ops::Role;
 use crate::shop::product::{ProductDb, Settings};
 use crate::storage::backup::{self, Part};
-use crate::storage::lock::DataDirLock;
+use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{Store, create_private_dir};
 
 /// The file of the customer database in its data dir.
@@ -132,11 +132,6 @@ pub fn floor(
     })
 }
 
-/// The part's numbers have jumped, on disk: that is not to be done again.
-pub fn take_note(data_dir: &Path, part: Part) -> anyhow::Result<()> {
-    backup::clear_restored_mark(data_dir, part).context("cannot note that the backup was taken up")
-}
-
 /// The product database, running.
 pub struct Product {
     db: Arc<ProductDb>,
@@ -145,6 +140,14 @@ pub struct Product {
 }
 
 impl Product {
+    /// Takes its part of the data dir. That comes before anything there is looked at or made.
+    ///
+    /// # Errors
+    /// Who holds it, or why it cannot be had.
+    pub fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
+        DataDirLock::take_part(data_dir, Part::Product.component())
+    }
+
     /// Opens its file in the data dir and its door.
     ///
     /// # Errors
@@ -153,13 +156,11 @@ impl Product {
         addr: SocketAddr,
         flag: &str,
         floor: &Floor,
-        data_dir: &Path,
+        (data_dir, lock): (&Path, DataDirLock),
         hold_timeout: Duration,
     ) -> anyhow::Result<Product> {
-        let lock = DataDirLock::take_part(data_dir, Part::Product.component())?;
-        let jumps = backup::restored_jumps(data_dir, Part::Product);
-        let db = Arc::new(ProductDb::open(data_dir, Settings { hold_timeout, jumps })?);
-        take_note(data_dir, Part::Product)?;
+        let first_stretch = backup::first_stretch(data_dir, Part::Product)?;
+        let db = Arc::new(ProductDb::open(data_dir, Settings { hold_timeout, first_stretch })?);
         let door = Door::open_product(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
         Ok(Product { db, door, _lock: lock })
     }
@@ -191,6 +192,14 @@ pub struct Customer {
 }
 
 impl Customer {
+    /// Takes its part of the data dir. That comes before anything there is looked at or made.
+    ///
+    /// # Errors
+    /// Who holds it, or why it cannot be had.
+    pub fn lock(data_dir: &Path) -> Result<DataDirLock, LockError> {
+        DataDirLock::take_part(data_dir, Part::Customer.component())
+    }
+
     /// Opens its files in the data dir, brings to an end what was interrupted, and opens its door.
     ///
     /// # Errors
@@ -199,17 +208,15 @@ impl Customer {
         addr: SocketAddr,
         flag: &str,
         floor: &Floor,
-        data_dir: &Path,
+        (data_dir, lock): (&Path, DataDirLock),
         session_timeout: Duration,
         fee: FeeRate,
     ) -> anyhow::Result<Customer> {
-        let lock = DataDirLock::take_part(data_dir, Part::Customer.component())?;
         let store = Arc::new(Store::open(&data_dir.join(CUSTOMER_DB), customer::MIGRATIONS)?);
         let bank = Arc::new(BuiltinGateway::open_file(&data_dir.join(SHOP_BANK_DB))?);
-        let jumps = backup::restored_jumps(data_dir, Part::Customer);
-        let config = customer::Config { session_timeout, fee, jumps, ..customer::Config::default() };
+        let first_stretch = backup::first_stretch(data_dir, Part::Customer)?;
+        let config = customer::Config { session_timeout, fee, first_stretch, ..customer::Config::default() };
         let db = Arc::new(CustomerDb::open(Arc::clone(&store), Arc::clone(&bank) as _, config)?);
-        take_note(data_dir, Part::Customer)?;
         let door =
             Door::open_customer(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
         Ok(Customer { db, store, bank, door, _lock: lock })
@@ -400,10 +407,11 @@ struct Backends {
 pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
     refuse_db(args.db.as_deref())?;
     settings::init_log("info");
+    let dir = (args.data_dir.as_path(), Product::lock(&args.data_dir)?);
     stores::examine_product(&args.data_dir)?;
     let process = Process::begin(&args.common, &args.data_dir)?;
     let addr = SocketAddr::new(process.bind, args.port);
-    let product = Product::start(addr, "--port", &process.floor, &args.data_dir, args.hold_timeout)?;
+    let product = Product::start(addr, "--port", &process.floor, dir, args.hold_timeout)?;
     let local = product.local_addr();
     process.serve(&args.common, &[format!("product-db: tcp {local}")], &entry("product_db", local), |grace| {
         product.stop(grace);
@@ -417,11 +425,11 @@ pub fn run_product(args: ProductArgs) -> anyhow::Result<ExitCode> {
 pub fn run_customer(args: CustomerArgs) -> anyhow::Result<ExitCode> {
     refuse_db(args.db.as_deref())?;
     settings::init_log("info");
+    let dir = (args.data_dir.as_path(), Customer::lock(&args.data_dir)?);
     stores::examine_customer(&args.data_dir)?;
     let process = Process::begin(&args.common, &args.data_dir)?;
     let addr = SocketAddr::new(process.bind, args.port);
-    let customer =
-        Customer::start(addr, "--port", &process.floor, &args.data_dir, args.session_timeout, args.fee_percent)?;
+    let customer = Customer::start(addr, "--port", &process.floor, dir, args.session_timeout, args.fee_percent)?;
     let local = customer.local_addr();
     process.serve(&args.common, &[format!("customer-db: tcp {local}")], &entry("customer_db", local), |grace| {
         customer.stop(grace);

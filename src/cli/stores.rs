@@ -30,7 +30,10 @@ const CUSTOMER: Expected<'_> =
     Expected { file: CUSTOMER_DB, migrations: customer::MIGRATIONS, companions: &[product::FILE, SHOP_BANK_DB] };
 const SHOP_BANK: Expected<'_> =
     Expected { file: SHOP_BANK_DB, migrations: bank::MIGRATIONS, companions: &[CUSTOMER_DB] };
-const USERS: Expected<'_> = Expected { file: USERS_DB, migrations: users::MIGRATIONS, companions: &[REGISTRY_DB] };
+/// The key is made just before the store, but this version has named the store in the manifest by then. (Of an earlier
+/// one, a first start that was cut off between the two looks like a loss, until a further start or accept-loss.)
+const USERS: Expected<'_> =
+    Expected { file: USERS_DB, migrations: users::MIGRATIONS, companions: &[REGISTRY_DB, jwt::KEY_FILE] };
 const REGISTRY: Expected<'_> = Expected { file: REGISTRY_DB, migrations: registry::store::MIGRATIONS, companions: &[] };
 const SHARE: Expected<'_> = Expected { file: keep::STORE_FILE, migrations: keep::MIGRATIONS, companions: &[] };
 const PEER: Expected<'_> = Expected { file: peer_store::FILE, migrations: peer_store::MIGRATIONS, companions: &[] };
@@ -43,9 +46,7 @@ const LAN: Expected<'_> = Expected { file: history::FILE, migrations: history::M
 pub fn examine_server(dir: &Path, trade: bool, shop: bool, share: bool) -> Result<(), OpenError> {
     let mut stores = Vec::new();
     if trade {
-        let companions: &[&str] =
-            if is_sign_of_trade(&dir.join(IDENTITY_FILE)) { TRADE.companions } else { &[BANK_DB] };
-        stores.extend([Expected { companions, ..TRADE }, BANK]);
+        stores.extend([trade_in(dir), BANK]);
     }
     if shop {
         stores.extend([PRODUCT, CUSTOMER, SHOP_BANK]);
@@ -87,10 +88,16 @@ pub fn examine_node(dir: &Path) -> Result<(), OpenError> {
 /// # Errors
 /// Those of [`accept_loss`].
 pub fn accept(dir: &Path, file: &str) -> Result<Accepted, AcceptError> {
-    let all = [TRADE, BANK, PRODUCT, CUSTOMER, SHOP_BANK, USERS, REGISTRY, SHARE, PEER, LAN];
+    let all = [trade_in(dir), BANK, PRODUCT, CUSTOMER, SHOP_BANK, USERS, REGISTRY, SHARE, PEER, LAN];
     // A token of an account that is lost would be good for whoever takes its name.
     let secrets: &[&str] = if file == USERS_DB { &[jwt::KEY_FILE] } else { &[] };
     accept_loss(dir, file, &all, secrets)
+}
+
+/// Trade's store in this data dir.
+fn trade_in(dir: &Path) -> Expected<'static> {
+    let companions: &[&str] = if is_sign_of_trade(&dir.join(IDENTITY_FILE)) { TRADE.companions } else { &[BANK_DB] };
+    Expected { companions, ..TRADE }
 }
 
 /// Other services make a certificate too, and begin its file with a note that says so.
@@ -113,5 +120,44 @@ mod tests {
             Store::open(&dir.path().join(store.file), store.migrations).unwrap().close();
         }
         examine(dir.path(), &all).unwrap();
+    }
+
+    #[test]
+    fn without_a_manifest_the_key_of_logins_tells_that_their_accounts_are_lost() {
+        // Those of an earlier version, whose share never ran; and any whose manifest was given up.
+        for is_earlier in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let (state, key) = (dir.path(), dir.path().join(jwt::KEY_FILE));
+            let names = |file: &str| state.join(file);
+            for store in [TRADE, BANK] {
+                Store::open(&names(store.file), store.migrations).unwrap().close();
+            }
+            std::fs::write(&key, "of all logins").unwrap();
+            std::fs::remove_file(names("manifest.json")).unwrap();
+            if is_earlier {
+                for file in [TRADE_DB, BANK_DB] {
+                    let store = rusqlite::Connection::open(names(file)).unwrap();
+                    store.execute_batch("DROP TABLE store_identity").unwrap();
+                }
+            } else {
+                assert_eq!(accept(state, "manifest.json").unwrap(), Accepted::Manifest);
+            }
+            for _ in 0..2 {
+                let refused = examine_server(state, true, false, false).unwrap_err();
+                assert!(matches!(&refused, OpenError::Missing { path, .. } if path.ends_with(USERS_DB)), "{refused}");
+            }
+            assert_eq!(accept(state, USERS_DB).unwrap(), Accepted::Anew(Vec::new()));
+            assert!(!key.exists() && names("jwt.key.lost-1").exists());
+            examine_server(state, true, false, false).unwrap();
+        }
+    }
+
+    #[test]
+    fn accounts_can_be_given_up_where_nothing_but_their_key_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(jwt::KEY_FILE), "of all logins").unwrap();
+        assert!(examine_server(dir.path(), false, false, true).is_err());
+        accept(dir.path(), USERS_DB).unwrap();
+        examine_server(dir.path(), false, false, true).unwrap();
     }
 }

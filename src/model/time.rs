@@ -95,6 +95,11 @@ impl Clock {
         instant.shifted(self.wall_ahead_ms())
     }
 
+    /// The instant of this clock that bears this date, by the machine's clock as it is set now.
+    pub fn instant(&self, date: Millis) -> Millis {
+        date.shifted(self.wall_ahead_ms().saturating_neg())
+    }
+
     /// How far the machine's clock was set forward since the start; negative if it was set back. Zero until
     /// somebody sets it.
     pub fn wall_ahead_ms(&self) -> i64 {
@@ -197,7 +202,7 @@ mod tests {
         let (began, wall) = (clock.now(), Clock::wall());
         let near = |a: Millis, b: Millis| a.0.abs_diff(b.0) < 5_000;
         assert!(near(began.plus(ten_years), wall), "{began:?} {wall:?}");
-        assert!(near(clock.dated(began), wall));
+        assert!(near(clock.dated(began), wall) && clock.instant(clock.dated(began)) == began);
         // What was an hour ago bears the date of an hour ago.
         assert!(near(clock.dated(began.shifted(-3_600_000)), wall.shifted(-3_600_000)));
         assert!(clock.wall_ahead_ms().abs_diff(ten_years.as_millis() as i64) < 5_000);

@@ -132,6 +132,14 @@ impl Folders {
         Ok(Opened { file, path: path.to_owned(), metadata })
     }
 
+    /// Whether what [`Folders::save_target`] has found once, for other folders perhaps, is a place for a file still.
+    ///
+    /// # Errors
+    /// [`PathError`]: which rule it breaks.
+    pub fn check_target(&self, path: &Path) -> Result<(), PathError> {
+        self.check(path, path)
+    }
+
     /// Where a file of that name is to be saved: in the repo, in the folder that is named, or as the file that
     /// is named. Nothing is created.
     ///

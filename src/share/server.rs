@@ -300,6 +300,7 @@ struct Caller {
 }
 
 /// Why a request gets an ERROR.
+#[derive(Debug)]
 enum Failure {
     Refused(Refusal),
     /// A field is not what it must be; it is named.

@@ -60,6 +60,11 @@ impl FileName {
         Ok(FileName(Spelled::new(text)))
     }
 
+    /// What comes before all names, and is none.
+    pub(super) fn before_all() -> FileName {
+        FileName(Spelled::new(""))
+    }
+
     /// The name as it was given.
     pub fn as_str(&self) -> &str {
         self.0.as_str()

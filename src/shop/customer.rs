@@ -29,8 +29,10 @@ use serde::Serialize;
 use super::ops::{self, Answer, Code, CustomerOp, Line, LoggedIn, Refusal};
 use crate::bank::{Gateway, ledger};
 use crate::identity::{Cost, PasswordError, Passwords, SessionKey};
+use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, FeeRate, Millis, Token};
 use crate::net::threads;
+use crate::storage::backup::STRETCHES;
 use crate::storage::{Store, StoreError, Ticket};
 
 mod accounts;
@@ -55,8 +57,9 @@ pub const FILE: &str = "customer.db";
 pub const MIGRATIONS: &[&str] =
     &[ledger::MIGRATION, store::MIGRATION, sales::MIGRATION, store::MIGRATION_SKIPPED, store::MIGRATION_KEYS];
 
-/// How far the ids of users jump when a backup was restored: past whatever was given out since.
-const NUMBERS_JUMP: u64 = 1 << 32;
+/// How long a stretch of users' ids is, which begin anew after a loss: past whatever was given out before.
+const STRETCH: u64 = 1 << 32;
+const _: () = assert!(STRETCH * (STRETCHES + 1) <= EXACT_MAX);
 /// Between two looks for sessions whose time is up.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two times that last uses are written down.
@@ -76,9 +79,9 @@ pub struct Config {
     pub fee: FeeRate,
     /// The process's clock.
     pub clock: Clock,
-    /// How often the ids of users have to jump: 0 unless some may have been given out that this file does not know
-    /// (it is that of a backup, or a loss was accepted).
-    pub jumps: u64,
+    /// The stretch at which the ids of users begin: 0 unless some may have been given out that this file does not
+    /// know (it is that of a backup, or a loss was accepted).
+    pub first_stretch: u64,
 }
 
 impl Default for Config {
@@ -89,7 +92,7 @@ impl Default for Config {
             password_cost: Cost::default(),
             fee: FeeRate::default(),
             clock: Clock::start(),
-            jumps: 0,
+            first_stretch: 0,
         }
     }
 }
@@ -141,10 +144,8 @@ impl CustomerDb {
     /// # Errors
     /// The file cannot be read, or the system gives no thread.
     pub fn open(store: Arc<Store>, gateway: Arc<dyn Gateway>, config: Config) -> Result<CustomerDb, OpenError> {
-        if config.jumps > 0 {
-            let count = NUMBERS_JUMP.saturating_mul(config.jumps);
-            store.write(move |tx| store::skip_user_ids(tx, count))?;
-        }
+        let beyond = STRETCH.saturating_mul(config.first_stretch);
+        store.write(move |tx| store::skip_user_ids(tx, beyond))?;
         store.write(store::fill_in_keys)?;
         let passwords = Passwords::sharing(config.password_cost)?;
         let accounts = Accounts::new(Arc::clone(&store), config.clock, passwords);

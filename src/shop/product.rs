@@ -19,8 +19,10 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::ops::{Answer, Code, ProductOp, Refusal};
+use crate::model::number::EXACT_MAX;
 use crate::model::{Clock, Millis};
 use crate::net::threads;
+use crate::storage::backup::STRETCHES;
 use crate::storage::{OpenError, Reader, Store, StoreError, Tx};
 
 mod holds;
@@ -47,17 +49,18 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const EXPIRED_AT_ONCE: u32 = 100;
 /// Rows that one transaction forgets.
 const FORGOTTEN_AT_ONCE: u32 = 5_000;
-/// How far the numbers of items jump when a backup was restored: past whatever was given out since.
-const NUMBERS_JUMP: i64 = 1 << 32;
+/// How long a stretch of item numbers is, which begin anew after a loss: past whatever was given out before.
+const STRETCH: u64 = 1 << 32;
+const _: () = assert!(STRETCH * (STRETCHES + 1) <= EXACT_MAX);
 
 /// What the operator chose, and what is known of the data dir.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Stock is held for a purchase so long at most, whatever the purchase asks for.
     pub hold_timeout: Duration,
-    /// How often the ids of items have to jump: 0 unless some may have been given out that this file does not know
-    /// (it is that of a backup, or a loss was accepted).
-    pub jumps: u64,
+    /// The stretch at which the numbers of items begin: 0 unless some may have been given out that this file does not
+    /// know (it is that of a backup, or a loss was accepted).
+    pub first_stretch: u64,
 }
 
 /// The product database. Share it in an `Arc`; dropping it closes it.
@@ -99,12 +102,10 @@ impl ProductDb {
         store
             .write(store::fold_anew)
             .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
-        if settings.jumps > 0 {
-            let count = NUMBERS_JUMP.saturating_mul(settings.jumps as i64);
-            store
-                .write(move |tx| store::skip_numbers(tx, count))
-                .map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
-        }
+        let beyond = STRETCH.saturating_mul(settings.first_stretch);
+        store
+            .write(move |tx| store::skip_numbers(tx, beyond))
+            .map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
         let room =
             Arc::new(Room { store, clock: Clock::start(), is_closing: Mutex::new(false), closing: Condvar::new() });
         Ok(ProductDb { room, settings, sweeper: Mutex::new(None) })

@@ -7,10 +7,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::backup::Part;
+use super::jumps::{self, Part};
 use super::lock::{DataDirLock, LockError};
 use super::manifest::{Entry, MANIFEST_FILE, Manifest, Stage, new_id};
-use super::restore::note_jump;
 use super::whole::{Expected, Identity};
 use super::{OpenError, files, mark, sqlite};
 
@@ -71,7 +70,8 @@ pub fn accept_loss(dir: &Path, file: &str, stores: &[Expected<'_>], secrets: &[&
     let not_ours = || AcceptError::NotOurs { dir: dir.to_owned(), file: file.to_owned() };
     let io_error = |error| AcceptError::Io { path: dir.to_owned(), error };
     // Before a lock's file is put into someone's folder.
-    if !stores.iter().any(|store| dir.join(store.file).exists()) && !dir.join(MANIFEST_FILE).exists() {
+    let mut ours = stores.iter().flat_map(|store| [&store.file].into_iter().chain(store.companions));
+    if !ours.any(|file| dir.join(file).exists()) && !dir.join(MANIFEST_FILE).exists() {
         return Err(not_ours());
     }
     let _locks = [
@@ -91,10 +91,13 @@ pub fn accept_loss(dir: &Path, file: &str, stores: &[Expected<'_>], secrets: &[&
         // it may be lost all the same.
         None if files::is_absent(&path) => {
             let is_known = |name: &str| manifest.as_ref().is_some_and(|known| known.entry(name).is_some());
-            let unnamed = |other: &Expected<'_>| !files::is_absent(&dir.join(other.file)) && !is_known(other.file);
-            if is_known(file) || !stores.iter().any(unnamed) {
+            let is_unnamed = |other: &str| !files::is_absent(&dir.join(other)) && !is_known(other);
+            let signs = stores.iter().map(|other| &other.file).chain(store.companions);
+            if is_known(file) || !signs.into_iter().any(|sign| is_unnamed(sign)) {
                 return Err(not_ours());
             }
+            // What shows that it is lost may be put aside next: from here on the manifest shows it.
+            Manifest::update(dir, |manifest| manifest.set(file, &new_id(), Stage::Kept))?;
             OpenError::Missing { path: path.clone(), detail: String::new() }
         }
         None => return Err(AcceptError::Whole(path)),
@@ -103,10 +106,8 @@ pub fn accept_loss(dir: &Path, file: &str, stores: &[Expected<'_>], secrets: &[&
     if matches!(loss, OpenError::Manifest { .. }) || (matches!(loss, OpenError::Foreign { .. }) && !is_named) {
         return Err(loss.into());
     }
-    let losses = manifest.as_ref().map_or(0, |known| known.losses) + 1;
-    let counted = Manifest::update(dir, |manifest| manifest.losses = manifest.losses.max(losses))?;
-    for part in Part::ALL.into_iter().filter(|part| part.stores().contains(&file)) {
-        note_jump(dir, part, counted.losses).map_err(io_error)?;
+    if let Some(part) = Part::of(file) {
+        jumps::count_loss(dir, part)?;
     }
     for secret in secrets {
         put_aside(dir, secret).map_err(io_error)?;
@@ -162,15 +163,15 @@ fn accept_manifest(dir: &Path, stores: &[Expected<'_>]) -> Result<Accepted, Acce
         }
         _ => {}
     }
-    // How often they have jumped before was in the manifest: further than any data dir has come.
-    const LOSSES_UNKNOWN: u64 = 64;
+    // A store that is lost as well is made anew without a word, and its numbers begin past all that it can have had.
+    let stretch = jumps::after(dir, jumps::without_manifest(dir)?)?;
     for part in Part::ALL {
-        note_jump(dir, part, LOSSES_UNKNOWN).map_err(io_error)?;
+        jumps::note(dir, part, stretch)?;
     }
     if path.exists() {
         copy_aside(dir, &path).map_err(io_error)?;
     }
-    Manifest::new(LOSSES_UNKNOWN, named).write(dir).map_err(io_error)?;
+    Manifest::new(stretch, named).write(dir).map_err(io_error)?;
     Ok(Accepted::Manifest)
 }
 

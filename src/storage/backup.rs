@@ -19,9 +19,10 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 use serde::{Deserialize, Serialize};
 
 pub use super::accept::{AcceptError, Accepted, accept_loss};
+pub use super::jumps::{Part, STRETCHES, count_loss, first_stretch};
 use super::lock::LOCK_FILE;
 use super::restore::STAGING_DIR;
-pub use super::restore::{Part, clear_restored_mark, restore, restored_jumps};
+pub use super::restore::restore;
 use super::{OpenError, accept, files, manifest, sqlite, whole};
 
 /// The archive's last entry.
@@ -247,10 +248,11 @@ fn list(data_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), BackupError> {
     Ok((databases, others))
 }
 
-/// Whether a file belongs to the running process, not to the data.
+/// Whether a file belongs to the running process or to this very data dir, not to the data.
 pub(super) fn is_passing(name: &Path) -> bool {
     let text = name.to_string_lossy();
-    [LOCK_FILE, CONTENTS].into_iter().chain(Part::ALL.map(Part::mark)).any(|passing| name == Path::new(passing))
+    [LOCK_FILE, CONTENTS].iter().any(|passing| name == Path::new(passing))
+        || Part::ALL.iter().any(|part| name.file_name().is_some_and(|file| file == part.note()))
         || text.starts_with(&format!("{LOCK_FILE}-"))
         || manifest::is_scratch(name)
         || accept::is_aside(name)

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{OpenError, files};
+use super::{OpenError, files, jumps};
 use crate::model::secret;
 
 /// The manifest's file, beside the stores.
@@ -52,17 +52,28 @@ pub(super) struct Entry {
 }
 
 /// All stores of one folder.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Manifest {
     format: u32,
-    /// How often numbers had to jump because something was lost or taken back to a backup.
-    pub(super) losses: u64,
+    /// How far numbers have jumped in the life of the data, because something was lost or taken back to a backup: see
+    /// `jumps.rs`.
+    pub(super) jumps: u64,
     pub(super) stores: Vec<Entry>,
 }
 
+/// A manifest as it may be found.
+#[derive(Deserialize)]
+struct Found {
+    format: u32,
+    jumps: Option<u64>,
+    /// An earlier version has written how often something was lost instead.
+    losses: Option<u64>,
+    stores: Vec<Entry>,
+}
+
 impl Manifest {
-    pub(super) fn new(losses: u64, stores: Vec<Entry>) -> Manifest {
-        Manifest { format: FORMAT, losses, stores }
+    pub(super) fn new(jumps: u64, stores: Vec<Entry>) -> Manifest {
+        Manifest { format: FORMAT, jumps, stores }
     }
 
     /// The manifest of a folder; nothing where there is none yet.
@@ -87,11 +98,13 @@ impl Manifest {
         if bytes.is_empty() {
             return Err("it is empty".to_owned());
         }
-        let manifest: Manifest =
-            serde_json::from_slice(bytes).map_err(|_| "it is not what this program writes".to_owned())?;
-        if manifest.format != FORMAT {
-            return Err(format!("its format is {}, this version reads {FORMAT}", manifest.format));
+        let strange = || "it is not what this program writes".to_owned();
+        let found: Found = serde_json::from_slice(bytes).map_err(|_| strange())?;
+        if found.format != FORMAT {
+            return Err(format!("its format is {}, this version reads {FORMAT}", found.format));
         }
+        let jumps = found.jumps.or(found.losses.map(jumps::of_losses)).filter(|jumps| jumps::may_be(*jumps));
+        let manifest = Manifest::new(jumps.ok_or_else(strange)?, found.stores);
         let is_plain = |entry: &Entry| !entry.file.contains(['/', '\\']) && is_id(&entry.id);
         let is_double = |(place, entry): (usize, &Entry)| manifest.stores[..place].iter().any(|e| e.file == entry.file);
         if !manifest.stores.iter().all(is_plain) || manifest.stores.iter().enumerate().any(is_double) {
@@ -129,7 +142,10 @@ impl Manifest {
             lock.lock().map(|()| lock)
         };
         let _held = lock().map_err(|error| OpenError::from_io(&lock_path, &error))?;
-        let mut manifest = Manifest::read(dir)?.unwrap_or_else(|| Manifest::new(0, Vec::new()));
+        let mut manifest = match Manifest::read(dir)? {
+            Some(manifest) => manifest,
+            None => Manifest::new(jumps::at_first(dir)?, Vec::new()),
+        };
         change(&mut manifest);
         manifest.write(dir).map_err(|error| OpenError::from_io(&dir.join(MANIFEST_FILE), &error))?;
         Ok(manifest)
@@ -222,10 +238,12 @@ mod tests {
         for (text, said) in [
             (String::new(), "it is empty"),
             ("{\"format\":1,".to_owned(), "not what this program writes"),
-            (r#"{"format":2,"losses":0,"stores":[]}"#.to_owned(), "its format is 2"),
-            (r#"{"format":1,"losses":0,"stores":[{"file":"a.db","id":"x","state":"kept"}]}"#.to_owned(), "cannot be"),
-            (format!(r#"{{"format":1,"losses":0,"stores":[{entry},{entry}]}}"#), "one twice"),
-            (format!(r#"{{"format":1,"losses":0,"stores":[{}]}}"#, entry.replace("a.db", "../a.db")), "cannot be"),
+            (r#"{"format":2,"jumps":0,"stores":[]}"#.to_owned(), "its format is 2"),
+            (r#"{"format":1,"stores":[]}"#.to_owned(), "not what this program writes"),
+            (r#"{"format":1,"jumps":9007199254740991,"stores":[]}"#.to_owned(), "not what this program writes"),
+            (r#"{"format":1,"jumps":0,"stores":[{"file":"a.db","id":"x","state":"kept"}]}"#.to_owned(), "cannot be"),
+            (format!(r#"{{"format":1,"jumps":0,"stores":[{entry},{entry}]}}"#), "one twice"),
+            (format!(r#"{{"format":1,"jumps":0,"stores":[{}]}}"#, entry.replace("a.db", "../a.db")), "cannot be"),
         ] {
             std::fs::write(dir.path().join(MANIFEST_FILE), &text).unwrap();
             let error = Manifest::read(dir.path()).unwrap_err().to_string();

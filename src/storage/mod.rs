@@ -18,6 +18,7 @@
 //! | `mark.rs` | beside a store: the number of its newest change that is known to be on disk |
 //! | `whole.rs` | whether a data dir is whole, before anything of it is changed |
 //! | `accept.rs` | a loss that an operator accepts |
+//! | `jumps.rs` | numbers that are never given out twice, whatever is lost |
 //! | `lock.rs` | one server per data dir |
 //! | `backup.rs`, `restore.rs` | one archive of one instant, and back |
 //! | `files.rs` | private files and folders, synced |
@@ -26,6 +27,7 @@ mod accept;
 pub mod backup;
 mod error;
 pub(crate) mod files;
+mod jumps;
 pub mod lock;
 mod manifest;
 mod mark;

@@ -14,98 +14,18 @@ use rusqlite::{Connection, OpenFlags};
 use super::backup::{
     BackupError, CONTENTS, Contents, DEPTH_MAX, FILES_MAX, FORMAT, database_error, io_error, is_passing,
 };
+use super::jumps::Part;
 use super::lock::{DataDirLock, LOCK_FILE};
 use super::manifest::{Entry, MANIFEST_FILE, Manifest, Stage};
-use super::{files, sqlite, whole};
+use super::{OpenError, files, jumps, sqlite, whole};
 
 /// Where a restore works, inside the data dir.
 pub(super) const STAGING_DIR: &str = ".restoring";
-/// How often the numbers of a part may jump at once: so far that none is ever past what JSON can hold.
-const JUMPS_MAX: u64 = 4096;
 /// The largest table of contents that is read: far more than [`FILES_MAX`] files need.
 const CONTENTS_BYTES_MAX: u64 = 64 << 20;
 
-/// What has numbers of its own in a data dir, and may be served by a process of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The trade room.
-    Trade,
-    /// The shop's product database.
-    Product,
-    /// The shop's customer database.
-    Customer,
-}
-
-impl Part {
-    pub(super) const ALL: [Part; 3] = [Part::Trade, Part::Product, Part::Customer];
-
-    /// What a process that serves it alone locks of the data dir.
-    pub fn component(self) -> &'static str {
-        match self {
-            Part::Trade => "trade",
-            Part::Product => "product",
-            Part::Customer => "customer",
-        }
-    }
-
-    /// The stores whose loss makes its numbers jump.
-    pub(super) fn stores(self) -> &'static [&'static str] {
-        match self {
-            Part::Trade => &["trade.db", "bank.db"],
-            Part::Product => &["product.db"],
-            Part::Customer => &["customer.db", "shop-bank.db"],
-        }
-    }
-
-    /// The file that says that the data dir was restored, until this part has taken note. Each has its own,
-    /// so that none takes note for another.
-    pub(super) fn mark(self) -> &'static str {
-        match self {
-            Part::Trade => "restored-trade",
-            Part::Product => "restored-product",
-            Part::Customer => "restored-customer",
-        }
-    }
-}
-
-/// How far the numbers of this part have to jump, in jumps of its own: 0 unless the data dir comes from a backup,
-/// or an operator has accepted a loss, and this part has not taken note of that yet.
-///
-/// Numbers that were handed out after the backup's instant, or are lost, are in no file: whoever sees the mark
-/// moves every counter of that part whose numbers are never used twice so far ahead, has that on disk, and only
-/// then calls [`clear_restored_mark`]. Each time it is further than all times before it in the life of the data,
-/// so that a store that begins anew does not come to what an earlier one has handed out.
-pub fn restored_jumps(data_dir: &Path, part: Part) -> u64 {
-    match std::fs::read_to_string(data_dir.join(part.mark())) {
-        // Empty in a data dir that an earlier version restored.
-        Ok(text) => text.trim().parse().unwrap_or(1).clamp(1, JUMPS_MAX),
-        Err(error) => u64::from(error.kind() != io::ErrorKind::NotFound),
-    }
-}
-
-/// Notes, durably, how far the numbers of a part have to jump at its next start.
-pub(super) fn note_jump(dir: &Path, part: Part, jumps: u64) -> io::Result<()> {
-    let path = dir.join(part.mark());
-    let new = files::beside(&path, "-new");
-    let mut file = files::private().write(true).create(true).truncate(true).open(&new)?;
-    writeln!(file, "{}", jumps.max(restored_jumps(dir, part)))?;
-    file.sync_all()?;
-    std::fs::rename(&new, &path)?;
-    files::sync_dir(dir)
-}
-
-/// Removes the part's mark, durably.
-///
-/// # Errors
-/// The system's; the mark may still be there, and the counters then jump once more.
-pub fn clear_restored_mark(data_dir: &Path, part: Part) -> io::Result<()> {
-    match std::fs::remove_file(data_dir.join(part.mark())) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.and_then(|()| files::sync_dir(data_dir)),
-    }
-}
-
-/// Unpacks a backup into an empty or missing folder and checks every byte and every database of it.
+/// Unpacks a backup into an empty or missing folder and checks every byte and every database of it. Numbers go on
+/// past those that were given out after the backup.
 ///
 /// # Errors
 /// What stands in the way; then the folder is as it was.
@@ -123,15 +43,10 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<(), BackupError> {
     files::create_private_dir(&staging).map_err(io_error(&staging))?;
 
     let mut names = unpack(archive, file, &staging)?;
-    names.extend(name_stores(&staging, &names)?);
-    let manifest = Manifest::read(&staging).map_err(|error| bad_archive(file, error.to_string()))?;
-    let losses = manifest.map_or(1, |manifest| manifest.losses);
-    for part in Part::ALL {
-        note_jump(&staging, part, losses).map_err(io_error(&staging))?;
-    }
-    let marks = Part::ALL.map(|part| PathBuf::from(part.mark()));
-    // The marks first: no state in which the databases are there and they are not.
-    for name in marks.into_iter().chain(names) {
+    let made = name_stores(&staging, &names)?;
+    names.extend(made.manifests);
+    // The notes first: no state in which the databases are there and they are not.
+    for name in made.notes.into_iter().chain(names) {
         let place = data_dir.join(&name);
         if let Some(folder) = files::parent_of(&place) {
             files::create_private_dir(folder).map_err(io_error(folder))?;
@@ -149,15 +64,18 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
-fn bad_archive(file: &Path, detail: String) -> BackupError {
-    BackupError::BadArchive { file: file.to_owned(), detail }
+/// Files that were not in the archive.
+#[derive(Default)]
+struct Made {
+    manifests: Vec<PathBuf>,
+    notes: Vec<PathBuf>,
 }
 
 /// Checks the stores that were unpacked, gives each an id of its own (it is not the one that was backed up), and
-/// writes the manifest of each folder that has some. An archive of an earlier version has no manifest, and its
-/// stores have no ids: the next start gives them. Which manifests are new.
-fn name_stores(staging: &Path, names: &[PathBuf]) -> Result<Vec<PathBuf>, BackupError> {
-    let mut folders: BTreeMap<PathBuf, Vec<Entry>> = BTreeMap::new();
+/// writes the manifest of each folder that has some, and the notes of its parts. An archive of an earlier version has
+/// no manifest, and its stores have no ids: the next start gives them.
+fn name_stores(staging: &Path, names: &[PathBuf]) -> Result<Made, BackupError> {
+    let mut folders: BTreeMap<PathBuf, Vec<Entry>> = BTreeMap::from([(PathBuf::new(), Vec::new())]);
     for name in names.iter().filter(|name| name.extension().is_some_and(|extension| extension == "db")) {
         let id = check_database(&staging.join(name), name)?;
         let folder = name.parent().unwrap_or(Path::new("")).to_owned();
@@ -165,19 +83,24 @@ fn name_stores(staging: &Path, names: &[PathBuf]) -> Result<Vec<PathBuf>, Backup
         let entries = folders.entry(folder).or_default();
         entries.extend(id.map(|id| Entry { file, id, state: Stage::Kept }));
     }
-    let mut made = Vec::new();
+    let mut made = Made::default();
     for (folder, entries) in folders {
         let dir = staging.join(&folder);
+        let failed =
+            |error: OpenError| BackupError::Database { path: folder.join(MANIFEST_FILE), detail: error.to_string() };
         // What it says of stores is of the data dir that was backed up; how often numbers have jumped holds here.
-        let archived = Manifest::read(&dir)
-            .map_err(|error| BackupError::Database { path: folder.join(MANIFEST_FILE), detail: error.to_string() })?;
+        let archived = Manifest::read(&dir).map_err(failed)?;
+        let stretch = jumps::after_restore(&dir, archived.as_ref()).map_err(failed)?;
+        for part in Part::ALL {
+            jumps::note(&dir, part, stretch)?;
+            made.notes.push(folder.join(part.note()));
+        }
         if entries.is_empty() && archived.is_none() {
             continue;
         }
-        let losses = archived.as_ref().map_or(0, |archived| archived.losses) + 1;
-        Manifest::new(losses, entries).write(&dir).map_err(io_error(&dir))?;
+        Manifest::new(stretch, entries).write(&dir).map_err(io_error(&dir))?;
         if archived.is_none() {
-            made.push(folder.join(MANIFEST_FILE));
+            made.manifests.push(folder.join(MANIFEST_FILE));
         }
     }
     Ok(made)

@@ -271,7 +271,7 @@ pub(super) fn failure(connection: &Connection, error: &rusqlite::Error) -> Store
 }
 
 /// The name of a connection's file, without the way to it: it may be told to anybody.
-fn file_of(connection: &Connection) -> &str {
+pub(super) fn file_of(connection: &Connection) -> &str {
     let name = connection.path().and_then(|path| Path::new(path).file_name());
     name.and_then(|name| name.to_str()).unwrap_or("the store")
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::backup::{BackupError, Part, backup, clear_restored_mark, restore, restored_jumps};
+use super::backup::{BackupError, Part, backup, first_stretch, restore};
 use super::lock::DataDirLock;
 use super::*;
 
@@ -123,7 +123,7 @@ fn what_is_restored_is_what_was_there_and_says_so() {
     assert_eq!(names(home.dir.path()), ["data", "out.tar"], "nothing else is left");
     restore(&home.out(), &home.restored()).unwrap();
     let again = home.restored();
-    let marks = ["restored-customer", "restored-product", "restored-trade"];
+    let marks = ["restored-customer", "restored-peer", "restored-product", "restored-trade"];
     let whole = [&["large.bin", "lock", "manifest.json", "one.db"][..], &marks, &["tls", "two.db"]];
     assert_eq!(names(&again), whole.concat());
     assert_eq!(std::fs::read(again.join("tls/key.pem")).unwrap(), b"secret");
@@ -138,20 +138,16 @@ fn what_is_restored_is_what_was_there_and_says_so() {
         assert_eq!(mode(&again.join("tls")), 0o700);
     }
     DataDirLock::take(&again).unwrap();
-    assert_eq!(Part::ALL.map(|part| restored_jumps(&again, part)), [1; 3]);
-    assert_eq!(Part::ALL.map(|part| restored_jumps(&home.data(), part)), [0; 3]);
-    clear_restored_mark(&again, Part::Product).unwrap();
-    clear_restored_mark(&again, Part::Product).unwrap();
-    // Each takes note for itself.
-    assert_eq!(Part::ALL.map(|part| restored_jumps(&again, part)), [1, 0, 1]);
+    let stretches = |dir: &Path| Part::ALL.map(|part| first_stretch(dir, part).unwrap());
+    assert_eq!((stretches(&again), stretches(&home.data())), ([16; 4], [0; 4]));
     // One that an earlier version has left says nothing more than that it is there.
     std::fs::write(again.join("restored-product"), "").unwrap();
-    assert_eq!(restored_jumps(&again, Part::Product), 1);
+    assert_eq!(stretches(&again), [16; 4]);
     // A backup of what was restored: its numbers have jumped before, and jump further.
     backup(&again, &home.dir.path().join("second.tar"), &mut |_, _| {}).unwrap();
     let third = home.dir.path().join("third");
     restore(&home.dir.path().join("second.tar"), &third).unwrap();
-    assert_eq!(Part::ALL.map(|part| restored_jumps(&third, part)), [2; 3]);
+    assert_eq!(stretches(&third), [32; 4]);
     assert_eq!(keys(&Store::open(&third.join("one.db"), &[TABLES]).unwrap()), [1]);
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension};
 
+use super::jumps::{self, Part};
 use super::manifest::{MANIFEST_FILE, Manifest, Stage, is_id, new_id, place_of};
 use super::{OpenError, files, mark, sqlite};
 
@@ -214,7 +215,7 @@ pub(super) fn was_examined(path: &Path) -> bool {
 /// The first that is missing, damaged, not the one that belongs there, of a newer version, or that has lost what
 /// was on the disk; also what [`Store::open`](super::Store::open) may say. Nothing was changed.
 pub fn examine(dir: &Path, stores: &[Expected<'_>]) -> Result<(), OpenError> {
-    let mut unplanned = Vec::new();
+    let (mut unplanned, mut begun) = (Vec::new(), Vec::new());
     let mut whole = Vec::new();
     for store in stores {
         let path = dir.join(store.file);
@@ -233,6 +234,7 @@ pub fn examine(dir: &Path, stores: &[Expected<'_>]) -> Result<(), OpenError> {
                         return Err(OpenError::Missing { path, detail: format!(" ({sign} is of one that had it)") });
                     }
                     unplanned.push(store.file);
+                    begun.extend(Part::of(store.file));
                 }
             }
         } else {
@@ -242,6 +244,8 @@ pub fn examine(dir: &Path, stores: &[Expected<'_>]) -> Result<(), OpenError> {
     }
     if !unplanned.is_empty() {
         files::create_private_dir(dir).map_err(|error| OpenError::from_io(dir, &error))?;
+        begun.dedup();
+        begun.into_iter().try_for_each(|part| jumps::begin(dir, part))?;
         Manifest::update(dir, |manifest| {
             for file in unplanned {
                 manifest.set(file, &new_id(), Stage::Making);

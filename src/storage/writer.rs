@@ -328,7 +328,10 @@ impl Writer {
         };
         match count_on() {
             Ok(1) => Ok(Some(next)),
-            Ok(rows) => Err(StoreError::Corrupt(format!("{rows} rows name the store instead of one"))),
+            Ok(rows) => {
+                let file = sqlite::file_of(&self.connection);
+                Err(StoreError::Corrupt(format!("{file}: {rows} rows name the store instead of one")))
+            }
             Err(error) => Err(sqlite::failure(&self.connection, &error)),
         }
     }

@@ -20,6 +20,7 @@ use super::journal::{Change, FarewellRow, Journal, LogRow, PeerRow, Snapshot};
 use super::wire::{Amount, Ask, Code, Push, Refusal, Reply, Request, SERVER_NUMBERS};
 use crate::model::{Cents, FeeRate, Millis, Name, Token};
 use crate::net::shares::Shares;
+use crate::storage::backup::STRETCHES;
 
 mod allowance;
 mod dealing;
@@ -57,8 +58,9 @@ const UNANSWERED_MAX: u8 = 3;
 const NUMBERS_STEP: u64 = 1 << 20;
 /// What the idempotency key of a deal's charge begins with; the deal's number follows.
 pub const CHARGE_KEYS: &str = "trade-";
-/// How far the sequence jumps when a backup was restored: past whatever was handed out since.
-const NUMBERS_JUMP: u64 = 1 << 36;
+/// How long a stretch of the sequence is, which begins anew after a loss: past whatever was handed out before.
+const STRETCH: u64 = 1 << 36;
+const _: () = assert!(SERVER_NUMBERS + STRETCH * (STRETCHES + 1) <= mids::PLACES);
 
 /// What the operator chose.
 #[derive(Debug, Clone)]
@@ -274,11 +276,17 @@ impl Slots {
     }
 }
 
+/// The first number of a stretch.
+pub fn first_number(stretch: u64) -> u64 {
+    SERVER_NUMBERS + STRETCH.saturating_mul(stretch)
+}
+
 impl<J: Journal> Exchange<J> {
-    /// Builds the exchange from what is on disk. `jumps` says how often numbers
-    /// have to jump: not 0 where the disk may not know all that were given out.
-    pub fn load(journal: J, rules: Rules, snapshot: Snapshot, jumps: u64, now: Millis) -> (Exchange<J>, Resumed) {
-        let next = snapshot.ceiling.max(SERVER_NUMBERS) + NUMBERS_JUMP.saturating_mul(jumps);
+    /// Builds the exchange from what is on disk. No number below `first` is given out: the disk may not know all that
+    /// were.
+    pub fn load(journal: J, rules: Rules, snapshot: Snapshot, first: u64, now: Millis) -> (Exchange<J>, Resumed) {
+        let known = snapshot.ceiling.max(SERVER_NUMBERS);
+        let next = known.max(first);
         let mid_key = snapshot.mid_key.unwrap_or_else(|| {
             let key = Token::random();
             // Appended before any change that bears a number made with it, so it is on disk before that is.
@@ -301,8 +309,8 @@ impl<J: Journal> Exchange<J> {
             numbers: Mutex::new(Numbers { next, ceiling: next }),
             settling: Mutex::default(),
         };
-        if jumps > 0 {
-            // On disk before anything else, whether or not a number is asked for.
+        if next > known {
+            // On disk at once, whether or not a number is asked for.
             exchange.number(1);
         }
         for (row, heard_at) in snapshot.peers {

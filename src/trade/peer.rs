@@ -47,6 +47,8 @@ const SEEN_KEPT: Duration = Duration::from_secs(3_600);
 const ENDED_MAX: usize = 1_000;
 /// Numbers are taken from the disk's ceiling in steps of this many.
 const NUMBERS_STEP: u64 = 256;
+/// How long a stretch of numbers is, which begin anew after a loss: past whatever was used before.
+const STRETCH: u64 = 1 << 22;
 
 /// What happens to a peer.
 #[derive(Debug, Clone)]
@@ -254,6 +256,11 @@ struct Seen {
 struct Numbers {
     next: u64,
     ceiling: u64,
+}
+
+/// The first number of a stretch.
+fn first_number(stretch: u64) -> u64 {
+    1 + STRETCH.saturating_mul(stretch)
 }
 
 impl Core {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::deal::Windows;
-use super::exchange::{Exchange, Resumed, Rules, Told};
+use super::exchange::{Exchange, Resumed, Rules, Told, first_number};
 use super::store::{self, StoreJournal};
 use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
@@ -91,11 +91,11 @@ pub struct Floor {
     pub store: Arc<Store>,
     /// Who charges cards.
     pub gateway: Arc<dyn Gateway>,
-    /// How often numbers have to jump: 0 unless some may have been given out that the file does not know (it is that
-    /// of a backup, or a loss was accepted).
-    pub jumps: u64,
-    /// The largest number of a deal that the gateway knows a charge of. Where trade's own file does not
-    /// know that number, it is older than the bank's, and numbers must jump past it.
+    /// The stretch at which numbers begin: 0 unless some may have been given out that the file does not know (it is
+    /// that of a backup, or something is lost).
+    pub first_stretch: u64,
+    /// The largest number of a deal that the gateway knows a charge of: a charge's key is never used for a second
+    /// deal, the bank would take the one for the other.
     pub charged_up_to: Option<u64>,
 }
 
@@ -263,21 +263,10 @@ fn build(config: &Config, floor: &Floor) -> Result<(Ex, Resumed), StoreError> {
         cert_sha256: (!config.plaintext).then(|| floor.identity.fingerprint().into()),
     };
     let journal = StoreJournal::begin(Arc::clone(&floor.store), floor.clock);
-    let mut snapshot = floor.store.read(store::load)?;
-    let mut jumps = floor.jumps;
-    if let Some(charged) = floor.charged_up_to
-        && charged >= snapshot.ceiling
-    {
-        // A charge's key is never used for a second deal: the bank would take the one for the other.
-        log::warn!(
-            "{}: the bank has charged deal {charged}, which is not known here: this file is older than the bank's \
-             (a copy put back by hand?). Numbers go on past it, but what happened in between is lost here",
-            floor.store.path().display()
-        );
-        snapshot.ceiling = charged.saturating_add(1);
-        jumps = jumps.max(1);
-    }
-    Ok(Exchange::load(journal, rules, snapshot, jumps, floor.clock.now()))
+    let snapshot = floor.store.read(store::load)?;
+    let uncharged = floor.charged_up_to.map_or(0, |charged| charged.saturating_add(1));
+    let first = first_number(floor.first_stretch).max(uncharged);
+    Ok(Exchange::load(journal, rules, snapshot, first, floor.clock.now()))
 }
 
 /// The same port for both; with port 0, one that both can have.

@@ -186,12 +186,20 @@ fn posting(row: &MoneyRow) -> Result<Posting, StoreError> {
     }
 }
 
+/// No number from here on was given out, as far as the file knows.
+///
+/// # Errors
+/// The store's.
+pub fn ceiling(reader: &dyn Reader) -> Result<u64, StoreError> {
+    Ok(reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0))
+}
+
 /// Reads everything, all of one instant.
 ///
 /// # Errors
 /// The store's; `Invalid` for a row that this program did not write.
 pub fn load(reader: &dyn Reader) -> Result<Snapshot, StoreError> {
-    let ceiling = reader.first("SELECT ceiling FROM trade_number WHERE id = 1", &[], |row| row.uint(0))?.unwrap_or(0);
+    let ceiling = ceiling(reader)?;
     let mid_key = reader
         .first("SELECT value FROM trade_secret WHERE name = $1", &[MID_KEY.into()], |row| Ok(row.text(0)?.to_owned()))?
         .map(Token::from_text);

@@ -422,8 +422,9 @@ fn killed_state() -> tempfile::TempDir {
 
 /// What must stay as it is: all but the index of the log, which is scratch.
 pub fn lasting(state: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let is_scratch = |path: &Path| path.to_string_lossy().ends_with("-shm") || path.ends_with("lock");
-    contents(state).into_iter().filter(|(path, _)| !is_scratch(path)).collect()
+    let is_scratch = |name: &str| name.ends_with("-shm") || name.starts_with("lock");
+    let is_kept = |path: &Path| !path.file_name().is_some_and(|name| is_scratch(&name.to_string_lossy()));
+    contents(state).into_iter().filter(|(path, _)| is_kept(path)).collect()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! the right content, and what is published is there again without anybody doing anything.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -106,6 +106,33 @@ fn a_paused_fetch_stays_paused_over_a_kill() {
     let still = transfer.receiver.progress(&id);
     assert_eq!(still["status"], "paused", "{still}");
     assert!(still["downloaded_size"].as_u64().unwrap() > 0, "{still}");
+    transfer.receiver.does(&format!("fetches/{id}/resume"), json!({}));
+    transfer.ends_well(&id);
+}
+
+#[test]
+fn a_fetch_does_not_go_on_outside_the_folders_that_are_shared_now() {
+    let mut transfer = Transfer::ready();
+    let (id, slowed) = transfer.begin();
+    fs::create_dir(transfer.place.path("other")).unwrap();
+    let other = transfer.place.path("other");
+    let token = transfer.receiver.token.clone();
+    assert_eq!(transfer.receiver.stop(), 0);
+    drop(slowed);
+    let start = |folder: Option<&Path>| {
+        let args: Vec<&str> = folder.map_or(Vec::new(), |folder| vec!["--folder", folder.to_str().unwrap()]);
+        let mut node = Node::start(&transfer.place, &transfer.server, "bob", &args);
+        node.token = token.clone();
+        node
+    };
+    let node = start(Some(&other));
+    let failed = node.waits_for(&id, "failed");
+    assert!(failed["error"].as_str().unwrap().contains("is outside the folders"), "{failed}");
+    node.refuses(&format!("fetches/{id}/resume"), json!({}), 403);
+    assert!(!transfer.target.exists());
+    // Where it may be written again, it goes on with what has come.
+    assert_eq!(node.stop(), 0);
+    transfer.receiver = start(None);
     transfer.receiver.does(&format!("fetches/{id}/resume"), json!({}));
     transfer.ends_well(&id);
 }

@@ -431,6 +431,7 @@ fn start(inner: &Arc<Inner>, spec: FetchSpec) -> Result<(), NodeError> {
     let fetch = fetch.map_err(|error| match error {
         StartError::Exists(_) => NodeError::Path(PathError::Exists(target.display().to_string())),
         StartError::Io { error, .. } => cannot_write(target.parent().unwrap_or(Path::new("/")), &error),
+        StartError::Full(_) => NodeError::Busy(error.to_string()),
         other => NodeError::Invalid(other.to_string()),
     })?;
     let fetch = Arc::new(fetch);
@@ -513,6 +514,8 @@ pub(super) fn resume_all(inner: &Arc<Inner>) {
 
 fn resume(inner: &Arc<Inner>, row: &FetchRow) -> Result<(), NodeError> {
     let target = Path::new(&row.save_path);
+    // What the node shares may be other folders than when it began. What has come stays until it is put away.
+    inner.shelf.folders().check_target(target)?;
     let folder = folder_of(row);
     let left = transfer::left_of(folder, &row.id).map_err(|error| cannot_write(folder, &error))?;
     match left {

@@ -9,8 +9,10 @@ use crate::share::wire::{FileEntry, FileName, HostEntry};
 
 /// Modification times that are no further apart are one, seconds: file systems round.
 const SAME_MODIFIED_S: f64 = 2.0;
-/// How many files are looked at in each of the ways, those of hosts that are gone included.
+/// How many files are looked at in each of the ways.
 const LOOKED_AT: usize = 256;
+/// How many steps that takes at most, with those past the hosts that do not count.
+const STEPS_MAX: usize = 4_096;
 
 /// Published files by their size, and where that is the same by their time of change (whole seconds).
 #[derive(Debug, Default)]
@@ -30,21 +32,24 @@ impl Sizes {
         self.0.remove(&Sizes::key(slot, fname, entry));
     }
 
-    /// Those of a size that changed in these seconds. (A set is entered with a whole key: `name` is any name.)
+    /// Those of a size that changed in these seconds, of hosts that count.
     fn between<'s>(
         &'s self,
         size: u64,
-        from: i64,
-        to: i64,
-        name: &FileName,
-    ) -> impl Iterator<Item = (Slot, &'s FileName)> + use<'s> {
-        // Behind all of the second before: there is no such slot.
-        let first = (size, from.saturating_sub(1), Slot::MAX, name.clone());
-        self.0
-            .range(first..)
-            .take_while(move |(its, at, _, _)| (*its, *at) <= (size, to))
-            .map(|(_, _, slot, fname)| (*slot, fname))
-            .take(LOOKED_AT)
+        (from, to): (i64, i64),
+        counts: impl Fn(Slot) -> bool + 's,
+    ) -> impl Iterator<Item = (Slot, &'s FileName)> {
+        let mut rest = self.0.range((size, from, 0, FileName::before_all())..);
+        let next = move |_step| {
+            let (its, at, slot, fname) = rest.next().filter(|(its, at, _, _)| (*its, *at) <= (size, to))?;
+            if counts(*slot) {
+                return Some(Some((*slot, fname)));
+            }
+            // All that this host has of that second is passed in one step.
+            rest = self.0.range((*its, *at, slot + 1, FileName::before_all())..);
+            Some(None)
+        };
+        (0..STEPS_MAX).map_while(next).flatten().take(LOOKED_AT)
     }
 }
 
@@ -62,19 +67,18 @@ impl Registry {
     ) -> Vec<(FileName, HostEntry)> {
         let now = self.at(now);
         let own = self.by_conn.get(&conn).copied();
-        let exact = modified.map(|at| {
-            let (from, to) = ((at - SAME_MODIFIED_S).floor() as i64, (at + SAME_MODIFIED_S).floor() as i64);
-            self.by_size.between(size, from, to, fname).map(|(slot, name)| (slot, name.clone())).collect::<Vec<_>>()
-        });
-        let named = self.by_file.page(fname, None, LOOKED_AT).into_iter().map(|slot| (slot, fname.clone()));
-        let same_size = self.by_size.between(size, i64::MIN, i64::MAX, fname).map(|(slot, name)| (slot, name.clone()));
+        let counts = |slot: Slot| Some(slot) != own && self.is_heard(now, slot);
+        let of_size = |seconds| self.by_size.between(size, seconds, counts).map(|(slot, name)| (slot, name.clone()));
+        let second = |at: f64| at.floor() as i64;
+        let exact = modified.map(|at| of_size((second(at - SAME_MODIFIED_S), second(at + SAME_MODIFIED_S))));
+        let holders = self.by_file.page(fname, None, STEPS_MAX).into_iter().filter(|slot| counts(*slot));
+        let named = holders.take(LOOKED_AT).map(|slot| (slot, fname.clone()));
         let mut seen = HashSet::new();
         exact
             .into_iter()
             .flatten()
             .chain(named)
-            .chain(same_size)
-            .filter(|(slot, _)| Some(*slot) != own)
+            .chain(of_size((i64::MIN, i64::MAX)))
             .filter(|found| seen.insert(found.clone()))
             .filter_map(|(slot, name)| self.host_entry(now, slot, &name).map(|host| (name, host)))
             .take(at_most)

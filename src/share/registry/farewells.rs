@@ -59,7 +59,7 @@ impl Farewells {
 
     /// Its host is back, or there is no secret any more.
     pub(super) fn remove(&mut self, name: &str) {
-        let name = Name::new(name).ok();
+        let name = Name::kept(name).ok();
         if let Some(number) = name.and_then(|name| self.by_name.get(&name).copied()) {
             self.take_out(number);
         }

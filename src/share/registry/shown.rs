@@ -143,9 +143,14 @@ impl Registry {
         (found.into_iter().filter_map(with_name).collect(), next)
     }
 
+    /// Whether a host is there, and was heard within the timeout.
+    pub(super) fn is_heard(&self, now: Millis, slot: Slot) -> bool {
+        self.slots[slot as usize].as_ref().is_some_and(|host| now < host.heard_at.plus(self.timeout))
+    }
+
     /// Of a host that is gone, files may still be in the indices.
     pub(super) fn host_entry(&self, now: Millis, slot: Slot, fname: &FileName) -> Option<HostEntry> {
-        let host = self.slots[slot as usize].as_ref().filter(|host| now < host.heard_at.plus(self.timeout))?;
+        let host = self.slots[slot as usize].as_ref().filter(|_| self.is_heard(now, slot))?;
         let file = host.files.get(fname).filter(|file| file.is_published)?;
         Some(HostEntry {
             hostname: host.name.clone(),

@@ -102,6 +102,17 @@ pub enum Change {
 }
 
 impl Change {
+    /// Puts another instant for each that is kept.
+    pub fn shift(&mut self, other: &dyn Fn(Millis) -> Millis) {
+        match self {
+            Change::Host(row) => {
+                (row.connected_at, row.heard_at) = (other(row.connected_at), other(row.heard_at));
+            }
+            Change::Secret { made_at, .. } => *made_at = other(*made_at),
+            Change::DropHost(_) | Change::File { .. } | Change::DropFile { .. } | Change::DropSecret { .. } => {}
+        }
+    }
+
     /// Makes the change.
     ///
     /// # Errors
@@ -215,11 +226,17 @@ impl Host {
 }
 
 impl Registry {
-    /// Fills an empty registry with what the store holds. Hosts count until their timeout is over.
+    /// Fills an empty registry with what the store holds. Hosts count until their timeout is over. `instant` gives what
+    /// `now` is measured by for a date.
     ///
     /// # Errors
     /// The store's; or rows that this program did not write.
-    pub fn load(&mut self, now: Millis, reader: &dyn Reader) -> Result<(), StoreError> {
+    pub fn load(
+        &mut self,
+        now: Millis,
+        instant: &dyn Fn(Millis) -> Millis,
+        reader: &dyn Reader,
+    ) -> Result<(), StoreError> {
         let now = self.at(now);
         let sql = "SELECT id, hostname, display_name, ip, port, source, by_account, tenure, connected_at, heard_at
              FROM registry_host ORDER BY id";
@@ -227,7 +244,7 @@ impl Registry {
         for row in reader.all(sql, &[], read_host)? {
             self.next_number = self.next_number.max(row.id + 1).max(row.tenure + 1);
             // The machine's clock may have been set back.
-            let (id, heard_at) = (row.id, row.heard_at.min(now));
+            let (id, heard_at) = (row.id, instant(row.heard_at).min(now));
             let slot = self.put(Host {
                 id,
                 name: row.hostname,
@@ -237,7 +254,7 @@ impl Registry {
                 source: row.source,
                 by_account: row.by_account,
                 tenure: row.tenure,
-                connected_at: row.connected_at,
+                connected_at: instant(row.connected_at),
                 heard_at,
                 is_unsaved: false,
                 conn: None,
@@ -270,7 +287,8 @@ impl Registry {
         }
         let sql = "SELECT hostname, secret, tenure, by_account, made_at, source FROM registry_secret ORDER BY made_at";
         for (hostname, secret) in reader.all(sql, &[], read_secret)? {
-            self.secrets.restore(hostname, secret);
+            let made_at = instant(secret.made_at).min(now);
+            self.secrets.restore(hostname, Secret { made_at, ..secret });
         }
         self.next_number = self.next_number.max(self.secrets.last_tenure() + 1);
         let by_name = &self.by_name;

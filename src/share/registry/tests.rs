@@ -154,6 +154,56 @@ fn a_secret_gives_the_name_back_for_thirty_days() {
 }
 
 #[test]
+fn neither_own_files_nor_those_of_silent_hosts_hide_what_is_alike() {
+    let mut core = registry();
+    let file = |second: u64| {
+        let modified = Seconds::new(second as f64).unwrap();
+        Arc::new(FileEntry { modified, ..FileEntry::clone(&entry(77, true)) })
+    };
+    // The first in every order are a host's that falls silent, then one's own, all of one size and time; then one's
+    // own of other times; the last is the one that matters.
+    for (conn, host) in [(1, "gone"), (2, "ann"), (3, "zoe")] {
+        register(&mut core, 0, conn, &claim(host)).unwrap();
+    }
+    for n in 0..300 {
+        for (conn, host) in [(1, "gone"), (2, "ann")] {
+            core.publish(Millis(0), conn, &name(host), &fname(&format!("a{n}")), file(1_000)).unwrap();
+        }
+        core.publish(Millis(0), 2, &name("ann"), &fname(&format!("b{n}")), file(n)).unwrap();
+    }
+    for n in 0..300 {
+        let silent = format!("s{n}");
+        register(&mut core, 0, 100 + n, &Claim { source: ip(&format!("198.51.100.{}", n % 200)), ..claim(&silent) })
+            .unwrap();
+        core.publish(Millis(0), 100 + n, &name(&silent), &fname("named"), file(500)).unwrap();
+    }
+    register(&mut core, 0, 9, &claim("yan")).unwrap();
+    core.publish(Millis(0), 9, &name("yan"), &fname("named"), entry(5, true)).unwrap();
+    core.publish(Millis(0), 3, &name("zoe"), &fname("z"), file(1_000)).unwrap();
+    core.publish(Millis(0), 3, &name("zoe"), &fname("zz"), file(900_000)).unwrap();
+    let later = 20 * MINUTE;
+    for conn in [2, 3, 9] {
+        core.hear(Millis(later), conn);
+    }
+    let found = core.alike(Millis(later), 2, &fname("named"), 77, Some(1_000.0), 100);
+    let found: Vec<_> = found.iter().map(|(fname, host)| (fname.as_str(), host.hostname.as_str())).collect();
+    assert_eq!(found, [("z", "zoe"), ("named", "yan"), ("zz", "zoe")]);
+}
+
+#[test]
+fn a_name_of_an_earlier_version_that_cannot_be_seen_whole_comes_back() {
+    let hidden = Name::kept("a\u{200b}nn").unwrap();
+    let claim = Claim { hostname: hidden.clone(), ..claim("ann") };
+    let left = |core: &Registry| core.sizes().iter().find(|(name, _)| *name == "hostnames_left").unwrap().1;
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim).unwrap();
+    core.unregister(Millis(0), 1, &hidden).unwrap();
+    assert_eq!(left(&core), 1);
+    register(&mut core, 1, 2, &claim).unwrap();
+    assert_eq!(left(&core), 0, "its host is back");
+}
+
+#[test]
 fn a_secret_outlives_an_orderly_end_and_every_other_but_not_another_holder() {
     let day = 24 * 60 * MINUTE;
     let back = |from: &str| Claim {
@@ -466,7 +516,7 @@ fn secrets_without_a_host_are_no_more_than_hosts_may_be() {
         let now = std::mem::take(&mut changes);
         store.write(move |tx| now.iter().try_for_each(|change| change.write(tx))).unwrap();
         let mut again = Registry::new(TIMEOUT, bounds);
-        store.read(|reader| again.load(Millis(n), reader)).unwrap();
+        store.read(|reader| again.load(Millis(n), &|date| date, reader)).unwrap();
         assert_eq!((left(&again), again.secrets.without_host()), (left(&core), core.secrets.without_host()));
     }
     // One whose host is back keeps its secrets, however many go.
@@ -613,7 +663,7 @@ fn who_comes_back_is_counted_as_before() {
     store.write(move |tx| changes.iter().try_for_each(|change| change.write(tx))).unwrap();
     for now in [1, 25 * MINUTE] {
         let mut again = Registry::new(TIMEOUT, small());
-        store.read(|reader| again.load(Millis(now), reader)).unwrap();
+        store.read(|reader| again.load(Millis(now), &|date| date, reader)).unwrap();
         assert_eq!(again.sizes(), core.sizes());
         for (conn, host, is_good) in [(5, "d", true), (6, "e", true), (7, "g", false)] {
             assert_eq!(register(&mut again, now, conn, &from("192.0.2.1", host)).is_ok(), is_good, "{host}");
@@ -651,7 +701,7 @@ fn what_is_stored_is_what_is_loaded() {
     store.write(move |tx| store::write_heard(tx, &heard)).unwrap();
     let load = |now: u64| {
         let mut core = registry();
-        store.read(|reader| core.load(Millis(now), reader)).unwrap();
+        store.read(|reader| core.load(Millis(now), &|date| date, reader)).unwrap();
         core
     };
     // Hosts of before count until their timeout is over.

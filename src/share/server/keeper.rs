@@ -13,7 +13,7 @@ use super::{Failure, STEP};
 use crate::model::{Clock, Millis, Name};
 use crate::share::registry::{Bounds, Change, Claim, ConnId, Granted, Refusal, Registry, store};
 use crate::share::wire::Files;
-use crate::storage::{Chain, Store, StoreError, Ticket};
+use crate::storage::{Chain, Store, StoreError, Ticket, Tx};
 
 /// How many hosts' last signs of life are written in one transaction.
 const HEARD_AT_ONCE: usize = 4096;
@@ -43,12 +43,6 @@ struct Handed {
 }
 
 impl State {
-    fn hand_over(&mut self, store: &Store, changes: Vec<Change>) {
-        if !changes.is_empty() {
-            self.newest = store.append(self.chain, move |tx| changes.iter().try_for_each(|change| change.write(tx)));
-        }
-    }
-
     fn handed(&self) -> Handed {
         Handed { ticket: self.newest.clone(), chain: self.chain }
     }
@@ -63,9 +57,19 @@ impl Keeper {
         bounds: Bounds,
     ) -> Result<Keeper, StoreError> {
         let chain = store.chain();
-        let core = load(&store, clock.now(), timeout, bounds)?;
+        let core = load(&store, &clock, timeout, bounds)?;
         let state = Mutex::new(State { core, chain, newest: Ticket::committed() });
         Ok(Keeper { store, clock, timeout, bounds, state, committed: AtomicU64::new(0) })
+    }
+
+    fn hand_over(&self, state: &mut State, mut changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        // As dates: after the next start the clock goes by the wall as it is then.
+        changes.iter_mut().for_each(|change| change.shift(&|instant| self.clock.dated(instant)));
+        let write = move |tx: &mut dyn Tx| changes.iter().try_for_each(|change| change.write(tx));
+        state.newest = self.store.append(state.chain, write);
     }
 
     /// One change of the host that a connection holds; returns once it is on disk.
@@ -80,7 +84,7 @@ impl Keeper {
             let mut changes = Vec::new();
             let refused = work(&mut state.core, now, &mut changes).err();
             // Also of what is refused: others may have given way in vain.
-            state.hand_over(&self.store, changes);
+            self.hand_over(&mut state, changes);
             if refused.is_none() {
                 let mark = state.newest.seq();
                 state.core.mark(conn, mark);
@@ -100,12 +104,12 @@ impl Keeper {
             let mut state = self.state.lock();
             let mut changes = Vec::new();
             room = state.core.make_room(now, conn, claim, STEP, &mut changes);
-            state.hand_over(&self.store, changes);
+            self.hand_over(&mut state, changes);
         }
         let (result, first) = {
             let mut state = self.state.lock();
             let result = state.core.register(now, conn, claim).map(|mut granted| {
-                state.hand_over(&self.store, std::mem::take(&mut granted.changes));
+                self.hand_over(&mut state, std::mem::take(&mut granted.changes));
                 let mark = state.newest.seq();
                 state.core.mark(conn, mark);
                 granted
@@ -125,7 +129,7 @@ impl Keeper {
             }
             let mut changes = Vec::new();
             let next = state.core.replace_files(conn, files, after.as_ref(), STEP, &mut changes);
-            state.hand_over(&self.store, changes);
+            self.hand_over(&mut state, changes);
             let mark = state.newest.seq();
             state.core.mark(conn, mark);
             handed = state.handed();
@@ -195,7 +199,7 @@ impl Keeper {
         let handed = {
             let mut state = self.state.lock();
             let changes = state.core.account_created(hostname);
-            state.hand_over(&self.store, changes);
+            self.hand_over(&mut state, changes);
             state.handed()
         };
         self.settle(&handed)
@@ -211,7 +215,7 @@ impl Keeper {
                 let mut state = self.state.lock();
                 let mut changes = Vec::new();
                 more = state.core.tidy(now, STEP, &mut changes);
-                state.hand_over(&self.store, changes);
+                self.hand_over(&mut state, changes);
                 state.handed()
             };
             // Waited for, so that the writer's queue is not filled by it alone.
@@ -222,7 +226,6 @@ impl Keeper {
             if heard.is_empty() {
                 return Ok(());
             }
-            // As dates: after the next start the clock goes by the wall as it is then.
             let heard: Vec<_> = heard.into_iter().map(|(id, at)| (id, self.clock.dated(at))).collect();
             // For itself: if it fails, nothing is lost but some time of those hosts after a restart.
             self.store.submit(move |tx| store::write_heard(tx, &heard)).wait()?;
@@ -260,7 +263,7 @@ impl Keeper {
             return;
         }
         let chain = self.store.chain();
-        match load(&self.store, self.clock.now(), self.timeout, self.bounds) {
+        match load(&self.store, &self.clock, self.timeout, self.bounds) {
             Ok(mut core) => {
                 core.adopt(&state.core);
                 *state = State { core, chain, newest: Ticket::committed() };
@@ -272,8 +275,60 @@ impl Keeper {
     }
 }
 
-fn load(store: &Store, now: Millis, timeout: Duration, bounds: Bounds) -> Result<Registry, StoreError> {
+fn load(store: &Store, clock: &Clock, timeout: Duration, bounds: Bounds) -> Result<Registry, StoreError> {
     let mut core = Registry::new(timeout, bounds);
-    store.read(|reader| core.load(now, reader))?;
+    store.read(|reader| core.load(clock.now(), &|date| clock.instant(date), reader))?;
     Ok(core)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Token;
+    use crate::share::registry::{SecretKey, Standing};
+
+    const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+    fn claim() -> Claim {
+        Claim {
+            hostname: Name::new("ann").unwrap(),
+            display_name: "ann".into(),
+            port: 6001,
+            ip: None,
+            source: "192.0.2.1".parse().unwrap(),
+            standing: Standing::Free,
+            resume: None,
+            fresh: SecretKey::of(&Token::from_text("first")),
+            keeps_files: false,
+            file_count: 0,
+            ip_is_here: false,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_bears_dates_also_where_the_clock_was_set_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registry.db");
+        let begin = |clock: Clock| {
+            let store = Arc::new(Store::open(&path, store::MIGRATIONS).unwrap());
+            Keeper::open(store, clock, Duration::from_secs(600), Bounds::default()).unwrap()
+        };
+        let elsewhere = Claim { source: "192.0.2.2".parse().unwrap(), resume: Some(claim().fresh), ..claim() };
+        // It starts a year behind, and the machine's clock is set right while it runs.
+        let keeper = begin(Clock::behind(YEAR));
+        keeper.register(1, &claim(), &Files::new()).unwrap();
+        // Memory that is built anew goes by the clock of before.
+        let chain = keeper.state.lock().chain;
+        keeper.rebuild(chain);
+        let again = keeper.register(2, &elsewhere, &Files::new()).unwrap();
+        assert!(again.resumed && again.replaced == Some(1), "{again:?}");
+        let seen = keeper.look(|core, now| core.discover(now, "ann")).unwrap().unwrap();
+        assert!(keeper.dated(seen.connected_at).until(Clock::wall()) < Duration::from_secs(60));
+        keeper.store.close();
+        drop(keeper);
+        let keeper = begin(Clock::start());
+        assert!(keeper.ping(9, "ann").unwrap(), "it was heard just now");
+        assert!(keeper.register(3, &elsewhere, &Files::new()).unwrap().resumed);
+        keeper.store.close();
+    }
 }

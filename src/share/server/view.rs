@@ -55,7 +55,7 @@ impl View {
 
     /// The next hosts by name, with all their files; fewer than `at_most` where those are very many.
     pub fn page(&self, after: Option<&str>, at_most: usize) -> Vec<Client> {
-        let after = after.and_then(|after| Name::new(after).ok());
+        let after = after.and_then(|after| Name::kept(after).ok());
         let cursor = after.map_or(Cursor::Offset(0), Cursor::After);
         let mut clients: Vec<Client> = Vec::new();
         let mut file_count = 0;

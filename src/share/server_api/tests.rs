@@ -14,7 +14,7 @@ use crate::net::listener::ConnectionLimiter;
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, Config, Floor};
-use crate::storage::Store;
+use crate::storage::{Store, StoreError};
 
 const HERE: &str = "127.0.0.1:40000";
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
@@ -35,7 +35,10 @@ fn users(dir: &Path, clock: Clock) -> Arc<Users> {
 }
 
 fn world(with_registry: bool) -> World {
-    let dir = tempfile::tempdir().unwrap();
+    world_in(tempfile::tempdir().unwrap(), with_registry)
+}
+
+fn world_in(dir: tempfile::TempDir, with_registry: bool) -> World {
     let clock = Clock::start();
     let users = users(dir.path(), clock);
     let registry = with_registry.then(|| {
@@ -371,6 +374,32 @@ fn the_registry_asks_about_accounts_by_the_same_tokens() {
     assert_eq!(accounts.owner_of(ghost.reveal()), None);
     let (here, there): (IpAddr, IpAddr) = ("127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap());
     assert!(accounts.signed_in_from("ann", here) && !accounts.signed_in_from("ann", there));
+}
+
+#[test]
+fn the_admins_list_goes_past_a_name_of_an_earlier_version_that_cannot_be_seen_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("registry.db"), MIGRATIONS).unwrap();
+    let names = ["ann", "b\u{200b}ob", "cy"];
+    for (id, name) in (1_i64..).zip(names) {
+        let sql = "INSERT INTO registry_host (id, hostname, display_name, ip, port, source, by_account, tenure, \
+                   connected_at, heard_at) VALUES ($1, $2, 'x', '192.0.2.1', 6001, '192.0.2.1', 0, $1, $3, $3)";
+        let now = Clock::wall();
+        store
+            .write(move |tx| tx.execute(sql, &[id.into(), name.into(), now.into()]).map(drop))
+            .map_err(|error: StoreError| error.to_string())
+            .unwrap();
+    }
+    store.close();
+    let world = world_in(dir, true);
+    let view = world.registry.as_ref().unwrap().view();
+    let mut after: Option<Name> = None;
+    for name in names {
+        let page = view.page(after.as_ref().map(Name::as_str), 1);
+        after = page.into_iter().next().map(|client| client.hostname);
+        assert_eq!(after.as_ref().map(Name::as_str), Some(name));
+    }
+    assert!(view.page(Some("cy"), 1).is_empty());
 }
 
 #[test]

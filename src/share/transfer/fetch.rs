@@ -27,9 +27,10 @@ use super::plan::{Fault, HOSTS_MAX, HostId, Plan, Step, Way};
 use super::speed::{Speed, eta_s};
 use super::{Content, Sources};
 use crate::model::text::nfc;
-use crate::net::threads::Executor;
+use crate::net::threads::{Executor, Full};
 use crate::share::pieces::{Layout, Pieces};
 use crate::share::wire::HostEntry;
+use crate::storage::files::parent_of;
 
 /// Reports that wait for the fetch's thread; who has more waits.
 const WAITING_MAX: usize = 1024;
@@ -182,11 +183,19 @@ impl Fetch {
     /// # Errors
     /// Why it cannot: there is a file in the place already, for one.
     pub fn start(spec: FetchSpec, sources: Arc<dyn Sources>, told: Told, floor: Floor) -> Result<Fetch, StartError> {
-        let Begun { journal, part, list, good } = part::begin(&spec)?;
-        let at = spec.save_path.clone();
+        let Begun { journal, is_new, part, list, good } = part::begin(&spec)?;
+        let (id, at) = (spec.id.clone(), spec.save_path.clone());
+        let no_thread = |full: Full| {
+            // A fetch that did not begin leaves nothing; what an earlier run has left stays.
+            if let Some(folder) = parent_of(&at).filter(|_| is_new)
+                && let Err(error) = part::discard_left(folder, &id)
+            {
+                warn!("{}: what could not be begun stays: {error}", at.display());
+            }
+            StartError::Full(full)
+        };
         let (inbox, inputs) = bounded(WAITING_MAX);
         let (tasks, its_tasks) = unbounded();
-        let no_thread = |_full| StartError::Io { path: at.clone(), error: std::io::Error::other("no thread is left") };
         {
             let (inbox, part) = (inbox.clone(), part.clone());
             let keep = move || {
@@ -195,7 +204,7 @@ impl Fetch {
                     let _ = inbox.send(Input::Kept(kept));
                 });
             };
-            floor.executor.execute(keep).map_err(no_thread)?;
+            floor.executor.execute(keep).map_err(&no_thread)?;
         }
         let way = if spec.content.pieces_root.is_some() { Way::Pieces } else { Way::Whole };
         let layout = Layout::of(spec.content.size);
@@ -886,4 +895,50 @@ fn measure(plan: &mut Plan, host: HostId, lane: &mut Running, received: &mut u64
     plan.heard(host, wanted - lane.wanted, now);
     *received += in_all - lane.received;
     (lane.wanted, lane.received) = (wanted, in_all);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::wire::{FileName, Seconds};
+
+    struct Nobody;
+
+    impl Sources for Nobody {
+        fn find(&self, _fname: &FileName) -> Result<Vec<HostEntry>, String> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_fetch_without_threads_is_refused_as_such_and_leaves_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = || std::fs::read_dir(dir.path()).unwrap().count();
+        let content = Content { size: 5, modified: Seconds::new(7.0).unwrap(), blake3: None, pieces_root: None };
+        let spec = FetchSpec {
+            id: "f-1".to_owned(),
+            fname: FileName::new("a").unwrap(),
+            hostname: "ann".to_owned(),
+            save_path: dir.path().join("a"),
+            content,
+            is_owner_named: false,
+            is_paused: true,
+        };
+        let start = |threads: usize| {
+            let floor = Floor { executor: Executor::new("few", threads), pace: Pace::default() };
+            Fetch::start(spec.clone(), Arc::new(Nobody), Arc::new(|_: &Progress| {}), floor)
+        };
+        for threads in [0, 1] {
+            let refused = start(threads).err().unwrap();
+            assert!(matches!(refused, StartError::Full(_)), "{refused}");
+            assert_eq!(names(), 0, "{threads}");
+        }
+        // What has come in an earlier run is not lost by it.
+        assert!(start(2).unwrap().stop(Duration::from_secs(10)));
+        assert_eq!(names(), 2);
+        for threads in [0, 1] {
+            assert!(start(threads).is_err());
+            assert_eq!(names(), 2, "{threads}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Content;
 use super::plan::Turn;
+use crate::net::threads::Full;
 use crate::share::beneath::{HeldDir, How};
 use crate::share::pieces::{Layout, digest, root_of};
 use crate::share::wire::{Digest, FILE_SIZE_MAX, FileName, Seconds};
@@ -76,6 +77,9 @@ pub enum StartError {
     /// No file is that large.
     #[error("size: expected at most {FILE_SIZE_MAX} bytes, not {0}")]
     Size(u64),
+    /// No thread is left for it.
+    #[error("the fetch cannot begin: {0}; try again when others have ended")]
+    Full(#[from] Full),
     /// The system's.
     #[error("{path}: {error}")]
     Io {
@@ -439,6 +443,8 @@ pub(super) struct Journal {
 #[derive(Debug)]
 pub(super) struct Begun {
     pub journal: Journal,
+    /// Nothing was left by an earlier run.
+    pub is_new: bool,
     /// None: the finished file is in its place already.
     pub part: Option<Arc<Part>>,
     pub list: Option<Vec<Digest>>,
@@ -486,7 +492,8 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
             file.set_len(left.end).map_err(at(&path))?;
             let key = record_key(&left.head.line().map_err(at(&path))?);
             let journal = Journal { head: left.head, dir, names, file, key, end: left.end };
-            return Ok(Begun { journal, part: opened.map(Arc::new), list: left.list, good: left.good });
+            let part = opened.map(Arc::new);
+            return Ok(Begun { journal, is_new: false, part, list: left.list, good: left.good });
         }
     }
     if dir.find(save_as).map_err(at(&spec.save_path))?.is_some() {
@@ -495,7 +502,7 @@ pub(super) fn begin(spec: &FetchSpec) -> Result<Begun, StartError> {
     names.remove(&dir).map_err(at(&part_path))?;
     let begun = Part::create(&dir, &names.part, size, count).and_then(|part| {
         let journal = Journal::create(head, Arc::clone(&dir), Names::of(&spec.id), &[])?;
-        Ok(Begun { journal, part: Some(Arc::new(part)), list: None, good: vec![false; count] })
+        Ok(Begun { journal, is_new: true, part: Some(Arc::new(part)), list: None, good: vec![false; count] })
     });
     begun.map_err(|error| {
         // A fetch that did not begin leaves nothing.

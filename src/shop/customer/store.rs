@@ -319,13 +319,17 @@ fn last_id(tx: &mut dyn Tx, role: Role) -> Result<u64, StoreError> {
     Ok(tx.first(sql, &[role.as_text().into()], |row| row.uint(0))?.unwrap_or(0))
 }
 
-/// Leaves so many ids of each role out: they may have been given out since the backup that this disk is from.
+/// Leaves the ids of each role out up to this one: they may have been given out by a file that is lost, or since the
+/// backup that this one is from.
 ///
 /// # Errors
 /// The store's.
-pub fn skip_user_ids(tx: &mut dyn Tx, count: u64) -> Result<(), StoreError> {
+pub fn skip_user_ids(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
     for role in [Role::Buyer, Role::Seller] {
-        let up_to = number(last_id(tx, role)?.saturating_add(count))?;
+        if last_id(tx, role)? >= up_to {
+            continue;
+        }
+        let up_to = number(up_to)?;
         tx.execute(
             "INSERT INTO shop_user_skipped (role, up_to) VALUES ($1, $2)
              ON CONFLICT (role) DO UPDATE SET up_to = excluded.up_to",

@@ -177,17 +177,17 @@ fn ids_are_never_given_twice_not_even_after_a_backup() {
     let mut db = Db::new();
     let id = |db: &mut Db, role, name: &str| db.create(role, name).unwrap().user_id;
     assert_eq!((id(&mut db, Role::Buyer, "a"), id(&mut db, Role::Buyer, "b")), (1, 2));
-    db.config.jumps = 1;
+    db.config.first_stretch = 1;
     db.restart();
     // Of each role, also of one that nobody had.
-    assert_eq!(id(&mut db, Role::Buyer, "c"), 3 + NUMBERS_JUMP);
-    assert_eq!(id(&mut db, Role::Seller, "c"), 1 + NUMBERS_JUMP);
-    // It jumps once more, should nobody have noted that it did.
+    assert_eq!(id(&mut db, Role::Buyer, "c"), 1 + STRETCH);
+    assert_eq!(id(&mut db, Role::Seller, "c"), 1 + STRETCH);
+    // The same stretch again is not begun anew.
     db.restart();
-    db.config.jumps = 0;
+    assert_eq!(id(&mut db, Role::Buyer, "d"), 2 + STRETCH);
+    db.config.first_stretch = 0;
     db.restart();
-    assert_eq!(id(&mut db, Role::Buyer, "d"), 4 + 2 * NUMBERS_JUMP);
-    assert_eq!(id(&mut db, Role::Buyer, "e"), 5 + 2 * NUMBERS_JUMP);
+    assert_eq!(id(&mut db, Role::Buyer, "e"), 3 + STRETCH);
 }
 
 #[test]

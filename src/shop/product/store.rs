@@ -240,7 +240,6 @@ fn take_numbers(tx: &mut dyn Tx, count: i64) -> Result<i64, StoreError> {
     next.map(|next| next - count).ok_or_else(|| StoreError::Invalid("the sequence of items is missing".to_owned()))
 }
 
-/// Leaves numbers out that may have been given out since the backup that this disk is from.
 /// Once in a file's life: the words of items of before are put into the index in the form in which they are
 /// looked for. What is of ASCII alone (which its length tells) is in it.
 pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
@@ -265,8 +264,11 @@ pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
     tx.execute("INSERT INTO product_folded (form) VALUES ('nfc')", &[]).map(drop)
 }
 
-pub(super) fn skip_numbers(tx: &mut dyn Tx, count: i64) -> Result<(), StoreError> {
-    take_numbers(tx, count).map(|_first| ())
+/// Leaves the numbers out up to this one: they may have been given out by a file that is lost, or since the backup
+/// that this one is from.
+pub(super) fn skip_numbers(tx: &mut dyn Tx, up_to: u64) -> Result<(), StoreError> {
+    let next = id(up_to).saturating_add(1);
+    tx.execute("UPDATE product_number SET next = $1 WHERE id = 1 AND next < $1", &[next.into()]).map(drop)
 }
 
 pub(super) fn register(

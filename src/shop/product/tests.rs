@@ -13,7 +13,7 @@ mod searching;
 
 /// The tests' own time: no thread with the wall's clock has a hand in it (`without_sweeper`).
 const NOW: Millis = Millis(1_795_253_400_000);
-const SETTINGS: Settings = Settings { hold_timeout: Duration::from_secs(60), jumps: 0 };
+const SETTINGS: Settings = Settings { hold_timeout: Duration::from_secs(60), first_stretch: 0 };
 
 fn open() -> (TempDir, ProductDb) {
     let dir = tempfile::tempdir().unwrap();
@@ -332,10 +332,14 @@ fn item_ids_are_never_given_twice_not_even_after_a_backup() {
     let db = ProductDb::open(dir.path(), SETTINGS).unwrap();
     assert_eq!(shelve(&db, 1), "3-3");
     drop(db);
-    let db = ProductDb::open(dir.path(), Settings { jumps: 1, ..SETTINGS }).unwrap();
+    let db = ProductDb::open(dir.path(), Settings { first_stretch: 1, ..SETTINGS }).unwrap();
     let id = shelve(&db, 1);
-    assert_eq!(id, format!("3-{}", 4 + NUMBERS_JUMP));
+    assert_eq!(id, format!("3-{}", 1 + STRETCH));
     assert_eq!(item(&db, &id).quantity, 1);
+    drop(db);
+    // The same stretch again is not begun anew.
+    let db = ProductDb::open(dir.path(), Settings { first_stretch: 1, ..SETTINGS }).unwrap();
+    assert_eq!(shelve(&db, 1), format!("3-{}", 2 + STRETCH));
 }
 
 #[test]

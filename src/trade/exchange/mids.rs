@@ -12,6 +12,8 @@ use crate::model::Token;
 /// Numbers have bit 52 set: those of earlier versions, which were plain, are below it. All are below 2^53,
 /// so that every JSON reader holds them exactly.
 const MARK: u64 = 1 << 52;
+/// Places in the sequence come before this one.
+pub(super) const PLACES: u64 = MARK;
 /// The bits of each half.
 const HALF: u32 = 26;
 const HALF_MASK: u64 = (1 << HALF) - 1;

@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Change, Item, Purchase, Sale, Snapshot, stall};
+use super::{Change, Item, Purchase, Sale, Snapshot, first_number, stall};
 use crate::model::text::nfc;
 use crate::model::{Millis, Name, Token};
+use crate::storage::backup::{self, Part};
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::storage::{Chain, OpenError, Query, Store, StoreError, Ticket, Tx};
 
@@ -48,6 +49,8 @@ pub enum PeerStoreError {
 #[derive(Debug)]
 pub struct PeerStore {
     store: Store,
+    /// The stretch at which numbers begin: not 0 where the file may not know all that were used.
+    first_stretch: u64,
     _lock: DataDirLock,
 }
 
@@ -58,7 +61,8 @@ impl PeerStore {
     /// One line that says what to do.
     pub fn open(dir: &Path, name: &Name) -> Result<PeerStore, PeerStoreError> {
         let lock = DataDirLock::take(dir)?;
-        let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, _lock: lock };
+        let first_stretch = backup::first_stretch(dir, Part::Peer)?;
+        let store = PeerStore { store: Store::open(&dir.join(FILE), MIGRATIONS)?, first_stretch, _lock: lock };
         match store.meta("name")? {
             Some(owner) if nfc(&owner) != name.key() => {
                 return Err(PeerStoreError::NotOurs { dir: dir.to_owned(), owner });
@@ -89,7 +93,7 @@ impl PeerStore {
             let ceiling = reader.first("SELECT value FROM meta WHERE key = 'ceiling'", &[], |row| {
                 row.text(0)?.parse().map_err(|_| StoreError::Invalid("ceiling: expected a number".to_owned()))
             })?;
-            snapshot.ceiling = ceiling.unwrap_or(1);
+            snapshot.ceiling = ceiling.unwrap_or(0).max(first_number(self.first_stretch));
             Ok(snapshot)
         })
     }
@@ -212,6 +216,10 @@ fn json<T: serde::de::DeserializeOwned>(body: &str) -> Result<T, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::backup::accept_loss;
+    use crate::storage::{Expected, check_may_be_absent};
+    use crate::trade::peer::{Core, Effects};
+    use crate::trade::wire::SERVER_NUMBERS;
 
     #[test]
     fn a_data_dir_is_its_peers_however_the_name_is_spelled() {
@@ -221,5 +229,33 @@ mod tests {
         }
         let refused = PeerStore::open(home.path(), &Name::new("Zoe").unwrap());
         assert!(matches!(refused, Err(PeerStoreError::NotOurs { .. })));
+    }
+
+    #[test]
+    fn after_a_loss_that_was_accepted_no_number_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = Name::new("ann").unwrap();
+        let used = |count: usize| {
+            let store = PeerStore::open(dir.path(), &name).unwrap();
+            let mut core = Core::new(store.load().unwrap(), false);
+            let mut fx = Effects::default();
+            let used: Vec<u64> = (0..count).map(|_| core.number(&mut fx).unwrap()).collect();
+            store.append(store.chain(), fx.changes).wait().unwrap();
+            store.close();
+            used
+        };
+        let first = used(1_000);
+        assert_eq!(first[0], 1);
+        let mut highest = *first.last().unwrap();
+        for _ in 0..3 {
+            std::fs::remove_file(dir.path().join(FILE)).unwrap();
+            check_may_be_absent(&dir.path().join(FILE)).unwrap_err();
+            accept_loss(dir.path(), FILE, &[Expected { file: FILE, migrations: MIGRATIONS, companions: &[] }], &[])
+                .unwrap();
+            let more = [used(10), used(10)].concat();
+            assert!(more[0] > highest && more.is_sorted_by(|a, b| a < b), "{more:?} after {highest}");
+            highest = *more.last().unwrap();
+        }
+        assert!(highest < SERVER_NUMBERS);
     }
 }

@@ -29,7 +29,7 @@ fn open_customer(dir: &Path, at: SocketAddr, key: &ClusterKey) -> (Door, Arc<Cus
 }
 
 fn open_product(dir: &Path, at: SocketAddr, key: &ClusterKey) -> (Door, Arc<ProductDb>) {
-    let settings = Settings { hold_timeout: Duration::from_secs(60), jumps: 0 };
+    let settings = Settings { hold_timeout: Duration::from_secs(60), first_stretch: 0 };
     let db = Arc::new(ProductDb::open(dir, settings).unwrap());
     (Door::open_product(at, floor(key), Arc::clone(&db) as _).unwrap(), db)
 }

@@ -22,7 +22,7 @@ struct Whole {
 }
 
 fn open_product(shop: &Shop) -> ProductDb {
-    let settings = Settings { hold_timeout: Duration::from_secs(60), jumps: 0 };
+    let settings = Settings { hold_timeout: Duration::from_secs(60), first_stretch: 0 };
     ProductDb::open(shop.dir.path(), settings).unwrap()
 }
 
