@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::hearing::Held;
 use super::{ANSWERS_KEPT, Exchange, Origin, Outcome, PEERS_MAX, PeerCell, Refused};
-use crate::model::{Millis, Name, Token};
+use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
 use crate::trade::deal::{Event, State};
 use crate::trade::journal::{Change, FarewellRow, Hearing, Journal, LoginRow, PeerRow};
@@ -34,6 +34,11 @@ impl<J: Journal> Exchange<J> {
         }
         loop {
             let Some(peer) = self.peer(request.name.as_str()) else {
+                // Who has a name from before this was asked keeps it; from here on nobody gets one.
+                text::check_visible(request.name.as_str()).map_err(|wrong| {
+                    let refusal = Refusal::new(Code::BadRequest, format!("name: {wrong}"));
+                    (refusal, self.directory_changed.lock().clone())
+                })?;
                 match self.register_new(now, origin, request, reach)? {
                     Some(Ok(outcome)) => return Ok(outcome),
                     Some(Err(Held)) => return denied(held(reach), self.directory_changed.lock().clone()),
