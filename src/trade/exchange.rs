@@ -192,7 +192,8 @@ pub struct Exchange<J: Journal> {
     peers: RwLock<HashMap<Name, Arc<PeerCell<J>>>>,
     /// Who has which address. The innermost of all locks.
     addresses: RwLock<HashMap<SocketAddr, Arc<PeerCell<J>>>>,
-    allowances: Mutex<Allowances>,
+    /// Shared with the exchange that this one stands in for: see [`Exchange::stands_in_for`].
+    allowances: Arc<Mutex<Allowances>>,
     /// How many names were registered from where.
     names: Mutex<Shares>,
     mid_key: Mids,
@@ -290,7 +291,7 @@ impl<J: Journal> Exchange<J> {
             rules,
             peers: RwLock::default(),
             addresses: RwLock::default(),
-            allowances: Mutex::default(),
+            allowances: Arc::default(),
             names: Mutex::new(Shares::new(PEERS_MAX, NAMES_PER_ADDRESS_MAX)),
             mid_key: Mids::new(&mid_key),
             directory_changed: Mutex::default(),

@@ -17,6 +17,12 @@ const ADDRESS_KEPT: Duration = Duration::from_secs(120);
 pub(super) struct Held;
 
 impl<J: Journal> Exchange<J> {
+    /// What came counts on, for both: the exchange that this one was built to replace may still be at work, and
+    /// what is answered here was often asked there.
+    pub fn stands_in_for(&mut self, before: &Exchange<J>) {
+        self.allowances = Arc::clone(&before.allowances);
+    }
+
     /// A datagram of so many bytes came from there. Whether that address has proved that it hears: then
     /// nothing that is sent there counts.
     pub fn came(&self, source: SocketAddr, bytes: usize) -> bool {

@@ -99,6 +99,23 @@ fn to_all_ports_of_an_ip_that_may_not_hear_goes_three_times_what_came_from_it() 
 }
 
 #[test]
+fn what_came_counts_on_where_memory_is_built_anew() {
+    let world = World::with(&["al"]);
+    let al = address(AL);
+    world.exchange.came(al, 100);
+    assert!(world.exchange.may_send(al, 200));
+    let journal = world.exchange.journal().clone();
+    let snapshot = journal.snapshot();
+    let (mut rebuilt, _) = Exchange::load(journal, rules(), snapshot, 0, world.now);
+    assert_eq!(rebuilt.room_for(al), 0, "after a start nothing is known of what came");
+    rebuilt.stands_in_for(&world.exchange);
+    assert_eq!(rebuilt.room_for(al), 100);
+    // A datagram that was read before may be answered after, and what is sent counts once.
+    world.exchange.came(al, 10);
+    assert!(rebuilt.may_send(al, 130) && !world.exchange.may_send(al, 1));
+}
+
+#[test]
 fn an_address_whose_name_is_there_is_refused_to_any_other() {
     let mut world = World::with(&["al", "bo"]);
     let token = world.tokens["bo"].clone();
