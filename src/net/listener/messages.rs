@@ -262,7 +262,7 @@ impl fmt::Debug for MessageConnection {
 
 fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended> {
     let limits = service.limits();
-    let Connection { conn, source, may_speak, share, permit } =
+    let Connection { conn, source, may_speak, share, is_stopping, permit } =
         accepted.begin(limits.idle_timeout, HANDSHAKE_TIMEOUT)?;
     let is_tls = conn.is_tls();
     let (incoming, writer) = conn.split();
@@ -273,7 +273,7 @@ fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended
         }
         MessageFraming::JsonLines | MessageFraming::Lines => MessageReader::lines(incoming, limits, share),
     };
-    let reader = reader.taking_last_line();
+    let reader = reader.taking_last_line(is_stopping);
     let mut connection = MessageConnection { reader, writer, source, is_tls, permit };
     let mut client = service.connected(&connection);
     loop {
