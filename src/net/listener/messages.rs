@@ -14,6 +14,7 @@ use crate::net::counters::Counter;
 use crate::net::ended::Ended;
 use crate::net::frames::MessageReader;
 use crate::net::lines::{LineError, LineLimits};
+use crate::net::source::Source;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -221,6 +222,11 @@ impl MessageConnection {
     /// How many connections this port is sure of.
     pub fn sure(&self) -> usize {
         self.permit.sure()
+    }
+
+    /// Whose it is where connections are counted: see [`Permit::source`].
+    pub fn counts_for(&self) -> Source {
+        self.permit.source()
     }
 
     /// What is received from now on counts for a component, not for a client.
