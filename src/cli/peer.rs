@@ -40,7 +40,8 @@ missed is asked for at the next start. The wallet is a JSON file with cc_number,
 address; it is read when something is paid, and never stored.")]
 pub struct PeerArgs {
     /// Who you are; asked for when it is not given (in a pipe: its first line)
-    #[arg(long, value_name = "NAME", value_parser = Name::new, env = "P2S2_PEER_NAME")]
+    // Whether all of a new name can be seen is the server's to ask: who has one keeps it.
+    #[arg(long, value_name = "NAME", value_parser = Name::kept, env = "P2S2_PEER_NAME")]
     name: Option<Name>,
     /// The server's trade port; auto: look for servers that announce themselves, and ask which
     #[arg(long, value_name = "HOST:PORT", env = "P2S2_PEER_SERVER", default_value = "127.0.0.1:7001")]

@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::budget::Share;
@@ -318,9 +320,9 @@ impl<R: ReadBefore> MessageReader<R> {
     }
 
     /// As [`LineReader::taking_last_line`].
-    pub fn taking_last_line(self) -> MessageReader<R> {
+    pub fn taking_last_line(self, we_end_it: Arc<AtomicBool>) -> MessageReader<R> {
         match self {
-            MessageReader::Lines(lines) => MessageReader::Lines(lines.taking_last_line()),
+            MessageReader::Lines(lines) => MessageReader::Lines(lines.taking_last_line(we_end_it)),
             frames @ MessageReader::Frames(_) => frames,
         }
     }
@@ -388,7 +390,7 @@ mod tests {
     use crate::net::lines::tests::Chunks;
     use proptest::prelude::*;
     use std::io::{Read, Write};
-    use std::sync::Arc;
+    use std::sync::atomic::Ordering::SeqCst;
 
     fn over(chunks: &[&[u8]], max_bytes: usize) -> FrameReader<Chunks> {
         FrameReader::new(Chunks::of(chunks), LineLimits::new(max_bytes))
@@ -487,7 +489,7 @@ mod tests {
         for last in [&b"{}"[..], b"\xef\xbb\xbf{}", b" ", b"{}\r"] {
             let source = Chunks::of(&[b"{}\n", last]);
             let lines = MessageReader::begin(source, LineLimits::new(100), Share::default()).unwrap().unwrap();
-            let mut lines = lines.taking_last_line();
+            let mut lines = lines.taking_last_line(Arc::default());
             assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"{}");
             let expected = last.strip_suffix(b"\r").unwrap_or(last);
             assert_eq!(lines.read_before(soon()).unwrap().unwrap(), expected);
@@ -497,7 +499,16 @@ mod tests {
         assert_eq!(marked.unwrap().framing(), Framing::Lines);
         // Too long is too long at the end, too.
         let four = || MessageReader::lines(Chunks::of(&[b"{234"]), LineLimits::new(3), Share::default());
-        assert!(matches!(four().taking_last_line().read_before(soon()), Err(LineError::TooLong { max_bytes: 3 })));
+        let too_long = four().taking_last_line(Arc::default()).read_before(soon());
+        assert!(matches!(too_long, Err(LineError::TooLong { max_bytes: 3 })));
+        // Where we end it ourselves, nobody knows what was still to come.
+        let we_end_it = Arc::new(AtomicBool::new(false));
+        let source = Chunks::of(&[b"{}\n", b"{}"]);
+        let mut lines =
+            MessageReader::lines(source, LineLimits::new(9), Share::default()).taking_last_line(Arc::clone(&we_end_it));
+        assert_eq!(lines.read_before(soon()).unwrap().unwrap(), b"{}");
+        we_end_it.store(true, SeqCst);
+        assert!(matches!(lines.read_before(soon()), Err(LineError::Truncated)));
         // Who waits for an answer is told that it was cut short.
         assert!(matches!(four().read_before(soon()), Err(LineError::Truncated)));
     }

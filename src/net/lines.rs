@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use super::budget::Share;
@@ -92,14 +94,14 @@ pub struct LineReader<R> {
     given: usize,
     /// For what is longer than most messages.
     share: Share,
-    /// Whether what stands before the end of the source is a line, too.
-    takes_last: bool,
+    /// Where what stands before the end of the source is a line, too: whether it is we who end it.
+    takes_last_unless: Option<Arc<AtomicBool>>,
 }
 
 impl<R: ReadBefore> LineReader<R> {
     /// Reads from the source within the limits.
     pub fn new(source: R, limits: LineLimits) -> LineReader<R> {
-        LineReader { source, limits, pending: Vec::new(), given: 0, share: Share::default(), takes_last: false }
+        LineReader { source, limits, pending: Vec::new(), given: 0, share: Share::default(), takes_last_unless: None }
     }
 
     /// Takes the memory for long lines from a budget. A line counts until the next one is asked for.
@@ -115,8 +117,11 @@ impl<R: ReadBefore> LineReader<R> {
 
     /// Takes what stands before the end of the source as a line, also without a line end. For servers alone: who
     /// waits for an answer must know one that was cut short.
-    pub fn taking_last_line(mut self) -> LineReader<R> {
-        self.takes_last = true;
+    ///
+    /// Not where `we_end_it` is set by then: the end is of our own making, and says nothing of what the client had
+    /// still to say.
+    pub fn taking_last_line(mut self, we_end_it: Arc<AtomicBool>) -> LineReader<R> {
+        self.takes_last_unless = Some(we_end_it);
         self
     }
 
@@ -216,7 +221,7 @@ impl<R: ReadBefore> LineReader<R> {
             let read = self.source.read_before(&mut self.pending[had..], deadline);
             self.pending.truncate(had + read.as_ref().map_or(0, |len| *len));
             match read {
-                Ok(0) if self.takes_last => {
+                Ok(0) if self.takes_last_unless.as_ref().is_some_and(|we_end_it| !we_end_it.load(SeqCst)) => {
                     let last = std::mem::take(&mut self.pending);
                     return self.checked(&last).map(Some);
                 }

@@ -97,7 +97,7 @@ struct Accepting {
     open: Mutex<OpenConnections>,
     /// Told when a connection has ended, or at the end.
     changed: Condvar,
-    is_stopping: AtomicBool,
+    is_stopping: Arc<AtomicBool>,
     counters: Arc<ListenerCounters>,
     complaints: Seldom,
 }
@@ -185,7 +185,7 @@ impl Listener {
             protocol,
             open: Mutex::default(),
             changed: Condvar::new(),
-            is_stopping: AtomicBool::new(false),
+            is_stopping: Arc::default(),
             counters,
             complaints: Seldom::minutely(),
         });
@@ -214,8 +214,8 @@ impl Listener {
     }
 
     /// Ends accepting at once, and connections in two steps: first nothing more is read from them, so
-    /// that idle ones end and those in hand can still answer; after `grace` the rest is cut off. How
-    /// many handlers have not returned even then.
+    /// that idle ones end and those in hand can still answer (what has come of a message by half is none);
+    /// after `grace` the rest is cut off. How many handlers have not returned even then.
     pub fn stop(&self, grace: Duration) -> usize {
         let accepting = &self.accepting;
         accepting.is_stopping.store(true, SeqCst);
@@ -305,7 +305,13 @@ impl Accepting {
         };
         // Made here, so that it is undone too if the job never runs.
         let entry = Entry { accepting: Arc::clone(self), id };
-        let accepted = Accepted::new(Arc::clone(&stream), source, permit, Arc::clone(&self.context));
+        let accepted = Accepted::new(
+            Arc::clone(&stream),
+            source,
+            permit,
+            Arc::clone(&self.context),
+            Arc::clone(&self.is_stopping),
+        );
         let job = move || {
             // Dropped after the connection, and when serving it panics.
             let entry = entry;

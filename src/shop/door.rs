@@ -3,13 +3,14 @@
 //! All four servers have one. Behind it stands a [`Host`], who answers clients; at a database's door also
 //! a [`Database`], which answers those who have proved the cluster key, and nobody else.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::customer::CustomerDb;
@@ -27,6 +28,7 @@ use crate::net::listener::{
     self, After, ConnectionLimiter, Listener, ListenerContext, MessageConnection, MessageFraming, MessageService,
     Messages, Rejection,
 };
+use crate::net::source::Source;
 use crate::net::threads::Executor;
 use crate::net::tls::Identity;
 
@@ -145,9 +147,12 @@ struct Links {
     /// The component's name.
     name: &'static str,
     operate: Operate,
-    /// Strangers who have asked for something.
-    strangers: Arc<AtomicUsize>,
+    strangers: Arc<Strangers>,
 }
+
+/// Strangers who have asked for something: how many from where.
+#[derive(Default)]
+struct Strangers(Mutex<HashMap<Source, usize>>);
 
 /// Which part of what a database's port is sure of strangers may have: the rest is for links. Document 001's
 /// hundred buyers and hundred sellers, who all come at once, are within it in a server with the usual bound.
@@ -170,22 +175,37 @@ struct Caller {
 }
 
 /// Given back when dropped.
-struct StrangersPlace(Arc<AtomicUsize>);
+struct StrangersPlace {
+    strangers: Arc<Strangers>,
+    source: Source,
+}
 
-impl Links {
-    /// For a stranger at a port that is sure of so many connections.
-    fn take_place(&self, sure: usize) -> Option<StrangersPlace> {
+impl Strangers {
+    /// For one more, at a port that is sure of so many connections. One source has half of their places at most, so
+    /// that it shuts no others out; loopback may have them all.
+    fn take_place(self: &Arc<Self>, source: Source, sure: usize) -> Option<StrangersPlace> {
         let most = (sure / STRANGERS_SHARE).max(1);
-        let one_more = |taken| (taken < most).then_some(taken + 1);
-        // Relaxed: the number guards no other memory.
-        self.strangers.fetch_update(Relaxed, Relaxed, one_more).ok()?;
-        Some(StrangersPlace(Arc::clone(&self.strangers)))
+        let most_of_source = if source.is_loopback() { most } else { (most / 2).max(1) };
+        let mut places = self.0.lock();
+        let of_source = places.get(&source).copied().unwrap_or_default();
+        // Not more to add up than there are places.
+        if of_source >= most_of_source || places.values().sum::<usize>() >= most {
+            return None;
+        }
+        places.insert(source, of_source + 1);
+        Some(StrangersPlace { strangers: Arc::clone(self), source })
     }
 }
 
 impl Drop for StrangersPlace {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        let mut places = self.strangers.0.lock();
+        if let Some(of_source) = places.get_mut(&self.source) {
+            *of_source -= 1;
+            if *of_source == 0 {
+                places.remove(&self.source);
+            }
+        }
     }
 }
 
@@ -320,7 +340,7 @@ impl MessageService for DoorService {
                 link::keep_alive(connection.stream());
                 return self.link(&message, connection, links);
             }
-            caller.stranger = links.take_place(connection.sure());
+            caller.stranger = links.strangers.take_place(connection.counts_for(), connection.sure());
             if caller.stranger.is_none() {
                 self.counters.strangers_refused.add(1);
                 let busy = Refusal::new(Code::Busy, Rejection::Connections.to_string());
@@ -514,6 +534,7 @@ pub(super) fn parse<T: DeserializeOwned>(json: &str) -> Answer<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::source;
     use proptest::prelude::*;
 
     #[test]
@@ -526,6 +547,29 @@ mod tests {
         for nonsense in [&b""[..], b"{\"ok\":", b"{\"ok\":\xff}", b"[]", b"{\"error\":{\"code\":\"X\"}}"] {
             assert_eq!(decode_answer(nonsense.to_vec()).unwrap_err().code, Code::Unavailable);
         }
+    }
+
+    #[test]
+    fn a_source_has_half_of_the_strangers_places_and_loopback_all() {
+        let strangers = Arc::<Strangers>::default();
+        let take = |address: &str, sure, times: usize| -> Vec<StrangersPlace> {
+            let source = source::of(address.parse().unwrap());
+            (0..times).map_while(|_| strangers.take_place(source, sure)).collect()
+        };
+        let one = take("192.0.2.1", 40, 100);
+        assert_eq!(one.len(), 10, "of twenty");
+        let others = (take("2001:db8::1", 40, 4), take("2001:db8::2", 40, 100));
+        assert_eq!((others.0.len(), others.1.len()), (4, 6), "a network is one source");
+        assert!(take("192.0.2.3", 40, 1).is_empty() && take("127.0.0.1", 40, 1).is_empty(), "all together have twenty");
+        drop(one);
+        assert_eq!(take("192.0.2.3", 40, 100).len(), 10, "what is given back is free at once");
+        drop(others);
+        let here = (take("127.0.0.1", 40, 15), take("::1", 40, 100));
+        assert_eq!((here.0.len(), here.1.len()), (15, 5), "this machine may have them all");
+        drop(here);
+        assert!(strangers.0.lock().is_empty(), "who holds nothing is not remembered");
+        assert_eq!(take("192.0.2.1", 8, 9).len(), 2);
+        assert_eq!(take("192.0.2.1", 1, 9).len(), 1, "one at least");
     }
 
     proptest! {

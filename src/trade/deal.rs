@@ -185,7 +185,7 @@ impl Deal {
                 self.ask(party, kind, amount, goods, step, &mut effects)?;
                 // Whoever asks further has read what it was told, or does not want it any more.
                 if self.outstanding_mid(party) == told_before {
-                    self.drop_outstanding(party, &mut effects);
+                    self.drop_outstanding(party);
                 }
                 self.answered_mut(party).push(asked);
                 self.changed(party, &mut effects);

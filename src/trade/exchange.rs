@@ -194,13 +194,16 @@ pub struct Exchange<J: Journal> {
     peers: RwLock<HashMap<Name, Arc<PeerCell<J>>>>,
     /// Who has which address. The innermost of all locks.
     addresses: RwLock<HashMap<SocketAddr, Arc<PeerCell<J>>>>,
-    allowances: Mutex<Allowances>,
+    /// Shared with the exchange that this one stands in for: see [`Exchange::stands_in_for`].
+    allowances: Arc<Mutex<Allowances>>,
     /// How many names were registered from where.
     names: Mutex<Shares>,
     mid_key: Mids,
     /// The newest registration or departure: what "there is no such peer" is built on.
     directory_changed: Mutex<J::Receipt>,
     deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
+    /// The side that each push was for, as long as its deal is known: also of those that are not repeated any
+    /// more. An ACK may come after the answer that it stands for, and proves an address all the same.
     mids: Mutex<HashMap<u64, (u64, Party)>>,
     farewells: Mutex<BTreeMap<(Name, u64), FarewellRow>>,
     ended: Mutex<VecDeque<(Millis, u64)>>,
@@ -224,7 +227,8 @@ struct PeerCell<J: Journal> {
 
 struct PeerState<J: Journal> {
     row: PeerRow,
-    /// It has left, or is about to: no new deal may begin with it.
+    /// It has left, or is about to: no new deal may begin with it, and its row is not written any more. Who has
+    /// found it before it left would bring it back to the disk, and perhaps over someone else's row.
     leaving: bool,
     /// The deal behind each number that the peer may name.
     rqs: HashMap<u64, u64>,
@@ -247,6 +251,9 @@ struct DealCell<J: Journal> {
 
 struct DealState<J: Journal> {
     deal: Deal,
+    /// The numbers of all that its sides were told, to be forgotten with it: for a seller a few, for the buyer
+    /// one for each seller at most.
+    mids: Vec<u64>,
     forgotten: bool,
     last: J::Receipt,
 }
@@ -298,7 +305,7 @@ impl<J: Journal> Exchange<J> {
             rules,
             peers: RwLock::default(),
             addresses: RwLock::default(),
-            allowances: Mutex::default(),
+            allowances: Arc::default(),
             names: Mutex::new(Shares::new(PEERS_MAX, NAMES_PER_ADDRESS_MAX)),
             mid_key: Mids::new(&mid_key),
             directory_changed: Mutex::default(),
@@ -330,7 +337,7 @@ impl<J: Journal> Exchange<J> {
     fn resume(&self, mut deal: Deal, now: Millis, resumed: &mut Resumed) {
         deal.resume(now, &self.rules.windows);
         let id = deal.id;
-        let mut holders = 0;
+        let (mut holders, mut mids) = (0, Vec::new());
         let heard_of = deal.ended_at().is_none_or(|at| at.until(now) < ANSWERS_KEPT);
         for party in deal.parties() {
             let Some(peer_cell) = self.peer_in(&deal, party) else { continue };
@@ -346,6 +353,7 @@ impl<J: Journal> Exchange<J> {
             }
             if let Some(mid) = deal.outstanding_mid(party) {
                 self.mids.lock().insert(mid, (id, party));
+                mids.push(mid);
                 resumed.pushes.extend(heard_of.then_some(Told { deal: id, party, mid }));
             }
         }
@@ -360,7 +368,7 @@ impl<J: Journal> Exchange<J> {
         if let Some(at) = deal.ended_at() {
             self.ended.lock().push_back((at.min(now), id));
         }
-        let state = DealState { deal, forgotten: false, last: J::Receipt::default() };
+        let state = DealState { deal, mids, forgotten: false, last: J::Receipt::default() };
         let cell = DealCell { holders: AtomicUsize::new(holders), state: Mutex::new(state) };
         self.deals.write().insert(id, Arc::new(cell));
     }

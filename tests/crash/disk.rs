@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -111,6 +112,26 @@ fn a_full_disk_refuses_changes_and_nothing_else() {
 #[test]
 fn a_disk_that_cannot_sync_refuses_changes_and_nothing_else() {
     nothing_is_stored_while("sync");
+}
+
+/// Whoever has not proved that it hears is told as well, though memory is built anew between its datagram and the
+/// answer.
+#[test]
+fn a_first_register_hears_that_nothing_could_be_stored_without_asking_again() {
+    let Some(faulty) = Faulty::start() else { return };
+    let mut carol = Peer::unregistered(faulty.server.addr, "carol");
+    let register = carol.message("REGISTER", 1, carol.reach());
+    faulty.fails("full");
+    for _ in 0..2 {
+        carol.send(&register);
+        let answer = carol.receive_until(Instant::now() + Duration::from_secs(20));
+        assert_eq!(answer.as_ref().map(|answer| &answer["code"]), Some(&json!("UNAVAILABLE")), "{answer:?}");
+    }
+    faulty.works();
+    carol.send(&register);
+    let answer = carol.receive_until(Instant::now() + Duration::from_secs(20));
+    assert_eq!(answer.as_ref().map(|answer| &answer["type"]), Some(&json!("REGISTERED")), "{answer:?}");
+    assert_eq!(faulty.server.stop(), 0);
 }
 
 #[test]

@@ -223,6 +223,18 @@ fn strangers_cannot_take_the_databases_from_the_frontends() {
     crate::support::eventually("room", || (stranger(shop.customer).1 == "SESSION_EXPIRED").then_some(()));
 }
 
+/// However long passwords take: as many as document 001 has, all from this machine, hold a place each.
+#[test]
+fn two_hundred_from_this_machine_find_room_at_the_customer_database() {
+    let shop = Shop::one(&[]);
+    let mut open = Vec::new();
+    for nth in 0..200 {
+        let mut client = Client::connect(shop.customer, Framing::Lines);
+        assert_eq!(code(client.flat("VALIDATE", json!({"sid": "none"}))), "SESSION_EXPIRED", "{nth}");
+        open.push(client);
+    }
+}
+
 /// Document 001's third scenario, at the database itself, in a process whose other ports have their share of the
 /// connections: each tries to log in, makes the account when refused, and tries again.
 #[test]

@@ -252,7 +252,7 @@ enum Came {
 
 /// Serves one connection to its end.
 pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<()> {
-    let Connection { conn, source, may_speak, share, permit } = connection;
+    let Connection { conn, source, may_speak, share, permit, .. } = connection;
     let (is_tls, stream) = (conn.is_tls(), Arc::clone(conn.stream()));
     let (mut reader, writer) = conn.split();
     let wire = Rc::new(RefCell::new(Wire {

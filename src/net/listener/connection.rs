@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::{ListenerContext, Permit};
@@ -16,6 +17,7 @@ pub struct Accepted {
     stream: Arc<TcpStream>,
     source: SocketAddr,
     context: Arc<ListenerContext>,
+    is_stopping: Arc<AtomicBool>,
     /// The last to be dropped: its descriptor is free by then.
     permit: Permit,
 }
@@ -30,6 +32,8 @@ pub struct Connection {
     pub may_speak: bool,
     /// For what is received.
     pub share: Share,
+    /// Set before the listener's stop ends what is read: then that is no end of the client's.
+    pub is_stopping: Arc<AtomicBool>,
     /// The last to be dropped, likewise.
     pub permit: Permit,
 }
@@ -41,8 +45,9 @@ impl Accepted {
         source: SocketAddr,
         permit: Permit,
         context: Arc<ListenerContext>,
+        is_stopping: Arc<AtomicBool>,
     ) -> Accepted {
-        Accepted { stream, source, context, permit }
+        Accepted { stream, source, context, is_stopping, permit }
     }
 
     /// One that seems to come from there.
@@ -56,7 +61,7 @@ impl Accepted {
         let stream = Arc::new(stream);
         let permit = limiter.listener(0).enter(source.ip(), &stream).unwrap();
         let context = ListenerContext { executor, limiter, budget, identity: None, plain_from_afar };
-        Accepted::new(stream, source, permit, Arc::new(context))
+        Accepted::new(stream, source, permit, Arc::new(context), Arc::default())
     }
 
     /// Who it comes from.
@@ -75,7 +80,7 @@ impl Accepted {
     /// # Errors
     /// [`ConnError`]; `Silent` if nothing comes.
     pub fn begin(self, first_byte_within: Duration, handshake_timeout: Duration) -> Result<Connection, ConnError> {
-        let Accepted { stream, source, context, permit } = self;
+        let Accepted { stream, source, context, is_stopping, permit } = self;
         let conn = match &context.identity {
             Some(identity) => {
                 Conn::accept_any(stream, identity, Instant::now() + first_byte_within, handshake_timeout)?
@@ -84,6 +89,6 @@ impl Accepted {
         };
         let may_speak = conn.is_tls() || source.ip().is_loopback() || context.plain_from_afar;
         let share = Share::of(Arc::clone(&context.budget));
-        Ok(Connection { conn, source, may_speak, share, permit })
+        Ok(Connection { conn, source, may_speak, share, is_stopping, permit })
     }
 }

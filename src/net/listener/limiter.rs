@@ -339,6 +339,11 @@ impl Permit {
         self.share.sure()
     }
 
+    /// Whose connection it counts as: what comes from this machine is loopback's, whatever its address.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
     /// It gives way again, as the youngest: between requests, where nothing is lost by that.
     pub fn await_request(&mut self, stream: &Arc<TcpStream>) {
         if self.place.is_none() && !self.is_closing {

@@ -14,6 +14,7 @@ use crate::net::counters::Counter;
 use crate::net::ended::Ended;
 use crate::net::frames::MessageReader;
 use crate::net::lines::{LineError, LineLimits};
+use crate::net::source::Source;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -223,6 +224,11 @@ impl MessageConnection {
         self.permit.sure()
     }
 
+    /// Whose it is where connections are counted: see [`Permit::source`].
+    pub fn counts_for(&self) -> Source {
+        self.permit.source()
+    }
+
     /// What is received from now on counts for a component, not for a client.
     pub fn becomes_link(&mut self, budget: &Arc<Budget>) {
         self.reader.set_share(Share::of_link(Arc::clone(budget)));
@@ -262,7 +268,7 @@ impl fmt::Debug for MessageConnection {
 
 fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended> {
     let limits = service.limits();
-    let Connection { conn, source, may_speak, share, permit } =
+    let Connection { conn, source, may_speak, share, is_stopping, permit } =
         accepted.begin(limits.idle_timeout, HANDSHAKE_TIMEOUT)?;
     let is_tls = conn.is_tls();
     let (incoming, writer) = conn.split();
@@ -273,7 +279,7 @@ fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended
         }
         MessageFraming::JsonLines | MessageFraming::Lines => MessageReader::lines(incoming, limits, share),
     };
-    let reader = reader.taking_last_line();
+    let reader = reader.taking_last_line(is_stopping);
     let mut connection = MessageConnection { reader, writer, source, is_tls, permit };
     let mut client = service.connected(&connection);
     loop {

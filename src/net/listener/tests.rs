@@ -1,4 +1,6 @@
 use super::*;
+use crate::net::ended::Ended;
+use crate::net::lines::LineLimits;
 use crate::net::testing::{eventually, in_own_process};
 use std::io::{BufRead, BufReader, Read, Write};
 
@@ -149,6 +151,58 @@ fn stopping_ends_idle_connections_at_once() {
     assert_eq!(read_all(&client), b"");
     assert_eq!(executor.finish(SOON), 0);
     assert!(TcpStream::connect(server.local_addr()).is_err());
+}
+
+/// A port of lines: each is kept and answered with itself.
+#[derive(Default)]
+struct Kept(Arc<Mutex<Vec<String>>>, Counter);
+
+impl MessageService for Kept {
+    type Client = ();
+    const NAME: &'static str = "test";
+    const FRAMING: MessageFraming = MessageFraming::Lines;
+
+    fn limits(&self) -> LineLimits {
+        LineLimits::new(1000)
+    }
+
+    fn rejection(&self, _why: Rejection) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn connections_failed(&self) -> &Counter {
+        &self.1
+    }
+
+    fn connected(&self, _connection: &MessageConnection) {}
+
+    fn message(&self, (): &mut (), message: Vec<u8>, connection: &mut MessageConnection) -> Result<After, Ended> {
+        self.0.lock().push(String::from_utf8_lossy(&message).into_owned());
+        connection.write(&message)?;
+        Ok(After::Continue)
+    }
+}
+
+#[test]
+fn half_a_line_is_one_at_the_clients_end_and_none_at_our_own() {
+    let service = Kept::default();
+    let kept = Arc::clone(&service.0);
+    let socket = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = Listener::start(socket, context(10, 10), Arc::new(Messages(service))).unwrap();
+    let begin = |whole: &str, half: &str| {
+        let mut client = connect(&server);
+        client.write_all(format!("{whole}\n{half}").as_bytes()).unwrap();
+        let mut answer = vec![0; whole.len() + 1];
+        client.read_exact(&mut answer).unwrap();
+        client
+    };
+    let ends = begin("one", "of a client that ends");
+    ends.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&ends), b"of a client that ends\n");
+    let goes_on = begin("two", "buy 1");
+    assert_eq!(server.stop(SOON), 0);
+    assert_eq!(read_all(&goes_on), b"", "perhaps he wanted to buy 10");
+    assert_eq!(*kept.lock(), ["one", "of a client that ends", "two"]);
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl Deal {
     }
 
     pub(super) fn gone(&mut self, party: Party, step: &mut Step, effects: &mut Effects) {
-        self.drop_outstanding(party, effects);
+        self.drop_outstanding(party);
         self.changed(party, effects);
         match party {
             Party::Buyer => {
@@ -309,7 +309,7 @@ impl Deal {
     fn drop_searches(&mut self, effects: &mut Effects) {
         for seller in 0..self.sellers.len() {
             if matches!(self.sellers[seller].outstanding, Some(Outstanding { note: Note::Search, .. })) {
-                self.drop_outstanding(Party::Seller(seller), effects);
+                self.drop_outstanding(Party::Seller(seller));
                 effects.sellers_changed.push(seller);
             }
         }

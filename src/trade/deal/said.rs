@@ -65,8 +65,9 @@ impl Deal {
         }
     }
 
-    pub(super) fn drop_outstanding(&mut self, party: Party, effects: &mut Effects) {
-        effects.withdrawn_mids.extend(self.outstanding_mut(party).take().map(|old| old.mid));
+    /// What this side was told last is not repeated any more.
+    pub(super) fn drop_outstanding(&mut self, party: Party) {
+        *self.outstanding_mut(party) = None;
     }
 
     pub(super) fn tell(&mut self, party: Party, note: Note, step: &mut Step, effects: &mut Effects) {
@@ -77,7 +78,6 @@ impl Deal {
         if gone {
             return;
         }
-        self.drop_outstanding(party, effects);
         *self.outstanding_mut(party) = Some(Outstanding { mid: (step.next_mid)(), note });
         self.changed(party, effects);
         // Only the newest word of a step goes out.

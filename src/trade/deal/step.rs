@@ -99,8 +99,6 @@ pub struct Effects {
     pub told: Vec<Party>,
     /// Pushes that go out once and are not repeated.
     pub told_once: Vec<(Party, Push)>,
-    /// Mids that need not be acknowledged any more.
-    pub withdrawn_mids: Vec<u64>,
     /// To be written in the log.
     pub log: Vec<LogLine>,
     /// To be booked with the change.

@@ -213,21 +213,19 @@ impl<J: Journal> Exchange<J> {
             })
         }));
         let mut outcome = Outcome::default();
+        let mut sent = Vec::new();
         for (party, push) in effects.told_once {
+            sent.push((push.mid(), party));
             outcome.once.extend(self.peer_in(deal, party).and_then(|peer| peer.outgoing(push)));
         }
         for party in effects.told {
-            outcome.pushes.extend(deal.outstanding_mid(party).map(|mid| Told { deal: deal.id, party, mid }));
-        }
-        {
-            let mut mids = self.mids.lock();
-            for mid in effects.withdrawn_mids {
-                mids.remove(&mid);
-            }
-            for told in &outcome.pushes {
-                mids.insert(told.mid, (told.deal, told.party));
+            if let Some(mid) = deal.outstanding_mid(party) {
+                sent.push((mid, party));
+                outcome.pushes.push(Told { deal: deal.id, party, mid });
             }
         }
+        state.mids.extend(sent.iter().map(|(mid, _)| *mid));
+        self.mids.lock().extend(sent.into_iter().map(|(mid, party)| (mid, (deal.id, party))));
         for seller in effects.silent {
             if let Some(peer) = self.peer_in(deal, Party::Seller(seller)) {
                 // Saturates far above the bound that matters.
@@ -257,7 +255,7 @@ impl<J: Journal> Exchange<J> {
         let Some(cell) = self.deal(deal) else { return false };
         let mut state = cell.state.lock();
         let Some(peer) = self.peer_in(&state.deal, party) else { return false };
-        let heard = {
+        {
             let mut own = peer.state.lock();
             let by_token = ack.token.as_ref().is_some_and(|token| own.row.token.matches(token));
             if (source != own.row.addr || own.row.displaced) && !by_token {
@@ -266,18 +264,17 @@ impl<J: Journal> Exchange<J> {
             if by_token {
                 self.token_came(&peer, &mut own, source);
             }
-            self.ack_came(&peer, &mut own, source, ack.mid)
-        };
+            self.ack_came(&peer, &mut own, source, ack.mid);
+        }
         peer.heard(now);
         if state.forgotten || !state.deal.acknowledge(party, ack.mid) {
             return false;
         }
-        self.mids.lock().remove(&ack.mid);
         let change = match party {
             Party::Buyer => deal_change(&state.deal),
             Party::Seller(seller) => seller_change(&state.deal, seller),
         };
-        state.last = self.journal.append([change].into_iter().chain(heard).collect());
+        state.last = self.journal.append(vec![change]);
         true
     }
 
@@ -386,10 +383,8 @@ impl<J: Journal> Exchange<J> {
         self.journal.append(vec![Change::DropDeal(id)]);
         {
             let mut mids = self.mids.lock();
-            for party in state.deal.parties() {
-                if let Some(mid) = state.deal.outstanding_mid(party) {
-                    mids.remove(&mid);
-                }
+            for mid in std::mem::take(&mut state.mids) {
+                mids.remove(&mid);
             }
         }
         for party in state.deal.parties() {

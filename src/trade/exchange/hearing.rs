@@ -17,6 +17,12 @@ const ADDRESS_KEPT: Duration = Duration::from_secs(120);
 pub(super) struct Held;
 
 impl<J: Journal> Exchange<J> {
+    /// What came counts on, for both: the exchange that this one was built to replace may still be at work, and
+    /// what is answered here was often asked there.
+    pub fn stands_in_for(&mut self, before: &Exchange<J>) {
+        self.allowances = Arc::clone(&before.allowances);
+    }
+
     /// A datagram of so many bytes came from there. Whether that address has proved that it hears: then
     /// nothing that is sent there counts.
     pub fn came(&self, source: SocketAddr, bytes: usize) -> bool {
@@ -48,7 +54,7 @@ impl<J: Journal> Exchange<J> {
     pub(super) fn token_came(&self, peer: &PeerCell<J>, state: &mut PeerState<J>, source: SocketAddr) {
         let row = &mut state.row;
         let told_here = source == row.addr && source == row.first_source;
-        if row.hearing.here || row.hearing.moved || row.displaced || !told_here {
+        if state.leaving || row.hearing.here || row.hearing.moved || row.displaced || !told_here {
             return;
         }
         (row.hearing.here, row.hearing.ever) = (true, true);
@@ -58,14 +64,8 @@ impl<J: Journal> Exchange<J> {
     }
 
     /// A push was acknowledged. From the peer's own address that proves the address, if the number of the
-    /// push was sent to no other. Returns what is to be stored.
-    pub(super) fn ack_came(
-        &self,
-        peer: &PeerCell<J>,
-        state: &mut PeerState<J>,
-        source: SocketAddr,
-        mid: u64,
-    ) -> Option<Change> {
+    /// push was sent to no other.
+    pub(super) fn ack_came(&self, peer: &PeerCell<J>, state: &mut PeerState<J>, source: SocketAddr, mid: u64) {
         let row = &mut state.row;
         let mut hearing = row.hearing;
         hearing.acknowledges = true;
@@ -73,13 +73,15 @@ impl<J: Journal> Exchange<J> {
         if source == row.addr && !row.displaced && sent_here_alone {
             (hearing.here, hearing.ever) = (true, true);
         }
-        if hearing == row.hearing {
-            return None;
+        if state.leaving || hearing == row.hearing {
+            return;
         }
         row.hearing = hearing;
         peer.proved.store(hearing.here, Ordering::Relaxed);
         peer.acknowledges.store(true, Ordering::Relaxed);
-        Some(Change::Peer(Box::new(row.clone())))
+        // Handed over under the peer's lock, as every row of it: a LOGIN that comes next is not undone by it. Nothing
+        // waits for it: where it is lost, the next ACK proves the same.
+        self.journal.append(vec![Change::Peer(Box::new(row.clone()))]);
     }
 
     /// Gives an address to a peer, unless a name that is there has it. The one that had it before, and was

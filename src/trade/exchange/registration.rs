@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::hearing::Held;
 use super::{ANSWERS_KEPT, Exchange, Origin, Outcome, PEERS_MAX, PeerCell, Refused};
-use crate::model::{Millis, Name, Token};
+use crate::model::{Millis, Name, Token, text};
 use crate::net::source;
 use crate::trade::deal::{Event, State};
 use crate::trade::journal::{Change, FarewellRow, Hearing, Journal, LoginRow, PeerRow};
@@ -34,6 +34,11 @@ impl<J: Journal> Exchange<J> {
         }
         loop {
             let Some(peer) = self.peer(request.name.as_str()) else {
+                // Who has a name from before this was asked keeps it; from here on nobody gets one.
+                text::check_visible(request.name.as_str()).map_err(|wrong| {
+                    let refusal = Refusal::new(Code::BadRequest, format!("name: {wrong}"));
+                    (refusal, self.directory_changed.lock().clone())
+                })?;
                 match self.register_new(now, origin, request, reach)? {
                     Some(Ok(outcome)) => return Ok(outcome),
                     Some(Err(Held)) => return denied(held(reach), self.directory_changed.lock().clone()),
@@ -318,7 +323,9 @@ impl<J: Journal> Exchange<J> {
 
     /// A DE-REGISTER that could not wait any longer: the peer stays.
     pub fn stay(&self, name: &Name, since: u64) {
-        if let Some(peer) = self.peer(name.as_str()).filter(|peer| peer.since == since) {
+        // Held meanwhile: who is being removed at this moment must not be thought to stay.
+        let peers = self.peers.read();
+        if let Some(peer) = peers.get(name).filter(|peer| peer.since == since) {
             peer.state.lock().leaving = false;
         }
     }
@@ -331,7 +338,12 @@ impl<J: Journal> Exchange<J> {
         }
         peers.remove(&peer.name);
         self.names.lock().give_back(peer.registered_from(), 1);
-        let row = peer.state.lock().row.clone();
+        let row = {
+            let mut state = peer.state.lock();
+            // From here on no row of it can follow the one that drops it.
+            state.leaving = true;
+            state.row.clone()
+        };
         self.leave_address(row.addr, peer);
         let mut changes = vec![Change::DropPeer(peer.name.clone()), row.log("de-register", now, String::new())];
         if let Some((rq, source)) = asked {

@@ -35,7 +35,7 @@ impl<J: Journal> Exchange<J> {
         // The deal is locked from before anyone can find it until its rows are handed over.
         let id = self.number(1);
         let placeholder = Deal::placeholder(id, buyer.name.clone(), rq);
-        let state = DealState { deal: placeholder, forgotten: false, last: J::Receipt::default() };
+        let state = DealState { deal: placeholder, mids: Vec::new(), forgotten: false, last: J::Receipt::default() };
         let cell = Arc::new(DealCell { holders: AtomicUsize::new(1), state: Mutex::new(state) });
         let mut state = cell.state.lock();
         self.deals.write().insert(id, cell.clone());

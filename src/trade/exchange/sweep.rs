@@ -59,7 +59,7 @@ impl<J: Journal> Exchange<J> {
                 let departure = self.depart(now, &peer);
                 if departure.leaving.is_some() {
                     // It is being paid: it lapses when that is over.
-                    peer.state.lock().leaving = false;
+                    self.stay(&peer.name, peer.since);
                 } else {
                     self.remove(now, &peer, None);
                 }

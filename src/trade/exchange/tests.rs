@@ -1,6 +1,7 @@
 //! The rules of the exchange, over messages as they come and a journal in memory.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Weak;
 
 use serde_json::{Value, json};
 
@@ -15,14 +16,16 @@ mod hearing;
 mod registration;
 mod requests;
 
-/// Keeps every change; a receipt says how many there were.
+/// Keeps every change; a receipt says how many there were. Of the peers that it knows it sees to it that their rows
+/// come in the order in which they change.
 #[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Vec<Change>>>);
+struct Memory(Arc<Mutex<Vec<Change>>>, Arc<Mutex<BTreeMap<u64, Weak<PeerCell<Memory>>>>>);
 
 impl Journal for Memory {
     type Receipt = usize;
 
     fn append(&self, changes: Vec<Change>) -> usize {
+        changes.iter().for_each(|change| self.check_order(change));
         let mut all = self.0.lock();
         all.extend(changes);
         all.len()
@@ -34,6 +37,25 @@ impl Journal for Memory {
 }
 
 impl Memory {
+    fn watch(&self, peer: &Arc<PeerCell<Memory>>) {
+        self.1.lock().insert(peer.since, Arc::downgrade(peer));
+    }
+
+    fn check_order(&self, change: &Change) {
+        let watched: Vec<_> = self.1.lock().values().filter_map(Weak::upgrade).collect();
+        for peer in watched {
+            match change {
+                Change::Peer(row) if row.since == peer.since => {
+                    assert!(peer.state.is_locked(), "{}: another change may come between", row.name);
+                }
+                Change::DropPeer(name) if *name == peer.name => {
+                    assert!(peer.state.lock().leaving, "{name}: its row may be written after this");
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// What a start would find.
     fn snapshot(&self) -> Snapshot {
         let mut peers: BTreeMap<Name, (PeerRow, Millis)> = BTreeMap::new();
@@ -136,6 +158,7 @@ impl World {
         message["rq"] = rq.into();
         let answer = self.from(&home.to_string(), message);
         assert_eq!(answer["type"], "REGISTERED", "{answer}");
+        self.exchange.journal().watch(&self.exchange.peer(name).unwrap());
         self.homes.insert(name.to_owned(), home);
         self.tokens.insert(name.to_owned(), answer["token"].as_str().unwrap().to_owned());
     }
@@ -240,6 +263,7 @@ impl World {
         let snapshot = journal.snapshot();
         let (exchange, resumed) = Exchange::load(journal, rules(), snapshot, 0, self.now);
         self.exchange = exchange;
+        self.exchange.peers.read().values().for_each(|peer| self.exchange.journal().watch(peer));
         resumed
     }
 

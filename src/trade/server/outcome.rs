@@ -67,7 +67,8 @@ impl Shared {
             return;
         }
         match build(&self.config, &self.floor) {
-            Ok((rebuilt, resumed)) => {
+            Ok((mut rebuilt, resumed)) => {
+                rebuilt.stands_in_for(failed);
                 *exchange = Arc::new(rebuilt);
                 drop(exchange);
                 log::warn!("trade: memory was built anew from the disk");

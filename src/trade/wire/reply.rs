@@ -193,3 +193,18 @@ pub enum Push {
     /// The deal is off.
     Cancel { rq: u64, mid: u64, item_name: Arc<str>, reason: Arc<str> },
 }
+
+impl Push {
+    /// The number by which it is acknowledged.
+    pub fn mid(&self) -> u64 {
+        let (Push::Search { mid, .. }
+        | Push::Negotiate { mid, .. }
+        | Push::Reserve { mid, .. }
+        | Push::Released { mid, .. }
+        | Push::Found { mid, .. }
+        | Push::NotFound { mid, .. }
+        | Push::NotAvailable { mid, .. }
+        | Push::Cancel { mid, .. }) = self;
+        *mid
+    }
+}

@@ -38,7 +38,7 @@ pub struct Ack {
 pub struct Request {
     /// The number that the answer bears.
     pub rq: u64,
-    /// Who asks, by its own word.
+    /// Who asks, by its own word. Whether all of it can be seen is asked where a name is new: who has one keeps it.
     pub name: Name,
     /// What proves it, unless the source address does.
     pub token: Option<Token>,
@@ -218,7 +218,7 @@ impl Fields {
             return Err("rq: expected a number below 2147483648; from there on the server picks".to_owned());
         }
         let name = match present(&self.name, "name")? {
-            Value::String(name) => Name::new(name).map_err(|wrong| format!("name: {wrong}"))?,
+            Value::String(name) => Name::kept(name).map_err(|wrong| format!("name: {wrong}"))?,
             _ => return Err("name: expected a text".to_owned()),
         };
         Ok(Request { rq, name, token: self.token()?, ask })

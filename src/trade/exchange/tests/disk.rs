@@ -25,7 +25,10 @@ fn a_start_finds_all_as_it_was() {
     world.from("127.0.0.1:1", login("al", 1, &token, 5999));
     world.homes.insert("al".to_owned(), "127.0.0.1:5999".parse().unwrap());
     let before = world.view();
-    let mut mids: Vec<u64> = world.exchange.mids.lock().keys().copied().collect();
+    let mids = world.exchange.mids.lock().clone().into_iter();
+    let is_repeated = |told: &Told| world.exchange.push(*told).is_some();
+    let repeated = mids.map(|(mid, (deal, party))| Told { deal, party, mid }).filter(is_repeated);
+    let mut mids: Vec<u64> = repeated.map(|told| told.mid).collect();
     mids.sort();
     let resumed = world.reload();
     assert_eq!(world.view(), before);

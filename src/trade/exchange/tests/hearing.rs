@@ -83,6 +83,103 @@ fn an_address_named_anew_is_proved_by_an_ack_of_what_was_sent_there() {
 }
 
 #[test]
+fn an_ack_that_comes_after_its_answer_proves_the_address_and_ends_no_repetition() {
+    let ways: [fn(&mut World, u64); 4] = [
+        // UDP has swapped the two; the window is open for others.
+        |world, number| assert_eq!(world.act("al", "OFFER", number, Some(80))["type"], "OFFERED"),
+        // The offer closed the window, and RESERVE stands where SEARCH did.
+        |world, number| {
+            world.say("cy", json!({"type": "DE-REGISTER", "rq": 2}));
+            world.act("al", "OFFER", number, Some(80));
+            assert_eq!(world.newest("al")["type"], "RESERVE");
+        },
+        // Nobody has answered in time.
+        |world, _| {
+            world.pass(5_000);
+            world.tick_all();
+        },
+        // Its token has acknowledged it from elsewhere, which proves nothing of its own address.
+        |world, _| {
+            let (mid, token) = (world.newest_mid("al"), Token::from_text(&world.tokens["al"]));
+            let ack = Ack { mid, token: Some(token) };
+            assert!(world.exchange.ack(world.now, address("10.0.0.1:9"), &ack));
+        },
+    ];
+    for (way, happens) in ways.into_iter().enumerate() {
+        let mut world = World::with(&["al", "bo", "cy"]);
+        world.search("bo", 1);
+        let search = world.newest("al");
+        let mid = search["mid"].as_u64().unwrap();
+        happens(&mut world, search["rq"].as_u64().unwrap());
+        let told = world.told("al");
+        assert!(!world.is_proved(AL), "{way}");
+        for _ in 0..2 {
+            assert!(!world.ack("127.0.0.1:5001", mid) && !world.ack(AL, mid ^ 1), "{way}");
+        }
+        assert!(!world.is_proved(AL), "{way}: neither from another address nor of another number");
+        assert!(!world.ack(AL, mid), "{way}: it is not repeated any more as it is");
+        assert!(world.is_proved(AL), "{way}");
+        assert_eq!(world.told("al"), told, "{way}: what is repeated stays to be acknowledged");
+        world.reload();
+        assert!(world.is_proved(AL), "{way}: it is stored");
+        assert!(world.exchange.peer("al").unwrap().acknowledges.load(Ordering::Relaxed), "{way}");
+    }
+}
+
+#[test]
+fn an_ack_of_what_was_told_only_once_proves_the_address() {
+    let mut world = World::with(&["al", "bo"]);
+    for rq in 1..=3 {
+        world.search("bo", rq);
+        world.pass(5_000);
+        world.tick_all();
+    }
+    world.search("bo", 4);
+    let [Outgoing { push, .. }] = &world.last.once[..] else { panic!("{:?}", world.last.once) };
+    let mid = push.mid();
+    assert!(!world.is_proved(AL) && !world.ack(AL, mid));
+    assert!(world.is_proved(AL));
+}
+
+#[test]
+fn of_who_has_left_no_row_is_written_any_more() {
+    let mut world = World::with(&["al", "bo"]);
+    world.search("bo", 1);
+    let mid = world.newest_mid("al");
+    // Requests that have found it, and are not at its lock yet.
+    let peer = world.exchange.peer("al").unwrap();
+    let late = |world: &World| {
+        let mut state = peer.state.lock();
+        world.exchange.token_came(&peer, &mut state, address(AL));
+        world.exchange.ack_came(&peer, &mut state, address(AL), mid);
+    };
+    let stored = |world: &World| {
+        let rows = world.exchange.journal().snapshot().peers.into_iter().map(|(row, _)| row);
+        rows.filter(|row| row.name.as_str() == "al").map(|row| row.addr.port()).collect::<Vec<_>>()
+    };
+    assert_eq!(world.say("al", json!({"type": "DE-REGISTER", "rq": 2}))["type"], "DE-REGISTERED");
+    late(&world);
+    assert_eq!(stored(&world), Vec::<u16>::new(), "the name is free");
+    world.exchange.stay(&peer.name, peer.since);
+    world.join("al", "127.0.0.1:6000");
+    late(&world);
+    assert_eq!(stored(&world), [6000], "and its new holder's row is its own");
+}
+
+#[test]
+fn who_could_not_wait_to_leave_is_removed_in_order_all_the_same() {
+    let mut world = World::with(&["al", "bo"]);
+    let peer = world.exchange.peer("al").unwrap();
+    world.exchange.depart(world.now, &peer);
+    // Another DE-REGISTER of it has waited too long, just before this one goes on.
+    world.exchange.stay(&peer.name, peer.since);
+    world.exchange.remove(world.now, &peer, None);
+    world.exchange.token_came(&peer, &mut peer.state.lock(), address(AL));
+    world.reload();
+    assert!(world.exchange.peer("al").is_none());
+}
+
+#[test]
 fn to_all_ports_of_an_ip_that_may_not_hear_goes_three_times_what_came_from_it() {
     let mut world = World::with(&["al", "bo"]);
     let (al, bo, elsewhere) = (address(AL), address("127.0.0.1:5001"), address("127.0.0.2:5000"));
@@ -96,6 +193,23 @@ fn to_all_ports_of_an_ip_that_may_not_hear_goes_three_times_what_came_from_it() 
     assert!(!world.exchange.may_send(bo, 1));
     world.reload();
     assert!(!world.exchange.may_send(bo, 1), "nothing is owed after a restart");
+}
+
+#[test]
+fn what_came_counts_on_where_memory_is_built_anew() {
+    let world = World::with(&["al"]);
+    let al = address(AL);
+    world.exchange.came(al, 100);
+    assert!(world.exchange.may_send(al, 200));
+    let journal = world.exchange.journal().clone();
+    let snapshot = journal.snapshot();
+    let (mut rebuilt, _) = Exchange::load(journal, rules(), snapshot, 0, world.now);
+    assert_eq!(rebuilt.room_for(al), 0, "after a start nothing is known of what came");
+    rebuilt.stands_in_for(&world.exchange);
+    assert_eq!(rebuilt.room_for(al), 100);
+    // A datagram that was read before may be answered after, and what is sent counts once.
+    world.exchange.came(al, 10);
+    assert!(rebuilt.may_send(al, 130) && !world.exchange.may_send(al, 1));
 }
 
 #[test]

@@ -284,3 +284,25 @@ fn those_who_left_are_bounded_too() {
     world.exchange.sweep(world.now);
     world.join("bo", "127.0.0.1:6000");
 }
+
+#[test]
+fn who_has_a_name_that_cannot_be_seen_keeps_it_and_nobody_gets_one_anew() {
+    const HIDDEN: &str = "al\u{200b}";
+    let mut world = World::with(&["al", "bo"]);
+    // As a version left it that did not look at what can be seen.
+    let mut snapshot = world.exchange.journal().snapshot();
+    snapshot.peers[0].0.name = Name::kept(HIDDEN).unwrap();
+    (world.exchange, _) = Exchange::load(Memory::default(), rules(), snapshot, 0, world.now);
+    let (home, token) = (world.homes["al"], world.tokens["al"].clone());
+    world.homes.insert(HIDDEN.to_owned(), home);
+    assert_eq!(world.from("127.0.0.1:5000", login(HIDDEN, 3, &token, 5000))["type"], "LOGGED-IN");
+    assert_eq!(world.from("127.0.0.1:5000", register(HIDDEN, "127.0.0.1", 5000))["type"], "REGISTERED");
+    assert_eq!(world.search("bo", 1)["peers"], 1);
+    let number = world.newest(HIDDEN)["rq"].as_u64().unwrap();
+    assert_eq!(world.act(HIDDEN, "OFFER", number, Some(80))["type"], "OFFERED");
+    assert_eq!(world.deals(HIDDEN)[0]["state"], "reserved");
+    assert_eq!(world.say(HIDDEN, json!({"type": "DE-REGISTER", "rq": 4}))["type"], "DE-REGISTERED");
+    let refused = world.from("127.0.0.1:5000", register(HIDDEN, "127.0.0.1", 5000));
+    assert_eq!(code(&refused), "BAD_REQUEST");
+    assert_eq!(refused["reason"], "name: expected no characters that cannot be seen");
+}
