@@ -222,6 +222,7 @@ impl RoleCommands for BuyerCommand {
 
 fn purchase(desk: &Desk, wallet: Option<&Path>, address: Option<String>, key: Option<String>) -> anyhow::Result<()> {
     desk.check_payment()?;
+    let name = desk.user().context("nobody is logged in here: `login` opens a session")?;
     let means = match wallet {
         Some(path) => {
             if let Some(warning) = wallet::warning(path) {
@@ -232,7 +233,6 @@ fn purchase(desk: &Desk, wallet: Option<&Path>, address: Option<String>, key: Op
         None if ask::somebody_is_there() => asked_for(address.is_none())?,
         None => bail!("nothing to pay with: --wallet FILE, as there is no terminal to ask for a card at"),
     };
-    let name = desk.user().context("`login` opens a session first")?;
     let card = json!({"number": means.cc_number, "exp": means.cc_exp, "name": name});
     let mut payload = json!({ "card": card });
     let address = address.unwrap_or(means.address);

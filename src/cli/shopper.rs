@@ -179,7 +179,7 @@ impl Desk {
         }
         let answer = self.call("CreateAccount", payload)?;
         self.say("create-account", answer, |_| {
-            format!("{username} has an account; `login {username}` opens a session")
+            format!("{username} has an account; {} opens a session", self.login_command(username))
         });
         Ok(())
     }
@@ -231,11 +231,26 @@ impl Desk {
         }
     }
 
-    /// What went wrong, and what helps.
-    fn explain(error: &anyhow::Error) -> (String, Option<Code>) {
+    /// How a session is opened, from where this was said.
+    fn login_command(&self, username: &str) -> String {
+        if self.keep.is_some() {
+            format!("`p2s2 {} login {username}`", self.role)
+        } else {
+            format!("`login {username}`")
+        }
+    }
+
+    /// What went wrong, and what helps. Of the session a person knows nothing but that there is none.
+    fn explain(&self, error: &anyhow::Error) -> (String, Option<Code>) {
         let code = error.downcast_ref::<ClientError>().and_then(ClientError::code);
+        let user = self.user().unwrap_or_else(|| "NAME".to_owned());
         let text = match code {
-            Some(Code::SessionExpired) => format!("{error:#}; `login` opens a session"),
+            Some(Code::SessionExpired) => {
+                format!("the session has ended; {} opens another", self.login_command(&user))
+            }
+            Some(Code::NotLoggedIn) => {
+                format!("nobody is logged in here; {} opens a session", self.login_command(&user))
+            }
             _ => match error.downcast_ref::<ClientError>() {
                 Some(ClientError::Unreachable { error: ConnError::Io(_), .. }) => format!(
                     "{error:#}; is a shop running there? `p2s2 server` starts one, --server HOST:PORT names another"
@@ -317,7 +332,7 @@ pub(super) fn run<C: RoleCommands>(common: Common, command: Option<C>) -> anyhow
 fn once<C: RoleCommands>(desk: &Desk, command: C) -> ExitCode {
     let done = resume(desk, command.account()).and_then(|()| perform(desk, command));
     let Err(error) = done else { return ExitCode::SUCCESS };
-    let (text, code) = Desk::explain(&error);
+    let (text, code) = desk.explain(&error);
     if desk.screen.is_json() {
         desk.json_error(&text, code);
     } else {
@@ -349,7 +364,7 @@ fn resume(desk: &Desk, account: Option<&AccountCommand>) -> anyhow::Result<()> {
 
 /// Commands from the input, until it ends.
 fn interactive<C: RoleCommands>(desk: Desk, server: &str, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
-    let user = desk.user();
+    let mut user = desk.user();
     let (role, screen) = (C::ROLE, desk.screen.clone());
     if screen.is_json() {
         screen.print_json(&json!({"event": "begun", "role": role, "server": server}));
@@ -360,6 +375,8 @@ fn interactive<C: RoleCommands>(desk: Desk, server: &str, shutdown: &Shutdown) -
         && let Err(error) = desk.login(None)
     {
         tell(&desk, &error);
+        // Nobody is, so the prompt names nobody.
+        user = None;
     }
     let history = if io::stdin().is_terminal() {
         Some(Keep::of(role, server)?.folder()?.join(format!("{role}-history")))
@@ -373,7 +390,7 @@ fn interactive<C: RoleCommands>(desk: Desk, server: &str, shutdown: &Shutdown) -
 }
 
 fn tell(desk: &Desk, error: &anyhow::Error) {
-    let (text, code) = Desk::explain(error);
+    let (text, code) = desk.explain(error);
     if desk.screen.is_json() {
         desk.json_error(&text, code);
     } else {

@@ -132,7 +132,9 @@ pub enum NodeError {
         is_full: bool,
     },
     /// Files that look the same are on the network already.
-    #[error("the network has a file that looks the same: say overwrite to publish yours all the same")]
+    #[error(
+        "the network has a file that looks the same: with `overwrite` (the command line: without --unless-duplicate) yours is published all the same"
+    )]
     Duplicates(Box<Duplicates>),
     /// The registry cannot be reached.
     #[error("{0}")]

@@ -248,12 +248,17 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 /// A data dir of a server that has traded and ended.
 fn used_state() -> tempfile::TempDir {
+    used_state_with_bob().0
+}
+
+/// Whose address is bob's as long as he is there: another peer would be refused at it.
+fn used_state_with_bob() -> (tempfile::TempDir, Peer) {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_in(dir.path(), &[], &[]);
     let mut bob = Peer::new(&server, "bob");
     bob.look_for("lamp", 50.0);
     assert_eq!(server.stop(), 0);
-    dir
+    (dir, bob)
 }
 
 fn start_on(state: &Path) -> Output {
@@ -431,11 +436,9 @@ fn a_file_that_may_not_be_written_is_told_at_the_start() {
 
 /// Everything as a killed server leaves it, the logs full of what the files do not have yet.
 fn killed_state() -> tempfile::TempDir {
-    let dir = used_state();
+    let (dir, _bob) = used_state_with_bob();
     let server = Server::start_in(dir.path(), &[], &[]);
-    for n in 0..50 {
-        Peer::new(&server, &format!("peer {n}"));
-    }
+    let _peers: Vec<Peer> = (0..50).map(|n| Peer::new(&server, &format!("peer {n}"))).collect();
     drop(server);
     assert!(fs::metadata(dir.path().join("state/trade.db-wal")).unwrap().len() > 0);
     dir

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -21,23 +21,33 @@ pub struct Browser {
     _profile: tempfile::TempDir,
 }
 
+/// The driver, what else it says, and its port; or what it said at its end.
+fn begin_driver() -> Result<(Child, BufReader<ChildStdout>, u16), String> {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("chromedriver: {error}: install it (Debian: chromium-driver)"));
+    let mut output = BufReader::new(driver.stdout.take().unwrap());
+    let mut said = String::new();
+    while output.read_line(&mut said).unwrap() > 0 {
+        let line = said.lines().last().unwrap_or_default();
+        if let Some(rest) = line.strip_prefix("ChromeDriver was started successfully on port ") {
+            let port = rest.trim().trim_end_matches('.').parse().unwrap();
+            return Ok((driver, output, port));
+        }
+    }
+    Err(format!("{}: {said}", driver.wait().unwrap()))
+}
+
 impl Browser {
     pub fn start() -> Browser {
         let profile = tempfile::tempdir().unwrap();
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("chromedriver: {error}: install it (Debian: chromium-driver)"));
-        let mut said = BufReader::new(driver.stdout.take().unwrap());
-        let port = loop {
-            let mut line = String::new();
-            assert!(said.read_line(&mut line).unwrap() > 0, "chromedriver told no port");
-            if let Some(rest) = line.trim().strip_prefix("ChromeDriver was started successfully on port ") {
-                break rest.trim_end_matches('.').parse().unwrap();
-            }
-        };
+        // It takes a port that is free and its twin of the other protocol, which another program may have: then it
+        // ends, and takes another port the next time.
+        let begun = begin_driver().or_else(|_| begin_driver()).or_else(|_| begin_driver());
+        let (driver, mut said, port) = begun.unwrap_or_else(|said| panic!("chromedriver told no port: {said}"));
         // It must not stand still because nobody reads what else it says.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         let mut browser = Browser { driver, port, session: String::new(), _profile: profile };

@@ -77,11 +77,12 @@ pub enum ShareCommand {
         #[arg(long)]
         unless_duplicate: bool,
     },
-    /// Hide a file from others again; it stays tracked
+    /// Hide files from others again; they stay tracked
+    #[command(after_help = "Examples:\n  p2s2 share unpublish holiday.mov\n  p2s2 share unpublish '*.txt'")]
     Unpublish {
-        /// As `list` shows it
-        #[arg(value_name = "NAME")]
-        file: String,
+        /// As `list` shows them; patterns mean those that are published
+        #[arg(value_name = "NAME", required = true)]
+        files: Vec<String>,
     },
     /// Show the files that you track
     List {
@@ -242,11 +243,7 @@ impl Desk {
             ShareCommand::Publish { files, named, unless_duplicate } => {
                 self.publish_all(&files, named, !unless_duplicate)
             }
-            ShareCommand::Unpublish { file } => {
-                let answer = self.post("unpublish", &json!({ "fname": file }))?;
-                self.say("unpublish", &answer, |_| format!("{file} is hidden from others"));
-                Ok(())
-            }
+            ShareCommand::Unpublish { files } => self.unpublish_all(&files),
             ShareCommand::List { published } => {
                 let answer = self.get(if published { "published-files" } else { "local-files" })?;
                 self.say("list", &answer, |answer| show::own_files(&answer["files"]));
@@ -345,6 +342,33 @@ impl Desk {
         self.each(files.collect(), |file| self.publish(file, None, overwrite))
     }
 
+    fn unpublish_all(&self, files: &[String]) -> anyhow::Result<()> {
+        let mut names = Vec::new();
+        for file in files {
+            if !is_pattern(file) {
+                names.push(file.clone());
+                continue;
+            }
+            let published = self.get("published-files")?;
+            let all = published["files"].as_array().into_iter().flatten().filter_map(|file| file["name"].as_str());
+            let found: Vec<String> = all.filter(|name| matches(file, name)).map(str::to_owned).collect();
+            if found.is_empty() {
+                bail!("you publish no file like {file}");
+            }
+            names.extend(found);
+        }
+        let names = each_once(names);
+        let unpublish = |name: &str| -> anyhow::Result<()> {
+            let answer = self.post("unpublish", &json!({ "fname": name }))?;
+            self.say("unpublish", &answer, |_| format!("{name} is hidden from others"));
+            Ok(())
+        };
+        match &names[..] {
+            [name] => unpublish(name),
+            _ => self.each(names, unpublish),
+        }
+    }
+
     fn fetch_all(&self, files: &[String], how: &Fetching<'_>) -> anyhow::Result<()> {
         let mut named = Vec::new();
         for file in files {
@@ -354,9 +378,7 @@ impl Desk {
                 named.push(file.clone());
             }
         }
-        // In the order in which they were named, each once.
-        let mut seen = HashSet::new();
-        let names: Vec<String> = named.into_iter().filter(|name| seen.insert(nfc(name).into_owned())).collect();
+        let names = each_once(named);
         let shutdown = Shutdown::install().unwrap_or_else(|error| {
             log::debug!("Ctrl-C ends at once: {error}");
             self.shutdown.clone()
@@ -500,17 +522,18 @@ impl Desk {
                 }
                 _ if why != waits_for => {
                     waits_for = why.to_owned();
-                    if line.is_hidden() && !why.is_empty() {
-                        eprintln!("note: {}: {}", clean(file), clean(why));
+                    // Whole: the line shows as much of it as fits.
+                    if !why.is_empty() {
+                        line.note(&format!("{file}: {why}"));
                     }
                 }
                 _ => {}
             }
             if shutdown.wait_for(LOOK_EVERY) {
                 line.clear();
-                let name = &self.user;
                 return Err(LeftAlone(format!(
-                    "{file}: the fetch goes on in the node; `p2s2 share fetches cancel {id} --name {name}` ends it"
+                    "{file}: the fetch goes on in the node; `p2s2 share fetches cancel {id} --name {name}` ends it",
+                    name = shell_word(self.user.as_str())
                 ))
                 .into());
             }
@@ -541,7 +564,14 @@ impl Desk {
 
     /// Who is signed in, by the file.
     fn session(&self) -> anyhow::Result<(Name, Token)> {
-        let nobody = || format!("{} is not signed in at {}: `p2s2 share login` first", self.user, self.api.at());
+        let nobody = || {
+            format!(
+                "{} is not signed in at {}: `p2s2 share login --name {}` first",
+                self.user,
+                self.api.at(),
+                shell_word(self.user.as_str())
+            )
+        };
         let token = self.keep.session(self.user.as_str())?.with_context(nobody)?;
         Ok((self.user.clone(), Token::from_text(token)))
     }
@@ -564,9 +594,22 @@ impl Desk {
 fn well(answer: Answer) -> anyhow::Result<Value> {
     match answer.status {
         _ if answer.is_ok() => Ok(answer.body),
-        401 => bail!("{}; `p2s2 share login` signs you in", answer.error()),
+        // Who asks with a name and a password is told what is wrong with them; else it is the token that is kept.
+        401 => bail!("{}; `p2s2 share login` signs you in, `p2s2 share register` makes an account", answer.error()),
         _ => bail!(answer.error()),
     }
+}
+
+/// In the order in which they were named.
+fn each_once(names: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    names.into_iter().filter(|name| seen.insert(nfc(name).into_owned())).collect()
+}
+
+/// As it can be typed at a shell's prompt.
+fn shell_word(text: &str) -> String {
+    let is_plain = text.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if is_plain { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn path(what: &str) -> String {

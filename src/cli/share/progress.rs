@@ -31,6 +31,11 @@ impl Line {
         self.bar.is_hidden()
     }
 
+    /// Says something above it.
+    pub(super) fn note(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("note: {}", clean(text)));
+    }
+
     /// How far it is now.
     pub(super) fn show(&self, progress: &Value) {
         if !self.is_hidden() {
@@ -74,6 +79,10 @@ fn text(name: &str, progress: &Value, width: usize) -> String {
         parts.push(match (why, progress["status"].as_str()) {
             (Some(why), _) => format!("nobody sends: {why}"),
             (None, Some("paused")) => "paused".to_owned(),
+            // All of it has come, and is looked at once more.
+            (None, _) if progress["progress_percent"].as_f64().is_some_and(|percent| percent >= 100.0) => {
+                "being checked".to_owned()
+            }
             (None, _) => "nobody sends yet".to_owned(),
         });
     }
@@ -120,5 +129,7 @@ mod tests {
         assert!(text(name, &waits, 200).ends_with("when it is back"));
         let pending = json!({"status": "pending", "progress_percent": 0.0, "speed_bps": 0.0});
         assert_eq!(text("a", &pending, 40), "a: 0 %, nobody sends yet");
+        let all = json!({"status": "downloading", "progress_percent": 100.0, "speed_bps": 0.0});
+        assert_eq!(text("a", &all, 40), "a: 100 %, being checked");
     }
 }
