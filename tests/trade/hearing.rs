@@ -8,10 +8,13 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-/// An address that somebody registers names at by a forged source: what is sent there is counted, and it
-/// says what an attacker could, but neither token nor ACK.
+/// Names that one address holds, each at a port of its own.
+const NAMES: usize = 20;
+
+/// An address that somebody registers names at by a forged source: what is sent there is counted, over all its
+/// ports, and it says what an attacker could, but neither token nor ACK.
 struct Victim {
-    udp: UdpSocket,
+    ports: Vec<UdpSocket>,
     server: SocketAddr,
     sent: usize,
     came: usize,
@@ -19,23 +22,31 @@ struct Victim {
     heard: Vec<Value>,
 }
 
+/// Of `v7` the seventh; of who has no name there, the first.
+fn port_of(name: &str) -> usize {
+    name.strip_prefix('v').and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
 impl Victim {
     fn new(server: SocketAddr) -> Victim {
-        let udp = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 9), 0)).unwrap();
-        udp.set_nonblocking(true).unwrap();
-        Victim { udp, server, sent: 0, came: 0, rq: 0, heard: Vec::new() }
+        let ports = (0..NAMES).map(|_| {
+            let udp = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 9), 0)).unwrap();
+            udp.set_nonblocking(true).unwrap();
+            udp
+        });
+        Victim { ports: ports.collect(), server, sent: 0, came: 0, rq: 0, heard: Vec::new() }
     }
 
     fn say(&mut self, kind: &str, name: &str, rq: u64, fields: Value) {
         let mut message = json!({"type": kind, "rq": rq, "name": name});
         message.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        self.say_bytes(message.to_string().as_bytes());
+        self.say_bytes(port_of(name), message.to_string().as_bytes());
     }
 
-    fn say_bytes(&mut self, bytes: &[u8]) {
+    fn say_bytes(&mut self, port: usize, bytes: &[u8]) {
         // Counted first: the answer may be here before the call returns.
         self.sent += bytes.len();
-        self.udp.send_to(bytes, self.server).unwrap();
+        self.ports[port].send_to(bytes, self.server).unwrap();
         self.look();
     }
 
@@ -45,16 +56,18 @@ impl Victim {
     }
 
     fn register(&mut self, name: &str) {
-        let port = self.udp.local_addr().unwrap().port();
+        let port = self.ports[port_of(name)].local_addr().unwrap().port();
         self.ask("REGISTER", name, json!({"ip": "127.0.0.9", "udp_port": port, "tcp_port": 2222}));
     }
 
     /// Takes what came, and holds it against what was sent.
     fn look(&mut self) {
         let mut buffer = [0; 65_536];
-        while let Ok(length) = self.udp.recv(&mut buffer) {
-            self.came += length;
-            self.heard.push(serde_json::from_slice(&buffer[..length]).unwrap());
+        for port in &self.ports {
+            while let Ok(length) = port.recv(&mut buffer) {
+                self.came += length;
+                self.heard.push(serde_json::from_slice(&buffer[..length]).unwrap());
+            }
         }
         assert!(self.came <= 3 * self.sent, "{} bytes came, {} were sent", self.came, self.sent);
     }
@@ -88,10 +101,14 @@ fn to_who_may_not_hear_goes_at_most_three_times_what_came_whatever_is_asked() {
     let mut server =
         Server::start(&["--offer-window", "400ms", "--negotiate-window", "400ms", "--reserve-window", "60s"]);
     let mut victim = Victim::new(server.addr);
-    for n in 0..20 {
+    for n in 0..NAMES {
         victim.register(&format!("v{n}"));
         victim.register(&format!("v{n}"));
     }
+    eventually("all of its names to be registered", || {
+        victim.look();
+        (victim.heard.iter().filter(|it| it["type"] == "REGISTERED").count() == 2 * NAMES).then_some(())
+    });
     let (mut bob, mut sue) = (Peer::new(&server, "bob"), Peer::new(&server, "sue"));
     let long = "d".repeat(256);
     // As those who are asked: searches, and their repeats.
@@ -114,13 +131,13 @@ fn to_who_may_not_hear_goes_at_most_three_times_what_came_whatever_is_asked() {
         let rq = bob.look_for(&item, 5.0);
         let Some(search) = victim.push("SEARCH", &item) else { continue };
         let number = search["rq"].as_u64().unwrap();
-        for name in 0..20 {
+        for name in 0..NAMES {
             let price = if n % 2 == 0 { 4 } else { 9 };
             victim.say("OFFER", &format!("v{name}"), number, json!({"item_name": item, "price": price}));
         }
         match victim.push(if n % 2 == 0 { "RESERVE" } else { "NEGOTIATE" }, &item) {
             Some(push) => {
-                let name = format!("v{}", n % 20);
+                let name = format!("v{}", n % NAMES);
                 let number = push["rq"].as_u64().unwrap();
                 victim.say("REFUSE", &name, number, json!({"item_name": item, "max_price": 5}));
                 steps += 1;
@@ -160,14 +177,14 @@ fn to_who_may_not_hear_goes_at_most_three_times_what_came_whatever_is_asked() {
         }
     }
     for bytes in [&b"x"[..], b"{}", b"[]", b"{\"type\":\"REGISTER\"}", &[b'x'; 8300]] {
-        victim.say_bytes(bytes);
+        victim.say_bytes(0, bytes);
     }
     victim.look_for(Duration::from_millis(300));
     // A restart tells again what was not acknowledged.
     server = server.kill_and_restart();
     assert_eq!(server.addr, victim.server);
     victim.look_for(Duration::from_secs(5));
-    for n in 0..20 {
+    for n in 0..NAMES {
         victim.ask("DE-REGISTER", &format!("v{n}"), json!({}));
     }
     victim.look_for(Duration::from_secs(1));
