@@ -92,6 +92,7 @@ fn with_environment(program: clap::Command) -> clap::Command {
 
 /// Runs the program: 0 when all went well, 1 when something failed, 2 when the words were wrong.
 pub fn main() -> ExitCode {
+    crate::net::limits::survive_file_limit();
     if let Err(error) = settings::load_environment() {
         return fail(&error);
     }

@@ -203,6 +203,7 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     stores::examine_server(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
 
     limits::fit_address_space();
+    limits::give_memory_back();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }

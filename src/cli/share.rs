@@ -205,6 +205,7 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     };
     let shutdown = Shutdown::install().context("cannot listen for signals")?;
     limits::fit_address_space();
+    limits::give_memory_back();
     if let Err(error) = limits::raise_open_files() {
         log::warn!("the limit of open files stays as it is: {error}");
     }

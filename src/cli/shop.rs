@@ -504,6 +504,7 @@ impl Process {
         let shutdown = Shutdown::install().context("cannot listen for signals")?;
         let bind = settings::bind_address(common.bind)?;
         limits::fit_address_space();
+        limits::give_memory_back();
         if let Err(error) = limits::raise_open_files() {
             log::warn!("the limit of open files stays as it is: {error}");
         }

@@ -33,6 +33,24 @@ const ADDRESSES_A_THREAD: u64 = 2 * STACK_BYTES as u64;
 /// each thread that allocates, up to eight a core, whether they are used or not.
 const HEAPS_WHERE_BOUNDED: i32 = 2;
 
+/// Has a write past the limit of a file's size (`ulimit -f`) fail, as one to a full disk does: by default the system
+/// kills the process for it, without a word.
+pub fn survive_file_limit() {
+    sys::ignore_file_limit_signal();
+}
+
+/// From this size on a block of memory is taken from the system by itself, and given back when it is freed, bytes.
+const OWN_MAPPING_BYTES: i32 = 256 << 10;
+
+/// Has the allocator give long messages' memory back. By default it takes the size of the first long block that is
+/// freed for usual, takes the next ones from the heap of whichever thread asks, and keeps them there. To be called
+/// before any thread is started.
+pub fn give_memory_back() {
+    if !sys::map_blocks_from(OWN_MAPPING_BYTES) {
+        log::warn!("the allocator keeps the memory of long messages");
+    }
+}
+
 /// Has the allocator do with what address space there is, where it is bounded (`ulimit -v`). To be called before any
 /// thread is started.
 pub fn fit_address_space() {
@@ -203,17 +221,39 @@ mod sys {
         get!(libc::RLIMIT_AS).ok().map(|limit| limit.rlim_cur).filter(|limit| *limit != libc::RLIM_INFINITY)
     }
 
+    pub(super) fn ignore_file_limit_signal() {
+        // SAFETY: plain numbers; nothing of ours handles that signal. It cannot fail for a signal that there is.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    }
+
     /// False where it cannot be done.
     pub(super) fn bound_heaps(most: i32) -> bool {
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        // SAFETY: it takes two numbers and keeps the second.
-        return unsafe { libc::mallopt(libc::M_ARENA_MAX, most) } == 1;
+        return set_allocator(libc::M_ARENA_MAX, most);
         #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
         {
             // Other allocators do not take addresses for each thread.
             let _ = most;
             true
         }
+    }
+
+    /// False where it cannot be done.
+    pub(super) fn map_blocks_from(bytes: i32) -> bool {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        return set_allocator(libc::M_MMAP_THRESHOLD, bytes);
+        #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+        {
+            // Other allocators have ways of their own.
+            let _ = bytes;
+            true
+        }
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn set_allocator(what: i32, value: i32) -> bool {
+        // SAFETY: it takes two numbers and keeps the second.
+        unsafe { libc::mallopt(what, value) == 1 }
     }
 
     pub(super) fn processes() -> Option<u64> {
@@ -249,6 +289,12 @@ mod sys {
     pub(super) fn bound_heaps(_most: i32) -> bool {
         true
     }
+
+    pub(super) fn map_blocks_from(_bytes: i32) -> bool {
+        true
+    }
+
+    pub(super) fn ignore_file_limit_signal() {}
 
     pub(super) fn processes() -> Option<u64> {
         None

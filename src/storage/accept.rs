@@ -112,9 +112,11 @@ pub fn accept_loss(dir: &Path, file: &str, stores: &[Expected<'_>], secrets: &[&
     for secret in secrets {
         put_aside(dir, secret).map_err(io_error)?;
     }
-    if let OpenError::Behind { .. } = loss {
+    if let OpenError::Behind { .. } | OpenError::Unmarked { .. } = loss {
         let log = files::beside(&path, "-wal");
         let copy = if files::is_absent(&log) { None } else { Some(copy_aside(dir, &log).map_err(io_error)?) };
+        // The mark that is ahead goes last: as long as it is there, no server starts.
+        Manifest::update(dir, |manifest| manifest.set_marked(file, false))?;
         mark::remove(&path).map_err(io_error)?;
         return Ok(Accepted::Kept(copy));
     }
@@ -152,7 +154,7 @@ fn accept_manifest(dir: &Path, stores: &[Expected<'_>]) -> Result<Accepted, Acce
     let mut named = Vec::new();
     for store in stores.iter().filter(|store| !files::is_absent(&dir.join(store.file))) {
         if let Some(identity) = identity_of(&dir.join(store.file))? {
-            named.push(Entry { file: store.file.to_owned(), id: identity.id, state: Stage::Kept });
+            named.push(Entry { file: store.file.to_owned(), id: identity.id, state: Stage::Kept, marked: false });
         }
     }
     match Manifest::read(dir) {

@@ -115,6 +115,15 @@ pub enum OpenError {
         /// The number of the newest change that was known to be on disk.
         mark: u64,
     },
+    /// The file's mark was there, and is gone.
+    #[error(
+        "{path}-mark is missing: it tells whether {path} holds all that was on the disk, so it may have lost something \
+         (a copy of a data dir has to be one of all its files): put it back; or {}", way_out(.path)
+    )]
+    Unmarked {
+        /// The file that it stands beside.
+        path: PathBuf,
+    },
     /// The manifest of the data dir cannot be used.
     #[error("{path} cannot be used ({detail}): {}", way_out(.path))]
     Manifest {
@@ -216,12 +225,13 @@ fn way_out(path: &Path) -> String {
 impl OpenError {
     /// Whether the file, or something of it, is gone: what an operator may accept.
     pub fn is_loss(&self) -> bool {
-        use OpenError::{Behind, Corrupt, Foreign, Manifest, Missing, Newer, NotADatabase, Stranger};
+        use OpenError::{Behind, Corrupt, Foreign, Manifest, Missing, Newer, NotADatabase, Stranger, Unmarked};
         matches!(
             self,
             Missing { .. }
                 | Stranger { .. }
                 | Behind { .. }
+                | Unmarked { .. }
                 | Manifest { .. }
                 | NotADatabase { .. }
                 | Corrupt { .. }

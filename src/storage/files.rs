@@ -1,7 +1,7 @@
 //! Private files and folders, and how they get on disk.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 /// Creates a folder and those above it, readable by their owner alone, and syncs what was created.
@@ -45,6 +45,25 @@ pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => make_private(path),
         Err(error) => Err(error),
     }
+}
+
+/// A file's content, up to so many bytes. What is no file (a pipe without a writer, say) is an error, never waited for.
+///
+/// # Errors
+/// The system's; `InvalidInput` for what is no file.
+pub(crate) fn read_up_to(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.read(true).open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() {
+        let what = if found.is_dir() { "it is a folder" } else { "it is no file" };
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let mut bytes = Vec::new();
+    file.take(max_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Whether there is nothing at a path, or an empty file.

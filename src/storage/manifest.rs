@@ -12,8 +12,7 @@
 //! | `kept` | the store with this id | opens it; anything else is refused |
 //! | `lost` | nothing | makes it anew: its loss was accepted |
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +48,9 @@ pub(super) struct Entry {
     /// What it holds too, in hex.
     pub(super) id: String,
     pub(super) state: Stage,
+    /// Its mark is on disk, and has to be there from now on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) marked: bool,
 }
 
 /// All stores of one folder.
@@ -82,15 +84,13 @@ impl Manifest {
     /// It cannot be read, or is not what this program writes.
     pub(super) fn read(dir: &Path) -> Result<Option<Manifest>, OpenError> {
         let path = dir.join(MANIFEST_FILE);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        let bytes = match files::read_up_to(&path, BYTES_MAX) {
+            Ok(bytes) => bytes,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
             Err(error) => return Err(OpenError::from_io(&path, &error)),
         };
-        let mut bytes = Vec::new();
-        file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(|error| OpenError::from_io(&path, &error))?;
         Manifest::parse(&bytes).map(Some).map_err(|detail| OpenError::Manifest { path, detail })
     }
 
@@ -124,10 +124,17 @@ impl Manifest {
 
     /// Names a store, or says anew how far it is.
     pub(super) fn set(&mut self, file: &str, id: &str, state: Stage) {
-        let entry = Entry { file: file.to_owned(), id: id.to_owned(), state };
+        let entry = Entry { file: file.to_owned(), id: id.to_owned(), state, marked: false };
         match self.stores.iter_mut().find(|known| known.file == file) {
             Some(known) => *known = entry,
             None => self.stores.push(entry),
+        }
+    }
+
+    /// Says whether the mark of a store that is kept has to be there.
+    pub(super) fn set_marked(&mut self, file: &str, marked: bool) {
+        if let Some(entry) = self.stores.iter_mut().find(|entry| entry.file == file) {
+            entry.marked = marked;
         }
     }
 

@@ -6,7 +6,7 @@
 //! be read says nothing. A store that holds less than its mark has lost something.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::files;
@@ -36,16 +36,21 @@ pub(super) fn path_of(store: &Path) -> PathBuf {
     files::beside(store, ENDING)
 }
 
-/// The number in a store's mark. One that is missing says nothing, and so does one that is torn, garbled or of
-/// another store: that may be left by a power cut, and is told as a warning.
-pub(super) fn read(store: &Path, id: &str) -> Option<u64> {
+/// What there is of a store's mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The change of this number is on disk.
+    Number(u64),
+    /// It is torn, garbled or of another store, which a power cut may leave: it says nothing.
+    Unreadable,
+    /// There is none. Where there was one, that is no power cut: it is made durably, and then written in its place.
+    Missing,
+}
+
+/// Reads a store's mark. One that cannot be read is told as a warning.
+pub(super) fn read(store: &Path, id: &str) -> Found {
     let path = path_of(store);
-    let read = || {
-        let mut bytes = Vec::with_capacity(BYTES + 1);
-        File::open(&path)?.take(BYTES as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    match read() {
+    match files::read_up_to(&path, BYTES as u64 + 1) {
         Ok(bytes) => {
             let number = parse(&bytes, id);
             if number.is_none() {
@@ -55,14 +60,25 @@ pub(super) fn read(store: &Path, id: &str) -> Option<u64> {
                     path.display()
                 );
             }
-            number
+            number.map_or(Found::Unreadable, Found::Number)
         }
-        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Missing,
         Err(error) => {
             log::warn!("{}: {error}: whether the store has lost its newest changes is not known", path.display());
-            None
+            Found::Unreadable
         }
     }
+}
+
+/// Makes a store's mark where there is none, durably.
+///
+/// # Errors
+/// The system's.
+pub(super) fn create(store: &Path, id: &str, number: u64) -> io::Result<()> {
+    let mut file = files::private().write(true).create(true).truncate(true).open(path_of(store))?;
+    file.write_all(line(id, number).as_bytes())?;
+    file.sync_all()?;
+    files::parent_of(store).map_or(Ok(()), files::sync_dir)
 }
 
 /// Removes a store's mark, durably: what the store holds is all that is asked of it.
@@ -109,7 +125,11 @@ impl Mark {
         let file = match &mut self.file {
             Some(file) => file,
             empty => {
-                let file = files::private().write(true).create(true).truncate(false).open(&self.path)?;
+                let mut options = files::private();
+                // What is no file is not waited for.
+                #[cfg(unix)]
+                std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+                let file = options.write(true).create(true).truncate(false).open(&self.path)?;
                 // Of another length it would never be whole again.
                 if file.metadata()?.len() > BYTES as u64 {
                     file.set_len(BYTES as u64)?;
@@ -133,13 +153,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("a.db");
         let id = "0123456789abcdef0123456789abcdef";
-        assert_eq!(read(&store, id), None);
+        assert_eq!(read(&store, id), Found::Missing);
         let mut mark = Mark::new(&store, id.to_owned());
         for number in [0, 1, 987_654_321, u64::MAX] {
             mark.set(number);
-            assert_eq!(read(&store, id), Some(number));
+            assert_eq!(read(&store, id), Found::Number(number));
         }
-        assert_eq!(read(&store, "f".repeat(32).as_str()), None, "of another store");
+        assert_eq!(read(&store, "f".repeat(32).as_str()), Found::Unreadable, "of another store");
         let whole = std::fs::read(path_of(&store)).unwrap();
         for length in 0..whole.len() {
             assert_eq!(parse(&whole[..length], id), None, "{length}");
@@ -151,8 +171,8 @@ mod tests {
         }
         // What a power cut has made longer is a mark again once it is written.
         std::fs::write(path_of(&store), [&whole[..], &[0; 400]].concat()).unwrap();
-        assert_eq!(read(&store, id), None);
+        assert_eq!(read(&store, id), Found::Unreadable);
         Mark::new(&store, id.to_owned()).set(7);
-        assert_eq!(read(&store, id), Some(7));
+        assert_eq!(read(&store, id), Found::Number(7));
     }
 }

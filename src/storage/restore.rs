@@ -81,7 +81,7 @@ fn name_stores(staging: &Path, names: &[PathBuf]) -> Result<Made, BackupError> {
         let folder = name.parent().unwrap_or(Path::new("")).to_owned();
         let file = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let entries = folders.entry(folder).or_default();
-        entries.extend(id.map(|id| Entry { file, id, state: Stage::Kept }));
+        entries.extend(id.map(|id| Entry { file, id, state: Stage::Kept, marked: false }));
     }
     let mut made = Made::default();
     for (folder, entries) in folders {

@@ -94,7 +94,7 @@ pub(super) fn open_writer(path: &Path, migrations: &[&str]) -> Result<Opened, Op
     migrate(&connection, path, migrations)?;
     let number = Identity::settle(&connection, &id, migrations.len()).map_err(failed)?;
     // Only now may anything be acknowledged that this file holds.
-    place.keep(&id)?;
+    place.keep(&id, number)?;
     Ok(Opened { connection, id, number })
 }
 

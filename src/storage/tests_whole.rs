@@ -93,7 +93,7 @@ fn the_number_counts_once_a_second_and_at_the_end_and_the_mark_follows() {
     let path = dir.path().join("one.db");
     let id = Manifest::read(dir.path()).unwrap().unwrap().entry("one.db").unwrap().id.clone();
     let before = number(dir.path(), "one.db");
-    assert_eq!(mark::read(&path, &id), Some(before), "written at an orderly end");
+    assert_eq!(mark::read(&path, &id), mark::Found::Number(before), "written at an orderly end");
     let store = open(dir.path(), "one.db").unwrap();
     let began = std::time::Instant::now();
     for k in 100..400 {
@@ -101,7 +101,7 @@ fn the_number_counts_once_a_second_and_at_the_end_and_the_mark_follows() {
     }
     // One at once, and one for what came after it, whether or not anything comes any more.
     let seen = loop {
-        let seen = mark::read(&path, &id).unwrap();
+        let mark::Found::Number(seen) = mark::read(&path, &id) else { panic!("there is a mark") };
         let counted = store.read(|reader| reader.first("SELECT number FROM store_identity", &[], |row| row.uint(0)));
         assert!(seen <= counted.unwrap_or_else(|error: StoreError| panic!("{error}")).unwrap(), "ahead of the store");
         if seen >= before + 2 {
@@ -111,7 +111,7 @@ fn the_number_counts_once_a_second_and_at_the_end_and_the_mark_follows() {
     };
     assert!(seen <= before + 2 + began.elapsed().as_secs(), "{seen}: not with each change");
     store.close();
-    assert_eq!(mark::read(&path, &id), Some(number(dir.path(), "one.db")));
+    assert_eq!(mark::read(&path, &id), mark::Found::Number(number(dir.path(), "one.db")));
 }
 
 #[test]
@@ -313,4 +313,53 @@ fn a_backup_can_be_made_from_a_disk_that_can_only_be_read() {
         assert_eq!(keys(&open(&again, "one.db").unwrap()), expected);
         assert_eq!(keys(&open(&again, "two.db").unwrap()), [2]);
     }
+}
+
+#[test]
+fn a_mark_that_was_there_has_to_be_there() {
+    let dir = two();
+    let path = dir.path().join("one.db");
+    let marked = || Manifest::read(dir.path()).unwrap().unwrap().entry("one.db").unwrap().marked;
+    assert!(marked() && path.with_file_name("one.db-mark").exists());
+    // Gone with the log, as where the stores alone were copied while they were written to.
+    std::fs::remove_file(path.with_file_name("one.db-mark")).unwrap();
+    for _ in 0..2 {
+        let refused = examine(dir.path(), &BOTH).unwrap_err();
+        assert!(matches!(&refused, OpenError::Unmarked { path } if path.ends_with("one.db")), "{refused}");
+        let text = refused.to_string();
+        assert!(text.contains("one.db-mark is missing") && text.contains("accept-loss one.db --data-dir"), "{text}");
+        assert!(matches!(open(dir.path(), "one.db"), Err(OpenError::Unmarked { .. })));
+        assert!(!path.with_file_name("one.db-mark").exists(), "nothing is put in its place");
+    }
+    // Who accepts it keeps what there is, and the next start makes the mark anew.
+    assert_eq!(accept_loss(dir.path(), "one.db", &BOTH, &[]).unwrap(), Accepted::Kept(None));
+    assert!(!marked());
+    examine(dir.path(), &BOTH).unwrap();
+    let store = open(dir.path(), "one.db").unwrap();
+    assert_eq!(keys(&store), [1]);
+    store.close();
+    assert!(marked() && path.with_file_name("one.db-mark").exists());
+    assert!(matches!(accept_loss(dir.path(), "one.db", &BOTH, &[]), Err(AcceptError::Whole(_))));
+    // A manifest of the version before said nothing of marks: then its absence says nothing.
+    Manifest::update(dir.path(), |manifest| manifest.set_marked("one.db", false)).unwrap();
+    std::fs::remove_file(path.with_file_name("one.db-mark")).unwrap();
+    open(dir.path(), "one.db").unwrap().close();
+    assert!(marked());
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_refused_and_not_waited_for() {
+    let dir = two();
+    for file in ["one.db-mark", "manifest.json"] {
+        let path = dir.path().join(file);
+        std::fs::remove_file(&path).unwrap();
+        let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a path that ends in a zero byte, and a plain number.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    }
+    let refused = examine(dir.path(), &BOTH).unwrap_err().to_string();
+    assert!(refused.contains("manifest.json") && refused.contains("it is no file"), "{refused}");
+    let id = super::manifest::new_id();
+    assert_eq!(mark::read(&dir.path().join("one.db"), &id), mark::Found::Unreadable);
 }

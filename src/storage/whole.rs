@@ -98,11 +98,16 @@ impl Place {
     }
 
     /// What the mark says; to be asked before the store is, which others may be writing to.
-    pub(super) fn mark(&self) -> Option<u64> {
+    pub(super) fn mark(&self) -> mark::Found {
         match self.stage() {
             Some((Stage::Kept, id)) => mark::read(&self.path, id),
-            _ => None,
+            _ => mark::Found::Missing,
         }
+    }
+
+    /// Whether its mark has to be there.
+    fn is_marked(&self) -> bool {
+        self.manifest.as_ref().and_then(|manifest| manifest.entry(&self.file)).is_some_and(|entry| entry.marked)
     }
 
     /// Whether there may be nothing.
@@ -116,7 +121,7 @@ impl Place {
     }
 
     /// Whether the store that is there is the one that belongs there, and holds what its mark says.
-    pub(super) fn check_present(&self, found: Option<&Identity>, mark: Option<u64>) -> Result<(), OpenError> {
+    pub(super) fn check_present(&self, found: Option<&Identity>, mark: mark::Found) -> Result<(), OpenError> {
         let stranger = |detail: String| Err(OpenError::Stranger { path: self.path.clone(), detail });
         let whose = |id: &str| match self.manifest.as_ref().and_then(|manifest| manifest.of_id(id)) {
             Some(file) => format!("it is {file}"),
@@ -124,14 +129,16 @@ impl Place {
         };
         match (self.stage(), found) {
             (Some((Stage::Kept, id)), Some(found)) if found.id == id => match mark {
-                Some(mark) if found.number < mark => {
+                mark::Found::Number(mark) if found.number < mark => {
                     Err(OpenError::Behind { path: self.path.clone(), holds: found.number, mark })
                 }
+                mark::Found::Missing if self.is_marked() => Err(OpenError::Unmarked { path: self.path.clone() }),
                 _ => Ok(()),
             },
-            (Some((Stage::Kept, _)), None) => {
-                stranger("it is empty, or a copy from before this data dir had a manifest".to_owned())
-            }
+            (Some((Stage::Kept, _)), None) => stranger(
+                "it is empty, its log (-wal) is lost or damaged, or it is a copy from before this data dir had a manifest"
+                    .to_owned(),
+            ),
             (Some(_), None) => Ok(()),
             (Some((_, id)), Some(found)) if found.id == id => Ok(()),
             (_, Some(found)) if self.has_manifest() => stranger(whose(&found.id)),
@@ -167,11 +174,19 @@ impl Place {
         Ok(id)
     }
 
-    /// Says that the store is there and has its id: from now on it has to be.
-    pub(super) fn keep(&self, id: &str) -> Result<(), OpenError> {
-        if self.stage() != Some((Stage::Kept, id)) {
-            Manifest::update(&self.dir, |manifest| manifest.set(&self.file, id, Stage::Kept))?;
+    /// Says that the store is there, with its id and its mark: from now on both have to be.
+    pub(super) fn keep(&self, id: &str, number: u64) -> Result<(), OpenError> {
+        if self.stage() == Some((Stage::Kept, id)) && self.is_marked() {
+            return Ok(());
         }
+        if self.stage() != Some((Stage::Kept, id)) || mark::read(&self.path, id) == mark::Found::Missing {
+            let mark = mark::path_of(&self.path);
+            mark::create(&self.path, id, number).map_err(|error| OpenError::from_io(&mark, &error))?;
+        }
+        Manifest::update(&self.dir, |manifest| {
+            manifest.set(&self.file, id, Stage::Kept);
+            manifest.set_marked(&self.file, true);
+        })?;
         Ok(())
     }
 }
