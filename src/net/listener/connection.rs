@@ -88,7 +88,7 @@ impl Accepted {
             None => Conn::plain(stream),
         };
         let may_speak = conn.is_tls() || source.ip().is_loopback() || context.plain_from_afar;
-        let share = Share::of(Arc::clone(&context.budget));
+        let share = Share::of(Arc::clone(&context.budget), permit.source());
         Ok(Connection { conn, source, may_speak, share, is_stopping, permit })
     }
 }
