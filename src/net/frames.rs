@@ -230,7 +230,14 @@ impl Framing {
     /// As [`ConnWriter::write_all`].
     pub fn write(self, writer: &ConnWriter, message: &[u8]) -> io::Result<()> {
         let slow_s = (message.len() / SLOW_LINE_BYTES_PER_S) as u64;
-        let deadline = Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s);
+        self.write_before(writer, message, Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s))
+    }
+
+    /// The same with an instant by which it must be done.
+    ///
+    /// # Errors
+    /// As [`ConnWriter::write_all`].
+    pub fn write_before(self, writer: &ConnWriter, message: &[u8], deadline: Instant) -> io::Result<()> {
         match self {
             Framing::Frames => writer.write_all(&frame(message).ok_or(ErrorKind::InvalidInput)?, deadline),
             Framing::Lines => writer.write_line(message, deadline),
@@ -388,12 +395,17 @@ mod tests {
     use crate::net::conn::Conn;
     use crate::net::deadline::tests::pair;
     use crate::net::lines::tests::Chunks;
+    use crate::net::source;
     use proptest::prelude::*;
     use std::io::{Read, Write};
     use std::sync::atomic::Ordering::SeqCst;
 
     fn over(chunks: &[&[u8]], max_bytes: usize) -> FrameReader<Chunks> {
         FrameReader::new(Chunks::of(chunks), LineLimits::new(max_bytes))
+    }
+
+    fn client_of(budget: &Arc<Budget>) -> Share {
+        Share::of(Arc::clone(budget), source::of([127, 0, 0, 1].into()))
     }
 
     fn soon() -> Instant {
@@ -433,7 +445,7 @@ mod tests {
         // Nor does one within it, before the bytes are there.
         let budget = Budget::new(100 << 10);
         let mut reader = over(&[&(1_u32 << 20).to_be_bytes(), &[1; 1020]], 1 << 20);
-        reader.share = Share::of(Arc::clone(&budget));
+        reader.share = client_of(&budget);
         assert!(matches!(reader.read_frame(), Err(LineError::Truncated)));
         assert!(budget.taken() <= 20 << 10, "{} bytes were taken for 1024", budget.taken());
     }
@@ -451,7 +463,7 @@ mod tests {
         let bytes = frame(&[b' '; 100_000]).unwrap();
         let line = [&[b' '; 100_000][..], b"\n"].concat();
         let begin = |bytes: &[u8]| {
-            let share = Share::of(Arc::clone(&budget));
+            let share = client_of(&budget);
             MessageReader::begin(Chunks::of(&[bytes]), LineLimits::new(1 << 20), share).unwrap().unwrap()
         };
         let mut frames = begin(&[&bytes[..], &bytes].concat());
@@ -516,10 +528,10 @@ mod tests {
     #[test]
     fn what_is_short_is_taken_whatever_others_have_of_the_budget() {
         let budget = Budget::new(100 << 10);
-        let mut all = Share::of(Arc::clone(&budget));
+        let mut all = Share::of_link(Arc::clone(&budget));
         assert!(all.grow_to(100 << 10));
         let begin = |message: &[u8]| {
-            let (limits, share) = (LineLimits::new(1 << 20), Share::of(Arc::clone(&budget)));
+            let (limits, share) = (LineLimits::new(1 << 20), client_of(&budget));
             MessageReader::begin(Chunks::of(&[message]), limits, share).unwrap().unwrap().read_before(soon())
         };
         for length in [10, 1_100, 4_000] {

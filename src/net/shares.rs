@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use super::source::Source;
 
 /// What each source holds of one bounded thing. SPEC.md section 2: an address other than loopback at most so much,
-/// all of loopback together half of the bound.
+/// all of loopback together half of the bound, unless it is told otherwise.
 ///
 /// It remembers a source only while that holds something, so it never has more entries than there are things.
 #[derive(Debug, Clone)]
@@ -32,6 +32,12 @@ impl Shares {
     /// Of a thing of which there are `bound` at most, `of_an_address` for each address other than loopback.
     pub fn new(bound: usize, of_an_address: usize) -> Shares {
         Shares { of_an_address, of_loopback: (bound / 2).max(1), held: HashMap::new() }
+    }
+
+    /// The same with so much for all of loopback together.
+    #[must_use]
+    pub fn with_loopback(self, of_loopback: usize) -> Shares {
+        Shares { of_loopback, ..self }
     }
 
     /// How much a source may hold.

@@ -697,3 +697,41 @@ fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
     drop(holder);
     eventually(|| budget.taken() == 0);
 }
+
+#[test]
+fn who_gives_way_is_told_so_and_nothing_of_his_is_done() {
+    let limiter = ConnectionLimiter::new(4);
+    let (asked, handled) = unbounded();
+    let handler = move |request: Request| {
+        asked.send(request.path.clone()).unwrap();
+        echo(request)
+    };
+    let server = start(Floor { limiter: Arc::clone(&limiter), ..floor(Limits::default()) }, handler);
+    let begin = |half: &str| {
+        let open = limiter.open();
+        let mut client = Client::new(&server);
+        client.send(half);
+        eventually(|| limiter.open() > open);
+        client
+    };
+    let head = "POST /half HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    let half_a_head = begin(head);
+    let half_a_body = begin(&format!("{head}content-length: 100\r\n\r\n{{"));
+    let silent = begin("");
+    let mut between = begin("");
+    assert_eq!(between.get("/first").status, 200);
+    eventually(|| limiter.pending() == 4);
+    let mut newcomers: Vec<Client> = Vec::new();
+    for _ in 0..4 {
+        newcomers.push(Client::new(&server));
+        assert_eq!(newcomers.last_mut().unwrap().get("/work").status, 200);
+    }
+    for mut told in [half_a_head, half_a_body, silent] {
+        let answer = told.answer().unwrap();
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.json()["error"], "BUSY: too many connections; try again");
+        told.assert_ended();
+    }
+    assert!(between.answer().is_none(), "a word would be taken for the answer to what he asks next");
+    assert_eq!(handled.try_iter().collect::<Vec<_>>(), ["/first", "/work", "/work", "/work", "/work"]);
+}

@@ -207,6 +207,85 @@ fn half_a_line_is_one_at_the_clients_end_and_none_at_our_own() {
     assert_eq!(*kept.lock(), ["one", "of a client that ends", "two"]);
 }
 
+/// A port of lines or frames: each message is answered with itself.
+#[derive(Default)]
+struct Echoed(Arc<Mutex<Vec<String>>>, Counter);
+
+impl MessageService for Echoed {
+    type Client = ();
+    const NAME: &'static str = "test";
+    const FRAMING: MessageFraming = MessageFraming::JsonLinesOrFrames;
+
+    fn limits(&self) -> LineLimits {
+        LineLimits::new(1 << 20)
+    }
+
+    fn rejection(&self, _why: Rejection) -> Option<Vec<u8>> {
+        Some(BUSY.trim_ascii_end().to_vec())
+    }
+
+    fn connections_failed(&self) -> &Counter {
+        &self.1
+    }
+
+    fn connected(&self, _connection: &MessageConnection) {}
+
+    fn message(&self, (): &mut (), message: Vec<u8>, connection: &mut MessageConnection) -> Result<After, Ended> {
+        self.0.lock().push(String::from_utf8_lossy(&message).into_owned());
+        connection.write(&message)?;
+        Ok(After::Continue)
+    }
+
+    fn gives_way(&self, (): &()) -> bool {
+        self.0.lock().last().is_some_and(|last| last == "{\"gives\":\"way\"}")
+    }
+}
+
+#[test]
+fn who_gives_way_is_told_so_in_the_framing_of_his_and_nothing_of_his_is_done() {
+    let service = Echoed::default();
+    let asked = Arc::clone(&service.0);
+    let context = context(5, 100);
+    let limiter = Arc::clone(&context.limiter);
+    let socket = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = Listener::start(socket, context, Arc::new(Messages(service))).unwrap();
+    let begin = |half: &[u8]| {
+        let open = limiter.open();
+        let mut client = connect(&server);
+        client.write_all(half).unwrap();
+        eventually(|| limiter.open() > open);
+        client
+    };
+    let half_a_line = begin(b"{\"buy\":1");
+    let half_a_frame = begin(&[0, 0, 0, 20, b'{']);
+    let silent = begin(b"");
+    let goes_on = begin(b"{");
+    let between = begin(b"");
+    assert_eq!(ask(&between, "{\"gives\":\"way\"}\n"), "{\"gives\":\"way\"}\n");
+    eventually(|| limiter.pending() == 5);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Who sends and sends keeps his place no longer than others.
+        let sends = scope.spawn(|| {
+            while !is_over.load(SeqCst) && (&goes_on).write_all(b" ").is_ok() {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+        let work: Vec<_> = (0..5).map(|_| connect(&server)).collect();
+        let answers: Vec<_> = work.iter().map(|client| ask(client, "{}\n")).collect();
+        is_over.store(true, SeqCst);
+        sends.join().unwrap();
+        assert_eq!(answers, ["{}\n"; 5]);
+    });
+    assert_eq!((count(&server, "newcomers_closed"), count(&server, "refused")), (5, 0));
+    for told in [&half_a_line, &silent, &goes_on] {
+        assert_eq!(String::from_utf8_lossy(&read_all(told)), String::from_utf8_lossy(BUSY));
+    }
+    assert_eq!(read_all(&half_a_frame), crate::net::frames::frame(BUSY.trim_ascii_end()).unwrap());
+    assert_eq!(read_all(&between), b"", "a word would be taken for the answer to what he asks next");
+    assert!(asked.lock().iter().all(|message| message == "{}" || message.contains("gives")));
+}
+
 #[test]
 fn stopping_cuts_off_those_who_write_on() {
     let endless = |mut stream: &TcpStream, _: &mut Permit| while stream.write_all(&[7; 65_536]).is_ok() {};
