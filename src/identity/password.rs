@@ -53,6 +53,9 @@ pub enum PasswordError {
     /// Its turn would come too late.
     #[error("too many passwords wait to be checked: try again")]
     Busy,
+    /// When its turn came nobody wanted it any more.
+    #[error("what a password was to be checked for was settled meanwhile: try again")]
+    NotWanted,
     /// The hash could not be computed.
     #[error("a password could not be hashed: {0}")]
     Failed(String),
@@ -95,6 +98,7 @@ struct Waiting {
 struct Job {
     argon2: Argon2<'static>,
     work: Work,
+    is_wanted: Box<dyn FnOnce() -> bool + Send>,
     since: Instant,
     answer: Sender<Result<Outcome, PasswordError>>,
 }
@@ -212,7 +216,21 @@ impl Passwords {
     /// # Errors
     /// [`PasswordError::Busy`] when its turn would come too late.
     pub fn hash(&self, password: &str, source: Source) -> Result<String, PasswordError> {
-        match self.ask(Work::Hash(nfc(password).into_owned()), source)? {
+        self.hash_if(password, source, || true)
+    }
+
+    /// The same, unless it is not wanted any more when its turn comes: of very many that ask for one name at once,
+    /// all but the first need none, and would only keep others waiting.
+    ///
+    /// # Errors
+    /// [`PasswordError::Busy`] when its turn would come too late; [`PasswordError::NotWanted`].
+    pub fn hash_if(
+        &self,
+        password: &str,
+        source: Source,
+        is_wanted: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<String, PasswordError> {
+        match self.ask(Work::Hash(nfc(password).into_owned()), source, is_wanted)? {
             Outcome::Hash(hash) => Ok(hash),
             Outcome::IsRight(_) => Err(failed("a check was answered")),
         }
@@ -224,9 +242,24 @@ impl Passwords {
     /// # Errors
     /// [`PasswordError::Busy`] when its turn would come too late.
     pub fn check(&self, password: &str, kept: Option<&str>, source: Source) -> Result<bool, PasswordError> {
+        self.check_if(password, kept, source, || true)
+    }
+
+    /// The same, unless it is not wanted any more when its turn comes: who guesses very often at once is paused by
+    /// his first failures, and what he has asked beyond them would only keep others waiting.
+    ///
+    /// # Errors
+    /// [`PasswordError::Busy`] when its turn would come too late; [`PasswordError::NotWanted`].
+    pub fn check_if(
+        &self,
+        password: &str,
+        kept: Option<&str>,
+        source: Source,
+        is_wanted: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<bool, PasswordError> {
         let is_known = kept.is_some();
         let kept = kept.unwrap_or(&self.nobody).to_owned();
-        match self.ask(Work::Check(forms(password), kept), source)? {
+        match self.ask(Work::Check(forms(password), kept), source, is_wanted)? {
             Outcome::IsRight(is_right) => Ok(is_right && is_known),
             Outcome::Hash(_) => Err(failed("a hash was answered")),
         }
@@ -238,13 +271,24 @@ impl Passwords {
         (waiting.running, waiting.count)
     }
 
-    fn ask(&self, work: Work, source: Source) -> Result<Outcome, PasswordError> {
-        self.begin(work, source)?.recv().unwrap_or(Err(PasswordError::Busy))
+    fn ask(
+        &self,
+        work: Work,
+        source: Source,
+        is_wanted: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<Outcome, PasswordError> {
+        self.begin(work, source, is_wanted)?.recv().unwrap_or(Err(PasswordError::Busy))
     }
 
-    fn begin(&self, work: Work, source: Source) -> Result<Receiver<Result<Outcome, PasswordError>>, PasswordError> {
+    fn begin(
+        &self,
+        work: Work,
+        source: Source,
+        is_wanted: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<Receiver<Result<Outcome, PasswordError>>, PasswordError> {
         let (answer, answered) = bounded(1);
-        let job = Job { argon2: self.argon2.clone(), work, since: Instant::now(), answer };
+        let is_wanted = Box::new(is_wanted);
+        let job = Job { argon2: self.argon2.clone(), work, is_wanted, since: Instant::now(), answer };
         let queue = &self.workers.queue;
         queue.waiting.lock().enter(source, job, self.workers.at_once)?;
         queue.filled.notify_one();
@@ -285,16 +329,20 @@ impl Queue {
     fn compute(&self) {
         let mut area = Vec::new();
         while let Some(job) = self.next() {
+            let Job { argon2, work, is_wanted, since, answer } = job;
+            let is_in_time = since.elapsed() <= WAIT_MAX;
+            // A panic was printed; whoever waits for that job hears that nothing came of it.
+            let is_wanted = is_in_time && panic::catch_unwind(AssertUnwindSafe(is_wanted)).unwrap_or(false);
             let begun = Instant::now();
-            let is_in_time = begun.duration_since(job.since) <= WAIT_MAX;
-            if is_in_time {
-                // A panic was printed; whoever waits for that job hears that nothing came of it.
-                let done = panic::catch_unwind(AssertUnwindSafe(|| job.work.run(&job.argon2, &mut area)));
+            if is_wanted {
+                let done = panic::catch_unwind(AssertUnwindSafe(|| work.run(&argon2, &mut area)));
                 let done = done.unwrap_or_else(|_| Err(failed("the thread that computed it has panicked")));
                 // Whoever asked waits until it comes; if not, nobody misses it.
-                drop(job.answer.send(done));
+                drop(answer.send(done));
+            } else if is_in_time {
+                drop(answer.send(Err(PasswordError::NotWanted)));
             }
-            self.done(is_in_time.then(|| begun.elapsed()));
+            self.done(is_wanted.then(|| begun.elapsed()));
         }
     }
 
@@ -436,7 +484,7 @@ mod tests {
         for _ in 0..passwords.workers.at_once {
             let held = held.clone();
             let work = Work::Test(Box::new(move || assert!(held.recv().is_err())));
-            drop(passwords.begin(work, from("10.9.9.9")).unwrap());
+            drop(passwords.begin(work, from("10.9.9.9"), || true).unwrap());
         }
         while passwords.in_hand() != (passwords.workers.at_once, 0) {
             thread::yield_now();
@@ -491,9 +539,9 @@ mod tests {
         for _ in 0..20 {
             let told = told.clone();
             let work = Work::Test(Box::new(move || told.send(thread::current().id()).unwrap()));
-            assert_eq!(passwords.ask(work, here()), Ok(Outcome::IsRight(true)));
+            assert_eq!(passwords.ask(work, here(), || true), Ok(Outcome::IsRight(true)));
         }
-        let failing = passwords.ask(Work::Test(Box::new(|| panic!("a test's panic"))), here());
+        let failing = passwords.ask(Work::Test(Box::new(|| panic!("a test's panic"))), here(), || true);
         assert!(matches!(failing, Err(PasswordError::Failed(_))), "{failing:?}");
         assert!(passwords.hash("p", here()).is_ok(), "and the thread goes on");
         // A job that ends with the last of the threads: the work that is left is dropped, and so is its sender.
@@ -543,7 +591,8 @@ mod tests {
         let release = hold(&passwords);
         passwords.workers.queue.waiting.lock().hash_takes = Duration::from_millis(100);
         // 5 s of two threads, 100 ms each.
-        let waiting: Vec<_> = (0..100).map(|_| passwords.begin(Work::Hash("p".to_owned()), here()).unwrap()).collect();
+        let waiting: Vec<_> =
+            (0..100).map(|_| passwords.begin(Work::Hash("p".to_owned()), here(), || true).unwrap()).collect();
         assert_eq!(passwords.hash("p", here()), Err(PasswordError::Busy));
         assert_eq!(passwords.check("p", None, here()), Err(PasswordError::Busy));
         assert_eq!(passwords.in_hand(), (2, 100));
@@ -558,12 +607,38 @@ mod tests {
     fn who_has_waited_too_long_is_told_and_costs_no_hash() {
         let passwords = Passwords::new(CHEAP, 1).unwrap();
         let release = hold(&passwords);
-        let answer = passwords.begin(Work::Test(Box::new(|| panic!("it is computed"))), here()).unwrap();
+        let answer = passwords.begin(Work::Test(Box::new(|| panic!("it is computed"))), here(), || true).unwrap();
         for jobs in passwords.workers.queue.waiting.lock().jobs.values_mut() {
             jobs[0].since -= WAIT_MAX + Duration::from_millis(1);
         }
         drop(release);
         assert!(answer.recv().is_err(), "dropped, which is Busy");
+        assert!(passwords.hash("p", here()).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_wanted_when_its_turn_comes_costs_no_hash() {
+        let passwords = Passwords::new(CHEAP, 1).unwrap();
+        let release = hold(&passwords);
+        let (asked, turns) = unbounded();
+        let begin = |number: usize| {
+            let asked = asked.clone();
+            let is_wanted = move || {
+                asked.send(number).unwrap();
+                number == 2
+            };
+            passwords.begin(Work::Hash("p".to_owned()), here(), is_wanted).unwrap()
+        };
+        let answers: Vec<_> = (0..4).map(begin).collect();
+        assert!(turns.is_empty(), "asked when its turn comes, not before");
+        drop(release);
+        for (number, answer) in answers.into_iter().enumerate() {
+            match answer.recv().unwrap() {
+                Ok(Outcome::Hash(_)) => assert_eq!(number, 2),
+                other => assert_eq!((other, number == 2), (Err(PasswordError::NotWanted), false)),
+            }
+        }
+        assert_eq!(turns.try_iter().collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert!(passwords.hash("p", here()).is_ok());
     }
 
@@ -576,7 +651,7 @@ mod tests {
         let (order, ended) = unbounded();
         let begin = |source: &str, n: usize| {
             let (order, who) = (order.clone(), (source.to_owned(), n));
-            passwords.begin(Work::Test(Box::new(move || order.send(who).unwrap())), from(source))
+            passwords.begin(Work::Test(Box::new(move || order.send(who).unwrap())), from(source), || true)
         };
         let many: Vec<_> = (0..10).map(|n| begin("10.0.0.1", n).unwrap()).collect();
         assert!(begin("10.0.0.1", 10).is_err(), "alone it has all of it, and no more");

@@ -112,7 +112,7 @@ impl From<StoreError> for UserError {
 impl From<PasswordError> for UserError {
     fn from(error: PasswordError) -> UserError {
         match error {
-            PasswordError::Busy => UserError::Busy(error.to_string()),
+            PasswordError::Busy | PasswordError::NotWanted => UserError::Busy(error.to_string()),
             PasswordError::Failed(_) => {
                 log::error!("accounts: {error}");
                 UserError::Unavailable
@@ -157,7 +157,7 @@ pub struct Users {
     making: Mutex<HashSet<Name>>,
     admin: RwLock<Option<Admin>>,
     /// Failed sign-ins of one user from one source. (An admin is not a user of the same name.)
-    guesses: Mutex<Attempts<Guessed>>,
+    guesses: Arc<Mutex<Attempts<Guessed>>>,
     /// By the name as it is spelled on disk.
     addresses: Mutex<HashMap<String, Addresses>>,
 }
@@ -261,7 +261,7 @@ impl Users {
             names: RwLock::new(names),
             admin: RwLock::new(admin),
             making: Mutex::default(),
-            guesses: Mutex::default(),
+            guesses: Arc::default(),
             addresses: Mutex::new(addresses),
         })
     }
@@ -379,7 +379,7 @@ impl Users {
             None => None,
         };
         let (user, kept) = found.unzip();
-        let is_right = self.passwords.check(password, kept.as_deref(), source::of(source))?;
+        let is_right = self.is_right(&who, password, kept.as_deref(), source)?;
         let Some(mut user) = self.outcome(who, source, is_right.then_some(user).flatten())? else {
             return Err(UserError::WrongCredentials);
         };
@@ -409,13 +409,25 @@ impl Users {
         let who = (Role::Admin, name, admin.is_some());
         self.may_guess(&who, source)?;
         let kept = admin.as_ref().map(|admin| admin.password.as_str());
-        let is_right = self.passwords.check(password, kept, source::of(source))?;
+        let is_right = self.is_right(&who, password, kept, source)?;
         let proved = self.outcome(who, source, admin.filter(|_| is_right))?;
         proved.map(|admin| admin.username).ok_or(UserError::WrongCredentials)
     }
 
     fn may_guess(&self, who: &Guessed, source: IpAddr) -> Result<(), UserError> {
         self.guesses.lock().check(self.clock.now(), who, source::of(source)).map_err(UserError::Paused)
+    }
+
+    /// Whether it is the password. Whoever is paused when its turn comes costs no hash.
+    fn is_right(&self, who: &Guessed, password: &str, kept: Option<&str>, source: IpAddr) -> Result<bool, UserError> {
+        let may_guess = {
+            let (guesses, clock, who) = (Arc::clone(&self.guesses), self.clock, who.clone());
+            move || guesses.lock().check(clock.now(), &who, source::of(source)).is_ok()
+        };
+        self.passwords.check_if(password, kept, source::of(source), may_guess).or_else(|error| {
+            self.may_guess(who, source)?;
+            Err(error.into())
+        })
     }
 
     /// Tells what came of an attempt, unless others have failed too often meanwhile. Under one lock, so that no

@@ -237,6 +237,8 @@ fn unfinished_messages_of_all_ports_together_are_bounded() {
         assert!(answer.contains(wanted), "{port}: {answer:?}");
     }
     drop(held);
+    // With 256 MiB of it, and each on another thread.
+    eventually("the memory to be given back", || (server.rss_kib() < before + 96 * 1024).then_some(()));
     eventually("a long message to be taken again", || {
         let long = format!("{{\"type\":\"GET_CART\",\"x\":\"{}\"}}\n", "x".repeat(EACH_BYTES / 2));
         exchange(at("buyer"), long.as_bytes(), "NOT_LOGGED_IN", false).contains("NOT_LOGGED_IN").then_some(())

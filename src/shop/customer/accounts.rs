@@ -24,7 +24,7 @@ pub struct Accounts {
     store: Arc<Store>,
     clock: Clock,
     passwords: Passwords,
-    attempts: Mutex<Attempts<Guessed>>,
+    attempts: Arc<Mutex<Attempts<Guessed>>>,
 }
 
 /// Whose password is guessed: a user, or nobody of that name. Who is made later has none of nobody's failures.
@@ -45,7 +45,7 @@ impl From<StoreError> for NotAdded {
 impl Accounts {
     /// The accounts of a store.
     pub fn new(store: Arc<Store>, clock: Clock, passwords: Passwords) -> Accounts {
-        Accounts { store, clock, passwords, attempts: Mutex::default() }
+        Accounts { store, clock, passwords, attempts: Arc::default() }
     }
 
     /// A new account; for the same request again, the same.
@@ -69,12 +69,25 @@ impl Accounts {
         let known = move |user: &store::UserRow, request: &str| {
             user.request == request && user.created_at.until(now) < REQUEST_KEPT
         };
-        // A name that is taken costs no hash.
-        let user = self.store.read(|reader| store::user_named(reader, role, &username)).map_err(|e| unavailable(&e))?;
-        if let Some(user) = user {
-            return if known(&user, &request) { Ok(user.account) } else { Err(taken(&username)) };
+        let holder =
+            || self.store.read(|reader| store::user_named(reader, role, &username)).map_err(|e| unavailable(&e));
+        let answer =
+            |user: store::UserRow| if known(&user, &request) { Ok(user.account) } else { Err(taken(&username)) };
+        // A name that is taken costs no hash, nor does one that is by the time its turn has come.
+        if let Some(user) = holder()? {
+            return answer(user);
         }
-        let hash = self.passwords.hash(password, source_of(source)).map_err(|error| not_hashed(&error))?;
+        let is_free = {
+            let (store, username) = (Arc::clone(&self.store), username.clone());
+            move || !matches!(store.read(|reader| store::user_named(reader, role, &username)), Ok(Some(_)))
+        };
+        let hash = match self.passwords.hash_if(password, source_of(source), is_free) {
+            Ok(hash) => hash,
+            Err(error @ PasswordError::NotWanted) => {
+                return holder()?.map_or_else(|| Err(not_hashed(&error)), answer);
+            }
+            Err(error) => return Err(not_hashed(&error)),
+        };
         let added = self.store.write({
             let username = username.clone();
             move |tx| match store::user_named(tx, role, &username)? {
@@ -101,7 +114,18 @@ impl Accounts {
         let guessed: Guessed = (role, name, user.as_ref().map(|user| user.account.user_id));
         self.attempts.lock().check(self.clock.now(), &guessed, source).map_err(paused)?;
         let kept = user.as_ref().map(|user| user.password.as_str());
-        let is_right = self.passwords.check(password, kept, source).map_err(|error| not_hashed(&error))?;
+        let may_guess = {
+            let (attempts, clock, guessed) = (Arc::clone(&self.attempts), self.clock, guessed.clone());
+            move || attempts.lock().check(clock.now(), &guessed, source).is_ok()
+        };
+        let is_right = match self.passwords.check_if(password, kept, source, may_guess) {
+            Ok(is_right) => is_right,
+            Err(error) => {
+                // Where it was not wanted, the pause is what is told.
+                self.attempts.lock().check(self.clock.now(), &guessed, source).map_err(paused)?;
+                return Err(not_hashed(&error));
+            }
+        };
         // Others may have failed meanwhile: then this one's outcome is not told either. Under one lock, so
         // that no more are told than may be.
         let mut attempts = self.attempts.lock();
@@ -158,7 +182,7 @@ fn taken(username: &str) -> Refusal {
 
 fn not_hashed(error: &PasswordError) -> Refusal {
     match error {
-        PasswordError::Busy => Refusal::new(Code::Busy, error.to_string()),
+        PasswordError::Busy | PasswordError::NotWanted => Refusal::new(Code::Busy, error.to_string()),
         PasswordError::Failed(_) => {
             log::error!("customer database: {error}");
             Refusal::new(Code::Unavailable, "the password could not be checked: try again")
