@@ -27,6 +27,10 @@ use crate::net::source::{self, Source};
 
 /// Longest that anybody waits for his turn.
 pub const WAIT_MAX: Duration = Duration::from_secs(5);
+/// How many times as many are let into the queue as would have their turns in time by what a hash took lately: some
+/// are not wanted any more by then, and a machine that was busy a moment ago may not be. Who hoped in vain is told so
+/// when his time is up.
+const HOPE: u128 = 2;
 /// Most that wait, however quick the machine is.
 pub const WAITING_MAX: usize = 4096;
 /// Bytes of a salt.
@@ -118,9 +122,9 @@ enum Outcome {
 }
 
 impl Waiting {
-    /// How many may wait so that the last has its turn in time.
+    /// How many may wait so that the last may have its turn in time.
     fn bound(&self, at_once: usize) -> usize {
-        let turns = WAIT_MAX.as_nanos() / self.hash_takes.as_nanos().max(1) * at_once as u128;
+        let turns = HOPE * WAIT_MAX.as_nanos() / self.hash_takes.as_nanos().max(1) * at_once as u128;
         usize::try_from(turns).unwrap_or(WAITING_MAX).clamp(at_once, WAITING_MAX)
     }
 
@@ -590,12 +594,12 @@ mod tests {
         let passwords = Passwords::new(CHEAP, 2).unwrap();
         let release = hold(&passwords);
         passwords.workers.queue.waiting.lock().hash_takes = Duration::from_millis(100);
-        // 5 s of two threads, 100 ms each.
+        // Twice 5 s of two threads, 100 ms each.
         let waiting: Vec<_> =
-            (0..100).map(|_| passwords.begin(Work::Hash("p".to_owned()), here(), || true).unwrap()).collect();
+            (0..200).map(|_| passwords.begin(Work::Hash("p".to_owned()), here(), || true).unwrap()).collect();
         assert_eq!(passwords.hash("p", here()), Err(PasswordError::Busy));
         assert_eq!(passwords.check("p", None, here()), Err(PasswordError::Busy));
-        assert_eq!(passwords.in_hand(), (2, 100));
+        assert_eq!(passwords.in_hand(), (2, 200));
         drop(release);
         for answer in waiting {
             assert!(matches!(answer.recv(), Ok(Ok(Outcome::Hash(_)))));
@@ -647,7 +651,7 @@ mod tests {
         let passwords = Passwords::new(CHEAP, 1).unwrap();
         let release = hold(&passwords);
         // Room for ten.
-        passwords.workers.queue.waiting.lock().hash_takes = WAIT_MAX / 10;
+        passwords.workers.queue.waiting.lock().hash_takes = HOPE as u32 * WAIT_MAX / 10;
         let (order, ended) = unbounded();
         let begin = |source: &str, n: usize| {
             let (order, who) = (order.clone(), (source.to_owned(), n));
