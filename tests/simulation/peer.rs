@@ -231,6 +231,12 @@ impl Peer {
     /// Says something else under a number that is taken. Its own state stays what it was.
     fn lie(&mut self, rng: &mut Rng) -> Option<Do> {
         let mut request = rng.pick(&self.said)?.clone();
+        // After a REGISTER the number of a deal that has ended begins another one, and hides how the first has ended:
+        // who lies so about what he has paid for does not know it any more.
+        let has_paid = self.searches.get(&request.rq).is_some_and(|search| search.informed);
+        if has_paid && matches!(request.ask, Ask::LookingFor { .. }) {
+            return None;
+        }
         match &mut request.ask {
             Ask::Offer { price: amount, .. }
             | Ask::Buy { price: amount, .. }
