@@ -191,20 +191,4 @@ pub(crate) mod tests {
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert!(Instant::now() >= deadline);
     }
-
-    #[test]
-    fn once_it_is_to_end_nothing_more_is_read_whatever_came() {
-        let (mut client, server) = pair();
-        let ends = Arc::<AtomicBool>::default();
-        let stream = TimedStream::new(server).ending_when(Arc::clone(&ends));
-        client.write_all(b"sent before").unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        assert_eq!(stream.peek_before(&mut [0], deadline).unwrap(), 1);
-        ends.store(true, SeqCst);
-        assert_eq!(stream.read_before(&mut [0; 20], deadline).unwrap(), 0);
-        stream.write_all_before(b"told", deadline).unwrap();
-        let mut told = [0; 4];
-        client.read_exact(&mut told).unwrap();
-        assert_eq!(&told, b"told");
-    }
 }
