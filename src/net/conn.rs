@@ -82,8 +82,8 @@ struct WriteSide {
 
 impl Conn {
     /// Without TLS.
-    pub fn plain(stream: impl Into<TimedStream>) -> Conn {
-        Conn::over(stream.into(), None)
+    pub fn plain(stream: impl Into<Arc<TcpStream>>) -> Conn {
+        Conn::over(TimedStream::new(stream), None)
     }
 
     /// TLS with our certificate presented, whichever side made the TCP connection.
@@ -125,12 +125,12 @@ impl Conn {
     /// [`ConnError`]; `Silent` if nothing comes. An end before the first byte is no error: the
     /// connection is then a plain one at its end.
     pub fn accept_any(
-        stream: impl Into<TimedStream>,
+        stream: impl Into<Arc<TcpStream>>,
         identity: &Identity,
         first_byte_by: Instant,
         handshake_timeout: Duration,
     ) -> Result<Conn, ConnError> {
-        let stream: TimedStream = stream.into();
+        let stream = TimedStream::new(stream);
         let mut first = [0];
         match stream.peek_before(&mut first, first_byte_by) {
             Ok(1) if first[0] == TLS_FIRST_BYTE => {}

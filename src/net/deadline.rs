@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// What can be read from with a deadline.
@@ -24,20 +24,6 @@ pub struct TimedStream {
     stream: Arc<TcpStream>,
     read_timeout_us: AtomicU64,
     write_timeout_us: AtomicU64,
-    /// Once it is set, reading finds the end.
-    ends: Option<Arc<AtomicBool>>,
-}
-
-impl From<Arc<TcpStream>> for TimedStream {
-    fn from(stream: Arc<TcpStream>) -> TimedStream {
-        TimedStream::new(stream)
-    }
-}
-
-impl From<TcpStream> for TimedStream {
-    fn from(stream: TcpStream) -> TimedStream {
-        TimedStream::new(stream)
-    }
 }
 
 /// Stands for "not known", so that the first use sets it.
@@ -47,14 +33,7 @@ impl TimedStream {
     /// From then on the stream's timeouts are this one's to set.
     pub fn new(stream: impl Into<Arc<TcpStream>>) -> TimedStream {
         let (read_timeout_us, write_timeout_us) = (AtomicU64::new(UNKNOWN), AtomicU64::new(UNKNOWN));
-        TimedStream { stream: stream.into(), read_timeout_us, write_timeout_us, ends: None }
-    }
-
-    /// Once that is set, reading finds the end, whatever the other end still sends: shutting down the reading side
-    /// wakes who reads, but what comes later can be read all the same.
-    #[must_use]
-    pub fn ending_when(self, ends: Arc<AtomicBool>) -> TimedStream {
-        TimedStream { ends: Some(ends), ..self }
+        TimedStream { stream: stream.into(), read_timeout_us, write_timeout_us }
     }
 
     /// The stream itself.
@@ -80,9 +59,6 @@ impl TimedStream {
 
     fn read_with(&self, deadline: Instant, mut read: impl FnMut(&TcpStream) -> io::Result<usize>) -> io::Result<usize> {
         loop {
-            if self.ends.as_ref().is_some_and(|ends| ends.load(SeqCst)) {
-                return Ok(0);
-            }
             let left = left_until(deadline)?;
             if let Some(timeout) = timeout_to_set(&self.read_timeout_us, left) {
                 self.stream.set_read_timeout(Some(timeout))?;

@@ -230,14 +230,7 @@ impl Framing {
     /// As [`ConnWriter::write_all`].
     pub fn write(self, writer: &ConnWriter, message: &[u8]) -> io::Result<()> {
         let slow_s = (message.len() / SLOW_LINE_BYTES_PER_S) as u64;
-        self.write_before(writer, message, Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s))
-    }
-
-    /// The same with an instant by which it must be done.
-    ///
-    /// # Errors
-    /// As [`ConnWriter::write_all`].
-    pub fn write_before(self, writer: &ConnWriter, message: &[u8], deadline: Instant) -> io::Result<()> {
+        let deadline = Instant::now() + WRITE_TIMEOUT + Duration::from_secs(slow_s);
         match self {
             Framing::Frames => writer.write_all(&frame(message).ok_or(ErrorKind::InvalidInput)?, deadline),
             Framing::Lines => writer.write_line(message, deadline),

@@ -260,15 +260,12 @@ impl Drop for HttpServer {
     }
 }
 
-/// What those are told for whom there is no room.
-const TOO_MANY: &str = "BUSY: too many connections; try again";
-
 /// The server as its listener sees it.
 struct Port(Arc<Shared>);
 
 impl Protocol for Port {
     fn busy(&self) -> Busy {
-        answer::raw(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY).into()
+        answer::raw(StatusCode::SERVICE_UNAVAILABLE, "BUSY: too many connections; try again").into()
     }
 
     fn serve(&self, accepted: Accepted) {

@@ -43,8 +43,6 @@ pub use limiter::{ConnectionLimiter, LimiterCounters, Permit, Refusal};
 pub use messages::{After, MessageConnection, MessageFraming, MessageService, Messages, Rejection};
 pub use rejector::Busy;
 
-pub(in crate::net) use messages::FAREWELL_TIMEOUT;
-
 use limiter::ListenerShare;
 use rejector::{Rejector, Reserve};
 
@@ -95,7 +93,7 @@ struct Accepting {
     context: Arc<ListenerContext>,
     share: Arc<ListenerShare>,
     protocol: Arc<dyn Protocol>,
-    rejector: Arc<Rejector>,
+    rejector: Rejector,
     open: Mutex<OpenConnections>,
     /// Told when a connection has ended, or at the end.
     changed: Condvar,
@@ -183,7 +181,7 @@ impl Listener {
             socket,
             share: context.limiter.listener(at_least),
             context: Arc::new(context),
-            rejector: Arc::new(Rejector::start(protocol.busy(), Arc::clone(&counters))?),
+            rejector: Rejector::start(protocol.busy(), Arc::clone(&counters))?,
             protocol,
             open: Mutex::default(),
             changed: Condvar::new(),
@@ -313,7 +311,6 @@ impl Accepting {
             permit,
             Arc::clone(&self.context),
             Arc::clone(&self.is_stopping),
-            Arc::clone(&self.rejector),
         );
         let job = move || {
             // Dropped after the connection, and when serving it panics.

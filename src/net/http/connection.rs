@@ -21,11 +21,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::http1;
 
 use super::service::Service;
-use super::{HEAD_MAX, Limits, Shared, TOO_MANY, answer};
+use super::{HEAD_MAX, Limits, Shared, answer};
 use crate::net::budget::Share;
 use crate::net::conn::{ConnReader, ConnWriter};
 use crate::net::deadline::ReadBefore;
-use crate::net::listener::{Connection, FAREWELL_TIMEOUT, Permit};
+use crate::net::listener::{Connection, Permit};
 
 /// What is read at a time: between requests little, because a connection that idles must cost little.
 const FIRST_READ_BYTES: usize = 2048;
@@ -61,8 +61,6 @@ pub(super) struct Wire {
     newline: Newline,
     /// Whether a request was begun and is not whole.
     is_in_request: bool,
-    /// Whether none was whole yet.
-    is_new: bool,
     /// Until when it must be whole, once it was waited for.
     whole_by: Option<Instant>,
     /// Bytes of the head that hyper was given and has not made a request of.
@@ -133,14 +131,8 @@ impl Wire {
     /// Nothing of the request is missing.
     pub(super) fn request_is_whole(&mut self) {
         (self.part, self.is_in_request, self.whole_by, self.head_bytes) = (Part::Head, false, None, 0);
-        // Whether it was told to go before is asked when the request is to be begun.
+        // One that was told to go finds out when it answers.
         let _ = self.permit.request_completed();
-        self.is_new = false;
-    }
-
-    /// Whether it has to give way: then no request is begun.
-    pub(super) fn is_told_to_go(&self) -> bool {
-        self.permit.is_told_to_go()
     }
 
     /// Whether so many bytes of a body may be held, beside what others hold.
@@ -260,7 +252,7 @@ enum Came {
 
 /// Serves one connection to its end.
 pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<()> {
-    let Connection { conn, source, may_speak, share, rejector, permit, .. } = connection;
+    let Connection { conn, source, may_speak, share, permit, .. } = connection;
     let (is_tls, stream) = (conn.is_tls(), Arc::clone(conn.stream()));
     let (mut reader, writer) = conn.split();
     let wire = Rc::new(RefCell::new(Wire {
@@ -272,7 +264,6 @@ pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<
         part: Part::Head,
         newline: Newline::None,
         is_in_request: false,
-        is_new: true,
         whole_by: None,
         head_bytes: 0,
         share,
@@ -293,9 +284,6 @@ pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<
     let mut ignored = [0; FIRST_READ_BYTES];
     // Whatever ends it, the end is what was wanted.
     while reader.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
-    if wire.borrow().is_told_to_go() {
-        rejector.let_read(stream);
-    }
     result
 }
 
@@ -306,11 +294,10 @@ fn drive(
     reader: &mut ConnReader,
     stream: &Arc<TcpStream>,
 ) -> io::Result<()> {
-    let say_within = |timeout: Duration, status: StatusCode, reason: &str| {
+    let say = |status: StatusCode, reason: &str| {
         let last = answer::raw(status, reason);
-        wire.borrow().writer.write_all(&last, Instant::now() + timeout)
+        wire.borrow().writer.write_all(&last, Instant::now() + server.limits.write_timeout)
     };
-    let say = |status, reason: &str| say_within(server.limits.write_timeout, status, reason);
     let mut connection = pin!(connection);
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
@@ -343,20 +330,7 @@ fn drive(
             return say(StatusCode::SERVICE_UNAVAILABLE, reason);
         }
         wire.borrow_mut().permit.await_request(stream);
-        let came = read_more(wire, reader, &server.limits);
-        let (is_told_to_go, is_between_requests) = {
-            let wire = wire.borrow();
-            (wire.is_told_to_go(), !wire.is_new && !wire.is_in_request)
-        };
-        if is_told_to_go {
-            if is_between_requests {
-                // A word would be taken for the answer to what is asked next.
-                return Ok(());
-            }
-            server.counters.refused.add(1);
-            return say_within(FAREWELL_TIMEOUT, StatusCode::SERVICE_UNAVAILABLE, TOO_MANY);
-        }
-        match came? {
+        match read_more(wire, reader, &server.limits)? {
             Came::Something => {}
             Came::Silence => return Ok(()),
             Came::Late => {

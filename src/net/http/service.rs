@@ -21,7 +21,7 @@ use super::answer::{self, Refusal};
 use super::body::{Outgoing, Place, Stream};
 use super::connection::Wire;
 use super::rules::Passed;
-use super::{BODY_MAX, Body, Request, Response, Shared, TOO_MANY};
+use super::{BODY_MAX, Body, Request, Response, Shared};
 use crate::net::threads::panic_text;
 
 /// What a connection has its requests answered by.
@@ -136,11 +136,6 @@ impl Future for Answering {
         let method = this.parts.as_ref().map(|parts| parts.method.clone()).unwrap_or_default();
         let response = match this.answer.take() {
             Some(response) => response,
-            None if this.wire.borrow().is_told_to_go() => {
-                this.server.counters.refused.add(1);
-                this.is_last = true;
-                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, TOO_MANY).into()
-            }
             None => this.handle(),
         };
         Poll::Ready(Ok(this.finish(&method, response)))

@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use super::rejector::Rejector;
 use super::{ListenerContext, Permit};
 use crate::net::budget::Share;
 use crate::net::conn::{Conn, ConnError};
-use crate::net::deadline::TimedStream;
 
 /// A connection of which nothing was read yet.
 ///
@@ -20,7 +18,6 @@ pub struct Accepted {
     source: SocketAddr,
     context: Arc<ListenerContext>,
     is_stopping: Arc<AtomicBool>,
-    rejector: Arc<Rejector>,
     /// The last to be dropped: its descriptor is free by then.
     permit: Permit,
 }
@@ -37,8 +34,6 @@ pub struct Connection {
     pub share: Share,
     /// Set before the listener's stop ends what is read: then that is no end of the client's.
     pub is_stopping: Arc<AtomicBool>,
-    /// Keeps it for its client to read that it had to give way.
-    pub(in crate::net) rejector: Arc<Rejector>,
     /// The last to be dropped, likewise.
     pub permit: Permit,
 }
@@ -51,9 +46,8 @@ impl Accepted {
         permit: Permit,
         context: Arc<ListenerContext>,
         is_stopping: Arc<AtomicBool>,
-        rejector: Arc<Rejector>,
     ) -> Accepted {
-        Accepted { stream, source, context, is_stopping, rejector, permit }
+        Accepted { stream, source, context, is_stopping, permit }
     }
 
     /// One that seems to come from there.
@@ -67,8 +61,7 @@ impl Accepted {
         let stream = Arc::new(stream);
         let permit = limiter.listener(0).enter(source.ip(), &stream).unwrap();
         let context = ListenerContext { executor, limiter, budget, identity: None, plain_from_afar };
-        let rejector = Rejector::start(Vec::new().into(), Arc::default()).unwrap();
-        Accepted::new(stream, source, permit, Arc::new(context), Arc::default(), Arc::new(rejector))
+        Accepted::new(stream, source, permit, Arc::new(context), Arc::default())
     }
 
     /// Who it comes from.
@@ -87,8 +80,7 @@ impl Accepted {
     /// # Errors
     /// [`ConnError`]; `Silent` if nothing comes.
     pub fn begin(self, first_byte_within: Duration, handshake_timeout: Duration) -> Result<Connection, ConnError> {
-        let Accepted { stream, source, context, is_stopping, rejector, permit } = self;
-        let stream = TimedStream::new(stream).ending_when(permit.told_to_go());
+        let Accepted { stream, source, context, is_stopping, permit } = self;
         let conn = match &context.identity {
             Some(identity) => {
                 Conn::accept_any(stream, identity, Instant::now() + first_byte_within, handshake_timeout)?
@@ -97,6 +89,6 @@ impl Accepted {
         };
         let may_speak = conn.is_tls() || source.ip().is_loopback() || context.plain_from_afar;
         let share = Share::of(Arc::clone(&context.budget), permit.source());
-        Ok(Connection { conn, source, may_speak, share, is_stopping, rejector, permit })
+        Ok(Connection { conn, source, may_speak, share, is_stopping, permit })
     }
 }

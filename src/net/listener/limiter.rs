@@ -9,11 +9,9 @@
 //!   however many clients there are elsewhere.
 //! - A connection that has not completed a request yet is pending. When room is short the oldest pending ones give
 //!   way: for a source whose half is full its own, else those of listeners that have more than they are sure of.
-//!   Their threads find that nothing more comes, and tell their clients why.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -54,14 +52,7 @@ struct Open {
     by_source: HashMap<Source, OfSource>,
     by_listener: BTreeMap<ListenerId, OfListener>,
     next_listener: u64,
-    pending: PendingConnections<Closer>,
-}
-
-/// How a pending connection is told to go.
-#[derive(Debug)]
-struct Closer {
-    stream: Weak<TcpStream>,
-    told_to_go: Arc<AtomicBool>,
+    pending: PendingConnections<Weak<TcpStream>>,
 }
 
 /// A listener among those of a limiter.
@@ -211,17 +202,13 @@ impl Open {
         if let Some(listener) = self.by_listener.get(&listener) {
             listener.closed.add(1);
         }
-        // Within the lock: who finds that his place was taken sees this too.
-        closer.told_to_go.store(true, SeqCst);
-        closer.stream.upgrade()
+        closer.upgrade()
     }
 }
 
-/// Wakes the thread that reads it, which says goodbye. On Windows nothing less than closing both sides does that.
 fn close(stream: Option<Arc<TcpStream>>) {
-    let how = if cfg!(windows) { Shutdown::Both } else { Shutdown::Read };
     if let Some(stream) = stream
-        && let Err(error) = stream.shutdown(how)
+        && let Err(error) = stream.shutdown(Shutdown::Both)
     {
         // It has ended by itself meanwhile.
         log::debug!("closing a pending connection: {error}");
@@ -295,13 +282,11 @@ impl ListenerShare {
             None
         };
         let gives_way = oldest.and_then(|oldest| open.begin_closing(oldest));
-        let told_to_go = Arc::<AtomicBool>::default();
-        let closer = Closer { stream: Arc::downgrade(stream), told_to_go: Arc::clone(&told_to_go) };
-        let place = open.pending.add(Pending { listener: self.id, source, closer });
+        let place = open.pending.add(Pending { listener: self.id, source, closer: Arc::downgrade(stream) });
         drop(open);
         close(gives_way);
         limiter.counters.let_in.add(1);
-        Ok(Permit { share: Arc::clone(self), source, place: Some(place), told_to_go, is_closing: false })
+        Ok(Permit { share: Arc::clone(self), source, place: Some(place), is_closing: false })
     }
 
     /// How many connections this listener is sure of: all, while there is no other.
@@ -334,9 +319,7 @@ pub struct Permit {
     source: Source,
     /// Among the pending ones.
     place: Option<Place>,
-    /// Set when it is told to go.
-    told_to_go: Arc<AtomicBool>,
-    /// The same, where it counts.
+    /// It was told to go.
     is_closing: bool,
 }
 
@@ -349,16 +332,6 @@ impl Permit {
             self.is_closing = self.share.limiter.open.lock().pending.take(place).is_none();
         }
         !self.is_closing
-    }
-
-    /// Whether it has to give way: what comes is not to be begun any more, and nothing more is read.
-    pub fn is_told_to_go(&self) -> bool {
-        self.told_to_go.load(SeqCst)
-    }
-
-    /// The same for who reads.
-    pub(super) fn told_to_go(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.told_to_go)
     }
 
     /// How many connections its listener is sure of: all, while it is the only one.
@@ -374,8 +347,7 @@ impl Permit {
     /// It gives way again, as the youngest: between requests, where nothing is lost by that.
     pub fn await_request(&mut self, stream: &Arc<TcpStream>) {
         if self.place.is_none() && !self.is_closing {
-            let closer = Closer { stream: Arc::downgrade(stream), told_to_go: self.told_to_go() };
-            let pending = Pending { listener: self.share.id, source: self.source, closer };
+            let pending = Pending { listener: self.share.id, source: self.source, closer: Arc::downgrade(stream) };
             self.place = Some(self.share.limiter.open.lock().pending.add(pending));
         }
     }

@@ -6,23 +6,18 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::rejector::Rejector;
 use super::{Accepted, Busy, Connection, Permit, Protocol};
 use crate::model::text;
 use crate::net::budget::{Budget, Share};
 use crate::net::conn::{ConnReader, ConnWriter};
 use crate::net::counters::Counter;
 use crate::net::ended::Ended;
-use crate::net::frames::{Framing, MessageReader};
+use crate::net::frames::MessageReader;
 use crate::net::lines::{LineError, LineLimits};
 use crate::net::source::Source;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long telling a client that it gives way may take: another waits for its place. It fits into what the system
-/// holds for a client unless that has left earlier answers unread.
-pub(in crate::net) const FAREWELL_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How a port tells messages from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +170,6 @@ pub struct MessageConnection {
     writer: ConnWriter,
     source: SocketAddr,
     is_tls: bool,
-    rejector: Arc<Rejector>,
     /// The last to be dropped: the descriptor is free by then.
     permit: Permit,
 }
@@ -260,14 +254,6 @@ impl MessageConnection {
     fn linger(&mut self) {
         self.give_way();
         self.reader.linger(&self.writer);
-        if self.permit.is_told_to_go() {
-            self.rejector.let_read(Arc::clone(self.writer.stream()));
-        }
-    }
-
-    /// Says that it has to give way.
-    fn gives_way_to_others<S: MessageService>(self, service: &S) {
-        tell_to_go(service, self.reader.framing(), &self.writer, &self.rejector);
     }
 }
 
@@ -280,51 +266,26 @@ impl fmt::Debug for MessageConnection {
     }
 }
 
-/// Tells a client that its connection gives way, and has that closed without it: its place is free at once.
-fn tell_to_go<S: MessageService>(service: &S, framing: Framing, writer: &ConnWriter, rejector: &Rejector) {
-    let Some(message) = service.rejection(Rejection::Connections) else { return };
-    service.count_rejected();
-    if let Err(error) = framing.write_before(writer, &message, Instant::now() + FAREWELL_TIMEOUT) {
-        // It leaves unread what it was told, or is gone.
-        return log::debug!("{}: telling a client that it gives way: {error}", S::NAME);
-    }
-    writer.finish();
-    rejector.let_read(Arc::clone(writer.stream()));
-}
-
 fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended> {
     let limits = service.limits();
-    let Connection { conn, source, may_speak, share, is_stopping, rejector, permit } =
+    let Connection { conn, source, may_speak, share, is_stopping, permit } =
         accepted.begin(limits.idle_timeout, HANDSHAKE_TIMEOUT)?;
     let is_tls = conn.is_tls();
     let (incoming, writer) = conn.split();
     let reader = match S::FRAMING {
         MessageFraming::JsonLinesOrFrames => {
-            let Some(reader) = MessageReader::begin(incoming, limits, share)? else {
-                if permit.is_told_to_go() {
-                    tell_to_go(service, Framing::Lines, &writer, &rejector);
-                }
-                return Ok(());
-            };
+            let Some(reader) = MessageReader::begin(incoming, limits, share)? else { return Ok(()) };
             reader
         }
         MessageFraming::JsonLines | MessageFraming::Lines => MessageReader::lines(incoming, limits, share),
     };
     let reader = reader.taking_last_line(is_stopping);
-    let mut connection = MessageConnection { reader, writer, source, is_tls, rejector, permit };
-    let mut is_new = true;
+    let mut connection = MessageConnection { reader, writer, source, is_tls, permit };
     let mut client = service.connected(&connection);
     loop {
         let pause = service.pause(&client);
         let idle = pause.map_or(limits.idle_timeout, |pause| pause.min(limits.idle_timeout));
-        let read = connection.reader.read_before(Instant::now() + idle);
-        // Between requests it ends without a word, as at the end of its time: a word would be taken for the answer to
-        // what is asked next.
-        if connection.permit.is_told_to_go() && (is_new || !matches!(read, Ok(None))) {
-            connection.gives_way_to_others(service);
-            return Ok(());
-        }
-        let mut message = match read {
+        let mut message = match connection.reader.read_before(Instant::now() + idle) {
             Ok(Some(message)) => message,
             Ok(None) => {
                 connection.writer.finish();
@@ -354,12 +315,8 @@ fn serve<S: MessageService>(service: &S, accepted: Accepted) -> Result<(), Ended
             connection.reject(service, Rejection::WantsTls)?;
             return Ok(());
         }
-        if service.is_request(&message) {
-            if !connection.settle() {
-                connection.gives_way_to_others(service);
-                return Ok(());
-            }
-            is_new = false;
+        if service.is_request(&message) && !connection.settle() {
+            return Ok(());
         }
         match service.message(&mut client, message, &mut connection)? {
             After::Continue => {}

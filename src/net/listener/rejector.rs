@@ -67,7 +67,7 @@ impl From<Vec<u8>> for Busy {
 }
 
 /// Refuses, on a thread of its own, so that accepting goes on meanwhile.
-pub(in crate::net) struct Rejector {
+pub(super) struct Rejector {
     busy: Busy,
     hand_over: Sender<Refused>,
     counters: Arc<ListenerCounters>,
@@ -78,8 +78,6 @@ struct Refused {
     stream: Arc<TcpStream>,
     since: Instant,
     is_told: bool,
-    /// Its reading side was shut down, so that reading tells nothing of the client.
-    was_cut_off: bool,
 }
 
 impl Refused {
@@ -101,8 +99,7 @@ impl Refused {
     /// Whether there is no more to be done for it.
     fn is_over(&mut self, busy: &Busy) -> bool {
         let failed = self.tell(busy, true).is_err();
-        let is_read = self.is_told && has_closed(&self.stream) && !self.was_cut_off;
-        failed || is_read || self.is_told && self.since.elapsed() >= KEPT_FOR
+        failed || self.is_told && (has_closed(&self.stream) || self.since.elapsed() >= KEPT_FOR)
     }
 }
 
@@ -118,16 +115,7 @@ impl Rejector {
     /// Tells the client that we are busy, and has the connection closed.
     pub(super) fn turn_away(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
-        self.keep(Refused { stream, since: Instant::now(), is_told: false, was_cut_off: false });
-    }
-
-    /// Has a connection closed that was let in and had to give way, when its client was told so and had the time to
-    /// read it.
-    pub(in crate::net) fn let_read(&self, stream: Arc<TcpStream>) {
-        self.keep(Refused { stream, since: Instant::now(), is_told: true, was_cut_off: true });
-    }
-
-    fn keep(&self, mut refused: Refused) {
+        let mut refused = Refused { stream, since: Instant::now(), is_told: false };
         if refused.tell(&self.busy, true).is_err() {
             return;
         }
@@ -143,7 +131,7 @@ impl Rejector {
     /// The same within the call, because the connection's descriptor is needed back.
     pub(super) fn turn_away_here(&self, stream: Arc<TcpStream>) {
         self.counters.refused.add(1);
-        let mut refused = Refused { stream, since: Instant::now(), is_told: false, was_cut_off: false };
+        let mut refused = Refused { stream, since: Instant::now(), is_told: false };
         let until = refused.since + KEPT_ON_RESERVE;
         loop {
             let may_wait = Instant::now() < until;
