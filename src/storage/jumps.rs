@@ -20,8 +20,8 @@
 //! they may have come to is reckoned, and where that is not known [`UNKNOWN`] is put for it.
 //!
 //! A backup does not know what became of the data after it. A restore goes on at the next multiple of
-//! [`PER_RESTORE`], so that it is past what was given out meanwhile, losses that were accepted included. Two restores
-//! of one backup are two lives of the data, which begin at the same number.
+//! [`PER_RESTORE`] past [`UNKNOWN`], so that it is past what was given out meanwhile, losses that were accepted
+//! included, that of the manifest too. Two restores of one backup are two lives of the data, which begin at the same number.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -136,7 +136,8 @@ pub(super) fn after(dir: &Path, jumps: u64) -> Result<u64, OpenError> {
 /// The stretch at which the numbers of a data dir go on that is restored, by the manifest in the backup; there may
 /// be none in one of an earlier version.
 pub(super) fn after_restore(dir: &Path, archived: Option<&Manifest>) -> Result<u64, OpenError> {
-    let jumps = archived.map_or(UNKNOWN, |manifest| manifest.jumps);
+    // The manifest may have been lost since the backup, too, and then numbers went on past what was put for it.
+    let jumps = archived.map_or(UNKNOWN, |manifest| manifest.jumps.max(UNKNOWN));
     after(dir, jumps / PER_RESTORE * PER_RESTORE + PER_RESTORE - 1)
 }
 
@@ -420,6 +421,18 @@ mod tests {
         use Step::{Backup, Give, Lose, Restore};
         let mut life = Life::new();
         for step in [Give(1), Backup, Lose(1), Give(1), Lose(1), Give(1), Restore, Give(1), Lose(1), Give(1)] {
+            life.take(step);
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_was_lost_after_a_backup_is_past_when_it_is_restored() {
+        use Step::{Backup, Give, Lose, LoseManifest, LoseWithManifest, Restore};
+        let mut life = Life::new();
+        for step in [Give(0), Give(1), Backup, LoseManifest, Give(0), Lose(0), Give(0), Restore, Give(0), Give(1)] {
+            life.take(step);
+        }
+        for step in [Backup, LoseWithManifest(1), Give(1), LoseManifest, Give(0), Restore, Give(0), Give(1)] {
             life.take(step);
         }
     }
