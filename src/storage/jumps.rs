@@ -21,7 +21,8 @@
 //!
 //! A backup does not know what became of the data after it. A restore goes on at the next multiple of
 //! [`PER_RESTORE`] past [`UNKNOWN`], so that it is past what was given out meanwhile, losses that were accepted
-//! included, that of the manifest too. Two restores of one backup are two lives of the data, which begin at the same number.
+//! included, that of the manifest too. Two restores of one backup are two lives of the data, which begin at the same number; so are what an earlier version's backup was restored to, and
+//! another backup that was made of that before it was ever started.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -361,6 +362,9 @@ mod tests {
                         self.moves += 1;
                         self.dir = self.home.path().join(self.moves.to_string());
                         restore(&archive, &self.dir).unwrap();
+                        // It is started before anything else becomes of it.
+                        examine(&self.dir, &STORES).unwrap();
+                        (0..2).filter(|place| self.is_there(*place)).for_each(|place| self.open(place).close());
                     }
                 }
                 _ => {}
