@@ -412,7 +412,10 @@ impl Desk {
             }
         }
         if names.is_empty() {
-            bail!("{} on the network has a file like {pattern}", from.map_or("nobody else", |_| "that owner"));
+            match from {
+                Some(from) => bail!("{from} has no file like {pattern} on the network"),
+                None => bail!("nobody else on the network has a file like {pattern}"),
+            }
         }
         Ok(names.into_iter().collect())
     }
