@@ -222,7 +222,8 @@ impl RoleCommands for BuyerCommand {
 
 fn purchase(desk: &Desk, wallet: Option<&Path>, address: Option<String>, key: Option<String>) -> anyhow::Result<()> {
     desk.check_payment()?;
-    let name = desk.user().context("nobody is logged in here: `login` opens a session")?;
+    let nobody = || format!("nobody is logged in here; {} opens a session", desk.login_command("NAME"));
+    let name = desk.user().with_context(nobody)?;
     let means = match wallet {
         Some(path) => {
             if let Some(warning) = wallet::warning(path) {

@@ -202,11 +202,6 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     // Before anything is made, a certificate or a key too: they would look as if nothing had ever been here.
     stores::examine_server(&args.data_dir, has(Service::Trade), has(Service::Shop), has(Service::Share))?;
 
-    limits::fit_address_space();
-    limits::give_memory_back();
-    if let Err(error) = limits::raise_open_files() {
-        log::warn!("the limit of open files stays as it is: {error}");
-    }
     let (mut other_threads, mut other_files, mut own_files) = (OTHER_THREADS, 0, OWN_FILES);
     if has(Service::Trade) {
         own_files += OWN_FILES_OF_TRADE;
@@ -221,7 +216,7 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     if has(Service::Share) {
         own_files += OWN_FILES_OF_SHARE;
     }
-    if let Err(too_few) = limits::check_open_files(own_files) {
+    if let Err(too_few) = limits::prepare(own_files) {
         bail!("{too_few}: raise it, or run fewer services here (--services)");
     }
     let wanted = Wanted { connections: args.max_connections, own_files, other_threads, other_files };

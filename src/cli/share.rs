@@ -204,10 +204,8 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(2));
     };
     let shutdown = Shutdown::install().context("cannot listen for signals")?;
-    limits::fit_address_space();
-    limits::give_memory_back();
-    if let Err(error) = limits::raise_open_files() {
-        log::warn!("the limit of open files stays as it is: {error}");
+    if let Err(too_few) = limits::prepare(OWN_FILES) {
+        bail!("{too_few}: raise it");
     }
     let node = &args.node;
     let server = find_server(node, args.tls.insecure)?;
@@ -241,9 +239,6 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     create_private_dir(&repo).with_context(|| format!("--repo: cannot create {}", repo.display()))?;
     let folders = if node.folders.is_empty() { default_folders() } else { node.folders.clone() };
 
-    if let Err(too_few) = limits::check_open_files(OWN_FILES) {
-        bail!("{too_few}: raise it");
-    }
     let wanted = Wanted {
         connections: CONNECTIONS_MAX,
         own_files: OWN_FILES,

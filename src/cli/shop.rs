@@ -503,12 +503,7 @@ impl Process {
     fn begin(common: &Common, data_dir: &Path) -> anyhow::Result<Process> {
         let shutdown = Shutdown::install().context("cannot listen for signals")?;
         let bind = settings::bind_address(common.bind)?;
-        limits::fit_address_space();
-        limits::give_memory_back();
-        if let Err(error) = limits::raise_open_files() {
-            log::warn!("the limit of open files stays as it is: {error}");
-        }
-        if let Err(too_few) = limits::check_open_files(OWN_FILES) {
+        if let Err(too_few) = limits::prepare(OWN_FILES) {
             bail!("{too_few}: raise it");
         }
         let wanted = common.max_connections as usize;

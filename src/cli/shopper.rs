@@ -232,7 +232,7 @@ impl Desk {
     }
 
     /// How a session is opened, from where this was said.
-    fn login_command(&self, username: &str) -> String {
+    pub(super) fn login_command(&self, username: &str) -> String {
         if self.keep.is_some() {
             format!("`p2s2 {} login {username}`", self.role)
         } else {

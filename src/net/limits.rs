@@ -42,18 +42,31 @@ pub fn survive_file_limit() {
 /// From this size on a block of memory is taken from the system by itself, and given back when it is freed, bytes.
 const OWN_MAPPING_BYTES: i32 = 256 << 10;
 
+/// Makes the most of what the system allows this process, which keeps so many files open at any rate. To be called
+/// before any thread is started, and before anything is opened that is to stay open: what fails half-way names some
+/// file that has nothing to do with it.
+///
+/// # Errors
+/// It may not open those, and a few connections beside them.
+pub fn prepare(own_files: u64) -> Result<(), TooFewFiles> {
+    fit_address_space();
+    give_memory_back();
+    if let Err(error) = raise_open_files() {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
+    check_open_files(own_files)
+}
+
 /// Has the allocator give long messages' memory back. By default it takes the size of the first long block that is
-/// freed for usual, takes the next ones from the heap of whichever thread asks, and keeps them there. To be called
-/// before any thread is started.
-pub fn give_memory_back() {
+/// freed for usual, takes the next ones from the heap of whichever thread asks, and keeps them there.
+fn give_memory_back() {
     if !sys::map_blocks_from(OWN_MAPPING_BYTES) {
         log::warn!("the allocator keeps the memory of long messages");
     }
 }
 
-/// Has the allocator do with what address space there is, where it is bounded (`ulimit -v`). To be called before any
-/// thread is started.
-pub fn fit_address_space() {
+/// Has the allocator do with what address space there is, where it is bounded (`ulimit -v`).
+fn fit_address_space() {
     if sys::address_space().is_some() && !sys::bound_heaps(HEAPS_WHERE_BOUNDED) {
         log::warn!("the allocator keeps as many heaps as it likes: memory may run out early");
     }
@@ -77,12 +90,8 @@ pub struct TooFewFiles {
     pub wanted: u64,
 }
 
-/// Whether a process may open the files that it keeps open, and a few connections beside them. To be asked before
-/// anything is opened: what fails half-way names some file that has nothing to do with it.
-///
-/// # Errors
-/// It may not.
-pub fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
+/// Whether a process may open the files that it keeps open, and a few connections beside them.
+fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
     let wanted = own_files + FILES_FOR_CONNECTIONS;
     match sys::open_files() {
         Some(limit) if limit < wanted => Err(TooFewFiles { limit, wanted }),

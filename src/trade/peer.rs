@@ -32,7 +32,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::client::ClientError;
-use super::client::messages::{Answer, mid_of};
+use super::client::messages::Answer;
 use super::wire::{Amount, Ask, Code, Goods, Push, SERVER_NUMBERS, Side};
 use crate::model::{Cents, Millis, Name, money};
 pub use shopping::{Purchase, PurchaseState};
@@ -313,7 +313,7 @@ impl Core {
 
     /// Every copy of a push is acknowledged; only the first is acted on.
     fn push(&mut self, now: Millis, push: Push, fx: &mut Effects) {
-        let mid = mid_of(&push);
+        let mid = push.mid();
         fx.acks.push(mid);
         if !self.seen.insert(now, mid, fx) {
             return;

@@ -125,20 +125,6 @@ pub fn read(bytes: &[u8]) -> Result<FromServer, String> {
     }
 }
 
-/// The number of a push.
-pub fn mid_of(push: &Push) -> u64 {
-    match push {
-        Push::Search { mid, .. }
-        | Push::Negotiate { mid, .. }
-        | Push::Reserve { mid, .. }
-        | Push::Released { mid, .. }
-        | Push::Found { mid, .. }
-        | Push::NotFound { mid, .. }
-        | Push::NotAvailable { mid, .. }
-        | Push::Cancel { mid, .. } => *mid,
-    }
-}
-
 /// The word that stands for a request on the wire.
 pub fn type_of(ask: &Ask) -> &'static str {
     match ask {
