@@ -52,6 +52,36 @@ fn it_is_done_in_order_and_only_once_the_change_is_on_disk() {
 }
 
 #[test]
+fn what_is_built_on_an_outcome_is_told_after_what_the_outcome_had_to_tell() {
+    let (_dir, store) = open();
+    let ((told, tell), (go, gone), (begun, begins)) = (unbounded(), bounded::<()>(1), bounded(1));
+    let held = hold(&store);
+    let ticket = store.submit(put(1));
+    ticket.clone().then({
+        let told = told.clone();
+        move |_| {
+            begun.send(()).unwrap();
+            let _ = gone.recv();
+            told.send("first").unwrap();
+        }
+    });
+    drop(held);
+    begins.recv().unwrap();
+    assert_eq!((ticket.state(), ticket.is_settled()), (TicketState::Committed, false));
+    ticket.clone().then(move |stored| told.send(if stored.is_ok() { "second" } else { "lost" }).unwrap());
+    assert!(tell.is_empty(), "it waits for the first");
+    drop(go);
+    assert_eq!(tell.iter().collect::<Vec<_>>(), ["first", "second"]);
+    store.sync_all();
+    assert!(ticket.is_settled());
+    // From then on it is done at once.
+    let here = thread::current().id();
+    let (told, tell) = bounded(1);
+    ticket.then(move |_| told.send(thread::current().id()).unwrap());
+    assert_eq!(tell.try_recv(), Ok(here));
+}
+
+#[test]
 fn what_failed_is_told_so_and_the_others_are_not() {
     let (_dir, store) = open();
     let (told, tell) = unbounded();
@@ -74,7 +104,7 @@ fn what_is_known_is_done_at_once_on_this_thread() {
     let (_dir, store) = open();
     let this = thread::current().id();
     let written = store.submit(put(1));
-    written.wait().unwrap();
+    store.sync_all();
     for ticket in [Ticket::committed(), written] {
         let (told, tell) = bounded(1);
         ticket.then(move |stored| told.send((thread::current().id(), stored)).unwrap());

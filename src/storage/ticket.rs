@@ -5,7 +5,7 @@
 //! also be left here ([`Ticket::then`]): that costs no thread its sleep.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 
@@ -37,6 +37,8 @@ pub(super) struct Batch {
     /// Who waited when it became known: a tree in which each wakes the two below it, so that the
     /// writer pays for one wake-up however many wait, and they share no lock.
     woken: OnceLock<Vec<Thread>>,
+    /// What was to be done has been done, or is being done by now: set under the lock of `waiting`.
+    is_settled: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +73,7 @@ impl Batch {
             outcome: OnceLock::new(),
             waiting: Mutex::default(),
             woken: OnceLock::new(),
+            is_settled: AtomicBool::new(false),
         })
     }
 
@@ -118,10 +121,20 @@ impl Batch {
         }
     }
 
-    /// Keeps what is to be done until the outcome is known; gives it back if it is.
+    /// What came while that which [`publish`](Batch::publish) gave was being done, to be done after it. From now on
+    /// nothing is kept any more: however much comes, the writer goes on.
+    #[must_use = "what was left to be done has to be done"]
+    pub(super) fn settle(&self) -> Vec<Then> {
+        let mut waiting = self.waiting.lock();
+        self.is_settled.store(true, Ordering::Release);
+        std::mem::take(&mut waiting.thens)
+    }
+
+    /// Keeps what is to be done until the outcome is known, and what was to be done then is done; gives it back
+    /// after that.
     fn then(&self, then: Then) -> Option<Then> {
         let mut waiting = self.waiting.lock();
-        if self.status.load(Ordering::Acquire) != PENDING {
+        if self.is_settled.load(Ordering::Acquire) {
             return Some(then);
         }
         waiting.thens.push(then);
@@ -234,6 +247,15 @@ impl Ticket {
         }
     }
 
+    /// Whether it is known what became of the change, and what others have left to be done then is done: what is told
+    /// now is told after it.
+    pub fn is_settled(&self) -> bool {
+        match &self.state {
+            State::Done | State::Refused(_) => true,
+            State::In(batch, _) => batch.is_settled.load(Ordering::Acquire),
+        }
+    }
+
     /// Waits until the change is on disk. Never call it inside a change: the writer would wait for itself.
     ///
     /// # Errors
@@ -243,7 +265,8 @@ impl Ticket {
     }
 
     /// Has this done as soon as the change is on disk, or certain never to be: at once on this thread if
-    /// that is known already, else on the writer's, before it begins the next transaction. So it must be
+    /// the ticket [is settled](Ticket::is_settled), else on the writer's, before it begins the next transaction. What
+    /// was left earlier is done earlier. It must be
     /// short (an answer to send); it may hand changes over, but must not wait for one, nor close the store.
     pub fn then(self, work: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
         match self.state {

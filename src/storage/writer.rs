@@ -29,7 +29,7 @@ use rusqlite::Connection;
 
 use super::mark::Mark;
 use super::sqlite::{self, Opened, SqliteTx};
-use super::ticket::{Batch, Outcome};
+use super::ticket::{Batch, Outcome, Then};
 use super::{StoreError, Ticket, Tx};
 
 /// Most changes that wait for the disk; what comes beyond gets [`StoreError::Busy`].
@@ -208,11 +208,14 @@ impl Shared {
 /// together. A thread of its own for that would be woken for every transaction, and the next would begin
 /// with the few changes that had come by then: with 100 clients, a sixth less in all.
 fn publish(batch: &Batch, outcome: Outcome) {
-    for then in batch.publish(outcome) {
+    let run = |then: Then| {
         if panic::catch_unwind(AssertUnwindSafe(|| then.run(batch))).is_err() {
             log::error!("what was left to be done after a transaction panicked");
         }
-    }
+    };
+    batch.publish(outcome).into_iter().for_each(run);
+    // Who saw the outcome meanwhile and has something to tell that is built on it tells it after those.
+    batch.settle().into_iter().for_each(run);
 }
 
 /// What the writer is woken for.

@@ -9,7 +9,7 @@ use super::deal::{Deal, Money, SellerSide};
 use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
-use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, TicketState, Tx};
+use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, Tx};
 
 /// What makes an empty file trade's, one step a schema version.
 pub const MIGRATIONS: &[&str] = &[
@@ -69,9 +69,9 @@ impl Receipt {
         self.0.as_ref().map_or(Ok(()), Ticket::wait)
     }
 
-    /// Whether waiting would take time.
-    pub fn is_pending(&self) -> bool {
-        self.0.as_ref().is_some_and(|ticket| ticket.state() == TicketState::Pending)
+    /// Whether what is told now is told after all that others were to be told once it is on disk.
+    pub fn is_settled(&self) -> bool {
+        self.0.as_ref().is_none_or(Ticket::is_settled)
     }
 
     /// Has this done, briefly, as soon as it is known whether everything up to here is on disk.

@@ -146,7 +146,7 @@ impl Shared {
     /// for the commit and for the next datagram, which is more work than all the rest.
     fn request(self: &Arc<Self>, exchange: &Arc<Ex>, caller: Caller, request: Request) {
         let outcome = exchange.request(self.now(), &caller.origin, &request);
-        let place = (outcome.is_brief() && outcome.receipt.is_pending()).then(|| Place::take(self)).flatten();
+        let place = (outcome.is_brief() && !outcome.receipt.is_settled()).then(|| Place::take(self)).flatten();
         let Some(place) = place else {
             let answer = |reply| self.answer(exchange, &caller, reply);
             if let Err(error) = self.carry_out(exchange, outcome, caller.origin.source, &request, &answer) {
