@@ -8,6 +8,7 @@
 //! | `rules.rs` | who may ask at all: Host, Origin, and browsers' preflight |
 //! | `body.rs` | what goes out: bytes, chunks, server-sent events |
 //! | `answer.rs` | answers as both APIs give them, and the fields of what they are asked |
+//! | `routes.rs` | one table an API: its routes, what they take and all that they answer |
 //!
 //! The rules are those of SPEC.md section 6, "Both APIs". What is refused here never reaches the handler:
 //!
@@ -24,6 +25,7 @@
 mod answer;
 mod body;
 mod connection;
+pub mod routes;
 mod rules;
 mod service;
 #[cfg(test)]
@@ -50,6 +52,7 @@ pub use body::{Body, Event};
 pub use hyper::header;
 pub use hyper::header::{HeaderMap, HeaderValue};
 pub use hyper::{Method, StatusCode};
+pub use routes::{Answered, Call};
 pub use rules::{Rules, parse_allowed_origin, parse_host_name};
 
 /// Most bytes of a request's body.
