@@ -14,11 +14,11 @@
 //!
 //! | status | why |
 //! |---|---|
-//! | 400 | no Host, or one that is none; a broken body |
+//! | 400 | no Host, or one that is none; a broken body; a part of an upload (Content-Range) |
 //! | 403 | an Origin that is neither the same nor allowed; from another host without TLS |
-//! | 408 | the message was not complete in time |
-//! | 413 | a body above [`BODY_MAX`] |
-//! | 415 | a body that is not `application/json` |
+//! | 408 | the message was not complete in time; nothing came of an upload for too long |
+//! | 413 | a body above [`BODY_MAX`], but for uploads |
+//! | 415 | a body that is not `application/json`, but for uploads; an upload that is encoded |
 //! | 421 | a Host that is not an address, `localhost` or a name that was allowed |
 //! | 503 | too many event streams, or too much in hand |
 
@@ -110,6 +110,27 @@ impl Response {
 pub trait Handler: Send + Sync + 'static {
     /// Answers. A panic becomes status 500 and ends nothing else.
     fn handle(&self, request: Request) -> Response;
+
+    /// Asked before the body of a request is read that is to change something (not GET, HEAD or OPTIONS), whether it
+    /// has one or not; the request's `body` is empty yet. With a sink it is an upload, and [`Handler::handle`] never
+    /// hears of it: the body may be of any type and length, and is handed on piece by piece as it comes. With a
+    /// response that is the answer, and the body is not read. None: the whole body, JSON, goes to `handle`.
+    fn upload(&self, _head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+        None
+    }
+}
+
+/// Where the body of an upload goes, on the thread of the connection. Dropped before it is finished: the body was cut
+/// off, and nothing is to remain of it.
+pub trait Sink: Send {
+    /// Takes the next piece, of 64 KiB at most.
+    ///
+    /// # Errors
+    /// What is answered at once; then the connection ends, whatever of the body is still to come.
+    fn write(&mut self, piece: &[u8]) -> Result<(), Refusal>;
+
+    /// The body was whole (it may have been empty): answers.
+    fn finish(self: Box<Self>) -> Response;
 }
 
 impl<F: Fn(Request) -> Response + Send + Sync + 'static> Handler for F {
@@ -123,6 +144,8 @@ impl<F: Fn(Request) -> Response + Send + Sync + 'static> Handler for F {
 pub struct Limits {
     /// From the first byte of a request to its last.
     pub message_timeout: Duration,
+    /// How long nothing may come of an upload's body: it may take longer than a message.
+    pub upload_idle_timeout: Duration,
     /// From an answer to the next request.
     pub idle_timeout: Duration,
     /// For 64 KiB of an answer.
@@ -138,6 +161,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             message_timeout: Duration::from_secs(10),
+            upload_idle_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
             comment_every: Duration::from_secs(15),
@@ -174,6 +198,8 @@ pub struct HttpCounters {
     pub refused: Counter,
     /// Requests that were not complete in time.
     pub late: Counter,
+    /// Uploads that were begun.
+    pub uploads: Counter,
     /// Handlers that panicked.
     pub panics: Counter,
     /// Event streams that were opened.
@@ -189,6 +215,7 @@ impl HttpCounters {
             ("requests", self.requests.get()),
             ("requests_refused", self.refused.get()),
             ("requests_late", self.late.get()),
+            ("uploads", self.uploads.get()),
             ("panics", self.panics.get()),
             ("event_streams", self.event_streams.get()),
             ("connections_failed", self.connections_failed.get()),
