@@ -1,7 +1,8 @@
-//! What goes out: bytes, chunks, or events as they happen.
+//! What goes out: bytes, chunks, a part of a file, or events as they happen.
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use hyper::body::{Frame, SizeHint};
 
 /// How often an event stream that waits looks whether its client is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What of a file is read at a time: so much that the system calls cost nothing beside the copying.
+const FILE_PIECE_BYTES: usize = 256 * 1024;
 
 /// An event, as `text/event-stream` has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,16 @@ pub enum Body {
     /// Made piece by piece while it is sent; the next one only when there is room for it. Making one is
     /// memory work.
     Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
+    /// So many bytes of a file, from there on, read while they are sent. One that turns out to be shorter cuts the
+    /// connection: nothing else can tell the client that what it has is not the file.
+    File {
+        /// The file. Nobody's place in it is moved.
+        file: File,
+        /// Where the part begins.
+        offset: u64,
+        /// How long it is.
+        length: u64,
+    },
     /// Server-sent events as they come, until no sender is left or the client has gone; then the receiver is
     /// dropped. (The type of the content is set by the server.)
     Events(Receiver<Event>),
@@ -60,6 +73,7 @@ impl fmt::Debug for Body {
         match self {
             Body::Bytes(bytes) => write!(f, "Bytes({})", bytes.len()),
             Body::Chunks(_) => f.write_str("Chunks(…)"),
+            Body::File { offset, length, .. } => write!(f, "File({length} from {offset})"),
             Body::Events(_) => f.write_str("Events(…)"),
         }
     }
@@ -87,7 +101,65 @@ impl Drop for Place {
 pub(super) enum Outgoing {
     Bytes(Option<Bytes>),
     Chunks(Box<dyn Iterator<Item = Vec<u8>> + Send>),
+    File(FilePart),
     Events(Box<Stream>),
+}
+
+/// What of a file is still to be sent.
+pub(super) struct FilePart {
+    file: File,
+    offset: u64,
+    left: u64,
+    /// What was read last: lent to hyper until it is written, then read into again.
+    buffer: Arc<Vec<u8>>,
+}
+
+/// A buffer as [`Bytes`] has it.
+struct Lent(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl FilePart {
+    pub(super) fn new(file: File, offset: u64, length: u64) -> FilePart {
+        FilePart { file, offset, left: length, buffer: Arc::default() }
+    }
+
+    /// The next piece; none at the end.
+    fn read(&mut self) -> io::Result<Option<Bytes>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        // Where hyper still holds the one before, another one is made.
+        let mut buffer = Arc::try_unwrap(std::mem::take(&mut self.buffer)).unwrap_or_default();
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(FILE_PIECE_BYTES);
+        buffer.resize(most, 0);
+        let came = loop {
+            match read_at(&self.file, &mut buffer, self.offset) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                came => break came?,
+            }
+        };
+        if came == 0 {
+            let reason = format!("the file is shorter than it was: {} bytes of it are missing", self.left);
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, reason));
+        }
+        self.offset += came as u64;
+        self.left -= came as u64;
+        self.buffer = Arc::new(buffer);
+        Ok(Some(Bytes::from_owner(Lent(Arc::clone(&self.buffer))).slice(..came)))
+    }
+}
+
+/// Reads at a place, whoever else reads the same file.
+fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_at(file, buffer, offset);
+    #[cfg(windows)]
+    return std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
 }
 
 /// Events on their way to one client.
@@ -114,6 +186,10 @@ impl hyper::body::Body for Outgoing {
         let next = match self.get_mut() {
             Outgoing::Bytes(bytes) => bytes.take(),
             Outgoing::Chunks(chunks) => chunks.find(|chunk| !chunk.is_empty()).map(Bytes::from),
+            Outgoing::File(part) => match part.read() {
+                Ok(piece) => piece,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            },
             Outgoing::Events(stream) => match stream.poll(context) {
                 Poll::Ready(text) => text.map(Bytes::from),
                 Poll::Pending => return Poll::Pending,
@@ -125,6 +201,7 @@ impl hyper::body::Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Outgoing::Bytes(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Outgoing::File(part) => part.left == 0,
             Outgoing::Chunks(_) | Outgoing::Events(_) => false,
         }
     }
@@ -132,6 +209,7 @@ impl hyper::body::Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Outgoing::Bytes(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Outgoing::File(part) => SizeHint::with_exact(part.left),
             Outgoing::Chunks(_) | Outgoing::Events(_) => SizeHint::default(),
         }
     }

@@ -6,7 +6,7 @@
 //! and only then, the thread waits for the socket. Writing blocks where it is asked for.
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::pin::{Pin, pin};
@@ -34,6 +34,9 @@ const NEXT_READ_BYTES: usize = 16 * 1024;
 pub(super) const UPLOAD_READ_BYTES: usize = 64 * 1024;
 /// What is written under one deadline.
 const WRITE_BYTES: usize = 64 * 1024;
+/// What is copied together with what follows it, rather than written alone: without Nagle's algorithm two writes are
+/// two packets. What is longer goes out from where it is.
+const GATHER_BYTES: usize = 16 * 1024;
 /// What hyper may hold of a head, or of an answer.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// What of a request's head costs nothing of what all connections may hold: common heads are shorter.
@@ -240,6 +243,30 @@ impl Write for Io {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let bytes = &bytes[..bytes.len().min(WRITE_BYTES)];
         Poll::Ready(self.0.borrow_mut().write(bytes).map(|()| bytes.len()))
+    }
+
+    /// Hyper is told that there is this, so that it does not copy long bodies behind its heads.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut filled = slices.iter().filter(|slice| !slice.is_empty()).peekable();
+        let Some(first) = filled.next() else { return Poll::Ready(Ok(0)) };
+        if first.len() >= GATHER_BYTES || filled.peek().is_none() {
+            return self.poll_write(context, first);
+        }
+        let length = filled.clone().fold(first.len(), |sum, slice| (sum + slice.len()).min(WRITE_BYTES));
+        let mut bytes = Vec::with_capacity(length);
+        bytes.extend_from_slice(first);
+        for slice in filled {
+            bytes.extend_from_slice(&slice[..slice.len().min(length - bytes.len())]);
+        }
+        self.poll_write(context, &bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -14,14 +14,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue,
+    RANGE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 
 use super::answer::{self, Refusal};
-use super::body::{Outgoing, Place, Stream};
+use super::body::{FilePart, Outgoing, Place, Stream};
 use super::connection::{UPLOAD_READ_BYTES, Wire};
 use super::rules::Passed;
 use super::{BODY_MAX, Body, Request, Response, Shared, Sink};
@@ -293,6 +293,11 @@ impl Answering {
         let (status, body) = match body {
             Body::Bytes(bytes) => (status, Outgoing::Bytes(Some(Bytes::from(bytes)))),
             Body::Chunks(chunks) => (status, Outgoing::Chunks(chunks)),
+            Body::File { file, offset, length } => {
+                // Told also where the head alone is asked for, and where nothing follows.
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+                (status, Outgoing::File(FilePart::new(file, offset, length)))
+            }
             Body::Events(events) => match Place::take(&self.server.streams, self.server.limits.event_streams) {
                 Some(place) if self.method != Method::HEAD => {
                     self.server.counters.event_streams.add(1);
