@@ -6,7 +6,8 @@
 //! | `connection.rs` | a connection's thread: hyper's futures driven over a blocking stream |
 //! | `service.rs` | a request on its way: rules, body, handler, answer |
 //! | `rules.rs` | who may ask at all: Host, Origin, and browsers' preflight |
-//! | `body.rs` | what goes out: bytes, chunks, server-sent events |
+//! | `body.rs` | what goes out: bytes, chunks, a part of a file, server-sent events |
+//! | `file.rs` | a file, or a part of it, for who has not got it yet |
 //! | `answer.rs` | answers as both APIs give them, and the fields of what they are asked |
 //! | `routes.rs` | one table an API: its routes, what they take and all that they answer |
 //!
@@ -25,6 +26,7 @@
 mod answer;
 mod body;
 mod connection;
+mod file;
 pub mod routes;
 mod rules;
 mod service;
@@ -49,6 +51,7 @@ use super::tls::Identity;
 
 pub use answer::{Fields, Refusal, bearer, error, json, method_not_allowed, not_found, query_pairs, segments, success};
 pub use body::{Body, Event};
+pub use file::{FileFacts, content_disposition, has_already, serve_file};
 pub use hyper::header;
 pub use hyper::header::{HeaderMap, HeaderValue};
 pub use hyper::{Method, StatusCode};
