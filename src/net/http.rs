@@ -8,6 +8,7 @@
 //! | `rules.rs` | who may ask at all: Host, Origin, and browsers' preflight |
 //! | `body.rs` | what goes out: bytes, chunks, a part of a file, server-sent events |
 //! | `file.rs` | a file, or a part of it, for who has not got it yet |
+//! | `watchers.rs` | who is told of events, and what of them is kept for who comes back |
 //! | `answer.rs` | answers as both APIs give them, and the fields of what they are asked |
 //! | `routes.rs` | one table an API: its routes, what they take and all that they answer |
 //!
@@ -32,6 +33,7 @@ mod rules;
 mod service;
 #[cfg(test)]
 mod tests;
+pub mod watchers;
 
 use std::fmt;
 use std::io;
@@ -50,7 +52,7 @@ use super::threads::Executor;
 use super::tls::Identity;
 
 pub use answer::{Fields, Refusal, bearer, error, json, method_not_allowed, not_found, query_pairs, segments, success};
-pub use body::{Body, Event};
+pub use body::{Body, Event, Events};
 pub use file::{FileFacts, content_disposition, has_already, serve_file};
 pub use hyper::header;
 pub use hyper::header::{HeaderMap, HeaderValue};
@@ -62,8 +64,8 @@ pub use rules::{Rules, parse_allowed_origin, parse_host_name};
 pub const BODY_MAX: usize = 1 << 20;
 /// Most bytes of a request's line and headers.
 pub const HEAD_MAX: usize = 16 * 1024;
-/// Most event streams of a server at once.
-pub const EVENT_STREAMS_MAX: usize = 64;
+/// Which part of the connections may be event streams, which last.
+const EVENT_STREAMS_SHARE: usize = 4;
 
 /// A request that has passed the rules, with its whole body.
 #[derive(Debug)]
@@ -155,8 +157,8 @@ pub struct Limits {
     pub write_timeout: Duration,
     /// How often an event stream without events says that it lives.
     pub comment_every: Duration,
-    /// Event streams at once.
-    pub event_streams: usize,
+    /// Event streams at once; none: a quarter of the connections.
+    pub event_streams: Option<usize>,
 }
 
 impl Default for Limits {
@@ -168,7 +170,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
             comment_every: Duration::from_secs(15),
-            event_streams: EVENT_STREAMS_MAX,
+            event_streams: None,
         }
     }
 }
@@ -233,6 +235,7 @@ struct Shared {
     limits: Limits,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
+    streams_max: usize,
     /// Closed at the end, so that streams end too.
     stopped: Receiver<()>,
 }
@@ -242,6 +245,7 @@ pub struct HttpServer {
     listener: Listener,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
+    streams_max: usize,
     /// Dropped at the end.
     running: Mutex<Option<Sender<()>>>,
 }
@@ -255,11 +259,19 @@ impl HttpServer {
         let Floor { executor, limiter, budget, identity, plain_from_afar, rules, limits } = floor;
         let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
         let (running, stopped) = bounded(0);
-        let shared =
-            Shared { handler, rules, limits, counters: Arc::clone(&counters), streams: Arc::clone(&streams), stopped };
+        let streams_max = limits.event_streams.unwrap_or(limiter.max_connections() / EVENT_STREAMS_SHARE).max(1);
+        let shared = Shared {
+            handler,
+            rules,
+            limits,
+            counters: Arc::clone(&counters),
+            streams: Arc::clone(&streams),
+            streams_max,
+            stopped,
+        };
         let context = ListenerContext { executor, limiter, budget, identity, plain_from_afar };
         let listener = Listener::start(socket, context, Arc::new(Port(Arc::new(shared))))?;
-        Ok(HttpServer { listener, counters, streams, running: Mutex::new(Some(running)) })
+        Ok(HttpServer { listener, counters, streams, streams_max, running: Mutex::new(Some(running)) })
     }
 
     /// Where it listens.
@@ -270,6 +282,11 @@ impl HttpServer {
     /// Event streams that are open.
     pub fn event_streams(&self) -> usize {
         self.streams.load(Relaxed)
+    }
+
+    /// How many there may be.
+    pub fn event_streams_max(&self) -> usize {
+        self.streams_max
     }
 
     /// Every counter of the server and of the listener beneath it, with its name.

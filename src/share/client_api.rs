@@ -16,6 +16,7 @@ use super::node::nodes::Nodes;
 use super::node::{Node, NodeError};
 use super::wire::{FILE_SIZE_MAX, FileName, Seconds};
 use crate::model::{Name, Token};
+use crate::net::http::watchers::last_event_id;
 use crate::net::http::{
     self, Body, Fields, HeaderMap, Method, Refusal, Request, Response, StatusCode, bearer, query_pairs, segments,
     success,
@@ -100,7 +101,7 @@ impl ClientApi {
                 let progress = node.fetches().progress(id).map_err(|error| refusal(&error))?;
                 Ok(success(json!({ "progress": progress })))
             }
-            ["events"] => match node.watch(user.session) {
+            ["events"] => match node.watch(user.session, last_event_id(&request.headers)) {
                 Some(events) => {
                     // It may have been logged out meanwhile: then nobody would end this.
                     self.sign_in.user_of(&user.token)?;

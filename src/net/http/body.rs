@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::TcpStream;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ const FILE_PIECE_BYTES: usize = 256 * 1024;
 /// An event, as `text/event-stream` has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
+    /// What a client says to go on from there, one line.
+    pub id: Option<String>,
     /// Its name, one line.
     pub name: String,
     /// What it says.
@@ -31,11 +33,21 @@ pub struct Event {
 impl Event {
     /// Of a value as JSON, which is one line.
     pub fn json(name: &str, data: &serde_json::Value) -> Event {
-        Event { name: name.to_owned(), data: data.to_string() }
+        Event { id: None, name: name.to_owned(), data: data.to_string() }
+    }
+
+    /// What it takes of memory, about.
+    pub(super) fn len(&self) -> usize {
+        size_of::<Event>() + self.id.as_ref().map_or(0, String::len) + self.name.len() + self.data.len()
     }
 
     fn write(&self) -> String {
-        let mut text = format!("event: {}\n", self.name.replace(['\r', '\n'], " "));
+        let one_line = |text: &str| text.replace(['\r', '\n', '\0'], " ");
+        let mut text = String::with_capacity(self.data.len() + 100);
+        if let Some(id) = &self.id {
+            text = text + "id: " + &one_line(id) + "\n";
+        }
+        text = text + "event: " + &one_line(&self.name) + "\n";
         for line in self.data.replace("\r\n", "\n").split(['\r', '\n']) {
             text.push_str("data: ");
             text.push_str(line);
@@ -43,6 +55,34 @@ impl Event {
         }
         text.push('\n');
         text
+    }
+}
+
+/// Events on their way to one client. All who are told of one share it.
+#[derive(Debug)]
+pub struct Events {
+    queue: Receiver<Arc<Event>>,
+    /// Lets go of it at the end, which whoever tells can see.
+    _is_read: Option<Arc<()>>,
+}
+
+impl Events {
+    /// The same, and what is gone once nobody reads them any more.
+    pub(super) fn watched(queue: Receiver<Arc<Event>>) -> (Events, Weak<()>) {
+        let is_read = Arc::new(());
+        let watch = Arc::downgrade(&is_read);
+        (Events { queue, _is_read: Some(is_read) }, watch)
+    }
+
+    /// Where they come from.
+    pub fn queue(&self) -> &Receiver<Arc<Event>> {
+        &self.queue
+    }
+}
+
+impl From<Receiver<Arc<Event>>> for Events {
+    fn from(queue: Receiver<Arc<Event>>) -> Events {
+        Events { queue, _is_read: None }
     }
 }
 
@@ -63,9 +103,9 @@ pub enum Body {
         /// How long it is.
         length: u64,
     },
-    /// Server-sent events as they come, until no sender is left or the client has gone; then the receiver is
-    /// dropped. (The type of the content is set by the server.)
-    Events(Receiver<Event>),
+    /// Server-sent events as they come, until no sender is left or the client has gone; then they are dropped. (The
+    /// type of the content is set by the server.)
+    Events(Events),
 }
 
 impl fmt::Debug for Body {
@@ -166,7 +206,7 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
 pub(super) struct Stream {
     /// A comment goes first, so that whoever waits for the stream knows at once that it is there.
     pub(super) greets: bool,
-    pub(super) events: Receiver<Event>,
+    pub(super) events: Events,
     /// Closed when the server stops.
     pub(super) stopped: Receiver<()>,
     pub(super) comment_every: Duration,
@@ -223,7 +263,7 @@ impl Stream {
             return Poll::Ready(Some(":\n\n".to_owned()));
         }
         if !self.is_flushed {
-            match self.events.try_recv() {
+            match self.events.queue.try_recv() {
                 Ok(event) => return Poll::Ready(Some(self.say(&event))),
                 Err(TryRecvError::Disconnected) => return Poll::Ready(None),
                 Err(TryRecvError::Empty) => {
@@ -241,7 +281,7 @@ impl Stream {
                 return Poll::Ready(Some(":\n\n".to_owned()));
             }
             select! {
-                recv(self.events) -> event => match event {
+                recv(self.events.queue) -> event => match event {
                     Ok(event) => return Poll::Ready(Some(self.say(&event))),
                     Err(_no_sender_left) => return Poll::Ready(None),
                 },
@@ -282,12 +322,14 @@ mod tests {
 
     #[test]
     fn events_are_written_line_by_line() {
-        let event = |name: &str, data: &str| Event { name: name.to_owned(), data: data.to_owned() };
+        let event = |name: &str, data: &str| Event { id: None, name: name.to_owned(), data: data.to_owned() };
         assert_eq!(event("files", "{\"a\":1}").write(), "event: files\ndata: {\"a\":1}\n\n");
         assert_eq!(
             event("x", "one\r\ntwo\rthree\n").write(),
             "event: x\ndata: one\ndata: two\ndata: three\ndata: \n\n"
         );
+        let numbered = Event { id: Some("b-7".to_owned()), ..event("files", "1") };
+        assert_eq!(numbered.write(), "id: b-7\nevent: files\ndata: 1\n\n");
         // No name smuggles in another field.
         assert_eq!(event("a\ndata: b", "").write(), "event: a data: b\ndata: \n\n");
     }

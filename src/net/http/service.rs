@@ -298,7 +298,7 @@ impl Answering {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
                 (status, Outgoing::File(FilePart::new(file, offset, length)))
             }
-            Body::Events(events) => match Place::take(&self.server.streams, self.server.limits.event_streams) {
+            Body::Events(events) => match Place::take(&self.server.streams, self.server.streams_max) {
                 Some(place) if self.method != Method::HEAD => {
                     self.server.counters.event_streams.add(1);
                     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -321,7 +321,7 @@ impl Answering {
                     (status, Outgoing::Bytes(None))
                 }
                 None => {
-                    let most = self.server.limits.event_streams;
+                    let most = self.server.streams_max;
                     let refused = answer::error(
                         StatusCode::SERVICE_UNAVAILABLE,
                         &format!("{most} event streams are open already; try again"),

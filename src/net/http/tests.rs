@@ -410,19 +410,23 @@ fn a_long_answer_is_made_while_it_is_sent() {
 }
 
 /// Streams the events of one receiver a request, taken from a queue.
-fn streaming(limits: Limits) -> (HttpServer, Sender<Receiver<Event>>) {
-    let (hand_over, handed) = unbounded::<Receiver<Event>>();
+fn streaming(limits: Limits) -> (HttpServer, Sender<Receiver<Arc<Event>>>) {
+    let (hand_over, handed) = unbounded::<Receiver<Arc<Event>>>();
     let server = start(floor(limits), move |request: Request| {
         if request.path == "/api/health" {
             return success(json!({"status": "healthy"}));
         }
-        Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(handed.recv().unwrap()) }
+        Response {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Body::Events(handed.recv().unwrap().into()),
+        }
     });
     (server, hand_over)
 }
 
-fn event(n: usize) -> Event {
-    Event::json("files", &json!({"n": n}))
+fn event(n: usize) -> Arc<Event> {
+    Arc::new(Event::json("files", &json!({"n": n})))
 }
 
 #[test]
@@ -487,7 +491,7 @@ fn one_that_reads_nothing_is_given_up() {
     hand_over.send(told).unwrap();
     client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     client.head().unwrap();
-    let long = Event { name: "x".to_owned(), data: "x".repeat(100_000) };
+    let long = Arc::new(Event { id: None, name: "x".to_owned(), data: "x".repeat(100_000) });
     let give_up_at = Instant::now() + PATIENCE;
     // Until the receiver is dropped.
     while tell.send_timeout(long.clone(), PATIENCE).is_ok() {
@@ -498,7 +502,9 @@ fn one_that_reads_nothing_is_given_up() {
 
 #[test]
 fn idle_connections_and_event_streams_leave_room_for_others() {
-    let (server, hand_over) = streaming(Limits::default());
+    const STREAMS_MAX: usize = 64;
+    let (server, hand_over) = streaming(Limits { event_streams: Some(STREAMS_MAX), ..Limits::default() });
+    assert_eq!(start(floor(Limits::default()), echo).event_streams_max(), 250, "a quarter of the connections");
     let idle: Vec<Client> = (0..200).map(|_| Client::new(&server)).collect();
     let mut tells = Vec::new();
     let mut streams = Vec::new();
@@ -512,11 +518,11 @@ fn idle_connections_and_event_streams_leave_room_for_others() {
         streams.push(client);
         status
     };
-    for _ in 0..EVENT_STREAMS_MAX {
+    for _ in 0..STREAMS_MAX {
         assert_eq!(open(&server), 200);
     }
     assert_eq!(open(&server), 503);
-    assert_eq!(server.event_streams(), EVENT_STREAMS_MAX);
+    assert_eq!(server.event_streams(), STREAMS_MAX);
     let mut client = Client::new(&server);
     for _ in 0..10 {
         assert_eq!(client.get("/api/health").json(), json!({"success": true, "status": "healthy"}));
@@ -536,7 +542,7 @@ fn stopping_ends_streams_and_idle_connections_and_finishes_what_is_in_hand() {
             let (tell, told) = unbounded();
             // Never dropped: it is the server that ends it.
             std::mem::forget(tell);
-            return Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(told) };
+            return Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(told.into()) };
         }
         begun.send(()).unwrap();
         std::thread::sleep(Duration::from_millis(200));
@@ -562,7 +568,7 @@ fn past_the_bound_of_connections_it_is_busy() {
     let handler = move |_: Request| Response {
         status: StatusCode::OK,
         headers: HeaderMap::new(),
-        body: Body::Events(told.clone()),
+        body: Body::Events(told.clone().into()),
     };
     let server = start(Floor { limiter: ConnectionLimiter::new(1), ..floor(Limits::default()) }, handler);
     // One that is being answered gives way to nobody.
@@ -644,6 +650,7 @@ fn from_other_hosts_requests_want_tls_unless_it_was_allowed_otherwise() {
             limits: Limits::default(),
             counters: Arc::default(),
             streams: Arc::default(),
+            streams_max: 1,
             stopped,
         };
         let (here, mut there) = crate::net::deadline::tests::pair();
