@@ -7,6 +7,7 @@
 //! | `service.rs` | a request on its way: rules, body, handler, answer |
 //! | `rules.rs` | who may ask at all: Host, Origin, and browsers' preflight |
 //! | `body.rs` | what goes out: bytes, chunks, a part of a file, server-sent events |
+//! | `coding.rs` | answers that travel compressed |
 //! | `file.rs` | a file, or a part of it, for who has not got it yet |
 //! | `watchers.rs` | who is told of events, and what of them is kept for who comes back |
 //! | `answer.rs` | answers as both APIs give them, and the fields of what they are asked |
@@ -26,6 +27,7 @@
 
 mod answer;
 mod body;
+mod coding;
 mod connection;
 mod file;
 pub mod routes;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue,
-    RANGE, X_CONTENT_TYPE_OPTIONS,
+    RANGE, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
@@ -24,7 +24,7 @@ use super::answer::{self, Refusal};
 use super::body::{FilePart, Outgoing, Place, Stream};
 use super::connection::{UPLOAD_READ_BYTES, Wire};
 use super::rules::Passed;
-use super::{BODY_MAX, Body, Request, Response, Shared, Sink};
+use super::{BODY_MAX, Body, Request, Response, Shared, Sink, coding};
 use crate::net::threads::panic_text;
 
 /// What a connection has its requests answered by.
@@ -161,6 +161,7 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Service {
         server.counters.requests.add(1);
         let (parts, body) = request.into_parts();
         let method = parts.method.clone();
+        let accepts_gzip = coding::accepts_gzip(&parts.headers);
         let has_body = !body.is_end_stream();
         if has_body {
             self.wire.borrow_mut().body_follows(body.size_hint().exact());
@@ -192,6 +193,7 @@ impl hyper::service::Service<hyper::Request<Incoming>> for Service {
             wire: Rc::clone(&self.wire),
             stream: Arc::clone(&self.stream),
             method,
+            accepts_gzip,
             body,
             came: Vec::new(),
             headers,
@@ -209,6 +211,7 @@ pub(super) struct Answering {
     wire: Rc<RefCell<Wire>>,
     stream: Arc<TcpStream>,
     method: Method,
+    accepts_gzip: bool,
     body: Incoming,
     came: Vec<u8>,
     /// For the answer, whatever it is.
@@ -291,7 +294,10 @@ impl Answering {
         self.wire.borrow_mut().answer_follows();
         let Response { status, mut headers, body } = response;
         let (status, body) = match body {
-            Body::Bytes(bytes) => (status, Outgoing::Bytes(Some(Bytes::from(bytes)))),
+            Body::Bytes(bytes) => {
+                let bytes = coding::encode(self.accepts_gzip, &mut headers, bytes);
+                (status, Outgoing::Bytes(Some(Bytes::from(bytes))))
+            }
             Body::Chunks(chunks) => (status, Outgoing::Chunks(chunks)),
             Body::File { file, offset, length } => {
                 // Told also where the head alone is asked for, and where nothing follows.
@@ -335,7 +341,11 @@ impl Answering {
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         headers.entry(X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
         for (name, value) in &self.headers {
-            headers.insert(name, value.clone());
+            if name == VARY {
+                coding::vary(&mut headers, value);
+            } else {
+                headers.insert(name, value.clone());
+            }
         }
         if self.is_last {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -1083,3 +1083,43 @@ fn long_chunks_and_long_bodies_are_as_they_were_made() {
         assert!(client.answer().unwrap().body == expected.0);
     }
 }
+
+#[test]
+fn long_text_travels_compressed_to_who_asks_for_it() {
+    let server = start(floor(Limits::default()), |request: Request| {
+        let length = if request.path == "/short" { 100 } else { 10_000 };
+        let answer = success(json!({"text": "x".repeat(length)}));
+        match request.path.as_str() {
+            "/made" => answer.with(header::CONTENT_ENCODING, HeaderValue::from_static("gzip")),
+            "/chunks" => Response { body: Body::Chunks(Box::new(std::iter::once(vec![b'x'; 10_000]))), ..answer },
+            "/tagged" => answer.with(header::ETAG, HeaderValue::from_static("\"v1\"")),
+            _ => answer,
+        }
+    });
+    let mut client = Client::new(&server);
+    let mut ask =
+        |path: &str, headers: &str| client.ask(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+    let gzip = "Accept-Encoding: gzip, br\r\n";
+    let plain = ask("/", "");
+    assert_eq!((plain.header("content-encoding"), plain.header("vary")), (None, Some("accept-encoding, origin")));
+    let answer = ask("/", gzip);
+    assert_eq!((answer.header("content-encoding"), answer.header("vary")), (Some("gzip"), plain.header("vary")));
+    assert!(answer.body.len() < 1000);
+    let mut decoded = Vec::new();
+    flate2::read::GzDecoder::new(&*answer.body).read_to_end(&mut decoded).unwrap();
+    assert_eq!(decoded, plain.body);
+    assert_eq!(ask("/", "Accept-Encoding: gzip;q=0\r\n").body, plain.body);
+    assert_eq!(ask("/tagged", gzip).header("etag"), Some("W/\"v1\""));
+    assert_eq!(ask("/tagged", "").header("etag"), Some("\"v1\""));
+    for path in ["/short", "/chunks"] {
+        let answer = ask(path, gzip);
+        assert_eq!((answer.header("content-encoding"), answer.header("vary")), (None, Some("origin")), "{path}");
+    }
+    let made = ask("/made", gzip);
+    assert_eq!((made.header("content-encoding"), &made.body), (Some("gzip"), &plain.body), "it is left alone");
+    // Of the head alone the same is said.
+    let length = answer.header("content-length").unwrap().to_owned();
+    client.send(format!("HEAD / HTTP/1.1\r\nHost: localhost\r\n{gzip}\r\n"));
+    let (_, headers) = client.head().unwrap();
+    assert!(headers.contains(&("content-length".to_owned(), length)), "{headers:?}");
+}
