@@ -153,9 +153,8 @@ function refused(status, text) {
   return new ApiError(status, body.error ?? `The server answered ${status}.`, body);
 }
 
-function headers(more, isAnonymous) {
+function headers(more, token = session()?.token) {
   const all = { Accept: "application/json", ...more };
-  const token = isAnonymous ? null : session()?.token;
   if (token) all.Authorization = `Bearer ${token}`;
   return all;
 }
@@ -164,13 +163,15 @@ const away = () => new ApiError(0, "P2S2 does not answer. It is tried again by i
 
 /**
  * Asks the API and gives its answer. Refusals are thrown as ApiError. Without a good token it waits until somebody has
- * signed in; what only reads also waits until the server is back.
+ * signed in, unless it is asked for nobody (`isAnonymous`) or for a `token` of its own; what only reads also waits until
+ * the server is back.
  */
-export async function call(method, path, body, { signal, isAnonymous = false } = {}) {
+export async function call(method, path, body, { signal, isAnonymous = false, token: given } = {}) {
+  const isOwn = isAnonymous || given !== undefined;
   for (;;) {
     signal?.throwIfAborted();
-    const token = session()?.token;
-    if (!isAnonymous && !token) {
+    const token = isAnonymous ? null : (given ?? session()?.token);
+    if (!isOwn && !token) {
       await wantSignIn(token);
       continue;
     }
@@ -179,7 +180,7 @@ export async function call(method, path, body, { signal, isAnonymous = false } =
       const patience = AbortSignal.timeout(WAIT_MS);
       response = await fetch(path, {
         method,
-        headers: headers(body === undefined ? {} : { "Content-Type": "application/json" }, isAnonymous),
+        headers: headers(body === undefined ? {} : { "Content-Type": "application/json" }, token),
         body: body === undefined ? undefined : JSON.stringify(body),
         cache: "no-store",
         signal: signal && AbortSignal.any ? AbortSignal.any([signal, patience]) : (signal ?? patience),
@@ -193,7 +194,7 @@ export async function call(method, path, body, { signal, isAnonymous = false } =
       await isBack;
       continue;
     }
-    if (response.status === 401 && !isAnonymous) {
+    if (response.status === 401 && !isOwn) {
       await wantSignIn(token);
       continue;
     }

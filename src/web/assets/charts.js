@@ -99,7 +99,7 @@ export class Chart {
       h("li", null, h("i", { class: `swatch series-${index + 1}` }), h("span", null, label), this.values[index]));
     this.element = h("figure", { class: "chart" },
       h("figcaption", null,
-        h("h4", null, title), this.age,
+        h("h3", null, title), this.age,
         h("p", { class: "chart-counts", id: `${id}-counts` }, `${counts} Last 15 min.`), this.summary),
       this.plot,
       // The readout is for the eye: the plot's own text says the same.

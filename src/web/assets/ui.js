@@ -16,8 +16,9 @@ export function set(el, props) {
   for (const [key, value] of Object.entries(props)) {
     if (value === undefined) continue;
     if (key.startsWith("on")) el.addEventListener(key.slice(2), value);
+    else if (value === null) el.removeAttribute(key);
     else if (key in el && !key.includes("-") && typeof value !== "object") el[key] = value;
-    else if (value === null || value === false) el.removeAttribute(key);
+    else if (value === false) el.removeAttribute(key);
     else el.setAttribute(key, value === true ? "" : value);
   }
   return el;
