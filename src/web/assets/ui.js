@@ -82,7 +82,7 @@ export function bytes(n) {
   if (n === null || n === undefined) return "–";
   let unit = 0;
   let value = Number(n);
-  while (value >= 999.95 && unit < UNITS.length - 1) {
+  while (value >= 999.5 && unit < UNITS.length - 1) {
     value /= 1000;
     unit += 1;
   }
