@@ -41,15 +41,10 @@ export function piece(path, take) {
       isAsked = isReading;
       if (isReading) return;
       isReading = true;
-      try {
-        const answer = await call("GET", path);
-        it.readAt = performance.now();
-        take(answer, null);
-      } catch (refusal) {
-        take(null, refusal);
-      } finally {
-        isReading = false;
-      }
+      const [answer, refusal] = await call("GET", path).then((it) => [it, null], (error) => [null, error]);
+      isReading = false;
+      if (answer) it.readAt = performance.now();
+      take(answer, refusal);
       if (isAsked) it.read();
     },
   };

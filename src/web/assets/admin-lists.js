@@ -277,7 +277,7 @@ export function log() {
     id: "log", title: "Log", path: "/api/admin/log", field: "log", key: (line) => line.nth,
     missing: "The log is",
     none: "Nothing has happened yet.",
-    counts: (total) => `${count(total, "line")}: what happened in trade, and what the server warned of`,
+    counts: (total) => `${count(total, "line")} of trade and warnings`,
     // No line has a number: equal ones are told apart by where they stand.
     onRead: ({ pages }) => pages.forEach((page, number) => page.forEach((line, place) => (line.nth = `${number} ${place}`))),
     columns: [
@@ -292,7 +292,7 @@ export function log() {
         moment(at, it.at);
         kind.say(it.kind, WARNED[it.kind] ?? "calm");
         what.say(it.text);
-        peer.say(it.peer ?? "–");
+        peer.say(it.peer);
       });
     },
   });

@@ -2,7 +2,7 @@
 
 import { isElsewhere, isOld, piece, serverNow } from "./admin-data.js";
 import { badge, given } from "./admin-list.js";
-import { DEAL_STATES, check, timed, money, moment, remains } from "./admin-lists.js";
+import { DEAL_STATES, check, isWarning, money, moment, remains, timed } from "./admin-lists.js";
 import { call } from "./api.js";
 import { Chart, STALE_AFTER_MS, atClock, short } from "./charts.js";
 import { bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
@@ -12,13 +12,15 @@ const REST_EVERY_MS = 10_000;
 const SHOWN = 5;
 const LINES_READ = 200;
 const WARNED_WITHIN_S = 900;
+/** Percent: a few refusals are every day's, such as a mistyped password. */
+const ERRORS_BAD_FROM = 5;
 
 const ROOMS = { trade: "Trade", shop: "Shop", share: "Share", http: "HTTP", process: "Process" };
 
 /** The charts of a room, in this order: which series they take, and what they say. What none of these takes has one of its own. */
 const CHARTS = [
   { names: ["requests"], title: "Requests", counts: "came in" },
-  { names: ["latency_p50", "latency_p95", "commit_p95"], title: "Latency", counts: "to the answer" },
+  { names: ["latency_p50", "latency_p95", "commit_p95"], title: "Latency", counts: "half and 95 % within" },
   { names: ["errors"], title: "Errors", counts: "refused, failed" },
   { names: ["purchases"], title: "Purchases", counts: "paid" },
   { names: ["deals_open"], title: "Open deals", counts: "under way" },
@@ -30,7 +32,7 @@ const CHARTS = [
   { names: ["connections_refused"], title: "Refused", counts: "connections" },
   { names: ["memory"], title: "Memory", counts: "of the process" },
 ];
-const LABELS = { latency_p50: "half within", latency_p95: "95 % within", commit_p95: "commits, 95 %", deals_open: "open deals" };
+const LABELS = { latency_p50: "half", latency_p95: "95 %", commit_p95: "commits 95 %", deals_open: "open deals" };
 const labelOf = (name) => LABELS[name] ?? name.replaceAll("_", " ");
 
 /** A number that is read from across the room. */
@@ -153,8 +155,10 @@ export function overview() {
     const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.findLast((it) => it !== null) ?? 0);
     const sum = (all) => all.reduce((whole, part) => whole + part, 0);
     const errors = sum(last("errors"));
-    tiles.requests.say(short(sum(last("requests"))), { of: "/s", said: "in all rooms" });
-    tiles.errors.say(short(errors), { of: "/s", said: "in all rooms", kind: errors > 0 ? "is-bad" : "" });
+    const requests = sum(last("requests"));
+    const part = requests > 0 ? (100 * errors) / requests : 0;
+    tiles.requests.say(short(requests), { of: "/s", said: "in all rooms" });
+    tiles.errors.say(short(errors), { of: "/s", said: `${short(part)} % of requests`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
     tiles.connections.say(short(sum(last("connections"))), { said: "open" });
   }
 

@@ -262,7 +262,7 @@ export class Chart {
     for (let at = Math.ceil((end - SPAN_MS - offset) / minutes) * minutes + offset; at <= end; at += minutes) {
       const label = hourMinute.format(at);
       const half = pen.measureText(label).width / 2;
-      if (x(at) + half <= right + 4 && x(at) - half >= left) pen.fillText(label, x(at), bottom + 11);
+      pen.fillText(label, Math.max(left + half, Math.min(right + 4 - half, x(at))), bottom + 11);
       pen.beginPath();
       pen.moveTo(Math.round(x(at)) + 0.5, bottom);
       pen.lineTo(Math.round(x(at)) + 0.5, bottom + 4);

@@ -45,7 +45,7 @@ function make() {
   let file = null;
   const name = named("span", "title");
   name.id = id;
-  const wrong = h("span", { class: "wrong small cut", role: "alert", hidden: true });
+  const wrong = h("span", { class: "wrong two", role: "alert", hidden: true, dir: "auto" });
   const size = h("td", { role: "cell", class: "c-size number" });
   const at = ago();
   const mark = h("span", { class: "badge" });

@@ -41,7 +41,7 @@ function make() {
   const name = named("span", "title");
   name.id = id;
   const copies = h("span", { class: "badge", hidden: true });
-  const wrong = h("span", { class: "wrong small cut", role: "alert", hidden: true });
+  const wrong = h("span", { class: "wrong two", role: "alert", hidden: true, dir: "auto" });
   const size = h("td", { role: "cell", class: "c-size number" });
   const owner = h("bdi", { class: "cut" });
   const at = ago();

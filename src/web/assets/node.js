@@ -281,7 +281,7 @@ function showAccount() {
     title: account.display_name || account.username,
     className: "narrow",
     build: (close) => [
-      h("dl", { class: "facts" }, [["User name", account.username], ["Here since", instant(account.created_at)]].filter(([, it]) => it)
+      h("dl", { class: "facts" }, [["User name", account.username], ["Here since", instant(Date.parse(account.created_at) / 1000)]].filter(([, it]) => it)
         .flatMap(([label, value]) => [h("dt", null, label), h("dd", { dir: "auto" }, value)])),
       h("div", { class: "buttons" },
         h("button", { type: "button", class: "full", onclick: () => { close(); useElsewhere(); } }, icon("phone"), "Use on another device"),
