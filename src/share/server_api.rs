@@ -27,7 +27,7 @@ mod accounts;
 mod admin;
 mod metrics;
 
-pub use metrics::Metrics;
+pub use metrics::{Kind, Metrics, Reading};
 
 /// Most characters of a token in a body.
 const TOKEN_MAX: usize = 4096;
@@ -180,12 +180,13 @@ fn seconds(at: Millis) -> Value {
 }
 
 /// What went wrong with an account or a token, with the status that fits.
-fn not_so(wrong: UserError) -> Refusal {
+pub fn not_so(wrong: UserError) -> Refusal {
     let status = match &wrong {
         UserError::Bad(_) => StatusCode::BAD_REQUEST,
-        UserError::Taken(_) => StatusCode::CONFLICT,
+        UserError::Taken(_) | UserError::IsAdmin(_) => StatusCode::CONFLICT,
+        UserError::Unknown(_) => StatusCode::NOT_FOUND,
         UserError::WrongCredentials | UserError::Token(_) => StatusCode::UNAUTHORIZED,
-        UserError::NotForThis(_) => StatusCode::FORBIDDEN,
+        UserError::NotForThis(_) | UserError::Blocked => StatusCode::FORBIDDEN,
         UserError::Paused(_) => StatusCode::TOO_MANY_REQUESTS,
         UserError::Busy(_) | UserError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };

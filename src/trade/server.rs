@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::deal::Windows;
+use super::deal::{DealLine, Windows};
 use super::exchange::{Exchange, Resumed, Rules, Told, first_number};
 use super::store::{self, StoreJournal};
 use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
 use crate::model::{Clock, FeeRate, Millis};
 use crate::net::budget::Budget;
+use crate::net::counters::{Latencies, LatencyCounts};
 use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, Messages};
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
@@ -141,6 +142,8 @@ struct Shared {
     timers: OnceLock<Timers<Due>>,
     strangers: Strangers,
     counters: TradeCounters,
+    /// From a datagram's arrival to its answer.
+    latencies: Latencies,
     /// Requests that are left with the store.
     left_with_store: AtomicUsize,
     /// Deals whose settlement has a driver.
@@ -169,6 +172,7 @@ impl TradeServer {
             timers: OnceLock::new(),
             strangers: Strangers::default(),
             counters: TradeCounters::default(),
+            latencies: Latencies::default(),
             left_with_store: AtomicUsize::new(0),
             driven: Mutex::default(),
             settled: (Mutex::new(0), Condvar::new()),
@@ -233,8 +237,30 @@ impl TradeServer {
 
     /// How much there is now, with its name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
-        let (peers, deals) = self.shared.exchange().sizes();
-        vec![("peers", peers as u64), ("deals", deals as u64)]
+        let exchange = self.shared.exchange();
+        let (peers, deals) = exchange.sizes();
+        vec![("peers", peers as u64), ("deals", deals as u64), ("deals_open", exchange.open_deals_len() as u64)]
+    }
+
+    /// How long requests in datagrams took to be answered.
+    pub fn latencies(&self) -> LatencyCounts {
+        self.shared.latencies.counts()
+    }
+
+    /// Trade's own file.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.shared.floor.store
+    }
+
+    /// A page of the deals that are open, newest first, as they are on disk; and how many are open in all.
+    ///
+    /// # Errors
+    /// What they are built on could not be stored.
+    pub fn open_deals(&self, offset: usize, limit: usize) -> Result<(Vec<DealLine>, usize), StoreError> {
+        let exchange = self.shared.exchange();
+        let (deals, total, receipt) = exchange.open_deals(self.shared.now(), offset, limit);
+        receipt.wait().inspect_err(|error| self.shared.not_stored(&exchange, error))?;
+        Ok((deals, total))
     }
 
     /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.
