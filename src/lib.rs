@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`cli`] | one file per command; words in, words out |
 //! | [`perf`] | the load generator: scenarios, limits, reports |
+//! | [`web`] | what stands on HTTP and belongs to no room: the pages, the APIs' descriptions |
 //! | [`trade`] | peers that search, offer, negotiate and buy |
 //! | [`shop`] | an online marketplace of six components |
 //! | [`lan`] | peers that find each other and talk, with no server |
@@ -28,3 +29,4 @@ pub mod share;
 pub mod shop;
 pub mod storage;
 pub mod trade;
+pub mod web;

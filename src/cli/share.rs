@@ -32,6 +32,7 @@ use crate::share::node::nodes::{Nodes, StartError};
 use crate::share::node::{Floor, Settings};
 use crate::storage::create_private_dir;
 use crate::storage::lock::DataDirLock;
+use crate::web::Site;
 
 mod commands;
 mod progress;
@@ -267,7 +268,7 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     })?;
     let nodes = Arc::new(nodes);
     let api = ApiClient::new(&server.host, server.api_port, server.cert.as_deref(), SERVER_TIMEOUT);
-    let handler = ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone(), clock));
+    let handler = Site::of_node(ClientApi::new(Arc::clone(&nodes), SignIn::new(api, keep.clone(), clock)));
     let is_tls = listening.identity.is_some();
     let fingerprint = listening.identity.as_ref().map(|identity| identity.fingerprint().to_owned());
     let rules = Rules::chosen(node.http_hosts.clone(), node.allow_origins.clone());

@@ -26,6 +26,7 @@ use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, Config, Floor, RegistryServer, StartError};
 use crate::share::server_api::{Metrics, ServerApi};
 use crate::storage::Store;
+use crate::web::Site;
 
 /// The registry's file in the data dir.
 pub const REGISTRY_DB: &str = "registry.db";
@@ -201,7 +202,7 @@ impl Share {
         })?;
         let api = {
             let registry = registry.as_ref().map(|(server, _)| Arc::clone(server));
-            ServerApi::new(Arc::clone(&users), registry, Arc::clone(&metrics))
+            Site::of_server(ServerApi::new(Arc::clone(&users), registry, Arc::clone(&metrics)))
         };
         let floor = http::Floor {
             executor: Arc::clone(ground.executor),

@@ -2,28 +2,39 @@
 //!
 //! All routes are below `/api/client`. Who asks is told by the server's token; what is asked for is done by that
 //! user's own node.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `client_api.rs` | [`ClientApi`]: who asks, and for which node |
+//! | `table.rs` | every route: what it takes and all that it answers |
+//! | `local.rs` | the user's own files |
+//! | `remote.rs` | what the network has, and what is fetched from it |
+//! | `sign_in.rs` | the server's tokens |
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::files::FilesError;
 use super::folders::PathError;
 use super::node::events::Session;
-use super::node::fetches::Wish;
 use super::node::nodes::Nodes;
 use super::node::{Node, NodeError};
-use super::wire::{FILE_SIZE_MAX, FileName, Seconds};
+use super::wire::FileName;
 use crate::model::{Name, Token};
+use crate::net::http::routes::{self, Outline};
 use crate::net::http::{
-    self, Body, Fields, HeaderMap, Method, Refusal, Request, Response, StatusCode, bearer, query_pairs, segments,
-    success,
+    self, Answered, Body, Call, Fields, HeaderMap, Refusal, Request, Response, StatusCode, bearer, query_pairs, success,
 };
 
+mod local;
+mod remote;
 pub mod sign_in;
+mod table;
 
 use sign_in::SignIn;
+use table::{Act, ROUTES};
 
 /// Files that are listed at a time, unless it is asked for fewer.
 const PAGE_MAX: usize = 1_000;
@@ -41,91 +52,78 @@ struct User {
     session: Session,
 }
 
-type Answered = Result<Response, Refusal>;
-
 impl ClientApi {
     /// Of these nodes.
     pub fn new(nodes: Arc<Nodes>, sign_in: SignIn) -> ClientApi {
         ClientApi { nodes, sign_in }
     }
 
-    fn answer(&self, request: &Request, path: &[&str]) -> Answered {
-        let get = request.method == Method::GET;
-        let post = request.method == Method::POST;
-        match path {
-            ["register" | "login"] if post => return self.sign_in(path[0], request),
-            // Whoever holds a token finds out by this whether it is for this node, before it is shown.
-            ["node"] if get => return Ok(success(self.about())),
-            ["node"] => return Ok(http::method_not_allowed(&[Method::GET])),
-            _ => {}
-        }
-        let (allowed, known) = match path {
-            [
-                "register"
-                | "login"
-                | "init"
-                | "logout"
-                | "add-file"
-                | "check-duplicate"
-                | "check-local-duplicate"
-                | "publish"
-                | "unpublish"
-                | "fetch",
-            ]
-            | ["fetches", _, "pause" | "resume" | "cancel"] => (Method::POST, true),
-            ["status" | "local-files" | "published-files" | "network-files" | "peers" | "fetches" | "events"]
-            | ["fetch-progress" | "discover" | "ping", _] => (Method::GET, true),
-            _ => (Method::GET, false),
-        };
-        // Who is nobody learns nothing, not even what there is.
-        let user = self.user(request)?;
-        if !known {
-            return Ok(http::not_found());
-        }
-        if !(get && allowed == Method::GET || post && allowed == Method::POST) {
-            return Ok(http::method_not_allowed(&[allowed]));
-        }
-        match path {
-            ["init"] => return self.init(&user, &Fields::of(request)?),
-            ["logout"] => return self.log_out(&user),
-            _ => {}
-        }
-        let node = self.nodes.get(&user.name).ok_or_else(|| refusal(&NodeError::NotBegun))?;
-        match path {
-            ["status"] => Ok(success(json!({ "client": node.status() }))),
-            ["local-files"] => files(&node, false),
-            ["published-files"] => files(&node, true),
-            ["fetches"] => Ok(success(json!({ "fetches": node.fetches().all() }))),
-            ["fetch-progress", id] => {
-                let progress = node.fetches().progress(id).map_err(|error| refusal(&error))?;
-                Ok(success(json!({ "progress": progress })))
+    /// Every route, for who describes the API.
+    pub fn outlines() -> impl Iterator<Item = &'static Outline> {
+        ROUTES.iter().map(|route| &route.outline)
+    }
+
+    fn answer(&self, request: &Request) -> Answered {
+        let found = routes::find(ROUTES, request);
+        let routes::Found::Route(route, call) = &found else {
+            // Who is nobody learns nothing, not even what there is.
+            if is_guarded(&request.path) {
+                self.user(request)?;
             }
-            ["events"] => match node.watch(user.session) {
-                Some(events) => {
-                    // It may have been logged out meanwhile: then nobody would end this.
-                    self.sign_in.user_of(&user.token)?;
-                    Ok(Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(events) })
-                }
-                None => Err(refusal(&NodeError::Busy("too many event streams of this node are open".to_owned()))),
-            },
-            _ => {
-                // The rest is work, which the heartbeat is to know of.
+            return Ok(found.refusal().unwrap_or_else(http::not_found));
+        };
+        let response = self.act(route.handler, call).unwrap_or_else(Response::from);
+        route.hold(&response);
+        Ok(response)
+    }
+
+    fn act(&self, act: Act, call: &Call<'_>) -> Answered {
+        match act {
+            Act::Open(act) => act(self, call),
+            Act::User(act) => act(self, &self.user(call.request)?, call),
+            Act::Look(act) => act(&*self.node_of(&self.user(call.request)?)?, call),
+            Act::Work(act) => {
+                let node = self.node_of(&self.user(call.request)?)?;
+                // The heartbeat is to know of it.
                 node.work();
-                answer_work(&node, request, path)
+                act(&node, call)
             }
         }
     }
 
+    /// The node of a user who takes part.
+    fn node_of(&self, user: &User) -> Result<Arc<Node>, Refusal> {
+        self.nodes.get(&user.name).ok_or_else(|| refusal(&NodeError::NotBegun))
+    }
+
+    fn events(&self, user: &User, _: &Call<'_>) -> Answered {
+        let node = self.node_of(user)?;
+        let Some(events) = node.watch(user.session) else {
+            return Err(refusal(&NodeError::Busy("too many event streams of this node are open".to_owned())));
+        };
+        // It may have been logged out meanwhile: then nobody would end this.
+        self.sign_in.user_of(&user.token)?;
+        Ok(Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(events) })
+    }
+
     /// Which node this is, and of which server.
-    fn about(&self) -> Value {
+    fn about(&self, _: &Call<'_>) -> Answered {
         let settings = self.nodes.settings();
         let host = &settings.server_host;
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-        json!({
+        Ok(success(json!({
             "name": self.nodes.named(),
             "version": env!("CARGO_PKG_VERSION"),
             "server": format!("{host}:{}", settings.registry_port),
-        })
+        })))
+    }
+
+    fn register(&self, call: &Call<'_>) -> Answered {
+        self.sign_in("register", call.request)
+    }
+
+    fn login(&self, call: &Call<'_>) -> Answered {
+        self.sign_in("login", call.request)
     }
 
     fn sign_in(&self, what: &str, request: &Request) -> Answered {
@@ -150,7 +148,8 @@ impl ClientApi {
         Ok(User { name, token, session })
     }
 
-    fn init(&self, user: &User, fields: &Fields) -> Answered {
+    fn init(&self, user: &User, call: &Call<'_>) -> Answered {
+        let fields = Fields::of(call.request)?;
         let username = fields.any_text("username")?;
         if Name::kept(username).ok().as_ref() != Some(&user.name) {
             return Err(Refusal::new(StatusCode::FORBIDDEN, "username: expected the one who signed in"));
@@ -180,7 +179,7 @@ impl ClientApi {
         Ok(success(json!({ "client": node.client_json() })))
     }
 
-    fn log_out(&self, user: &User) -> Answered {
+    fn log_out(&self, user: &User, _: &Call<'_>) -> Answered {
         self.sign_in.log_out(&user.token)?;
         let node = self.nodes.get(&user.name);
         // Whoever is signed in elsewhere as the same user goes on.
@@ -197,142 +196,13 @@ impl ClientApi {
 
 impl http::Handler for ClientApi {
     fn handle(&self, request: Request) -> Response {
-        let Some(path) = segments(&request.path) else {
-            return Refusal::bad("the path: expected UTF-8 behind %XX").into();
-        };
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        match path.strip_prefix(&["api", "client"]) {
-            Some(path) => self.answer(&request, path).unwrap_or_else(Response::from),
-            None => http::not_found(),
-        }
+        self.answer(&request).unwrap_or_else(Response::from)
     }
 }
 
-/// What a node is asked to do by who uses it.
-fn answer_work(node: &Node, request: &Request, path: &[&str]) -> Answered {
-    let no = |error: NodeError| refusal(&error);
-    match path {
-        ["network-files"] => network_files(node, request),
-        ["peers"] => {
-            let page = Page::of(request)?;
-            let network = node.network().map_err(no)?;
-            let peers: Vec<Value> =
-                network.hosts.iter().skip(page.offset).take(page.limit).map(|host| host.json()).collect();
-            Ok(success(json!({"peers": peers, "total": network.hosts.len()})))
-        }
-        ["discover", hostname] => {
-            let found = node.discover(&host_name(hostname)?).map_err(no)?;
-            let files: Map<String, Value> =
-                found.files.iter().map(|(name, entry)| (name.to_string(), json!(entry))).collect();
-            Ok(success(json!({"hostname": hostname, "files": files, "addr": [found.addr.0, found.addr.1]})))
-        }
-        ["ping", hostname] => {
-            let is_there = node.ping(&host_name(hostname)?).map_err(no)?;
-            Ok(success(json!({"hostname": hostname, "status": if is_there { "ALIVE" } else { "DEAD" }})))
-        }
-        ["add-file"] => {
-            let fields = Fields::of(request)?;
-            let file = node.add(fields.any_text("filepath")?).map_err(|error| refusal_of("filepath", &error))?;
-            Ok(success(json!({ "file": file.json() })))
-        }
-        ["check-duplicate"] => {
-            let fields = Fields::of(request)?;
-            let name = file_name(&fields, "fname")?;
-            let size = fields.whole("size", FILE_SIZE_MAX)?;
-            let modified = match fields.get("modified") {
-                None => None,
-                Some(value) => {
-                    let modified = value.as_f64().ok_or_else(|| "expected Unix seconds".to_owned());
-                    let modified = modified.and_then(Seconds::new);
-                    Some(modified.map_err(|wrong| Refusal::bad(format!("modified: {wrong}")))?)
-                }
-            };
-            Ok(success(node.duplicates(&name, size, modified).map_err(no)?.json()))
-        }
-        ["check-local-duplicate"] => {
-            let file = node.file(&file_name(&Fields::of(request)?, "fname")?).map_err(no)?;
-            Ok(success(match file {
-                Some(file) => json!({"exists": true, "local_file": file.json()}),
-                None => json!({"exists": false}),
-            }))
-        }
-        ["publish"] => publish(node, &Fields::of(request)?),
-        ["unpublish"] => {
-            let name = file_name(&Fields::of(request)?, "fname")?;
-            let file = node.unpublish(&name).map_err(no)?;
-            Ok(success(json!({ "file": file.json() })))
-        }
-        ["fetch"] => {
-            let fields = Fields::of(request)?;
-            let name = file_name(&fields, "fname")?;
-            let save_path = fields.get("save_path").map(|_| fields.any_text("save_path")).transpose()?;
-            let owner = fields.get("owner_hostname").map(|_| fields.any_text("owner_hostname")).transpose()?;
-            let owner = owner.map(|owner| Name::kept(owner).map_err(|wrong| format!("owner_hostname: {wrong}")));
-            let owner = owner.transpose().map_err(Refusal::bad)?;
-            let begun = match node.fetches().begin(&name, owner.as_ref(), save_path) {
-                Err(error @ NodeError::Owners(_)) => return Ok(several_owners(&error)),
-                begun => begun.map_err(|error| refusal_of("save_path", &error))?,
-            };
-            Ok(success(json!({
-                "fetch_id": begun.id, "file_name": begun.file_name, "total_size": begun.total_size,
-                "save_path": begun.save_path, "peer_hostname": begun.peer_hostname, "peer_ip": begun.peer_ip,
-            })))
-        }
-        ["fetches", id, wish] => {
-            let wish = match *wish {
-                "pause" => Wish::Pause,
-                "resume" => Wish::Resume,
-                _ => Wish::Cancel,
-            };
-            let progress = node.fetches().act(id, wish).map_err(no)?;
-            Ok(success(json!({ "progress": progress })))
-        }
-        _ => Ok(http::not_found()),
-    }
-}
-
-/// Whose file is wanted is to be said.
-fn several_owners(error: &NodeError) -> Response {
-    let owners = if let NodeError::Owners(owners) = error { &owners[..] } else { &[] };
-    let owners: Vec<Value> = owners
-        .iter()
-        .map(|it| json!({"owner_hostname": it.hostname, "size": it.size, "modified": it.modified}))
-        .collect();
-    http::json(StatusCode::CONFLICT, &json!({"success": false, "error": error.to_string(), "owners": owners}))
-}
-
-fn files(node: &Node, published_alone: bool) -> Answered {
-    let files = node.files(published_alone).map_err(|error| refusal(&error))?;
-    Ok(success(json!({ "files": files.iter().map(|file| file.json()).collect::<Vec<_>>() })))
-}
-
-fn network_files(node: &Node, request: &Request) -> Answered {
-    let page = Page::of(request)?;
-    let network = node.network().map_err(|error| refusal(&error))?;
-    let (total, found) = network.search(&page.q, page.offset, page.limit);
-    Ok(success(json!({"files": found.iter().map(|file| file.json()).collect::<Vec<_>>(), "total": total})))
-}
-
-fn publish(node: &Node, fields: &Fields) -> Answered {
-    let name = file_name(fields, "fname")?;
-    let given = ["local_path", "path"].into_iter().find(|field| fields.get(field).is_some());
-    let path = given.map(|field| fields.any_text(field)).transpose()?;
-    let overwrite = fields.flag("overwrite", true)?;
-    match node.publish(&name, path, overwrite) {
-        Ok(published) => Ok(success(json!({
-            "path": published.file.facts.path.to_string_lossy(),
-            "file": published.file.json(),
-            "duplicates": published.duplicates.json(),
-        }))),
-        Err(error @ NodeError::Duplicates(_)) => {
-            let reason = error.to_string();
-            let NodeError::Duplicates(duplicates) = error else { unreachable!("matched above") };
-            let mut body = duplicates.json();
-            (body["success"], body["error"]) = (false.into(), reason.into());
-            Ok(http::json(StatusCode::CONFLICT, &body))
-        }
-        Err(error) => Err(given.map_or_else(|| refusal(&error), |field| refusal_of(field, &error))),
-    }
+/// Whether a path is of the part of the API that wants a token.
+fn is_guarded(path: &str) -> bool {
+    path.starts_with("/api/client/")
 }
 
 fn file_name(fields: &Fields, field: &str) -> Result<FileName, Refusal> {
@@ -421,6 +291,7 @@ fn refusal(error: &NodeError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::http::Method;
 
     #[test]
     fn one_host_may_be_spelt_in_several_ways() {

@@ -5,6 +5,7 @@
 //! | `accounts.rs` | register, login, verify, refresh; what the registry asks of accounts |
 //! | `admin.rs` | what only the admin may see |
 //! | `metrics.rs` | `/metrics`: everything that is counted, for Prometheus |
+//! | `table.rs` | every route: what it takes and all that it answers |
 //!
 //! The port is there whatever services run. Where there is no registry, what asks for it is told so (503).
 
@@ -17,17 +18,19 @@ use serde_json::{Value, json};
 use super::registry::Totals;
 use super::server::{RegistryServer, View};
 use crate::identity::{UserError, Users};
-use crate::model::{Clock, Millis, Token};
+use crate::model::{Clock, Millis, Name, Token};
+use crate::net::http::routes::{self, Found, Outline};
 use crate::net::http::{
-    Fields, Handler, Method, Refusal, Request, Response, StatusCode, bearer, method_not_allowed, not_found, segments,
-    success,
+    Answered, Call, Fields, Handler, Refusal, Request, Response, StatusCode, bearer, not_found, success,
 };
 
 mod accounts;
 mod admin;
 mod metrics;
+mod table;
 
 pub use metrics::{Kind, Metrics, Reading};
+use table::{Act, ROUTES};
 
 /// Most characters of a token in a body.
 const TOKEN_MAX: usize = 4096;
@@ -39,105 +42,48 @@ pub struct ServerApi {
     metrics: Arc<Metrics>,
 }
 
-/// What a path asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Route {
-    Register,
-    Login,
-    Verify,
-    Refresh,
-    AdminLogin,
-    AdminVerify,
-    Registry,
-    Discover(String),
-    Ping(String),
-    Stats,
-    Health,
-    Metrics,
-}
-
-impl Route {
-    fn of(path: &str) -> Option<Route> {
-        let segments = segments(path)?;
-        let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-        Some(match *segments {
-            ["api", "user", "register"] => Route::Register,
-            ["api", "user", "login"] => Route::Login,
-            ["api", "user", "verify"] => Route::Verify,
-            ["api", "user", "refresh"] => Route::Refresh,
-            ["api", "admin", "login"] => Route::AdminLogin,
-            ["api", "admin", "verify"] => Route::AdminVerify,
-            ["api", "admin", "registry"] => Route::Registry,
-            ["api", "admin", "discover", hostname] => Route::Discover(hostname.to_owned()),
-            ["api", "admin", "ping", hostname] => Route::Ping(hostname.to_owned()),
-            ["api", "stats"] => Route::Stats,
-            ["api", "health"] => Route::Health,
-            ["metrics"] => Route::Metrics,
-            _ => return None,
-        })
-    }
-
-    fn method(&self) -> Method {
-        match self {
-            Route::Register
-            | Route::Login
-            | Route::Verify
-            | Route::Refresh
-            | Route::AdminLogin
-            | Route::AdminVerify => Method::POST,
-            Route::Registry | Route::Discover(_) | Route::Ping(_) | Route::Stats | Route::Health | Route::Metrics => {
-                Method::GET
-            }
-        }
-    }
-
-    /// For the metrics: never a text of the client's.
-    fn name(&self) -> &'static str {
-        match self {
-            Route::Register => "user/register",
-            Route::Login => "user/login",
-            Route::Verify => "user/verify",
-            Route::Refresh => "user/refresh",
-            Route::AdminLogin => "admin/login",
-            Route::AdminVerify => "admin/verify",
-            Route::Registry => "admin/registry",
-            Route::Discover(_) => "admin/discover",
-            Route::Ping(_) => "admin/ping",
-            Route::Stats => "stats",
-            Route::Health => "health",
-            Route::Metrics => "metrics",
-        }
-    }
-}
-
 impl ServerApi {
     /// Over these accounts, and the registry if there is one here.
     pub fn new(users: Arc<Users>, registry: Option<Arc<RegistryServer>>, metrics: Arc<Metrics>) -> ServerApi {
         ServerApi { users, registry, metrics }
     }
 
-    fn answer(&self, route: Route, request: &Request) -> Result<Response, Refusal> {
-        match route {
-            Route::Register => self.register(request),
-            Route::Login => self.login(request),
-            Route::Verify => self.verify(request),
-            Route::Refresh => self.refresh(request),
-            Route::AdminLogin => self.admin_login(request),
-            Route::AdminVerify => self.admin_verify(request),
-            Route::Registry => self.admins_registry(request),
-            Route::Discover(hostname) => self.discover(request, &hostname),
-            Route::Ping(hostname) => self.ping(request, &hostname),
-            Route::Stats => {
-                let mut stats = stats(&self.view()?.totals());
-                stats["timestamp"] = seconds(Clock::wall());
-                Ok(success(json!({ "stats": stats })))
+    /// Every route, for who describes the API.
+    pub fn outlines() -> impl Iterator<Item = &'static Outline> {
+        ROUTES.iter().map(|route| &route.outline)
+    }
+
+    fn act(&self, act: Act, call: &Call<'_>) -> Answered {
+        match act {
+            Act::Open(act) => act(self, call),
+            Act::Admin(act) => {
+                self.only_admin(call.request)?;
+                act(self, call)
             }
-            Route::Health => Ok(success(json!({"status": "healthy"}))),
-            Route::Metrics if !request.source.ip().is_loopback() => {
-                Err(Refusal::new(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
-            }
-            Route::Metrics => Ok(self.metrics.show()),
         }
+    }
+
+    fn stats(&self) -> Answered {
+        let mut stats = stats(&self.view()?.totals());
+        stats["timestamp"] = seconds(Clock::wall());
+        Ok(success(json!({ "stats": stats })))
+    }
+
+    fn metrics(&self, request: &Request) -> Answered {
+        if request.source.ip().is_loopback() {
+            Ok(self.metrics.show())
+        } else {
+            Err(Refusal::new(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
+        }
+    }
+
+    /// Whose token a request bears, if that is the admin's.
+    ///
+    /// # Errors
+    /// 401 without one that is good, 403 with a user's.
+    pub fn only_admin(&self, request: &Request) -> Result<Name, Refusal> {
+        let token = token_of(request, false)?;
+        self.users.admin_of(token.reveal()).map_err(not_so)
     }
 
     fn view(&self) -> Result<View, Refusal> {
@@ -150,13 +96,11 @@ impl ServerApi {
 impl Handler for ServerApi {
     fn handle(&self, request: Request) -> Response {
         let begun = Instant::now();
-        let Some(route) = Route::of(&request.path) else { return not_found() };
-        let (name, method) = (route.name(), route.method());
-        if request.method != method {
-            return method_not_allowed(&[method]);
-        }
-        let answer = self.answer(route, &request).unwrap_or_else(Response::from);
-        self.metrics.count(name, answer.status, begun.elapsed());
+        let found = routes::find(ROUTES, &request);
+        let Found::Route(route, call) = &found else { return found.refusal().unwrap_or_else(not_found) };
+        let answer = self.act(route.handler, call).unwrap_or_else(Response::from);
+        route.hold(&answer);
+        self.metrics.count(route.outline.name(), answer.status, begun.elapsed());
         answer
     }
 }
@@ -175,7 +119,7 @@ fn stats(totals: &Totals) -> Value {
 }
 
 /// Unix seconds, with the milliseconds as a fraction.
-fn seconds(at: Millis) -> Value {
+pub fn seconds(at: Millis) -> Value {
     if at.0.is_multiple_of(1000) { (at.0 / 1000).into() } else { (at.0 as f64 / 1000.0).into() }
 }
 
@@ -195,7 +139,10 @@ pub fn not_so(wrong: UserError) -> Refusal {
 }
 
 /// The token that a request bears: in its header, or where that may be in its body.
-fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Refusal> {
+///
+/// # Errors
+/// 401 without one.
+pub fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Refusal> {
     if let Some(token) = bearer(&request.headers) {
         return Ok(token);
     }
