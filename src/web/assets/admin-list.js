@@ -1,0 +1,118 @@
+// A list of the operator's page: found as one types, drawn as far as it is looked at, and honest about its age.
+
+import { isElsewhere, isOld } from "./admin-data.js";
+import { Paged } from "./paged.js";
+import { Rows } from "./rows.js";
+import { coalesce, count, duration, fill, h, icon, set, show, text } from "./ui.js";
+
+const REFRESH_MS = 10_000;
+
+/** A cell with what it holds: `part` goes on in the row as `c-part`. */
+export const cell = (name, ...children) => h("td", { role: "cell", class: `c-${name}` }, children);
+
+/** A row whose cells have names: `cells` {name: element}. */
+export const row = (cells, update) => ({
+  el: h("tr", { role: "row" }, Object.entries(cells).map(([name, inside]) => cell(name, inside))),
+  update,
+});
+
+/** A text that anybody may have chosen: cut where it is too long, whole where one points at it, in its own direction. */
+export function given(tag = "span", more = "") {
+  const el = h(tag, { class: `cut ${more}`, dir: "auto" });
+  el.say = (value) => {
+    text(el, value ?? "");
+    if (el.title !== (value ?? "")) el.title = value ?? "";
+    return el;
+  };
+  return el;
+}
+
+/** A state in a word, with a colour that only repeats it. */
+export function badge() {
+  const el = h("span", { class: "badge" });
+  el.say = (word, kind = "") => {
+    text(el, word);
+    const name = `badge ${kind}`.trim();
+    if (el.className !== name) el.className = name;
+    return el;
+  };
+  return el;
+}
+
+/**
+ * A view with one list. `counts(pages)` says how many there are; `none(q)` what is said where there is nothing;
+ * `above` is shown between the head and the list; `also` is read whenever the list is.
+ */
+export class ListView {
+  constructor({ id, title, path, field, columns, make, key, search, counts, none, missing, above, also, onRead }) {
+    Object.assign(this, { counts, none, missing, also, onRead });
+    this.readAt = null;
+    this.askedAt = -Infinity;
+    this.pages = new Paged(path, field, () => this.changed());
+    this.rows = new Rows({ label: title, id: `${id}-rows`, columns, key, make: () => make() });
+    this.count = h("p", { class: "muted", role: "status" });
+    this.aged = h("span", { class: "aged" });
+    this.wrong = h("div", { class: "wrong box line", role: "alert", hidden: true });
+    this.empty = h("div", { class: "empty", hidden: true });
+    this.panel = h("div", { class: "panel" }, this.rows.el, this.empty);
+    this.el = h("section", { class: `view stack v-${id}`, "aria-label": title, hidden: true },
+      h("div", { class: "head" }, h("h1", null, title), this.count, h("div", { class: "side" }, this.aged)),
+      search ? this.searching(id, search) : null, this.wrong, above ?? null, this.panel);
+  }
+
+  searching(id, { label, hint }) {
+    const input = h("input", { type: "search", id: `${id}-search`, placeholder: hint, autocomplete: "off", spellcheck: false, maxLength: 255 });
+    input.addEventListener("input", coalesce(() => this.pages.search(input.value.trim()), 200));
+    return h("div", { class: "search", role: "search" }, h("label", { class: "unseen", htmlFor: input.id }, label), icon("search"), input);
+  }
+
+  /** It is looked at now. */
+  opened() {
+    this.changed();
+    this.refresh();
+  }
+
+  /** Something of what it shows may have changed. */
+  refresh() {
+    this.askedAt = performance.now();
+    this.pages.refresh();
+    this.also?.read();
+  }
+
+  changed() {
+    const { pages } = this;
+    const { error, isRead, total, q } = pages;
+    if (isRead && !error) {
+      this.readAt = performance.now();
+      this.onRead?.(pages);
+    }
+    const isGone = isElsewhere(error);
+    const isEmpty = isRead && total === 0;
+    show(this.wrong, Boolean(error) && !isGone);
+    if (error && !isGone) fill(this.wrong, h("span", { dir: "auto" }, error.message), h("button", { class: "small", onclick: () => this.refresh() }, "Try again"));
+    show(this.rows.el, !isGone && !isEmpty && !(error && !isRead));
+    show(this.panel, isRead || isGone || !error);
+    show(this.empty, isGone || isEmpty);
+    if (isGone) fill(this.empty, h("h2", null, `${this.missing} not running here`), h("p", { dir: "auto" }, error.message));
+    else if (isEmpty) fill(this.empty, h("p", { dir: "auto" }, q ? `Nothing matches “${q}”.` : this.none));
+    text(this.count, isGone || !isRead ? "" : q ? count(total, "match", "matches") : this.counts(total));
+    set(this.rows.el, { "aria-busy": String(!isRead) });
+    // Before the first answer a few rows say that something comes.
+    this.rows.set(isRead ? pages : { total: 6, at: () => undefined, want: pages.want });
+    this.age();
+  }
+
+  age() {
+    const isGone = isElsewhere(this.pages.error);
+    const isStale = isOld(this.readAt) && !isGone;
+    this.el.classList.toggle("is-stale", isStale);
+    text(this.aged, this.readAt === null || isGone ? "" : `${isStale ? "stale: " : ""}read ${duration((performance.now() - this.readAt) / 1000)} ago`);
+  }
+
+  /** A second has passed. */
+  tick() {
+    if (performance.now() - this.askedAt > REFRESH_MS) this.refresh();
+    this.age();
+    if (this.pages.isRead) this.rows.refresh();
+  }
+}

@@ -1,0 +1,204 @@
+// The first view: how much there is now, and the last quarter of an hour in lines, by room.
+
+import { isElsewhere, isOld, piece, serverNow } from "./admin-data.js";
+import { badge, given } from "./admin-list.js";
+import { DEAL_STATES, check, timed, money, moment, remains } from "./admin-lists.js";
+import { call } from "./api.js";
+import { Chart, STALE_AFTER_MS, short } from "./charts.js";
+import { age, bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
+
+const CHARTS_EVERY_MS = 3_000;
+const REST_EVERY_MS = 10_000;
+const SHOWN = 5;
+
+const ROOMS = { trade: "Trade", shop: "Shop", registry: "Share", share: "Share", http: "HTTP", process: "Process" };
+const IN_WORDS = { trade: "trade", shop: "the shop", registry: "the registry", share: "share", http: "the HTTP port", process: "the process" };
+
+/** Which series of a room share a chart, and what is said of it. What none of these takes has a chart of its own. */
+const KINDS = [
+  { takes: ({ name }) => name === "requests", title: "Requests", counts: (room) => `Requests that came to ${room}, a second.` },
+  { takes: ({ unit }) => unit === "ms", title: "Latency", counts: (room) => `How long ${room} took to answer a request.` },
+  { takes: ({ name }) => name === "errors", title: "Errors", counts: (room) => `Requests that ${room} refused or failed at, a second.` },
+];
+
+/** A number that is read from across the room. */
+function tile(label, href) {
+  const [value, unit, note] = [h("b", null, "–"), h("span", { class: "unit" }), h("span", { class: "note" })];
+  const el = h("div", { class: "tile" }, h("dt", null, href ? h("a", { href }, label) : label), h("dd", null, h("span", { class: "value" }, value, unit), note));
+  return {
+    el,
+    say(number, { of = "", said = "", kind = "" } = {}) {
+      text(value, number);
+      text(unit, of);
+      text(note, said);
+      el.className = `tile ${kind}`.trim();
+    },
+    fail(refusal) {
+      this.say("–", { said: isElsewhere(refusal) ? "not running here" : refusal.message, kind: "is-off" });
+    },
+  };
+}
+
+/** A card with a few of a list, and the way to all of it. */
+function card(title, href, more) {
+  const body = h("div", { class: "some" }, h("span", { class: "skeleton" }));
+  return { body, el: h("section", { class: "card", "aria-label": title }, h("div", { class: "head" }, h("h2", null, title), h("a", { class: "side", href }, more)), body) };
+}
+
+export function overview() {
+  const tiles = {
+    hosts: tile("Hosts online", "#hosts"), files: tile("Files"), accounts: tile("Accounts", "#accounts"), deals: tile("Open deals", "#deals"),
+    connections: tile("Connections"), requests: tile("Requests"), errors: tile("Errors"), warnings: tile("Warnings", "#warnings"),
+  };
+  const cards = { deals: card("Deals that end next", "#deals", "All deals"), ledger: card("Ledger", "#ledger", "All entries"), warnings: card("Last warnings", "#warnings", "All warnings") };
+  const aged = h("span", { class: "aged" });
+  const wrong = h("p", { class: "wrong box", role: "alert", dir: "auto", hidden: true });
+  const rooms = h("div", { class: "rooms" }, h("p", { class: "muted" }, "Asking for the charts…"));
+  const el = h("section", { class: "view stack v-overview", "aria-label": "Overview", hidden: true },
+    h("div", { class: "head" }, h("h1", null, "Overview"), h("div", { class: "side" }, aged)),
+    wrong, h("dl", { class: "tiles" }, Object.values(tiles).map((it) => it.el)), rooms, h("div", { class: "grid cards" }, Object.values(cards).map((it) => it.el)));
+
+  let metrics = null;
+  let charts = [];
+  let plan = "";
+  let deals = [];
+  let warnedAt = null;
+
+  const lists = {
+    stats: piece("/api/stats", (answer, refusal) => {
+      if (refusal) return [tiles.hosts, tiles.files].forEach((it) => it.fail(refusal));
+      const { active_clients: online, total_clients: all, total_files: files, total_size: size } = answer.stats;
+      tiles.hosts.say(short(online), { said: `of ${short(all)} known` });
+      tiles.files.say(short(files), { said: size === undefined ? "" : `${bytes(size)} published` });
+    }),
+    users: piece("/api/admin/users?limit=1", (answer, refusal) =>
+      refusal ? tiles.accounts.fail(refusal) : tiles.accounts.say(short(answer.total), { said: "signed up" })),
+    deals: piece("/api/admin/deals?limit=100", (answer, refusal) => {
+      if (refusal) {
+        tiles.deals.fail(refusal);
+        fill(cards.deals.body, none(refusal));
+        return;
+      }
+      deals = timed(answer.deals);
+      tiles.deals.say(short(answer.total), { said: "under way" });
+      showDeals();
+    }),
+    ledger: piece("/api/admin/ledger?limit=1", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
+    warnings: piece(`/api/admin/log?limit=${SHOWN}`, (answer, refusal) => {
+      if (refusal) {
+        tiles.warnings.fail(refusal);
+        fill(cards.warnings.body, none(refusal));
+        return;
+      }
+      warnedAt = answer.log.length ? Date.parse(answer.log[0].at) : null;
+      tiles.warnings.say(short(answer.total), { kind: answer.total ? "is-warn" : "" });
+      sayWarned();
+      fill(cards.warnings.body, answer.log.length === 0 ? h("p", { class: "muted" }, "The server has nothing to warn of.")
+        : h("ul", { class: "lines" }, answer.log.map((line) => {
+          const at = h("time");
+          moment(at, line.at);
+          return h("li", null, at, given("span", "what").say(line.text));
+        })));
+    }),
+  };
+  const none = (refusal) => h("p", { class: "muted", dir: "auto" }, isElsewhere(refusal) ? "Not running here." : refusal.message);
+  const sayWarned = () => text(tiles.warnings.el.querySelector(".note"), warnedAt === null ? "none" : `last ${age(warnedAt / 1000, serverNow() / 1000)}`);
+
+  /** Those that end soonest, with what is left of them. */
+  function showDeals() {
+    const next = deals.filter((deal) => deal.ends_in_ms !== null).sort((a, b) => a.ends_in_ms + a.readAt - b.ends_in_ms - b.readAt).slice(0, SHOWN);
+    fill(cards.deals.body, next.length === 0 ? h("p", { class: "muted" }, deals.length ? "No open deal has an end set." : "No deal is open.")
+      : h("ul", { class: "lines" }, next.map((deal) => {
+        const end = h("span", { class: "number" }, remains(deal));
+        end.deal = deal;
+        return h("li", null, given("span", "what").say(deal.item_name), badge().say(deal.state, DEAL_STATES[deal.state]), end);
+      })));
+  }
+
+  const charted = piece("/api/admin/metrics", (answer, refusal) => {
+    show(wrong, Boolean(refusal));
+    if (refusal) {
+      text(wrong, refusal.message);
+      return;
+    }
+    metrics = answer;
+    draw();
+  });
+
+  function draw() {
+    const now = serverNow();
+    const times = metrics.times.map((at) => at * 1000);
+    const names = JSON.stringify(metrics.series.map(({ name, unit, room }) => [name, unit, room]));
+    if (names !== plan) build(names);
+    for (const { chart, indexes } of charts) {
+      chart.set(times, indexes.map((index) => metrics.series[index].points), metrics.step_s * 1000, now);
+    }
+    const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.findLast((it) => it !== null) ?? 0);
+    const sum = (all) => all.reduce((whole, part) => whole + part, 0);
+    const errors = sum(last("errors"));
+    tiles.requests.say(short(sum(last("requests"))), { of: "/s", said: "in all rooms" });
+    tiles.errors.say(short(errors), { of: "/s", said: "in all rooms", kind: errors > 0 ? "is-bad" : "" });
+    tiles.connections.say(short(sum(last("connections"))), { said: "open" });
+  }
+
+  /** The charts for these series: a row a room, and in it requests, latency and errors before the rest. */
+  function build(names) {
+    plan = names;
+    charts.forEach(({ chart }) => chart.remove());
+    charts = [];
+    const all = metrics.series.map((it, index) => ({ ...it, index }));
+    const order = [...new Set([...Object.keys(ROOMS), ...all.map(({ room }) => room)])].filter((room) => all.some((it) => it.room === room));
+    fill(rooms, order.map((room) => {
+      const inRoom = all.filter((it) => it.room === room);
+      const words = IN_WORDS[room] ?? room;
+      const named = KINDS.map((kind) => ({ ...kind, counts: kind.counts(words), series: inRoom.filter(kind.takes) })).filter(({ series }) => series.length);
+      const rest = inRoom.filter((it) => !KINDS.some((kind) => kind.takes(it)))
+        .map((it) => ({ title: it.name[0].toUpperCase() + it.name.slice(1), counts: `${it.name} of ${words}.`, series: [it] }));
+      return h("section", { class: "room", "aria-label": ROOMS[room] ?? room }, h("h2", null, ROOMS[room] ?? room),
+        h("div", { class: "charts" }, [...named, ...rest].map(({ title, counts, series }) => {
+          const chart = new Chart({ title, counts, unit: series[0].unit, lines: series.map(({ name }) => ({ label: name })) });
+          charts.push({ chart, indexes: series.map(({ index }) => index) });
+          return chart.element;
+        })));
+    }));
+  }
+
+  const all = coalesce(() => Object.values(lists).forEach((it) => it.read()), 1000);
+  let [chartedAt, restAt] = [-Infinity, -Infinity];
+  return {
+    el,
+    opened() {
+      [chartedAt, restAt] = [-Infinity, -Infinity];
+      this.tick();
+    },
+    refresh: (what) => lists[what === "hosts" ? "stats" : what]?.read(),
+    tick() {
+      const now = performance.now();
+      if (now - chartedAt >= CHARTS_EVERY_MS) {
+        chartedAt = now;
+        charted.read();
+      }
+      if (now - restAt >= REST_EVERY_MS) {
+        restAt = now;
+        all();
+      }
+      charts.forEach(({ chart }) => chart.tick(serverNow()));
+      cards.deals.body.querySelectorAll(".number").forEach((it) => text(it, remains(it.deal)));
+      if (warnedAt !== null) sayWarned();
+      const areChartsStale = charted.readAt !== null && now - charted.readAt > STALE_AFTER_MS;
+      for (const [name, by] of [["hosts", "stats"], ["files", "stats"], ["accounts", "users"], ["deals", "deals"], ["warnings", "warnings"]])
+        tiles[name].el.classList.toggle("is-stale", isOld(lists[by].readAt));
+      for (const name of ["requests", "errors", "connections"]) tiles[name].el.classList.toggle("is-stale", areChartsStale);
+      for (const name of ["deals", "ledger", "warnings"]) cards[name].el.classList.toggle("is-stale", isOld(lists[name].readAt));
+      text(aged, charted.readAt === null ? "" : `${areChartsStale ? "stale: " : ""}read ${duration((now - charted.readAt) / 1000)} ago`);
+    },
+  };
+}
+
+/** What the ledger's accounts hold together, by kind. */
+function totals({ balances }) {
+  const sums = { card: 0, escrow: 0, payout: 0, fee: 0 };
+  for (const { account, balance } of balances) sums[account.split(":")[0]] += balance;
+  const fact = (name, value) => [h("dt", null, name), h("dd", { class: "number" }, money(value))];
+  return h("dl", { class: "facts" }, fact("Paid by buyers", -sums.card), fact("Held in escrow", sums.escrow), fact("Earned by sellers", sums.payout), fact("Fees of the house", sums.fee));
+}

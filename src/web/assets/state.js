@@ -1,0 +1,175 @@
+// What the page knows of the node, and what it does with it, for all views.
+
+import { ApiError, call, session } from "./api.js";
+import { age, announce, bytes, dialog, fill, h, icon, text } from "./ui.js";
+
+const API = "/api/client";
+
+/** Asks the client API: `get("status")`, `post("publish", {fname})`. */
+export const get = (path, options) => call("GET", `${API}/${path}`, undefined, options);
+export const post = (path, body = {}, options) => call("POST", `${API}/${path}`, body, options);
+/** A name in a path. */
+export const part = (name) => encodeURIComponent(name);
+
+/** Who is signed in. */
+export const me = () => session()?.user?.username ?? "";
+
+/** How the node is, and the fetches by their id. Views listen: 'node', 'fetches'. */
+export const state = Object.assign(new EventTarget(), { node: null, fetches: new Map() });
+export const changed = (name, detail) => state.dispatchEvent(new CustomEvent(name, { detail }));
+
+/** Runs what a button does: the button is busy meanwhile, and what goes wrong is given to `onError`. */
+export async function run(button, act, onError) {
+  if (button.getAttribute("aria-busy") === "true") return undefined;
+  button.setAttribute("aria-busy", "true");
+  try {
+    return await act();
+  } catch (error) {
+    if (error.name !== "AbortError") onError(sentence(error));
+    return undefined;
+  } finally {
+    button.removeAttribute("aria-busy");
+  }
+}
+
+/** What is said of an error: the API's own words. */
+export function sentence(error) {
+  if (!(error instanceof ApiError)) reportError(error);
+  return error.message;
+}
+
+/** A name that people gave: its own direction, cut where there is no room, whole in its title. */
+export function named(tag, className) {
+  const el = h(tag, { class: `cut ${className ?? ""}`, dir: "auto" });
+  el.set = (name) => {
+    if (el.textContent !== name) {
+      text(el, name);
+      el.title = name;
+    }
+    return el;
+  };
+  return el;
+}
+
+/** The display name, or else the name. */
+export const nameOf = (host) => host.display_name || host.owner_name || host.hostname || host.owner_hostname;
+
+/** Lists that take another look replace what is under `el` by what fits: the list, or why there is none. */
+export function instead(el, { error, isRead, total }, rows, empty) {
+  const now = error ? "error" : !isRead ? "wait" : total ? "rows" : "empty";
+  if (el.now === now && now !== "error" && now !== "empty") return;
+  el.now = now;
+  if (now === "rows") fill(el, rows.el);
+  else if (now === "wait") fill(el, h("div", { class: "waits", "aria-busy": "true" }, [60, 40, 50].map((it) => h("span", { class: `skeleton w${it}` }))));
+  else if (now === "error") fill(el, h("p", { class: "wrong box", role: "alert", dir: "auto" }, sentence(error)));
+  else fill(el, empty());
+}
+
+/** Says that there is nothing, and what to do about it. */
+export const nothing = (name, title, words, ...more) => h("div", { class: "empty" }, icon(name), h("h2", null, title), h("p", { dir: "auto" }, words), more);
+
+// Fetching.
+
+/** Begins to fetch a file; asks whose it is to be where several have one of that name. */
+export async function fetchFile(fname, owner) {
+  try {
+    return await begin(fname, owner);
+  } catch (error) {
+    if (!(error instanceof ApiError) || error.status !== 409 || !error.body.owners) throw error;
+    const chosen = await choose(fname, error);
+    return chosen ? begin(fname, chosen) : null;
+  }
+}
+
+async function begin(fname, owner_hostname) {
+  const begun = await post("fetch", owner_hostname ? { fname, owner_hostname } : { fname });
+  announce(`Fetching ${fname}`, { isQuiet: true });
+  return begun;
+}
+
+function choose(fname, { body, message }) {
+  return dialog({
+    title: "Whose file is it to be?",
+    build: (close) => [
+      h("p", { class: "muted", dir: "auto" }, message),
+      h("ul", { class: "picks", "aria-label": `Owners of ${fname}` }, body.owners.map((it) => h("li", null,
+        h("button", { type: "button", class: "pick", "data-name": it.owner_hostname, onclick: () => close(it.owner_hostname) },
+          h("bdi", { class: "title" }, it.owner_hostname), h("span", { class: "muted small" }, `${bytes(it.size)} · changed ${age(it.modified)}`))))),
+    ],
+    actions: [{ label: "Cancel", value: null, class: "quiet" }],
+  });
+}
+
+/** Publishes a file. Where others have it already, it asks first. */
+export async function publish(fname) {
+  try {
+    await post("publish", { fname, overwrite: false });
+  } catch (error) {
+    const { exact_matches: exact, partial_matches: partial } = error.body ?? {};
+    if (!exact && !partial) throw error;
+    const anyway = await dialog({
+      title: "Others have this already",
+      build: () => [
+        h("p", { dir: "auto" }, exact?.length ? `The same as ${fname} is on the network:` : `Something like ${fname} is on the network:`),
+        matches([...(exact ?? []), ...(partial ?? [])]),
+        h("p", { class: "muted" }, "You can publish yours all the same: who fetches it has more to fetch from, or a choice."),
+      ],
+      actions: [{ label: "Cancel", value: false, class: "quiet" }, { label: "Publish anyway", value: true, class: "primary" }],
+    });
+    if (!anyway) return false;
+    await post("publish", { fname, overwrite: true });
+  }
+  announce(`Published ${fname}`);
+  return true;
+}
+
+const matches = (list) => h("ul", { class: "picks", "aria-label": "Files like it" }, list.slice(0, 20).map((it) => h("li", { class: "pick" },
+  h("bdi", { class: "title" }, it.name), h("span", { class: "muted small" }, h("bdi", null, it.owner_hostname), ` · ${bytes(it.size)} · changed ${age(it.modified)}`))),
+  list.length > 20 ? h("li", { class: "muted small" }, `and ${list.length - 20} more`) : null);
+
+// What is in a file.
+
+/** An address, good for an hour, from which the browser may read a file of one's own. */
+export async function linkTo(fname) {
+  const { url } = await post(`files/${part(fname)}/link`);
+  return new URL(url, new URL(`${API}/`, location.href)).href;
+}
+
+/** Has the browser save a file on the device that it runs on. */
+export async function save(fname) {
+  const a = h("a", { href: await linkTo(fname), download: fname, hidden: true });
+  document.body.append(a);
+  a.click();
+  a.remove();
+  announce(`Saving ${fname}`);
+}
+
+const KINDS = [
+  ["img", /\.(png|jpe?g|gif|webp|avif|bmp)$/i],
+  ["video", /\.(mp4|m4v|webm|mov|ogv)$/i],
+  ["audio", /\.(mp3|m4a|aac|ogg|oga|opus|flac|wav)$/i],
+  ["page", /\.(pdf|txt|log|md)$/i],
+];
+
+/** How a browser can show a file, or undefined. */
+export const kindOf = (fname) => KINDS.find(([, pattern]) => pattern.test(fname))?.[0];
+
+/** Shows a picture, plays sound or film, or opens what has pages beside this one. */
+export async function open(fname) {
+  const kind = kindOf(fname);
+  // A window has to be opened while the click is still going on.
+  const beside = kind === "page" ? window.open("", "_blank") : null;
+  try {
+    const src = await linkTo(fname);
+    if (kind === "page") {
+      if (beside) beside.location = src;
+      else location.assign(src);
+      return;
+    }
+    const props = kind === "img" ? { src, alt: fname } : { src, controls: true, autoplay: true, "aria-label": fname };
+    dialog({ title: fname, className: "viewer", build: () => h(kind, props), actions: [{ label: "Close", value: null }] });
+  } catch (error) {
+    beside?.close();
+    throw error;
+  }
+}
