@@ -542,6 +542,14 @@ impl Users {
     /// # Errors
     /// `Token`, `NotForThis` if it is a user's.
     pub fn admin_of(&self, token: &str) -> Result<Name, UserError> {
+        self.admin_with(token).map(|(admin, _)| admin)
+    }
+
+    /// The same, and what the token says.
+    ///
+    /// # Errors
+    /// As those of [`Users::admin_of`].
+    pub fn admin_with(&self, token: &str) -> Result<(Name, Claims), UserError> {
         let claims = self.jwt.verify(Clock::wall(), token)?;
         if claims.role != Role::Admin {
             return Err(UserError::NotForThis("an admin"));
@@ -550,7 +558,8 @@ impl Users {
         let admin = self.admin.read();
         let sub = Name::kept(&claims.sub).map_err(|_| BadToken::Invalid)?;
         let is_he = |admin: &&Admin| admin.username == sub;
-        admin.as_ref().filter(is_he).map(|admin| admin.username.clone()).ok_or(UserError::Token(BadToken::Invalid))
+        let name = admin.as_ref().filter(is_he).map(|admin| admin.username.clone());
+        name.map(|name| (name, claims)).ok_or(UserError::Token(BadToken::Invalid))
     }
 
     /// Whether there is an account of that name.

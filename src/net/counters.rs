@@ -56,10 +56,17 @@ impl Latencies {
 }
 
 /// What [`Latencies`] have counted by some instant, or between two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LatencyCounts {
     buckets: [u64; LATENCY_BUCKETS],
     sum_ns: u64,
+}
+
+impl Default for LatencyCounts {
+    /// None.
+    fn default() -> LatencyCounts {
+        LatencyCounts { buckets: [0; LATENCY_BUCKETS], sum_ns: 0 }
+    }
 }
 
 impl LatencyCounts {

@@ -23,8 +23,7 @@ impl Page {
     /// # Errors
     /// 400, with the field's name.
     pub fn of(request: &Request, usual: usize) -> Result<Page, Refusal> {
-        let whole = Page { sought: Sought::default(), offset: 0, limit: usual.min(PAGE_MAX) };
-        Ok(Page::if_asked(request, usual)?.unwrap_or(whole))
+        Page::named(request, "", usual)
     }
 
     /// The same; nothing where the request says none of the three.
@@ -32,13 +31,26 @@ impl Page {
     /// # Errors
     /// 400, with the field's name.
     pub fn if_asked(request: &Request, usual: usize) -> Result<Option<Page>, Refusal> {
+        Page::read(request, "", usual)
+    }
+
+    /// That of a second list of one answer, of which the fields of the query begin with this.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn named(request: &Request, prefix: &str, usual: usize) -> Result<Page, Refusal> {
+        let whole = Page { sought: Sought::default(), offset: 0, limit: usual.min(PAGE_MAX) };
+        Ok(Page::read(request, prefix, usual)?.unwrap_or(whole))
+    }
+
+    fn read(request: &Request, prefix: &str, usual: usize) -> Result<Option<Page>, Refusal> {
         let pairs = query_pairs(&request.query).ok_or_else(|| Refusal::bad("the query: expected UTF-8 behind %XX"))?;
         let mut page = Page { sought: Sought::default(), offset: 0, limit: usual.min(PAGE_MAX) };
         let mut is_asked = false;
         for (name, value) in pairs {
             let number =
                 || value.parse::<usize>().map_err(|_| Refusal::bad(format!("{name}: expected a whole number")));
-            match name.as_str() {
+            match name.strip_prefix(prefix).unwrap_or_default() {
                 "q" => page.sought = Sought::new(&value),
                 "offset" => page.offset = number()?,
                 "limit" => page.limit = number()?.min(PAGE_MAX),

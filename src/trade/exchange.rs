@@ -205,6 +205,7 @@ pub struct Exchange<J: Journal> {
     deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
     /// Those of them that have not ended. Held for a moment, beneath all other locks.
     open: Mutex<BTreeSet<u64>>,
+    touched: open::Touched,
     /// The side that each push was for, as long as its deal is known: also of those that are not repeated any
     /// more. An ACK may come after the answer that it stands for, and proves an address all the same.
     mids: Mutex<HashMap<u64, (u64, Party)>>,
@@ -314,6 +315,7 @@ impl<J: Journal> Exchange<J> {
             directory_changed: Mutex::default(),
             deals: RwLock::default(),
             open: Mutex::default(),
+            touched: open::Touched::default(),
             mids: Mutex::default(),
             farewells: Mutex::default(),
             ended: Mutex::default(),

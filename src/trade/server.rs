@@ -14,7 +14,8 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::deal::{DealLine, Windows};
 use super::exchange::{Exchange, Resumed, Rules, Told, first_number};
-use super::store::{self, StoreJournal};
+use super::journal::Journal;
+use super::store::{self, Receipt, StoreJournal};
 use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
 use crate::model::{Clock, FeeRate, Millis};
@@ -261,6 +262,27 @@ impl TradeServer {
         let (deals, total, receipt) = exchange.open_deals(self.shared.now(), offset, limit);
         receipt.wait().inspect_err(|error| self.shared.not_stored(&exchange, error))?;
         Ok((deals, total))
+    }
+
+    /// Which deals have changed since this was asked last, as each is now and as it is on disk: its number, and
+    /// nothing once it is not open any more. None: there were too many, or nobody had asked before. They are
+    /// remembered until it `is_wanted` no more; while it is not, that costs nothing.
+    pub fn changed_deals(&self, is_wanted: bool) -> Option<Vec<(u64, Option<DealLine>)>> {
+        let exchange = self.shared.exchange();
+        let ids = exchange.take_touched(is_wanted)?;
+        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), Receipt::default());
+        for id in ids {
+            let (line, receipt) = exchange.open_deal(self.shared.now(), id);
+            newest = StoreJournal::later(newest, receipt);
+            all.push((id, line));
+        }
+        match newest.wait() {
+            Ok(()) => Some(all),
+            Err(error) => {
+                self.shared.not_stored(&exchange, &error);
+                None
+            }
+        }
     }
 
     /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.

@@ -238,7 +238,7 @@ impl Keeper {
     }
 
     /// Sizes for the counters.
-    pub(super) fn sizes(&self) -> [(&'static str, u64); 10] {
+    pub(super) fn sizes(&self) -> [(&'static str, u64); 12] {
         self.state.lock().core.sizes()
     }
 

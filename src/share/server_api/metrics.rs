@@ -129,7 +129,7 @@ impl Metrics {
     }
 
     /// A request was answered.
-    pub(super) fn count(&self, route: &str, status: StatusCode, took: Duration) {
+    pub fn count(&self, route: &str, status: StatusCode, took: Duration) {
         self.seconds.with_label_values(&[route, status.as_str()]).observe(took.as_secs_f64());
         self.http.took(took);
     }

@@ -33,8 +33,7 @@ pub struct DealLine {
     pub reason: Option<Arc<str>>,
     /// How many were asked.
     pub asked: usize,
-    /// How long its present window lasts, where it has one. (For who reads it: a length, and no instant.)
-    #[serde(skip)]
+    /// How long its present window lasts, where it has one, as DEALS has it.
     pub ends_in_ms: Option<u64>,
 }
 

@@ -232,6 +232,7 @@ impl<J: Journal> Exchange<J> {
                 let _ = peer.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
             }
         }
+        self.touched.note(deal.id);
         if effects.ended {
             self.open.lock().remove(&deal.id);
             self.ended.lock().push_back((now, deal.id));

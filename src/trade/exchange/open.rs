@@ -1,6 +1,10 @@
 //! The deals that are open, for the operator.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use super::Exchange;
 use crate::model::Millis;
@@ -10,7 +14,38 @@ use crate::trade::journal::Journal;
 /// How many are passed over while others wait.
 const STEP: usize = 4_096;
 
+/// Most deals that are remembered as changed.
+const TOUCHED_MAX: usize = 4_096;
+
+/// Which deals have changed, while somebody wants to know.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    is_wanted: AtomicBool,
+    deals: Mutex<BTreeSet<u64>>,
+}
+
+impl Touched {
+    /// While nobody wants to know this is all that it costs.
+    pub(super) fn note(&self, deal: u64) {
+        if self.is_wanted.load(Ordering::Relaxed) {
+            let mut deals = self.deals.lock();
+            // One more than are told of: then there were too many.
+            if deals.len() <= TOUCHED_MAX {
+                deals.insert(deal);
+            }
+        }
+    }
+}
+
 impl<J: Journal> Exchange<J> {
+    /// The deals that have changed since this was asked last, and remembers those that change from now on: until it
+    /// `is_wanted` no more. None: which they are is not known, there were too many, or nobody had asked.
+    pub fn take_touched(&self, is_wanted: bool) -> Option<BTreeSet<u64>> {
+        let was_wanted = self.touched.is_wanted.swap(is_wanted, Ordering::Relaxed);
+        let deals = std::mem::take(&mut *self.touched.deals.lock());
+        Some(deals).filter(|deals| was_wanted && deals.len() <= TOUCHED_MAX)
+    }
+
     /// How many deals are open.
     pub fn open_deals_len(&self) -> usize {
         self.open.lock().len()
