@@ -477,9 +477,8 @@ impl Registry {
 
     /// Hosts, silent ones included; files of all of them; different names and contents of published ones;
     /// files of hosts that are gone, which are still to be taken out of the indices; hosts and published files of
-    /// users and of others, as their bounds count them; hostnames without a host that a secret gives back;
-    /// what is shown: hosts that are heard, and their published files.
-    pub fn sizes(&self) -> [(&'static str, u64); 12] {
+    /// users and of others, as their bounds count them; hostnames without a host that a secret gives back.
+    pub fn sizes(&self) -> [(&'static str, u64); 10] {
         let buried: usize = self.graves.iter().map(|grave| grave.files.len()).sum();
         let [user_hosts, user_files, anonymous_hosts, anonymous_files] = self.room.held();
         [
@@ -493,8 +492,6 @@ impl Registry {
             ("anonymous_hosts", anonymous_hosts),
             ("anonymous_files", anonymous_files),
             ("hostnames_left", self.secrets.farewells()),
-            ("hosts_live", self.names.len()),
-            ("files_live", usize::try_from(self.totals.total_files).unwrap_or(usize::MAX)),
         ]
         .map(|(name, size)| (name, size as u64))
     }

@@ -259,7 +259,7 @@ impl RegistryServer {
 
     /// How much there is now, with its name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
-        self.shared.keeper.sizes().to_vec()
+        self.shared.keeper.sizes()
     }
 
     /// Does what its own thread does every 30 s: hosts that were not heard for long are dropped, and when the others

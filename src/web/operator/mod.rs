@@ -23,9 +23,9 @@ use std::time::Instant;
 use crate::identity::Users;
 use crate::model::Clock;
 use crate::net::http::routes::{self, Found, Outline};
-use crate::net::http::{Refusal, Request, Response, StatusCode, not_found};
+use crate::net::http::{Handler, Refusal, Request, Response, StatusCode, not_found};
 use crate::share::server::RegistryServer;
-use crate::share::server_api::{Metrics, not_so, token_of};
+use crate::share::server_api::{Metrics, ServerApi, not_so, token_of};
 use crate::shop::customer::CustomerDb;
 use crate::shop::product::ProductDb;
 use crate::storage::StoreError;
@@ -125,6 +125,28 @@ impl Operator {
 
     fn shop(&self) -> Result<&ShopDatabases, Refusal> {
         self.sight.shop.as_ref().ok_or_else(|| absent("there is no shop here: the service shop does not run"))
+    }
+}
+
+/// What answers at a server's port: the operator's routes, and all others.
+#[derive(Debug)]
+pub struct ServerSide {
+    /// All others.
+    pub api: ServerApi,
+    /// The operator's.
+    pub operator: Operator,
+}
+
+impl ServerSide {
+    /// Every route, for who describes the API.
+    pub fn outlines() -> impl Iterator<Item = &'static Outline> {
+        ServerApi::outlines().chain(Operator::outlines())
+    }
+}
+
+impl Handler for ServerSide {
+    fn handle(&self, request: Request) -> Response {
+        self.operator.answer(&request).unwrap_or_else(|| self.api.handle(request))
     }
 }
 
