@@ -37,7 +37,7 @@ macro_rules! assets {
 }
 
 /// Every file.
-const FILES: &[(&str, &[u8])] = assets!("admin.html" "error.html" "home.html" "node.html" "style.css");
+const FILES: &[(&str, &[u8])] = assets!("admin-data.js" "admin-list.js" "admin-lists.js" "admin-overview.js" "admin.css" "admin.html" "admin.js" "api.js" "charts.js" "device.js" "error.html" "favicon.svg" "files.js" "home.css" "home.html" "home.js" "network.js" "node.css" "node.html" "node.js" "paged.js" "people.js" "picker.js" "qr.js" "rows.js" "state.js" "style.css" "transfers.js" "ui.js" "uploads.js");
 
 fn type_of(name: &str) -> &'static str {
     match name.rsplit_once('.').map_or("", |(_, extension)| extension) {
@@ -179,17 +179,44 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    /// As a browser gets it.
+    fn sent_size(name: &str) -> usize {
+        let (name, bytes) = FILES.iter().find(|(known, _)| *known == name).unwrap();
+        let asset = Asset::new(name, bytes, "0123456789abcdef");
+        asset.gzip.unwrap_or(asset.bytes).len()
+    }
+
     #[test]
-    fn every_file_of_the_folder_is_in_the_program_and_together_they_are_small() {
+    fn every_file_of_the_folder_is_in_the_program() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/web/assets");
-        let there: BTreeSet<String> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let there: BTreeSet<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         let known: BTreeSet<String> = FILES.iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!(there, known);
-        let sent: usize = FILES.iter().map(|(_, bytes)| compressed(bytes).unwrap().len()).sum();
-        assert!(sent <= 60 * 1024, "{sent} bytes");
+    }
+
+    #[test]
+    fn all_that_a_page_loads_is_little() {
+        const MOST: usize = 60 * 1024;
+        let entries = NODE.iter().chain(SERVER).map(|(_, file)| *file).chain([NOTHING_HERE]);
+        let mut unused: BTreeSet<&str> = FILES.iter().map(|(name, _)| *name).collect();
+        for entry in entries {
+            let (mut loaded, mut left) = (BTreeSet::new(), vec![entry]);
+            while let Some(name) = left.pop() {
+                if loaded.insert(name) {
+                    let (_, bytes) = FILES.iter().find(|(known, _)| *known == name).unwrap();
+                    let text = std::str::from_utf8(bytes).unwrap();
+                    let names_it = |file: &&str| {
+                        text.contains(&format!("\"./{file}\"")) || text.contains(&format!("/{{hash}}/{file}\""))
+                    };
+                    left.extend(FILES.iter().map(|(file, _)| *file).filter(names_it));
+                }
+            }
+            unused.retain(|name| !loaded.contains(name));
+            let sent: usize = loaded.iter().map(|name| sent_size(name)).sum();
+            assert!(sent <= MOST, "{entry}: {sent} bytes in {loaded:?}");
+        }
+        assert!(unused.is_empty(), "no page loads {unused:?}");
     }
 
     #[test]

@@ -130,12 +130,11 @@ const NOT_BEGUN: Refused = refused(409, "before init");
 const OTHER_ACCOUNT: &str = "another account of that name, spelt otherwise, uses this node";
 const AWAY: &[Refused] = &[NOT_BEGUN];
 const UNKNOWN_FETCH: &[Refused] = &[refused(404, "there is no such fetch"), refused(409, "it is over, or before init")];
+const NO_SUCH_FILE: Refused = refused(404, "there is no such file");
+const NO_ROOM: Refused = refused(507, "there is no room");
 /// What a path can be refused by.
-const OF_A_PATH: &[Refused] = &[
-    refused(404, "there is no such file"),
-    refused(409, "the name stands for another file, or before init"),
-    refused(507, "there is no room"),
-];
+const OF_A_PATH: &[Refused] =
+    &[NO_SUCH_FILE, refused(409, "the name stands for another file, or before init"), NO_ROOM];
 
 /// The table.
 pub(super) const ROUTES: &[Route<Act>] = &[
@@ -221,7 +220,7 @@ pub(super) const ROUTES: &[Route<Act>] = &[
             field("duplicates", Named("Duplicates", DUPLICATES)),
         ])
         .refuses(&[
-            OF_A_PATH[0],
+            NO_SUCH_FILE,
             Refused {
                 status: 409,
                 why: "the name stands for another file, or the network has one that looks the same",
@@ -232,12 +231,12 @@ pub(super) const ROUTES: &[Route<Act>] = &[
                     optional("partial_matches", List(&Named("Match", NETWORK_FILE))),
                 ],
             },
-            OF_A_PATH[2],
+            NO_ROOM,
         ]),
     Route::post("/api/client/unpublish", "Shows it no more", Act::Work(local::unpublish))
         .takes(FNAME)
         .answers(FILE_ANSWER)
-        .refuses(&[refused(404, "there is no such file"), NOT_BEGUN]),
+        .refuses(&[NO_SUCH_FILE, NOT_BEGUN]),
     Route::post("/api/client/fetch", "Fetches a file from whoever has it", Act::Work(remote::fetch))
         .takes(Takes::Json(&[
             field("fname", Text),
@@ -259,7 +258,7 @@ pub(super) const ROUTES: &[Route<Act>] = &[
                 why: "several have different files of that name, or there is one here already",
                 fields: &[optional("owners", List(&Named("Owner", OWNER)))],
             },
-            refused(507, "there is no room"),
+            NO_ROOM,
         ]),
     Route::get("/api/client/fetches", "All fetches", Act::Look(remote::fetches))
         .answers(&[field("fetches", Map(&Named("Progress", PROGRESS)))])

@@ -18,7 +18,9 @@ pub(super) enum Act {
 const USER: &[Field] =
     &[field("username", Text), field("display_name", Text), field("created_at", Text), optional("last_login", Text)];
 const SIGNED_IN: &[Field] = &[field("token", Text), field("user", Named("User", USER))];
-const CREDENTIALS: &[Field] = &[field("username", Text), field("password", Text)];
+const USERNAME: Field = field("username", Text);
+const PASSWORD: Field = field("password", Text);
+const CREDENTIALS: &[Field] = &[USERNAME, PASSWORD];
 /// A token in the body, for who cannot set a header.
 const TOKEN: Takes = Takes::MaybeJson(&[optional("token", Text)]);
 /// A file as the registry has it.
@@ -45,7 +47,11 @@ const CLIENT: &[Field] = &[
     field("created_at", Nullable(&Text)),
     field("last_login", Nullable(&Text)),
 ];
-const STATS: &[Field] = &[field("total_clients", Whole), field("active_clients", Whole), field("total_files", Whole)];
+const CLIENTS: Field = field("total_clients", Whole);
+const ACTIVE: Field = field("active_clients", Whole);
+const FILES: Field = field("total_files", Whole);
+const STATS: &[Field] = &[CLIENTS, ACTIVE, FILES];
+const TOTALS: &[Field] = &[CLIENTS, ACTIVE, FILES, field("total_size", Whole), field("timestamp", Number)];
 
 /// Which part of a list is asked for.
 pub const PAGE: &[Field] = &[
@@ -62,7 +68,7 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         Act::Open(|api, call| api.register(call.request)),
     )
     .by(Who::Anybody)
-    .takes(Takes::Json(&[CREDENTIALS[0], CREDENTIALS[1], optional("display_name", Text)]))
+    .takes(Takes::Json(&[USERNAME, PASSWORD, optional("display_name", Text)]))
     .answers(SIGNED_IN)
     .refuses(&[refused(409, "the name is taken"), refused(429, "too many have asked")]),
     Route::post("/api/user/login", "Signs in", Act::Open(|api, call| api.login(call.request)))
@@ -132,10 +138,9 @@ pub(super) const ROUTES: &[Route<Act>] = &[
     )
     .by(Who::Admin)
     .answers(&[field("hostname", Text), field("status", OneOf(&["ALIVE", "DEAD"]))]),
-    Route::get("/api/stats", "How much there is", Act::Open(|api, _| api.stats())).by(Who::Anybody).answers(&[field(
-        "stats",
-        Named("Totals", &[STATS[0], STATS[1], STATS[2], field("total_size", Whole), field("timestamp", Number)]),
-    )]),
+    Route::get("/api/stats", "How much there is", Act::Open(|api, _| api.stats()))
+        .by(Who::Anybody)
+        .answers(&[field("stats", Named("Totals", TOTALS))]),
     Route::get("/api/health", "Whether the server runs", Act::Open(|_, _| Ok(success(json!({"status": "healthy"})))))
         .by(Who::Anybody)
         .answers(&[field("status", OneOf(&["healthy"]))]),

@@ -9,7 +9,7 @@ use crate::identity::users::AdminSettings;
 use crate::identity::{Cost, Passwords, Role};
 use crate::model::Name;
 use crate::net::budget::Budget;
-use crate::net::http::{Body, HeaderMap, header};
+use crate::net::http::{Body, HeaderMap, Method, header};
 use crate::net::listener::ConnectionLimiter;
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
@@ -201,7 +201,7 @@ fn wrong_fields_wrong_passwords_and_wrong_tokens_have_their_statuses() {
     assert_eq!(wrong, world.post("/api/user/login", json!({"username": "bob", "password": "wrong"})));
     assert_eq!(world.get("/api/nothing", None).0, 404);
     assert_eq!(world.get("/", None).0, 404);
-    assert_eq!(world.get("/api/user/%ff", None).0, 404);
+    assert_eq!(world.get("/api/user/%ff", None).0, 400);
     assert_eq!(world.get("/api/user/login", None).0, 405);
     assert_eq!(world.post("/api/stats", json!({})).0, 405);
 }

@@ -28,8 +28,8 @@ const STALE_AFTER_MS = 30_000;
 /** Whether what was read then is no longer the present. */
 export const isOld = (readAt) => readAt !== null && performance.now() - readAt > STALE_AFTER_MS;
 
-/** A refusal because that service does not run in this process: no fault, so no alarm. */
-export const isElsewhere = (refusal) => refusal?.status === 503;
+/** A refusal because that service does not run in this process, and not because it fails: no fault, so no alarm. */
+export const isElsewhere = (refusal) => refusal?.status === 503 && refusal.message.startsWith("there is no ");
 
 /** One answer, read one request at a time however often it is asked for; `take(answer, refusal)` shows it. */
 export function piece(path, take) {
@@ -41,15 +41,10 @@ export function piece(path, take) {
       isAsked = isReading;
       if (isReading) return;
       isReading = true;
-      try {
-        const answer = await call("GET", path);
-        it.readAt = performance.now();
-        take(answer, null);
-      } catch (refusal) {
-        take(null, refusal);
-      } finally {
-        isReading = false;
-      }
+      const [answer, refusal] = await call("GET", path).then((it) => [it, null], (error) => [null, error]);
+      isReading = false;
+      if (answer) it.readAt = performance.now();
+      take(answer, refusal);
       if (isAsked) it.read();
     },
   };

@@ -12,7 +12,7 @@ const many = (n) => Number(n).toLocaleString("en");
 
 /** An amount with its cents: `1,234.50`. What is owed bears a real minus. */
 export const money = (amount) =>
-  Number(amount).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }).replace("-", "−");
+  (Number(amount) || 0).toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }).replace("-", "−");
 
 /** Minutes and seconds that are left: `1:05`. */
 export function left(ms) {
@@ -20,6 +20,12 @@ export function left(ms) {
   const [hours, minutes] = [Math.floor(s / 3600), Math.floor(s / 60) % 60];
   const two = (n) => String(n).padStart(2, "0");
   return hours ? `${hours}:${two(minutes)}:${two(s % 60)}` : `${minutes}:${two(s % 60)}`;
+}
+
+/** All of a row, as it was when it was opened: what is cut in a list is whole here. `facts` {name: value}; an empty one is left out. */
+function details(title, facts, ...more) {
+  const all = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined && value !== false && value !== "");
+  dialog({ title, build: () => [h("dl", { class: "facts" }, all.map(([name, value]) => [h("dt", null, name), h("dd", { dir: "auto" }, String(value))])), more] });
 }
 
 /** The hosts of the registry, and the accounts that have none. */
@@ -58,20 +64,15 @@ const address = ({ ip, port }) => (ip.includes(":") ? `[${ip}]:${port}` : `${ip}
 const FILES_SHOWN = 200;
 
 function showHost(host) {
-  const fact = (name, value) => [h("dt", null, name), h("dd", { dir: "auto" }, value)];
   const files = h("div", { class: "stack" }, h("p", { class: "muted" }, "Asking for its files…"));
-  dialog({
-    title: host.display_name || host.hostname,
-    build: () => [
-      h("dl", { class: "facts" },
-        fact("Hostname", host.hostname), fact("State", host.status), fact("Address", host.ip === null ? "none" : address(host)),
-        fact("Last heard", host.last_seen === null ? "never" : `${instant(host.last_seen)} (${since(host.last_seen)})`),
-        fact("Connected since", instant(host.connected_at) || "not connected"),
-        fact("Account", host.created_at ? `since ${date(seconds(host.created_at))}` : "none"),
-        host.created_at ? fact("Last sign-in", instant(seconds(host.last_login)) || "never") : []),
-      h("h3", null, "Published files"), files,
-    ],
-  });
+  details(host.display_name || host.hostname, {
+    Hostname: host.hostname, State: host.status, Address: host.ip === null ? "none" : address(host),
+    "Last heard": host.last_seen === null ? "never" : `${instant(host.last_seen)} (${since(host.last_seen)})`,
+    "Connected since": instant(host.connected_at) || "not connected",
+    Account: host.created_at ? `since ${date(seconds(host.created_at))}` : "none",
+    "Last sign-in": host.created_at && (instant(seconds(host.last_login)) || "never"),
+    Files: many(host.file_count),
+  }, files);
   call("GET", `/api/admin/discover/${encodeURIComponent(host.hostname)}`).then(
     ({ files: found }) => {
       const names = Object.keys(found).sort();
@@ -84,6 +85,14 @@ function showHost(host) {
   );
 }
 
+/** What an account has here; what does not run here is not known. */
+const usesOf = (user) => [user.hostname && "host online", user.shop && "shop"].filter(Boolean).join(", ") || "–";
+
+const showAccount = (user) => details(user.display_name || user.username, {
+  "User name": user.username, State: user.blocked ? "blocked" : "may sign in", "Signed up": instant(seconds(user.created_at)),
+  "Last sign-in": instant(seconds(user.last_login)) || "never", Here: usesOf(user),
+});
+
 /** Everybody who may sign in. */
 export function accounts() {
   const view = new ListView({
@@ -93,7 +102,7 @@ export function accounts() {
     none: "Nobody has signed up yet.",
     counts: (total) => count(total, "account"),
     columns: [
-      { name: "name", label: "User name" }, { name: "state", label: "State" }, { name: "uses", label: "Uses" },
+      { name: "name", label: "User name" }, { name: "state", label: "State" }, { name: "uses", label: "Here" },
       { name: "made", label: "Signed up" }, { name: "seen", label: "Last sign-in" }, { name: "do", label: "Actions", isUnseen: true },
     ],
     make() {
@@ -101,16 +110,16 @@ export function accounts() {
       const [title, username, state, uses] = [given("span", "title"), given("span", "muted small"), badge(), given("span")];
       const [made, seen] = [h("span"), h("span")];
       const act = h("button", { class: "small", onclick: () => block(user, act) });
-      return row({ name: h("div", { class: "two" }, title, username), state, uses, made, seen, do: act }, (it) => {
+      const name = h("button", { class: "plain", onclick: () => showAccount(user) }, title, username);
+      return row({ name, state, uses, made, seen, do: act }, (it) => {
         user = it;
         title.say(it.display_name || it.username);
         username.say(it.username);
-        state.say(it.blocked ? "blocked" : "may sign in", it.blocked ? "danger" : "");
-        uses.say([it.hostname && "files", it.shop && "shop"].filter(Boolean).join(", ") || "–");
+        state.say(it.blocked ? "blocked" : "may sign in", it.blocked ? "danger" : "calm");
+        uses.say(usesOf(it));
         text(made, date(seconds(it.created_at)));
         text(seen, it.last_login ? since(seconds(it.last_login)) : "never");
         text(act, it.blocked ? "Unblock" : "Block");
-        act.classList.toggle("danger", !it.blocked);
         set(act, { "aria-label": `${act.textContent} ${it.username}` });
       });
     },
@@ -151,9 +160,12 @@ export function deals() {
       { name: "buyer", label: "Buyer" }, { name: "seller", label: "Seller" }, { name: "opened", label: "Opened" }, { name: "left", label: "Time left" },
     ],
     make() {
+      let deal;
       const [item, state, buyer, seller] = [given("span", "title"), badge(), given(), given()];
       const [price, opened, ends] = [h("span"), h("span"), h("span")];
-      return row({ name: item, state, price, buyer, seller, opened, left: ends }, (it) => {
+      const name = h("button", { class: "plain", onclick: () => showDeal(deal) }, item);
+      return row({ name, state, price, buyer, seller, opened, left: ends }, (it) => {
+        deal = it;
         item.say(it.item_name);
         state.say(it.state, DEAL_STATES[it.state] ?? "");
         text(price, it.price === null ? `at most ${money(it.max_price)}` : money(it.price));
@@ -172,10 +184,15 @@ export function timed(deals) {
   return deals;
 }
 
+const showDeal = (deal) => details(deal.item_name, {
+  Deal: deal.deal, State: deal.state, Price: deal.price !== null && money(deal.price), "At most": money(deal.max_price), Buyer: deal.buyer,
+  "Buyer’s number": deal.rq, Seller: deal.seller, Asked: count(deal.asked, "peer"), Opened: instant(deal.opened_at), Reason: deal.reason,
+});
+
 /** How long a deal still has in its state. */
 export function remains(deal) {
-  if (deal.ends_in_ms == null) return "–";
-  const ms = deal.ends_in_ms - (performance.now() - deal.readAt);
+  if (deal.expires_in === null) return "being paid";
+  const ms = deal.expires_in * 1000 - (performance.now() - deal.readAt);
   return ms > 0 ? left(ms) : "ending";
 }
 
@@ -186,40 +203,51 @@ export function check(sum) {
     isZero ? "The sum of all accounts is 0.00: the books balance." : `The sum of all accounts is ${money(sum)} and must be 0.00: the books do not balance.`);
 }
 
-const STEPS = { authorise: "authorised", void: "given back", capture: "captured" };
+const BALANCES_SHOWN = 100;
+
+/** A room's account, by words. */
+export const accountOf = ({ room, account }) => `${room} · ${account}`;
 
 /** Where money is, and every movement of it. */
 export function ledger() {
-  const sum = h("div", { "aria-live": "polite" });
+  const sum = h("div", { role: "status" });
   const balances = h("tbody");
+  const more = h("p", { class: "muted small" });
   const totals = h("div", { class: "card stack", hidden: true }, sum,
-    h("div", { class: "over", tabIndex: 0, role: "region", "aria-label": "Balances" }, h("table", { class: "balances" }, h("caption", { class: "unseen" }, "Balances"),
-      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Account"), h("th", { scope: "col", class: "number" }, "Balance"))), balances)));
+    h("div", { class: "balances", tabIndex: 0, role: "region", "aria-label": "Balances" }, h("table", null, h("caption", { class: "unseen" }, "Balances"),
+      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Account"), h("th", { scope: "col", class: "number" }, "Balance"))), balances)), more);
   let said;
-  const also = piece("/api/admin/ledger?limit=1", (answer, refusal) => {
+  const also = piece(`/api/admin/ledger?limit=${BALANCES_SHOWN}`, (answer, refusal) => {
     show(totals, answer !== null);
     if (refusal) return; // The list says it.
     if (said !== answer.sum) fill(sum, check((said = answer.sum)));
-    fill(balances, answer.balances.map(({ account, balance }) => h("tr", null,
-      h("th", { scope: "row", dir: "auto" }, account), h("td", { class: "number" }, money(balance)))));
+    fill(balances, answer.balances.map((it) => h("tr", null,
+      h("th", { scope: "row", dir: "auto" }, accountOf(it)), h("td", { class: "number" }, money(it.balance)))));
+    const rest = answer.total_balances - answer.balances.length;
+    text(more, rest > 0 ? `and ${count(rest, "account")} more` : "");
+    show(more, rest > 0);
   });
   return new ListView({
     id: "ledger", title: "Ledger", path: "/api/admin/ledger", field: "entries",
-    key: (entry) => `${entry.key} ${entry.step} ${entry.account}`,
+    key: (entry) => `${entry.room} ${entry.key} ${entry.step} ${entry.account}`,
     missing: "The ledger is",
     none: "No money has moved yet.",
     counts: (total) => count(total, "entry", "entries"),
     above: totals, also,
     columns: [
-      { name: "at", label: "Time" }, { name: "name", label: "Account" }, { name: "step", label: "Step" },
+      { name: "at", label: "Time" }, { name: "room", label: "Room" }, { name: "name", label: "Account" }, { name: "step", label: "Step" },
       { name: "key", label: "Purchase" }, { name: "amount", label: "Amount" },
     ],
     make() {
-      const [at, account, step, key, amount] = [h("time"), given("span", "title"), h("span"), given("span", "mono"), h("span", { class: "number" })];
-      return row({ at, name: account, step, key, amount }, (it) => {
+      let entry;
+      const [at, room, account, step, key, amount] = [h("time"), h("span"), given("span", "title"), h("span"), given("span", "mono"), h("span")];
+      const name = h("button", { class: "plain", onclick: () => showEntry(entry) }, account);
+      return row({ at, room, name, step, key, amount }, (it) => {
+        entry = it;
         moment(at, it.at);
+        text(room, it.room);
         account.say(it.account);
-        text(step, STEPS[it.step] ?? it.step);
+        text(step, it.step);
         key.say(it.key);
         text(amount, money(it.amount));
       });
@@ -227,34 +255,47 @@ export function ledger() {
   });
 }
 
+const showEntry = (entry) => details(entry.account, {
+  Amount: money(entry.amount), Step: entry.step, Room: entry.room, Purchase: entry.key, Time: `${date(entry.at)}, ${atClock(entry.at * 1000)}`,
+});
+
 /** The time of day, with the day where it is another. */
-export function moment(el, iso) {
-  const at = Date.parse(iso);
-  if (el.dateTime === iso) return;
-  const isToday = new Date(at).toDateString() === new Date(serverNow()).toDateString();
-  text(el, isToday ? atClock(at) : `${date(at / 1000)}, ${atClock(at)}`);
-  el.dateTime = iso;
+export function moment(el, at) {
+  const iso = new Date(at * 1000).toISOString();
+  const isToday = new Date(at * 1000).toDateString() === new Date(serverNow()).toDateString();
+  text(el, isToday ? atClock(at * 1000) : `${date(at)}, ${atClock(at * 1000)}`);
+  if (el.dateTime !== iso) el.dateTime = iso;
+  return el;
 }
 
-/** What the server has warned of. */
-export function warnings() {
+export const isWarning = ({ kind }) => kind in WARNED;
+const WARNED = { error: "danger", warning: "warn" };
+
+/** What happened: trade's log, and what the server has warned of. */
+export function log() {
   return new ListView({
-    id: "warnings", title: "Warnings", path: "/api/admin/log", field: "log",
-    key: (line) => JSON.stringify([line.at, line.kind, line.peer, line.text]),
+    id: "log", title: "Log", path: "/api/admin/log", field: "log", key: (line) => line.nth,
     missing: "The log is",
-    none: "The server has nothing to warn of.",
-    counts: (total) => `the last ${count(total, "warning")}`,
+    none: "Nothing has happened yet.",
+    counts: (total) => `${count(total, "line")} of trade and warnings`,
+    // No line has a number: equal ones are told apart by where they stand.
+    onRead: ({ pages }) => pages.forEach((page, number) => page.forEach((line, place) => (line.nth = `${number} ${place}`))),
     columns: [
       { name: "at", label: "Time" }, { name: "kind", label: "Kind" }, { name: "name", label: "What" }, { name: "peer", label: "Who" },
     ],
     make() {
+      let line;
       const [at, kind, what, peer] = [h("time"), badge(), given("span", "words"), given()];
-      return row({ at, kind, name: what, peer }, (it) => {
+      const name = h("button", { class: "plain", onclick: () => showLine(line) }, what);
+      return row({ at, kind, name, peer }, (it) => {
+        line = it;
         moment(at, it.at);
-        kind.say(it.kind, it.kind === "error" ? "danger" : "warn");
+        kind.say(it.kind, WARNED[it.kind] ?? "calm");
         what.say(it.text);
-        peer.say(it.peer ?? "–");
+        peer.say(it.peer);
       });
     },
   });
 }
+
+const showLine = (line) => details(line.kind, { Time: `${date(line.at)}, ${atClock(line.at * 1000)}`, Who: line.peer, What: line.text });

@@ -2,24 +2,38 @@
 
 import { isElsewhere, isOld, piece, serverNow } from "./admin-data.js";
 import { badge, given } from "./admin-list.js";
-import { DEAL_STATES, check, timed, money, moment, remains } from "./admin-lists.js";
+import { DEAL_STATES, check, isWarning, money, moment, remains, timed } from "./admin-lists.js";
 import { call } from "./api.js";
-import { Chart, STALE_AFTER_MS, short } from "./charts.js";
-import { age, bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
+import { Chart, STALE_AFTER_MS, atClock, short } from "./charts.js";
+import { bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
 
 const CHARTS_EVERY_MS = 3_000;
 const REST_EVERY_MS = 10_000;
 const SHOWN = 5;
+const LINES_READ = 200;
+const WARNED_WITHIN_S = 900;
+/** Percent: a few refusals are every day's, such as a mistyped password. */
+const ERRORS_BAD_FROM = 5;
 
-const ROOMS = { trade: "Trade", shop: "Shop", registry: "Share", share: "Share", http: "HTTP", process: "Process" };
-const IN_WORDS = { trade: "trade", shop: "the shop", registry: "the registry", share: "share", http: "the HTTP port", process: "the process" };
+const ROOMS = { trade: "Trade", shop: "Shop", share: "Share", http: "HTTP", process: "Process" };
 
-/** Which series of a room share a chart, and what is said of it. What none of these takes has a chart of its own. */
-const KINDS = [
-  { takes: ({ name }) => name === "requests", title: "Requests", counts: (room) => `Requests that came to ${room}, a second.` },
-  { takes: ({ unit }) => unit === "ms", title: "Latency", counts: (room) => `How long ${room} took to answer a request.` },
-  { takes: ({ name }) => name === "errors", title: "Errors", counts: (room) => `Requests that ${room} refused or failed at, a second.` },
+/** The charts of a room, in this order: which series they take, and what they say. What none of these takes has one of its own. */
+const CHARTS = [
+  { names: ["requests"], title: "Requests", counts: "came in" },
+  { names: ["latency_p50", "latency_p95", "commit_p95"], title: "Latency", counts: "half and 95 % within" },
+  { names: ["errors"], title: "Errors", counts: "refused, failed" },
+  { names: ["purchases"], title: "Purchases", counts: "paid" },
+  { names: ["deals_open"], title: "Open deals", counts: "under way" },
+  { names: ["peers"], title: "Peers", counts: "registered" },
+  { names: ["hosts"], title: "Hosts", counts: "online" },
+  { names: ["files"], title: "Files", counts: "published" },
+  { names: ["event_streams"], title: "Event streams", counts: "open" },
+  { names: ["connections", "threads", "open_files"], title: "In use", counts: "how many" },
+  { names: ["connections_refused"], title: "Refused", counts: "connections" },
+  { names: ["memory"], title: "Memory", counts: "of the process" },
 ];
+const LABELS = { latency_p50: "half", latency_p95: "95 %", commit_p95: "commits 95 %", deals_open: "open deals" };
+const labelOf = (name) => LABELS[name] ?? name.replaceAll("_", " ");
 
 /** A number that is read from across the room. */
 function tile(label, href) {
@@ -48,21 +62,21 @@ function card(title, href, more) {
 export function overview() {
   const tiles = {
     hosts: tile("Hosts online", "#hosts"), files: tile("Files"), accounts: tile("Accounts", "#accounts"), deals: tile("Open deals", "#deals"),
-    connections: tile("Connections"), requests: tile("Requests"), errors: tile("Errors"), warnings: tile("Warnings", "#warnings"),
+    connections: tile("Connections"), requests: tile("Requests"), errors: tile("Errors"), warnings: tile("Warnings", "#log"),
   };
-  const cards = { deals: card("Deals that end next", "#deals", "All deals"), ledger: card("Ledger", "#ledger", "All entries"), warnings: card("Last warnings", "#warnings", "All warnings") };
+  const cards = { deals: card("Deals that end next", "#deals", "All deals"), ledger: card("Ledger", "#ledger", "All entries"), warnings: card("Last warnings", "#log", "All of the log") };
   const aged = h("span", { class: "aged" });
   const wrong = h("p", { class: "wrong box", role: "alert", dir: "auto", hidden: true });
   const rooms = h("div", { class: "rooms" }, h("p", { class: "muted" }, "Asking for the charts…"));
   const el = h("section", { class: "view stack v-overview", "aria-label": "Overview", hidden: true },
     h("div", { class: "head" }, h("h1", null, "Overview"), h("div", { class: "side" }, aged)),
-    wrong, h("dl", { class: "tiles" }, Object.values(tiles).map((it) => it.el)), rooms, h("div", { class: "grid cards" }, Object.values(cards).map((it) => it.el)));
+    wrong, h("dl", { class: "tiles" }, Object.values(tiles).map((it) => it.el)), h("div", { class: "grid cards" }, Object.values(cards).map((it) => it.el)), rooms);
 
   let metrics = null;
   let charts = [];
   let plan = "";
   let deals = [];
-  let warnedAt = null;
+  let [warned, knownFrom] = [[], -Infinity];
 
   const lists = {
     stats: piece("/api/stats", (answer, refusal) => {
@@ -83,30 +97,35 @@ export function overview() {
       tiles.deals.say(short(answer.total), { said: "under way" });
       showDeals();
     }),
-    ledger: piece("/api/admin/ledger?limit=1", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
-    warnings: piece(`/api/admin/log?limit=${SHOWN}`, (answer, refusal) => {
+    ledger: piece("/api/admin/ledger?limit=8", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
+    warnings: piece(`/api/admin/log?limit=${LINES_READ}`, (answer, refusal) => {
       if (refusal) {
         tiles.warnings.fail(refusal);
         fill(cards.warnings.body, none(refusal));
         return;
       }
-      warnedAt = answer.log.length ? Date.parse(answer.log[0].at) : null;
-      tiles.warnings.say(short(answer.total), { kind: answer.total ? "is-warn" : "" });
+      warned = answer.log.filter(isWarning);
+      // Where the log holds more than was read, only what is younger than the last line read is known.
+      knownFrom = answer.total > answer.log.length ? answer.log.at(-1).at : -Infinity;
       sayWarned();
-      fill(cards.warnings.body, answer.log.length === 0 ? h("p", { class: "muted" }, "The server has nothing to warn of.")
-        : h("ul", { class: "lines" }, answer.log.map((line) => {
-          const at = h("time");
-          moment(at, line.at);
-          return h("li", null, at, given("span", "what").say(line.text));
-        })));
+      const [first, last] = [answer.log.at(-1), answer.log.length];
+      fill(cards.warnings.body, warned.length === 0
+        ? h("p", { class: "muted" }, knownFrom === -Infinity ? "The server has warned of nothing." : `None among the last ${last} lines of the log, which begin at ${atClock(first.at * 1000)}.`)
+        : h("ul", { class: "lines" }, warned.slice(0, SHOWN).map((line) => h("li", null, moment(h("time"), line.at), given("span", "what").say(line.text)))));
     }),
   };
   const none = (refusal) => h("p", { class: "muted", dir: "auto" }, isElsewhere(refusal) ? "Not running here." : refusal.message);
-  const sayWarned = () => text(tiles.warnings.el.querySelector(".note"), warnedAt === null ? "none" : `last ${age(warnedAt / 1000, serverNow() / 1000)}`);
+
+  /** How many warnings the charts' time has seen, as far as that is known. */
+  function sayWarned() {
+    const from = serverNow() / 1000 - WARNED_WITHIN_S;
+    const recent = warned.filter(({ at }) => at >= from).length;
+    tiles.warnings.say(short(recent), { said: knownFrom <= from ? "in 15 min" : `since ${atClock(knownFrom * 1000)}`, kind: recent ? "is-warn" : "" });
+  }
 
   /** Those that end soonest, with what is left of them. */
   function showDeals() {
-    const next = deals.filter((deal) => deal.ends_in_ms !== null).sort((a, b) => a.ends_in_ms + a.readAt - b.ends_in_ms - b.readAt).slice(0, SHOWN);
+    const next = deals.filter((deal) => deal.expires_in !== null).sort((a, b) => endOf(a) - endOf(b)).slice(0, SHOWN);
     fill(cards.deals.body, next.length === 0 ? h("p", { class: "muted" }, deals.length ? "No open deal has an end set." : "No deal is open.")
       : h("ul", { class: "lines" }, next.map((deal) => {
         const end = h("span", { class: "number" }, remains(deal));
@@ -136,8 +155,10 @@ export function overview() {
     const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.findLast((it) => it !== null) ?? 0);
     const sum = (all) => all.reduce((whole, part) => whole + part, 0);
     const errors = sum(last("errors"));
-    tiles.requests.say(short(sum(last("requests"))), { of: "/s", said: "in all rooms" });
-    tiles.errors.say(short(errors), { of: "/s", said: "in all rooms", kind: errors > 0 ? "is-bad" : "" });
+    const requests = sum(last("requests"));
+    const part = requests > 0 ? (100 * errors) / requests : 0;
+    tiles.requests.say(short(requests), { of: "/s", said: "in all rooms" });
+    tiles.errors.say(short(errors), { of: "/s", said: `${short(part)} % of requests`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
     tiles.connections.say(short(sum(last("connections"))), { said: "open" });
   }
 
@@ -150,13 +171,13 @@ export function overview() {
     const order = [...new Set([...Object.keys(ROOMS), ...all.map(({ room }) => room)])].filter((room) => all.some((it) => it.room === room));
     fill(rooms, order.map((room) => {
       const inRoom = all.filter((it) => it.room === room);
-      const words = IN_WORDS[room] ?? room;
-      const named = KINDS.map((kind) => ({ ...kind, counts: kind.counts(words), series: inRoom.filter(kind.takes) })).filter(({ series }) => series.length);
-      const rest = inRoom.filter((it) => !KINDS.some((kind) => kind.takes(it)))
-        .map((it) => ({ title: it.name[0].toUpperCase() + it.name.slice(1), counts: `${it.name} of ${words}.`, series: [it] }));
-      return h("section", { class: "room", "aria-label": ROOMS[room] ?? room }, h("h2", null, ROOMS[room] ?? room),
+      const named = CHARTS.map((it) => ({ ...it, series: inRoom.filter(({ name }) => it.names.includes(name)) })).filter(({ series }) => series.length);
+      const rest = inRoom.filter(({ name }) => !CHARTS.some(({ names: taken }) => taken.includes(name)))
+        .map((it) => ({ title: labelOf(it.name), counts: labelOf(it.name), series: [it] }));
+      const title = ROOMS[room] ?? room;
+      return h("section", { class: "room", "aria-label": title }, h("h2", null, title),
         h("div", { class: "charts" }, [...named, ...rest].map(({ title, counts, series }) => {
-          const chart = new Chart({ title, counts, unit: series[0].unit, lines: series.map(({ name }) => ({ label: name })) });
+          const chart = new Chart({ title, counts, unit: series[0].unit, lines: series.map(({ name }) => ({ label: labelOf(name) })) });
           charts.push({ chart, indexes: series.map(({ index }) => index) });
           return chart.element;
         })));
@@ -184,7 +205,6 @@ export function overview() {
       }
       charts.forEach(({ chart }) => chart.tick(serverNow()));
       cards.deals.body.querySelectorAll(".number").forEach((it) => text(it, remains(it.deal)));
-      if (warnedAt !== null) sayWarned();
       const areChartsStale = charted.readAt !== null && now - charted.readAt > STALE_AFTER_MS;
       for (const [name, by] of [["hosts", "stats"], ["files", "stats"], ["accounts", "users"], ["deals", "deals"], ["warnings", "warnings"]])
         tiles[name].el.classList.toggle("is-stale", isOld(lists[by].readAt));
@@ -195,10 +215,12 @@ export function overview() {
   };
 }
 
-/** What the ledger's accounts hold together, by kind. */
-function totals({ balances }) {
-  const sums = { card: 0, escrow: 0, payout: 0, fee: 0 };
-  for (const { account, balance } of balances) sums[account.split(":")[0]] += balance;
-  const fact = (name, value) => [h("dt", null, name), h("dd", { class: "number" }, money(value))];
-  return h("dl", { class: "facts" }, fact("Paid by buyers", -sums.card), fact("Held in escrow", sums.escrow), fact("Earned by sellers", sums.payout), fact("Fees of the house", sums.fee));
+const endOf = (deal) => deal.expires_in * 1000 + deal.readAt;
+
+/** The house's own accounts: what is held until it is decided, and what was earned. */
+function totals({ balances, total }) {
+  const fact = (name, value) => [h("dt", null, name), h("dd", { class: "number" }, value)];
+  const own = balances.filter(({ account }) => account === "escrow" || account === "fee");
+  return h("dl", { class: "facts" }, own.map((it) => fact(`${ROOMS[it.room] ?? it.room}: ${it.account === "fee" ? "fees earned" : "held in escrow"}`, money(it.balance))),
+    fact("Entries", total.toLocaleString("en")));
 }

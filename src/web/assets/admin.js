@@ -1,15 +1,15 @@
 // The operator's page: signs in, shows the view that the address names, and keeps it up to date.
 
 import { readClock } from "./admin-data.js";
-import { accounts, deals, hosts, ledger, warnings } from "./admin-lists.js";
+import { accounts, deals, hosts, ledger, log } from "./admin-lists.js";
 import { overview } from "./admin-overview.js";
 import { bus, call, configure, events, session, signedIn, signedOff } from "./api.js";
 import { awayBanner, coalesce, dialog, field, fill, h, notice, regions, set, show, text } from "./ui.js";
 
 const CLOCK_EVERY_MS = 60_000;
-const VIEWS = { overview, hosts, accounts, deals, ledger, warnings };
+const VIEWS = { overview, hosts, accounts, deals, ledger, log };
 /** Which views show what an event tells of. */
-const CONCERNED = { hosts: ["overview", "hosts"], deals: ["overview", "deals", "ledger"], warnings: ["overview", "warnings"] };
+const CONCERNED = { hosts: ["overview", "hosts"], deals: ["overview", "deals", "ledger"], warnings: ["overview", "log"] };
 
 configure({ tokenKey: "p2s2.operator", probe: "/api/health" });
 

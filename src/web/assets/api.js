@@ -159,7 +159,7 @@ function headers(more, token = session()?.token) {
   return all;
 }
 
-const away = () => new ApiError(0, "P2S2 does not answer. It is tried again by itself; then repeat this.");
+const away = () => new ApiError(0, "P2S2 does not answer. Try again when it does.");
 
 /**
  * Asks the API and gives its answer. Refusals are thrown as ApiError. Without a good token it waits until somebody has

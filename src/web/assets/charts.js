@@ -11,10 +11,10 @@ const MINUTE_MS = 60_000;
 const SPAN_MS = 15 * MINUTE_MS;
 const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3]];
 
-const clockTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const hourMinute = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const clockTime = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const hourMinute = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
-/** The time of day to the second, as the person at the screen writes it. */
+/** The time of day to the second, by 24 hours as logs have it. */
 export const atClock = (ms) => clockTime.format(ms);
 
 /** A number as short as it may be read: 0.25, 12.5, 1,234, 12.3k, 4.5M. */
@@ -23,16 +23,18 @@ export function short(value) {
   if (size >= 1e10) return `${trim(value / 1e9, 1)}G`;
   if (size >= 1e6) return `${trim(value / 1e6, 1)}M`;
   if (size >= 1e4) return `${trim(value / 1e3, 1)}k`;
-  return trim(value, size >= 100 ? 0 : size >= 10 ? 1 : 2);
+  return trim(value, size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 4);
 }
 
 const trim = (value, digits) => value.toLocaleString("en", { maximumFractionDigits: digits });
 
-/** A number with its unit: `12 ms`, `340/s`, `1.2 MB`, `7 hosts`. */
-export function withUnit(value, unit) {
-  if (unit === "bytes") return bytes(value);
-  return unit.startsWith("/") ? short(value) + unit : `${short(value)} ${unit}`;
-}
+/** The units of series: how a number is written with it, how it is called, alone and behind words, and how high a quiet chart reaches. */
+const UNITS = {
+  "1/s": { say: (value) => `${short(value)}/s`, called: "per second", within: " · per second", least: 1 },
+  ms: { say: (value) => `${short(value)} ms`, called: "milliseconds", within: " · ms", least: 1 },
+  bytes: { say: bytes, called: "bytes", within: "", least: 1e6 },
+  count: { say: short, called: "how many", within: "", least: 4 },
+};
 
 /** The smallest of 1, 2, 2.5 and 5 times a power of ten that is not below: steps that people count in. */
 function roundStep(atLeast) {
@@ -73,10 +75,11 @@ let made = 0;
 export class Chart {
   /**
    * @param {{title: string, counts: string, unit: string, lines: {key: string, label: string}[]}} what
-   *   `counts` is the sentence that says what is counted.
+   *   `counts` says what is counted.
    */
   constructor({ title, counts, unit, lines }) {
-    Object.assign(this, { title, unit, lines });
+    Object.assign(this, { title, lines });
+    this.unit = UNITS[unit] ?? { say: (value) => `${short(value)} ${unit}`, called: unit, within: ` · ${unit}`, least: 1 };
     this.times = [];
     this.points = lines.map(() => []);
     this.stepMs = 2000;
@@ -89,7 +92,7 @@ export class Chart {
     this.canvas.chart = this;
     // A slider is what every screen reader moves with the arrow keys, saying the text of where it stands.
     this.plot = h("div", {
-      class: "chart-plot", tabIndex: 0, role: "slider", "aria-roledescription": "chart", "aria-label": `${title}, ${unit}`,
+      class: "chart-plot", tabIndex: 0, role: "slider", "aria-roledescription": "chart", "aria-label": `${title}, ${this.unit.called}`,
       "aria-valuemin": "0", "aria-valuemax": "0", "aria-valuenow": "0", "aria-valuetext": "no point yet",
       "aria-describedby": `${id}-counts ${id}-summary`,
     }, this.canvas);
@@ -100,7 +103,7 @@ export class Chart {
     this.element = h("figure", { class: "chart" },
       h("figcaption", null,
         h("h3", null, title), this.age,
-        h("p", { class: "chart-counts", id: `${id}-counts` }, `${counts} Last 15 min.`), this.summary),
+        h("p", { class: "chart-counts", id: `${id}-counts` }, `${counts}${this.unit.within} · last 15 min`), this.summary),
       this.plot,
       // The readout is for the eye: the plot's own text says the same.
       h("div", { class: "chart-readout", "aria-hidden": "true" }, h("ul", { class: "chart-legend" }, legend), this.when));
@@ -158,7 +161,7 @@ export class Chart {
       if (measured.length === 0) return `${label}: nothing measured.`;
       const [least, most] = [Math.min(...measured), Math.max(...measured)];
       const mean = measured.reduce((sum, value) => sum + value, 0) / measured.length;
-      const say = (value) => withUnit(value, this.unit);
+      const { say } = this.unit;
       return `${label}: now ${say(measured.at(-1))}, between ${say(least)} and ${say(most)}, on average ${say(mean)}.`;
     }).join(" ");
   }
@@ -203,7 +206,7 @@ export class Chart {
     const last = this.times.length - 1;
     const isAt = cursor.at !== null && last >= 0;
     const index = isAt ? nearest(this.times, cursor.at) : this.times.lastIndexOf(this.lastAt);
-    const say = (value) => (value == null ? "–" : withUnit(value, this.unit));
+    const say = (value) => (value == null ? "–" : this.unit.say(value));
     const read = this.points.map((line) => say(line[index]));
     read.forEach((said, line) => text(this.values[line], said));
     text(this.when, isAt ? atClock(this.times[index]) : "");
@@ -228,12 +231,12 @@ export class Chart {
     pen.textBaseline = "middle";
 
     // Y: from nought to a round number above the highest point.
-    let most = 0;
+    let most = this.unit.least;
     for (const line of points) for (const value of line) if (value > most) most = value;
-    const isBytes = this.unit === "bytes";
-    const step = roundStep(Math.max(most, isBytes ? 1000 : this.unit.startsWith("/") || this.unit === "ms" ? 0.1 : 4) / 4);
-    const ticks = Math.max(1, Math.ceil(most / step - 1e-9));
-    const labels = Array.from({ length: ticks + 1 }, (_, tick) => (isBytes ? withUnit(tick * step, "bytes") : short(tick * step)));
+    const step = roundStep(most / 4);
+    const ticks = Math.ceil(most / step - 1e-9);
+    const write = this.unit === UNITS.bytes ? bytes : short;
+    const labels = Array.from({ length: ticks + 1 }, (_, tick) => write(tick * step));
     const left = Math.ceil(Math.max(...labels.map((label) => pen.measureText(label).width))) + 8;
     const [top, right, bottom] = [8, width - 4, height - 18];
     const end = Math.max(this.now ?? 0, times.at(-1) ?? 0);
@@ -259,7 +262,7 @@ export class Chart {
     for (let at = Math.ceil((end - SPAN_MS - offset) / minutes) * minutes + offset; at <= end; at += minutes) {
       const label = hourMinute.format(at);
       const half = pen.measureText(label).width / 2;
-      if (x(at) + half <= right + 4 && x(at) - half >= left) pen.fillText(label, x(at), bottom + 11);
+      pen.fillText(label, Math.max(left + half, Math.min(right + 4 - half, x(at))), bottom + 11);
       pen.beginPath();
       pen.moveTo(Math.round(x(at)) + 0.5, bottom);
       pen.lineTo(Math.round(x(at)) + 0.5, bottom + 4);
@@ -275,7 +278,7 @@ export class Chart {
     pen.rect(left, 0, right - left + 2, bottom + 1);
     pen.clip();
     points.forEach((line, index) => {
-      pen.strokeStyle = pen.fillStyle = colour(this.isStale ? "--chart-stale" : `--series-${index + 1}`);
+      pen.strokeStyle = pen.fillStyle = colour(this.isStale ? "--chart-stale" : `--s${index + 1}`);
       pen.lineWidth = 1.5;
       pen.lineJoin = "round";
       for (const [from, to] of this.stretches(line)) {
@@ -303,7 +306,7 @@ export class Chart {
       pen.lineTo(Math.round(x(times[index])) + 0.5, bottom);
       pen.stroke();
       points.forEach((line, number) => {
-        pen.fillStyle = colour(`--series-${number + 1}`);
+        pen.fillStyle = colour(`--s${number + 1}`);
         if (line[index] != null) this.dot(pen, x(times[index]), y(line[index]), 3);
       });
     }

@@ -10,7 +10,7 @@ import { ago, announce, bytes, coalesce, confirm, count, dialog, h, icon, instan
 const chooser = h("input", { type: "file", id: "choose", multiple: true, hidden: true, onchange: chosen });
 const camera = h("input", { type: "file", id: "camera", accept: "image/*", capture: "environment", hidden: true, onchange: chosen });
 const choose = h("button", { type: "button", id: "choose-files", onclick: () => chooser.click() }, icon("up"), "Choose files");
-const photo = h("button", { type: "button", class: "touch", id: "take-photo", onclick: () => camera.click() }, "Take a photo");
+const photo = h("button", { type: "button", class: "touch", id: "take-photo", title: "Take a photo", onclick: () => camera.click() }, "Photo");
 const find = h("input", {
   id: "find", type: "search", placeholder: "Find in my files", "aria-label": "Find in my files", autocomplete: "off", spellcheck: false, maxLength: 200,
 });
@@ -20,7 +20,7 @@ const place = h("div", { class: "panel", id: "files-list" });
 const reach = h("p", { class: "hintbox", hidden: true, dir: "auto" });
 
 /** The view. */
-export const view = h("section", { id: "files", "aria-labelledby": "files-title" },
+export const view = h("section", { id: "view-files", "aria-labelledby": "files-title" },
   h("div", { class: "head" },
     h("h1", { id: "files-title" }, "My files"),
     h("div", { class: "side" },
@@ -36,6 +36,7 @@ const rows = new Rows({
   key: (it) => it.name,
   make,
 });
+const GONE = "The file is not where it was. Put it back, or remove it from this list.";
 const errors = new Map();
 let number = 0;
 
@@ -44,13 +45,13 @@ function make() {
   let file = null;
   const name = named("span", "title");
   name.id = id;
-  const wrong = h("span", { class: "wrong small cut", role: "alert", hidden: true });
+  const wrong = h("span", { class: "wrong two", role: "alert", hidden: true, dir: "auto" });
   const size = h("td", { role: "cell", class: "c-size number" });
   const at = ago();
   const mark = h("span", { class: "badge" });
-  const small = h("span", { class: "badge" });
+  const dot = h("span", { class: "dot", hidden: true });
   const sub = [h("span"), ago()];
-  const below = h("span", { class: "sub small muted" }, sub[0], " · ", sub[1], small);
+  const below = h("span", { class: "sub small muted" }, dot, sub[0], " · ", sub[1]);
   const act = (label, className, doing) => h("button", {
     type: "button", class: `${className} small`, "aria-describedby": id, onclick(event) {
       const it = file;
@@ -58,7 +59,7 @@ function make() {
       run(event.currentTarget, () => doing(it), (words) => errors.set(it.name, words)).then(() => rows.refresh());
     },
   }, label);
-  const on = act("Publish", "primary", (it) => publish(it.name).then(refresh));
+  const on = act("Publish", "soft", (it) => publish(it.name).then(refresh));
   const off = act("Unpublish", "", (it) => unpublish(it.name));
   const keep = act("Save", "quiet wide-only", (it) => save(it.name));
   const more = h("button", { type: "button", class: "quiet round small", "aria-label": "More", "aria-describedby": id, onclick: () => details(file) }, icon("more"));
@@ -73,14 +74,14 @@ function make() {
       set(el, { "data-name": it.name, "data-published": String(it.is_published) });
       name.set(it.name);
       text(size, bytes(it.size));
-      text(sub[0], bytes(it.size));
+      text(sub[0], it.missing ? "Missing" : bytes(it.size));
       at.set(it.modified);
       sub[1].set(it.modified);
-      for (const badge of [mark, small]) {
-        text(badge, it.missing ? "Missing" : it.is_published ? "Published" : "Only here");
-        badge.className = `badge ${it.missing ? "danger" : it.is_published ? "ok" : ""}`;
-        badge.title = it.missing ? "The file is not where it was. Put it back, or remove it from this list." : it.is_published ? `Others can fetch it${it.published_at ? `, since ${instant(it.published_at)}` : ""}` : "Nobody else sees it";
-      }
+      text(mark, it.missing ? "Missing" : it.is_published ? "Published" : "Only here");
+      mark.className = `badge ${it.missing ? "danger" : it.is_published ? "ok" : ""}`;
+      mark.title = dot.title = it.missing ? GONE : it.is_published ? `Others can fetch it${it.published_at ? `, since ${instant(it.published_at)}` : ""}` : "Nobody else sees it";
+      show(dot, Boolean(it.is_published || it.missing));
+      dot.classList.toggle("danger", Boolean(it.missing));
       const error = errors.get(it.name);
       text(wrong, error ?? "");
       wrong.title = error ?? "";
@@ -117,7 +118,7 @@ async function details(file) {
   const doing = await dialog({
     title: file.name,
     build: (close) => [
-      file.missing ? h("p", { class: "wrong box" }, "The file is not where it was. Put it back, or remove it from this list.") : null,
+      file.missing ? h("p", { class: "wrong box" }, GONE) : null,
       h("dl", { class: "facts" }, facts.filter(([, value]) => value).flatMap(([label, value]) => [h("dt", null, label), h("dd", { dir: "auto", class: label === "BLAKE3" ? "mono small" : "" }, value)])),
       h("div", { class: "line" },
         kind && h("button", { type: "button", onclick: () => close("open") }, "Open"),

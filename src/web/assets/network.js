@@ -13,7 +13,7 @@ const whose = h("div", { class: "line", hidden: true });
 const place = h("div", { class: "panel", id: "network-list" });
 
 /** The view. */
-export const view = h("section", { id: "network", "aria-labelledby": "network-title" },
+export const view = h("section", { id: "view-network", "aria-labelledby": "network-title" },
   h("h1", { id: "network-title", class: "unseen" }, "Network"),
   h("div", { class: "seek", role: "search" }, h("div", { class: "search" }, icon("search"), input), h("div", { class: "line between" }, whose, found)),
   place);
@@ -41,13 +41,13 @@ function make() {
   const name = named("span", "title");
   name.id = id;
   const copies = h("span", { class: "badge", hidden: true });
-  const wrong = h("span", { class: "wrong small cut", role: "alert", hidden: true });
+  const wrong = h("span", { class: "wrong two", role: "alert", hidden: true, dir: "auto" });
   const size = h("td", { role: "cell", class: "c-size number" });
   const owner = h("bdi", { class: "cut" });
   const at = ago();
   const below = [h("span"), h("bdi"), ago()];
   const sub = h("span", { class: "sub small muted" }, below[0], " · ", below[1], " · ", below[2]);
-  const button = h("button", { type: "button", class: "primary small", "aria-describedby": id, onclick: start }, "Fetch");
+  const button = h("button", { type: "button", class: "soft small", "aria-describedby": id, onclick: start }, "Fetch");
   const yours = h("span", { class: "badge" }, "Yours");
   const going = h("a", { class: "going", href: "#transfers" }, bar("Fetching"), h("span", { class: "small number" }));
   const el = h("tr", { role: "row" },
@@ -102,7 +102,7 @@ function make() {
       } else {
         const isHere = done(it);
         text(button, isHere ? "Fetch again" : "Fetch");
-        button.classList.toggle("primary", !isHere);
+        button.classList.toggle("soft", !isHere);
         button.classList.toggle("quiet", isHere);
       }
       if (had?.offsetParent === null) (progress ? going : button).focus({ preventScroll: true });

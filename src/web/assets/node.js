@@ -19,7 +19,7 @@ const views = [
   { id: "transfers", label: "Transfers", icon: "transfers", of: transfers },
   { id: "people", label: "People", icon: "people", of: people },
 ];
-const pip = h("span", { class: "pip", hidden: true });
+const pip = h("span", { class: "pip", hidden: true, "aria-hidden": "true" });
 for (const it of views) {
   it.link = h("a", { href: `#${it.id}` }, icon(it.icon), h("span", null, it.label), it.of === transfers ? pip : null);
 }
@@ -118,7 +118,7 @@ function showSignIn() {
   document.title = "P2S2";
   const form = signInForm({ done: (token, account) => signedIn(token, account) });
   fill(main, h("section", { class: "welcome" },
-    h("h1", null, "Share files, device to device"),
+    h("h1", null, "Share files directly"),
     h("p", { class: "muted" }, "Sign in, or choose a user name and a password and sign up."),
     h("div", { class: "card" }, form)));
   form.querySelector("input").focus();
@@ -228,8 +228,7 @@ bus.addEventListener("back", () => {
 
 state.addEventListener("fetches", () => {
   const open = [...state.fetches.values()].filter(transfers.isOpen).length;
-  text(pip, open > 99 ? "99+" : String(open));
-  pip.title = `${open} going on`;
+  pip.dataset.count = open > 99 ? "99+" : String(open);
   show(pip, open > 0);
 });
 
@@ -282,7 +281,7 @@ function showAccount() {
     title: account.display_name || account.username,
     className: "narrow",
     build: (close) => [
-      h("dl", { class: "facts" }, [["User name", account.username], ["Here since", instant(account.created_at)]].filter(([, it]) => it)
+      h("dl", { class: "facts" }, [["User name", account.username], ["Here since", instant(Date.parse(account.created_at) / 1000)]].filter(([, it]) => it)
         .flatMap(([label, value]) => [h("dt", null, label), h("dd", { dir: "auto" }, value)])),
       h("div", { class: "buttons" },
         h("button", { type: "button", class: "full", onclick: () => { close(); useElsewhere(); } }, icon("phone"), "Use on another device"),

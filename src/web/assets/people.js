@@ -9,7 +9,7 @@ const place = h("div", { class: "panel", id: "people-list" });
 const found = h("p", { class: "muted small" });
 
 /** The view. */
-export const view = h("section", { id: "people", "aria-labelledby": "people-title" },
+export const view = h("section", { id: "view-people", "aria-labelledby": "people-title" },
   h("div", { class: "head" }, h("h1", { id: "people-title" }, "People"), h("div", { class: "side" }, found)), place);
 
 const all = new Paged("/api/client/peers", "peers", draw);

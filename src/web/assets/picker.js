@@ -10,7 +10,8 @@ let trail = [];
 /** Opens it; `onAdded()` once files were added. */
 export function pick(onAdded) {
   const chosen = new Map();
-  const where = h("p", { class: "muted small cut where", dir: "auto" });
+  const path = h("bdi");
+  const where = h("p", { class: "muted small cut where" }, path);
   const up = h("button", { type: "button", class: "quiet round", "aria-label": "Up" }, icon("back"));
   const filter = h("input", { type: "search", placeholder: "Narrow down", "aria-label": "Narrow down", autocomplete: "off", spellcheck: false });
   const list = h("ul", { class: "entries", "aria-label": "Folders and files" });
@@ -51,10 +52,10 @@ export function pick(onAdded) {
   }
 
   function draw() {
-    const path = trail.at(-1);
-    text(where, path ?? "What this computer lets you add from");
-    where.title = path ?? "";
-    up.disabled = !path;
+    const at = trail.at(-1);
+    text(path, at ?? "What this computer lets you add from");
+    where.title = at ?? "";
+    up.disabled = !at;
     const wanted = filter.value.trim().toLowerCase();
     const entries = here.entries.filter((it) => !wanted || it.name.toLowerCase().includes(wanted))
       .sort((a, b) => (a.kind === b.kind ? a.name.localeCompare(b.name, undefined, { numeric: true }) : a.kind === "folder" ? -1 : 1));
@@ -98,19 +99,21 @@ export function pick(onAdded) {
       done.addEventListener("click", () => run(done, async () => {
         const failed = [];
         let added = 0;
-        for (const [path, it] of [...chosen]) {
+        const all = [...chosen];
+        for (const [path, it] of all) {
+          if (all.length > 1) text(done, `${added + failed.length + 1} of ${all.length}`);
           try {
             const { file } = await post("add-file", { filepath: path });
             added += 1;
             chosen.delete(path);
-            if (also.checked) await publish(file.name);
+            if (also.checked && !await publish(file.name, { isQuiet: all.length > 1 })) failed.push(`${it.name}: added, not published`);
           } catch (error) {
             failed.push(`${it.name}: ${sentence(error)}`);
           }
         }
         if (added) {
           onAdded();
-          if (!also.checked) announce(`Added ${count(added, "file")}`);
+          if (all.length > 1 || !also.checked) announce(`${also.checked ? "Published" : "Added"} ${all.length > 1 ? count(added, "file") : all[0][1].name}`);
         }
         if (!failed.length) {
           close(added);

@@ -57,7 +57,12 @@ export const nameOf = (host) => host.display_name || host.owner_name || host.hos
 /** Lists that take another look replace what is under `el` by what fits: the list, or why there is none. */
 export function instead(el, { error, isRead, total }, rows, empty) {
   const now = error ? "error" : !isRead ? "wait" : total ? "rows" : "empty";
-  if (el.now === now && now !== "error" && now !== "empty") return;
+  if (el.now === now && (now === "wait" || now === "rows")) return;
+  if (el.now === now) {
+    // The same words stay as they are, and so does the focus among them.
+    const other = now === "error" ? null : empty();
+    if (other ? el.textContent === other.textContent : el.textContent === error.message) return;
+  }
   el.now = now;
   if (now === "rows") fill(el, rows.el);
   else if (now === "wait") fill(el, h("div", { class: "waits", "aria-busy": "true" }, [60, 40, 50].map((it) => h("span", { class: `skeleton w${it}` }))));
@@ -101,7 +106,7 @@ function choose(fname, { body, message }) {
 }
 
 /** Publishes a file. Where others have it already, it asks first. */
-export async function publish(fname) {
+export async function publish(fname, { isQuiet = false } = {}) {
   try {
     await post("publish", { fname, overwrite: false });
   } catch (error) {
@@ -119,7 +124,7 @@ export async function publish(fname) {
     if (!anyway) return false;
     await post("publish", { fname, overwrite: true });
   }
-  announce(`Published ${fname}`);
+  if (!isQuiet) announce(`Published ${fname}`);
   return true;
 }
 

@@ -8,7 +8,7 @@ const place = h("div", { class: "panel", id: "transfers-list" });
 const clear = h("button", { type: "button", class: "quiet", hidden: true, onclick: hideFinished }, "Clear finished");
 
 /** The view. */
-export const view = h("section", { id: "transfers", "aria-labelledby": "transfers-title" },
+export const view = h("section", { id: "view-transfers", "aria-labelledby": "transfers-title" },
   h("div", { class: "head" }, h("h1", { id: "transfers-title" }, "Transfers"), h("div", { class: "side" }, clear)), place);
 
 const rows = new Rows({
@@ -73,6 +73,7 @@ function make() {
   const from = h("bdi");
   const of = h("span", { class: "muted small" }, "from ", from);
   const wrong = h("p", { class: "wrong small two", dir: "auto" });
+  const says = h("div", { class: "says" }, figures, wrong);
   const act = (label, className, doing) => h("button", {
     type: "button", class: `${className} small`, "aria-describedby": id, onclick(event) {
       const { id: fetch } = it;
@@ -94,7 +95,7 @@ function make() {
   where.title = "Show among my files";
   const acts = [pause, resume, keep, see, where, cancel];
   const el = h("tr", { role: "row" },
-    h("td", { role: "cell", class: "c-name" }, h("div", { class: "line nowrap" }, name, of), progress, h("div", { class: "says" }, figures, wrong)),
+    h("td", { role: "cell", class: "c-name" }, h("div", { class: "line nowrap" }, name, of), progress, says),
     h("td", { role: "cell", class: "c-acts" }, acts));
 
   return {
@@ -112,6 +113,7 @@ function make() {
       text(wrong, error ?? "");
       show(wrong, Boolean(error));
       wrong.title = error ?? "";
+      says.classList.toggle("wrongly", Boolean(error));
       const isGoing = isOpen(it);
       show(progress, isGoing || it.status === "failed");
       progress.set(it.total_size || it.status !== "downloading" ? (it.progress_percent ?? 0) : null, line);

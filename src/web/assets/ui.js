@@ -82,7 +82,7 @@ export function bytes(n) {
   if (n === null || n === undefined) return "–";
   let unit = 0;
   let value = Number(n);
-  while (value >= 999.95 && unit < UNITS.length - 1) {
+  while (value >= 999.5 && unit < UNITS.length - 1) {
     value /= 1000;
     unit += 1;
   }
@@ -123,7 +123,7 @@ const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeSty
 export const date = (at) => day.format(at * 1000);
 
 /** The whole of a point in time. */
-export const instant = (at) => (at === null || at === undefined ? "" : moment.format(at * 1000));
+export const instant = (at) => (Number.isFinite(at) ? moment.format(at * 1000) : "");
 
 /** `1 file`, `3 files`, `12,000 files` */
 export const count = (n, one, many = `${one}s`) => `${Number(n).toLocaleString("en")} ${n === 1 ? one : many}`;
@@ -194,6 +194,8 @@ export function regions() {
   );
 }
 
+let dialogs = 0;
+
 /**
  * Opens a dialog; resolves with what `close(value)` was given, or null. `build(close)` gives what is in it; the footer holds
  * `actions` [{label, value, class, type}]. The focus comes back to where it was.
@@ -201,18 +203,18 @@ export function regions() {
 export function dialog({ title, build, actions = [], className = "", isModal = true, isForced = false, onOpen }) {
   return new Promise((resolve) => {
     const from = document.activeElement;
-    const id = `dialog-${Math.random().toString(36).slice(2)}`;
+    const id = `dialog-${(dialogs += 1)}`;
     let value = null;
     const close = (it) => {
       value = it;
       el.close();
     };
     const el = h("dialog", { class: className, "aria-labelledby": id });
-    const head = h("header", null, h("h2", { id }, title), isForced ? null
+    const head = h("div", { class: "dialog-head" }, h("h2", { id }, title), isForced ? null
       : h("button", { type: "button", class: "quiet round", "aria-label": "Close", onclick: () => close(null) }, icon("close")));
     el.append(head, h("div", { class: "body" }, build(close, el)));
     if (actions.length) {
-      el.append(h("footer", null, actions.map((it) => h("button", {
+      el.append(h("div", { class: "dialog-foot" }, actions.map((it) => h("button", {
         type: "button", class: it.class ?? "", autofocus: it.isFirst ?? false, onclick: () => close(it.value),
       }, it.label))));
     }
