@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::model::{Cents, Millis, Name, Total};
-use crate::storage::{Query, Reader, Row, StoreError, Tx, Value};
+use crate::storage::{Query, Reader, Row, StoreError, Tx};
 
 /// The ledger's table, for the migrations of the room that keeps one.
 pub const MIGRATION: &str = "
@@ -229,15 +229,14 @@ pub fn entries(
 /// Those of the reader.
 pub fn newest(reader: &dyn Reader, before: Option<&Entry>, limit: usize) -> Result<Vec<Entry>, StoreError> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let order = "ORDER BY at_ms DESC, charge_key DESC, step DESC, account DESC LIMIT $1";
+    let order = "ORDER BY at_ms DESC, charge_key DESC, step DESC, account DESC";
     let Some(Entry { key, step, at, account, .. }) = before else {
-        return reader.all(&format!("{SELECT} {order}"), &[limit.into()], entry);
+        return reader.all(&format!("{SELECT} {order} LIMIT $1"), &[limit.into()], entry);
     };
-    let sql = format!("{SELECT} WHERE (at_ms, charge_key, step, account) < ($2, $3, $4, $5) {order}");
+    let sql = format!("{SELECT} WHERE (at_ms, charge_key, step, account) < ($1, $2, $3, $4) {order} LIMIT $5");
     let account = account.to_string();
-    let before = [(*at).into(), key.into(), (*step as i64).into(), (&account).into()];
-    let [at, key, step, account]: [Value<'_>; 4] = before;
-    reader.all(&sql, &[limit.into(), at, key, step, account], entry)
+    let parameters = [(*at).into(), key.into(), (*step as i64).into(), (&account).into(), limit.into()];
+    reader.all(&sql, &parameters, entry)
 }
 
 const SELECT: &str = "SELECT charge_key, step, at_ms, account, cents FROM ledger_entry";

@@ -7,21 +7,26 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::log::Line;
 use super::warnings::Warnings;
 use super::{Operator, Sight};
-use crate::model::{Clock, Millis};
+use crate::model::{Clock, Millis, Name};
 use crate::net::http::{Answered, Body, Call, HeaderMap, Refusal, Response, StatusCode};
 use crate::net::periodic::Periodic;
 use crate::share::node::events::{Session, Watchers};
 use crate::share::server::RegistryServer;
 use crate::share::server_api::{not_so, token_of};
+use crate::trade::deal::DealLine;
 use crate::trade::server::TradeServer;
 
 /// Between two looks at what has happened.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What is told of one by one at a time. Where there is more, whoever watches reads everything anew: that is quicker,
+/// and more does not fit into what waits for a slow one.
+const TOLD_AT_ONCE: usize = 100;
 
 /// What happens, and who watches.
 pub(super) struct News {
@@ -51,37 +56,34 @@ impl Looking {
         if !is_watched && !self.was_watched {
             return;
         }
-        let mut is_known = true;
-        if let Some(registry) = &self.registry {
-            match registry.view().changed(is_watched) {
-                Some(hosts) => hosts.into_iter().for_each(|(hostname, host)| {
-                    let (online, file_count) = host.unwrap_or_default();
-                    let data = json!({"hostname": hostname, "online": online, "file_count": file_count});
-                    self.watchers.tell("hosts", &data);
-                }),
-                None => is_known = false,
-            }
-        }
-        if let Some(trade) = &self.trade {
-            match trade.changed_deals(is_watched) {
-                Some(deals) => deals.into_iter().for_each(|(deal, line)| {
-                    // Amounts of deals are prices: a value holds them as they are.
-                    let line = line.map(|line| json!(line));
-                    self.watchers.tell("deals", &json!({"deal": deal, "row": line}));
-                }),
-                None => is_known = false,
-            }
-        }
+        // Each is asked, so that each remembers from now on.
+        let hosts = self.registry.as_ref().map_or(Some(Vec::new()), |registry| registry.view().changed(is_watched));
+        let deals = self.trade.as_ref().map_or(Some(Vec::new()), |trade| trade.changed_deals(is_watched));
         let warned = self.warnings.count();
         if self.was_watched {
-            for warning in self.warnings.behind(self.warned) {
-                self.watchers.tell("warnings", &json!(Line::from(warning)));
-            }
-            if !is_known {
-                self.watchers.tell("reset", &json!({}));
+            let warnings = self.warnings.behind(self.warned);
+            match (hosts, deals) {
+                (Some(hosts), Some(deals)) if hosts.len() + deals.len() + warnings.len() <= TOLD_AT_ONCE => {
+                    hosts.into_iter().for_each(|(hostname, host)| self.tell_of_host(&hostname, host));
+                    deals.into_iter().for_each(|(deal, line)| self.tell_of_deal(deal, line));
+                    warnings.into_iter().for_each(|it| self.watchers.tell("warnings", &json!(Line::from(it))));
+                }
+                _ => self.watchers.tell("reset", &json!({})),
             }
         }
         (self.warned, self.was_watched) = (warned, is_watched);
+    }
+
+    fn tell_of_host(&self, hostname: &Name, host: Option<(bool, u64)>) {
+        let (online, file_count) = host.unwrap_or_default();
+        let data = json!({"hostname": hostname, "online": online, "file_count": file_count});
+        self.watchers.tell("hosts", &data);
+    }
+
+    fn tell_of_deal(&self, deal: u64, line: Option<DealLine>) {
+        // Its amounts are prices: a value holds them as they are.
+        let row = line.map_or(Value::Null, |line| json!(line));
+        self.watchers.tell("deals", &json!({"deal": deal, "row": row}));
     }
 }
 
