@@ -214,8 +214,23 @@ pub struct Registry {
     room: Room,
     secrets: Secrets,
     totals: Totals,
+    /// Live hosts of users.
+    live_users: usize,
+    /// Hosts of which something that is shown has changed, while somebody wants to know.
+    touched: Option<Touched>,
     unsaved: Vec<Slot>,
 }
+
+/// Which hosts have changed.
+#[derive(Debug, Default)]
+struct Touched {
+    names: BTreeSet<Name>,
+    /// There were more than are remembered.
+    too_many: bool,
+}
+
+/// Most hosts that are remembered as changed.
+const TOUCHED_MAX: usize = 4_096;
 
 impl Registry {
     /// Without any host.
@@ -241,6 +256,8 @@ impl Registry {
             room: Room::new(bounds),
             secrets: Secrets::new(&bounds),
             totals: Totals::default(),
+            live_users: 0,
+            touched: None,
             unsaved: Vec::new(),
         }
     }
@@ -265,6 +282,7 @@ impl Registry {
         {
             host.conn = None;
             self.totals.active_clients -= u64::from(host.is_live);
+            self.touch(slot);
         }
     }
 
@@ -578,12 +596,14 @@ impl Registry {
     fn rise(&mut self, slot: Slot) {
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
         host.is_live = true;
+        self.live_users += usize::from(host.by_account);
         self.live.insert((host.heard_at, slot));
         self.names.insert(host.name.clone(), slot);
         self.totals.total_clients += 1;
         self.totals.active_clients += u64::from(host.conn.is_some());
         self.totals.total_files += host.published;
         self.totals.total_size += host.published_size;
+        self.touch(slot);
     }
 
     fn fall_silent(&mut self, slot: Slot) {
@@ -603,7 +623,26 @@ impl Registry {
             self.totals.active_clients -= u64::from(host.conn.is_some());
             self.totals.total_files -= host.published;
             self.totals.total_size -= host.published_size;
+            self.live_users -= usize::from(host.by_account);
+            self.touch(slot);
         }
+    }
+
+    /// Something of a host that is shown has changed.
+    fn touch(&mut self, slot: Slot) {
+        let (Some(touched), Some(host)) = (&mut self.touched, &self.slots[slot as usize]) else { return };
+        if touched.names.len() < TOUCHED_MAX {
+            touched.names.insert(host.name.clone());
+        } else {
+            touched.too_many = true;
+        }
+    }
+
+    /// The hosts of which something has changed since this was asked last, and remembers those that change from now
+    /// on: until it `is_wanted` no more. None: which they are is not known, there were too many, or nobody had asked.
+    pub fn take_touched(&mut self, is_wanted: bool) -> Option<BTreeSet<Name>> {
+        let touched = std::mem::replace(&mut self.touched, is_wanted.then(Touched::default));
+        touched.filter(|touched| !touched.too_many).map(|touched| touched.names)
     }
 
     /// A host is gone. Its secrets stay.

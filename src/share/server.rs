@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -25,7 +25,7 @@ use super::wire::requests::{self, REQUEST_MAX};
 use super::wire::{Files, Publish, Register, Request, answers as wire};
 use crate::model::{Clock, Name, Token, text};
 use crate::net::budget::Budget;
-use crate::net::counters::Counter;
+use crate::net::counters::{Counter, Latencies, LatencyCounts};
 use crate::net::ended::Ended;
 use crate::net::interfaces;
 use crate::net::lines::LineLimits;
@@ -169,6 +169,8 @@ struct Shared {
     holders: Mutex<HashMap<ConnId, Weak<TcpStream>>>,
     next_conn: AtomicU64,
     counters: Counters,
+    /// From a whole message to its answer.
+    latencies: Latencies,
     is_closed: Mutex<bool>,
     closing: Condvar,
 }
@@ -209,6 +211,7 @@ impl RegistryServer {
             holders: Mutex::default(),
             next_conn: AtomicU64::new(1),
             counters: Counters::default(),
+            latencies: Latencies::default(),
             is_closed: Mutex::new(false),
             closing: Condvar::new(),
         });
@@ -249,9 +252,14 @@ impl RegistryServer {
         [self.shared.counters.list(), self.listener.counters()].concat()
     }
 
+    /// How long requests took to be answered.
+    pub fn latencies(&self) -> LatencyCounts {
+        self.shared.latencies.counts()
+    }
+
     /// How much there is now, with its name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
-        self.shared.keeper.sizes().to_vec()
+        self.shared.keeper.sizes()
     }
 
     /// Does what its own thread does every 30 s: hosts that were not heard for long are dropped, and when the others
@@ -377,9 +385,11 @@ impl MessageService for RegistryService {
         message: Vec<u8>,
         connection: &mut MessageConnection,
     ) -> Result<After, Ended> {
+        let began_at = Instant::now();
         let request = requests::parse(&message);
         drop(message);
         self.0.answer(caller, request, &mut Output::new(connection.writer()))?;
+        self.0.latencies.took(began_at.elapsed());
         Ok(After::Continue)
     }
 

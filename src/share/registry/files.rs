@@ -192,6 +192,9 @@ impl Registry {
             }
             self.by_size.insert(slot, fname, &is);
         }
+        if more != fewer {
+            self.touch(slot);
+        }
         self.recount(slot);
     }
 

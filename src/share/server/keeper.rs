@@ -237,9 +237,12 @@ impl Keeper {
         self.clock.dated(instant)
     }
 
-    /// Sizes for the counters.
-    pub(super) fn sizes(&self) -> [(&'static str, u64); 10] {
-        self.state.lock().core.sizes()
+    /// Sizes for the counters: those of memory, and what is shown of it.
+    pub(super) fn sizes(&self) -> Vec<(&'static str, u64)> {
+        let state = self.state.lock();
+        let shown = state.core.totals();
+        let live = [("hosts_live", shown.total_clients), ("files_live", shown.total_files)];
+        state.core.sizes().into_iter().chain(live).collect()
     }
 
     /// Waits until a change is on disk. When it could not be stored, memory is built anew before this returns.
