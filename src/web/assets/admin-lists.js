@@ -4,9 +4,11 @@ import { piece, serverNow } from "./admin-data.js";
 import { ListView, badge, given, row } from "./admin-list.js";
 import { call } from "./api.js";
 import { atClock } from "./charts.js";
-import { age, announce, confirm, count, date, dialog, fill, h, instant, set, show, text } from "./ui.js";
+import { age, announce, confirm, count, date, dialog, fill, h, set, show, text } from "./ui.js";
 
 const seconds = (iso) => (iso ? Date.parse(iso) / 1000 : null);
+/** The whole of a point in time; nothing of none. */
+const instant = (at) => (at === null ? "" : `${date(at)}, ${atClock(at * 1000)}`);
 const since = (at) => age(at, serverNow() / 1000);
 const many = (n) => Number(n).toLocaleString("en");
 
@@ -256,14 +258,14 @@ export function ledger() {
 }
 
 const showEntry = (entry) => details(entry.account, {
-  Amount: money(entry.amount), Step: entry.step, Room: entry.room, Purchase: entry.key, Time: `${date(entry.at)}, ${atClock(entry.at * 1000)}`,
+  Amount: money(entry.amount), Step: entry.step, Room: entry.room, Purchase: entry.key, Time: instant(entry.at),
 });
 
 /** The time of day, with the day where it is another. */
 export function moment(el, at) {
   const iso = new Date(at * 1000).toISOString();
   const isToday = new Date(at * 1000).toDateString() === new Date(serverNow()).toDateString();
-  text(el, isToday ? atClock(at * 1000) : `${date(at)}, ${atClock(at * 1000)}`);
+  text(el, isToday ? atClock(at * 1000) : instant(at));
   if (el.dateTime !== iso) el.dateTime = iso;
   return el;
 }
@@ -299,4 +301,4 @@ export function log() {
   });
 }
 
-const showLine = (line) => details(line.kind, { Time: `${date(line.at)}, ${atClock(line.at * 1000)}`, Who: line.peer, What: line.text });
+const showLine = (line) => details(line.kind, { Time: instant(line.at), Who: line.peer, What: line.text });
