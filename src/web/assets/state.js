@@ -186,7 +186,7 @@ export async function open(fname, name = Promise.resolve(fname)) {
       return;
     }
     const props = kind === "img" ? { src, alt: fname } : { src, controls: true, autoplay: true, "aria-label": fname };
-    dialog({ title: fname, className: "viewer", build: () => h(kind, props), actions: [{ label: "Close", value: null }] });
+    dialog({ title: fname, className: "viewer", build: (_, el) => h(kind, { ...props, onerror: () => fill(el.querySelector(".body"), h("p", null, "This browser cannot show it: save it instead.")) }), actions: [{ label: "Close", value: null }] });
   } catch (error) {
     beside?.close();
     throw error;
