@@ -16,6 +16,7 @@ pub mod lan;
 mod line_editor;
 pub mod name;
 mod output;
+mod page;
 pub mod peer;
 pub mod ready;
 pub mod repl;

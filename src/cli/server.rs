@@ -1,7 +1,7 @@
 //! `p2s2 server`: the services of the machine in one process.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::announce::{AnnounceArgs, Announcer, Served};
-use super::settings;
 use super::share_server::{Ground, Share, ShareArgs};
 use super::shop::{self, Ports, TlsArgs, announce, in_use};
 use super::stores;
+use super::{page, settings};
 use crate::model::{Clock, FeeRate};
 use crate::net::budget::{Budget, RECEIVED_MAX};
 use crate::net::cluster;
@@ -258,6 +258,9 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     listeners.served.extend(share.served());
     let addr = share.api_addr();
     listeners.add(format!("server-api: http {addr}"), "server_api", addr);
+    // Beyond loopback browsers are told of the page that others cannot read along.
+    let is_tls = !addr.ip().is_loopback() && share.has_certificate();
+    listeners.lines.extend(page::lines(addr, is_tls));
     if let Some(trade) = &trade {
         let (counts, sizes) = (Arc::downgrade(&trade.server), Arc::downgrade(&trade.server));
         // They are named after the room already.
@@ -426,7 +429,7 @@ impl Shop {
             (Role::Buyer, "buyer", "--buyer-port", &own.buyer_port),
         ] {
             let addrs = ports.0.iter().map(|port| at(*port)).collect();
-            let at = (reach(product_addr), reach(customer_addr));
+            let at = (page::from_here(product_addr).to_string(), page::from_here(customer_addr).to_string());
             let server = shop::start_frontend(role, addrs, flag, &floor, at, databases)?;
             let locals = server.local_addrs();
             listeners.lines.extend(locals.iter().map(|local| format!("{name}: tcp {local}")));
@@ -466,14 +469,4 @@ impl Shop {
         self.product.stop(left());
         self.customer.stop(left());
     }
-}
-
-/// How a listener of this process is reached from within: one that is bound everywhere, over loopback.
-fn reach(addr: SocketAddr) -> String {
-    let ip = match addr.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, addr.port()).to_string()
 }

@@ -1,7 +1,7 @@
 //! `p2s2 share`: a file-sharing node, and the commands that talk to one that runs.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 
 use super::shop::{TlsArgs, announce, in_use};
-use super::{auto, name, settings, stores};
+use super::{auto, name, page, settings, stores};
 use crate::identity::KnownServers;
 use crate::lan::DISCOVERY_PORT;
 use crate::model::{Clock, Name};
@@ -182,7 +182,7 @@ pub fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Some(command) => {
             settings::init_log("error");
-            let ip = commands_ip(api_ip(args.api_bind, false)?);
+            let ip = page::from_here(SocketAddr::new(api_ip(args.api_bind, false)?, 0)).ip();
             let port = or_variable(args.api_port, "CLIENT_API_PORT")?;
             let wanted = commands::Wanted {
                 port: port.map(|port| SocketAddr::new(ip, port)),
@@ -281,12 +281,13 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let mut entries = Map::new();
     entries.insert("peer".to_owned(), Value::from(peer.to_string()));
     entries.insert("client_api".to_owned(), Value::from(api_addr.to_string()));
-    let at = SocketAddr::new(commands_ip(api_addr.ip()), api_addr.port());
+    let at = page::from_here(api_addr);
     let _note = running::leave_note(&name, at, fingerprint.as_deref()).map_err(|error| {
         log::warn!("commands find this node by --api-port {} alone: {error:#}", at.port());
     });
     let scheme = if is_tls { "https" } else { "http" };
-    let lines = [format!("peer: tcp {peer}"), format!("client api: {scheme}://{api_addr}/api/client")];
+    let mut lines = vec![format!("peer: tcp {peer}"), format!("client api: {scheme}://{api_addr}/api/client")];
+    lines.extend(page::lines(api_addr, is_tls));
     announce(node.ready_file.as_deref(), &lines, &entries)?;
     shutdown.wait();
     log::info!("stopping: what is in hand has {} s", GRACE.as_secs());
@@ -446,15 +447,6 @@ fn api_ip(flag: Option<IpAddr>, warns: bool) -> anyhow::Result<IpAddr> {
     Ok(ip)
 }
 
-/// How an API that is bound there is reached from this machine.
-fn commands_ip(bound: IpAddr) -> IpAddr {
-    match bound {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    }
-}
-
 /// The port that was asked for, else the first of some that is free.
 fn api_listener(ip: IpAddr, args: &ShareArgs) -> anyhow::Result<TcpListener> {
     if let Some(port) = or_variable(args.api_port, "CLIENT_API_PORT")? {
@@ -490,13 +482,6 @@ mod tests {
         assert_eq!(parse_heartbeat("60s"), Ok(Duration::from_secs(60)));
         assert_eq!(parse_heartbeat("90"), Ok(Duration::from_secs(90)));
         assert!(parse_heartbeat("9min").is_ok() && parse_heartbeat("10min").is_err() && parse_heartbeat("0").is_err());
-    }
-
-    #[test]
-    fn commands_reach_an_api_that_is_bound_everywhere_over_loopback() {
-        for (bound, reached) in [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("192.0.2.1", "192.0.2.1")] {
-            assert_eq!(commands_ip(bound.parse().unwrap()), reached.parse::<IpAddr>().unwrap());
-        }
     }
 
     #[test]

@@ -261,6 +261,11 @@ impl Share {
         self.http.local_addr()
     }
 
+    /// Whether HTTP is answered over TLS too.
+    pub fn has_certificate(&self) -> bool {
+        self.cert_sha256.is_some()
+    }
+
     /// What `/metrics` shows.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics

@@ -32,7 +32,8 @@ pub const ADMIN: &str = "admin";
 const ADDRESSES_MAX: usize = 16;
 
 /// Every step of the file's schema, one string a version.
-pub const MIGRATIONS: &[&str] = &["
+pub const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE users (
     username     TEXT PRIMARY KEY,
     display_name TEXT NOT NULL,
@@ -52,10 +53,12 @@ CREATE TABLE admin (
     username TEXT NOT NULL,
     password TEXT NOT NULL
 );
-", "
+",
+    "
 -- Since when the operator lets it sign in no more.
 ALTER TABLE users ADD COLUMN blocked_at INTEGER;
-"];
+",
+];
 
 /// An account, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]

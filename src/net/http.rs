@@ -6,7 +6,10 @@
 //! | `connection.rs` | a connection's thread: hyper's futures driven over a blocking stream |
 //! | `service.rs` | a request on its way: rules, body, handler, answer |
 //! | `rules.rs` | who may ask at all: Host, Origin, and browsers' preflight |
-//! | `body.rs` | what goes out: bytes, chunks, server-sent events |
+//! | `body.rs` | what goes out: bytes, chunks, a part of a file, server-sent events |
+//! | `coding.rs` | answers that travel compressed |
+//! | `file.rs` | a file, or a part of it, for who has not got it yet |
+//! | `watchers.rs` | who is told of events, and what of them is kept for who comes back |
 //! | `answer.rs` | answers as both APIs give them, and the fields of what they are asked |
 //! | `routes.rs` | one table an API: its routes, what they take and all that they answer |
 //!
@@ -14,22 +17,25 @@
 //!
 //! | status | why |
 //! |---|---|
-//! | 400 | no Host, or one that is none; a broken body |
+//! | 400 | no Host, or one that is none; a broken body; a part of an upload (Content-Range) |
 //! | 403 | an Origin that is neither the same nor allowed; from another host without TLS |
-//! | 408 | the message was not complete in time |
-//! | 413 | a body above [`BODY_MAX`] |
-//! | 415 | a body that is not `application/json` |
+//! | 408 | the message was not complete in time; nothing came of an upload for too long |
+//! | 413 | a body above [`BODY_MAX`], but for uploads |
+//! | 415 | a body that is not `application/json`, but for uploads; an upload that is encoded |
 //! | 421 | a Host that is not an address, `localhost` or a name that was allowed |
 //! | 503 | too many event streams, or too much in hand |
 
 mod answer;
 mod body;
+mod coding;
 mod connection;
+mod file;
 pub mod routes;
 mod rules;
 mod service;
 #[cfg(test)]
 mod tests;
+pub mod watchers;
 
 use std::fmt;
 use std::io;
@@ -48,7 +54,8 @@ use super::threads::Executor;
 use super::tls::Identity;
 
 pub use answer::{Fields, Refusal, bearer, error, json, method_not_allowed, not_found, query_pairs, segments, success};
-pub use body::{Body, Event};
+pub use body::{Body, Event, Events};
+pub use file::{FileFacts, content_disposition, has_already, serve_file};
 pub use hyper::header;
 pub use hyper::header::{HeaderMap, HeaderValue};
 pub use hyper::{Method, StatusCode};
@@ -59,8 +66,8 @@ pub use rules::{Rules, parse_allowed_origin, parse_host_name};
 pub const BODY_MAX: usize = 1 << 20;
 /// Most bytes of a request's line and headers.
 pub const HEAD_MAX: usize = 16 * 1024;
-/// Most event streams of a server at once.
-pub const EVENT_STREAMS_MAX: usize = 64;
+/// Which part of the connections may be event streams, which last.
+const EVENT_STREAMS_SHARE: usize = 4;
 
 /// A request that has passed the rules, with its whole body.
 #[derive(Debug)]
@@ -110,6 +117,27 @@ impl Response {
 pub trait Handler: Send + Sync + 'static {
     /// Answers. A panic becomes status 500 and ends nothing else.
     fn handle(&self, request: Request) -> Response;
+
+    /// Asked before the body of a request is read that is to change something (not GET, HEAD or OPTIONS), whether it
+    /// has one or not; the request's `body` is empty yet. With a sink it is an upload, and [`Handler::handle`] never
+    /// hears of it: the body may be of any type and length, and is handed on piece by piece as it comes. With a
+    /// response that is the answer, and the body is not read. None: the whole body, JSON, goes to `handle`.
+    fn upload(&self, _head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+        None
+    }
+}
+
+/// Where the body of an upload goes, on the thread of the connection. Dropped before it is finished: the body was cut
+/// off, and nothing is to remain of it.
+pub trait Sink: Send {
+    /// Takes the next piece, of 64 KiB at most.
+    ///
+    /// # Errors
+    /// What is answered at once; then the connection ends, whatever of the body is still to come.
+    fn write(&mut self, piece: &[u8]) -> Result<(), Refusal>;
+
+    /// The body was whole (it may have been empty): answers.
+    fn finish(self: Box<Self>) -> Response;
 }
 
 impl<F: Fn(Request) -> Response + Send + Sync + 'static> Handler for F {
@@ -123,14 +151,16 @@ impl<F: Fn(Request) -> Response + Send + Sync + 'static> Handler for F {
 pub struct Limits {
     /// From the first byte of a request to its last.
     pub message_timeout: Duration,
+    /// How long nothing may come of an upload's body: it may take longer than a message.
+    pub upload_idle_timeout: Duration,
     /// From an answer to the next request.
     pub idle_timeout: Duration,
     /// For 64 KiB of an answer.
     pub write_timeout: Duration,
     /// How often an event stream without events says that it lives.
     pub comment_every: Duration,
-    /// Event streams at once.
-    pub event_streams: usize,
+    /// Event streams at once; none: a quarter of the connections.
+    pub event_streams: Option<usize>,
 }
 
 impl Default for Limits {
@@ -138,10 +168,11 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             message_timeout: Duration::from_secs(10),
+            upload_idle_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
             comment_every: Duration::from_secs(15),
-            event_streams: EVENT_STREAMS_MAX,
+            event_streams: None,
         }
     }
 }
@@ -174,6 +205,8 @@ pub struct HttpCounters {
     pub refused: Counter,
     /// Requests that were not complete in time.
     pub late: Counter,
+    /// Uploads that were begun.
+    pub uploads: Counter,
     /// Handlers that panicked.
     pub panics: Counter,
     /// Event streams that were opened.
@@ -189,6 +222,7 @@ impl HttpCounters {
             ("requests", self.requests.get()),
             ("requests_refused", self.refused.get()),
             ("requests_late", self.late.get()),
+            ("uploads", self.uploads.get()),
             ("panics", self.panics.get()),
             ("event_streams", self.event_streams.get()),
             ("connections_failed", self.connections_failed.get()),
@@ -203,6 +237,7 @@ struct Shared {
     limits: Limits,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
+    streams_max: usize,
     /// Closed at the end, so that streams end too.
     stopped: Receiver<()>,
 }
@@ -212,6 +247,7 @@ pub struct HttpServer {
     listener: Listener,
     counters: Arc<HttpCounters>,
     streams: Arc<AtomicUsize>,
+    streams_max: usize,
     /// Dropped at the end.
     running: Mutex<Option<Sender<()>>>,
 }
@@ -225,11 +261,19 @@ impl HttpServer {
         let Floor { executor, limiter, budget, identity, plain_from_afar, rules, limits } = floor;
         let (counters, streams) = (Arc::new(HttpCounters::default()), Arc::new(AtomicUsize::new(0)));
         let (running, stopped) = bounded(0);
-        let shared =
-            Shared { handler, rules, limits, counters: Arc::clone(&counters), streams: Arc::clone(&streams), stopped };
+        let streams_max = limits.event_streams.unwrap_or(limiter.max_connections() / EVENT_STREAMS_SHARE).max(1);
+        let shared = Shared {
+            handler,
+            rules,
+            limits,
+            counters: Arc::clone(&counters),
+            streams: Arc::clone(&streams),
+            streams_max,
+            stopped,
+        };
         let context = ListenerContext { executor, limiter, budget, identity, plain_from_afar };
         let listener = Listener::start(socket, context, Arc::new(Port(Arc::new(shared))))?;
-        Ok(HttpServer { listener, counters, streams, running: Mutex::new(Some(running)) })
+        Ok(HttpServer { listener, counters, streams, streams_max, running: Mutex::new(Some(running)) })
     }
 
     /// Where it listens.
@@ -240,6 +284,11 @@ impl HttpServer {
     /// Event streams that are open.
     pub fn event_streams(&self) -> usize {
         self.streams.load(Relaxed)
+    }
+
+    /// How many there may be.
+    pub fn event_streams_max(&self) -> usize {
+        self.streams_max
     }
 
     /// Every counter of the server and of the listener beneath it, with its name.

@@ -24,6 +24,7 @@ use super::node::{Node, NodeError};
 use super::wire::FileName;
 use crate::model::{Name, Token};
 use crate::net::http::routes::{self, Outline};
+use crate::net::http::watchers::last_event_id;
 use crate::net::http::{
     self, Answered, Body, Call, Fields, HeaderMap, Refusal, Request, Response, StatusCode, bearer, query_pairs, success,
 };
@@ -96,9 +97,9 @@ impl ClientApi {
         self.nodes.get(&user.name).ok_or_else(|| refusal(&NodeError::NotBegun))
     }
 
-    fn events(&self, user: &User, _: &Call<'_>) -> Answered {
+    fn events(&self, user: &User, call: &Call<'_>) -> Answered {
         let node = self.node_of(user)?;
-        let Some(events) = node.watch(user.session) else {
+        let Some(events) = node.watch(user.session, last_event_id(&call.request.headers)) else {
             return Err(refusal(&NodeError::Busy("too many event streams of this node are open".to_owned())));
         };
         // It may have been logged out meanwhile: then nobody would end this.

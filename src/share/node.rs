@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -524,9 +524,10 @@ impl Node {
         client
     }
 
-    /// Tells what changes from now on, as long as the session lasts; none when too many are told already.
-    pub fn watch(&self, session: Session) -> Option<Receiver<http::Event>> {
-        self.inner.watchers.add(session)
+    /// Tells what changes from now on, or from that event on, as long as the session lasts; none when too many are told
+    /// already.
+    pub fn watch(&self, session: Session, last_event_id: Option<&str>) -> Option<http::Events> {
+        self.inner.watchers.add(session, last_event_id)
     }
 
     /// Tells those nothing more who watch with this token.

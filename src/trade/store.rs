@@ -269,7 +269,8 @@ pub fn log(
 /// The store's.
 pub fn newest_log(reader: &dyn Reader, offset: u64, limit: u64) -> Result<(Vec<LogRow>, u64), StoreError> {
     // Lines are numbered one after the other as they are written, and none ever goes: neither is counted.
-    let ends = reader.first("SELECT min(id), max(id) FROM trade_log", &[], |row| Ok((row.opt_int(0)?, row.opt_int(1)?)))?;
+    let ends =
+        reader.first("SELECT min(id), max(id) FROM trade_log", &[], |row| Ok((row.opt_int(0)?, row.opt_int(1)?)))?;
     let Some((Some(oldest), Some(newest))) = ends else { return Ok((Vec::new(), 0)) };
     let total = u64::try_from(newest - oldest + 1).unwrap_or(0);
     let last = newest.saturating_sub(i64::try_from(offset).unwrap_or(i64::MAX));

@@ -260,7 +260,7 @@ impl Body {
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Body::Bytes(bytes) => Some(bytes),
-            Body::Chunks(_) | Body::Events(_) => None,
+            Body::Chunks(_) | Body::File { .. } | Body::Events(_) => None,
         }
     }
 }

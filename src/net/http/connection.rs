@@ -6,7 +6,7 @@
 //! and only then, the thread waits for the socket. Writing blocks where it is asked for.
 
 use std::cell::RefCell;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::pin::{Pin, pin};
@@ -30,8 +30,13 @@ use crate::net::listener::{Connection, Permit};
 /// What is read at a time: between requests little, because a connection that idles must cost little.
 const FIRST_READ_BYTES: usize = 2048;
 const NEXT_READ_BYTES: usize = 16 * 1024;
+/// The same of an upload's body. It is counted against what all connections may hold.
+pub(super) const UPLOAD_READ_BYTES: usize = 64 * 1024;
 /// What is written under one deadline.
 const WRITE_BYTES: usize = 64 * 1024;
+/// What is copied together with what follows it, rather than written alone: without Nagle's algorithm two writes are
+/// two packets. What is longer goes out from where it is.
+const GATHER_BYTES: usize = 16 * 1024;
 /// What hyper may hold of a head, or of an answer.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// What of a request's head costs nothing of what all connections may hold: common heads are shorter.
@@ -53,7 +58,10 @@ enum Part {
 pub(super) struct Wire {
     writer: ConnWriter,
     write_timeout: Duration,
+    /// What is read into.
     inbox: Vec<u8>,
+    /// How much of it came, and how much of that hyper was given.
+    came: usize,
     given: usize,
     has_ended: bool,
     part: Part,
@@ -63,6 +71,8 @@ pub(super) struct Wire {
     is_in_request: bool,
     /// Until when it must be whole, once it was waited for.
     whole_by: Option<Instant>,
+    /// Whether what comes is an upload's body: it may take as long as it takes, while it comes at all.
+    is_upload: bool,
     /// Bytes of the head that hyper was given and has not made a request of.
     head_bytes: usize,
     /// For what was received and not handled.
@@ -85,7 +95,7 @@ enum Newline {
 impl Wire {
     /// The next bytes for hyper: never past the end of a head, so that it is known what it waits for.
     fn give(&mut self, most: usize) -> Range<usize> {
-        let rest = &self.inbox[self.given..];
+        let rest = &self.inbox[self.given..self.came];
         let rest = &rest[..rest.len().min(most)];
         let len = match self.part {
             Part::Head => {
@@ -128,9 +138,18 @@ impl Wire {
         (self.part, self.head_bytes) = (length.map_or(Part::Chunks, Part::Body), 0);
     }
 
+    /// The body that follows is taken piece by piece. The connection gives way to no other from now on: what was sent
+    /// of a long body would be lost.
+    pub(super) fn upload_follows(&mut self) {
+        self.is_upload = true;
+        // One that was told to go finds out when it reads.
+        let _ = self.permit.request_completed();
+    }
+
     /// Nothing of the request is missing.
     pub(super) fn request_is_whole(&mut self) {
         (self.part, self.is_in_request, self.whole_by, self.head_bytes) = (Part::Head, false, None, 0);
+        self.is_upload = false;
         // One that was told to go finds out when it answers.
         let _ = self.permit.request_completed();
     }
@@ -189,9 +208,10 @@ impl Wire {
         StatusCode::from_bytes(held.get(9..12)?).ok()
     }
 
-    /// The same, told by whoever reads the body: the end of one in chunks is seen there alone.
+    /// The same, told by whoever reads the body: the end of one in chunks is seen there alone, and so is that of one
+    /// that hyper was given together with the chunks before it.
     pub(super) fn body_is_whole(&mut self) {
-        if self.part == Part::Chunks {
+        if self.part != Part::Head {
             self.request_is_whole();
         }
     }
@@ -208,8 +228,12 @@ impl Read for Io {
             return if wire.has_ended { Poll::Ready(Ok(())) } else { Poll::Pending };
         }
         buffer.put_slice(&wire.inbox[range]);
-        if wire.given == wire.inbox.len() {
-            (wire.inbox, wire.given) = (Vec::new(), 0);
+        if wire.given == wire.came {
+            (wire.came, wire.given) = (0, 0);
+            // Whoever waits for long is to cost little; an upload goes on at once.
+            if !wire.is_upload {
+                wire.inbox = Vec::new();
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -219,6 +243,30 @@ impl Write for Io {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let bytes = &bytes[..bytes.len().min(WRITE_BYTES)];
         Poll::Ready(self.0.borrow_mut().write(bytes).map(|()| bytes.len()))
+    }
+
+    /// Hyper is told that there is this, so that it does not copy long bodies behind its heads.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut filled = slices.iter().filter(|slice| !slice.is_empty()).peekable();
+        let Some(first) = filled.next() else { return Poll::Ready(Ok(0)) };
+        if first.len() >= GATHER_BYTES || filled.peek().is_none() {
+            return self.poll_write(context, first);
+        }
+        let length = filled.clone().fold(first.len(), |sum, slice| (sum + slice.len()).min(WRITE_BYTES));
+        let mut bytes = Vec::with_capacity(length);
+        bytes.extend_from_slice(first);
+        for slice in filled {
+            bytes.extend_from_slice(&slice[..slice.len().min(length - bytes.len())]);
+        }
+        self.poll_write(context, &bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -248,6 +296,8 @@ enum Came {
     Silence,
     /// The end of the time that a request has.
     Late,
+    /// Nothing of an upload's body, for so long as that may be.
+    Nothing,
 }
 
 /// Serves one connection to its end.
@@ -259,12 +309,14 @@ pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<
         writer: writer.clone(),
         write_timeout: server.limits.write_timeout,
         inbox: Vec::new(),
+        came: 0,
         given: 0,
         has_ended: false,
         part: Part::Head,
         newline: Newline::None,
         is_in_request: false,
         whole_by: None,
+        is_upload: false,
         head_bytes: 0,
         share,
         answer_follows: false,
@@ -329,7 +381,9 @@ fn drive(
             let reason = "BUSY: too much is being received at the moment; try again";
             return say(StatusCode::SERVICE_UNAVAILABLE, reason);
         }
-        wire.borrow_mut().permit.await_request(stream);
+        if !wire.borrow().is_upload {
+            wire.borrow_mut().permit.await_request(stream);
+        }
         match read_more(wire, reader, &server.limits)? {
             Came::Something => {}
             Came::Silence => return Ok(()),
@@ -339,6 +393,12 @@ fn drive(
                 let reason = format!("the request was not complete {seconds} s after its first byte");
                 return say(StatusCode::REQUEST_TIMEOUT, &reason);
             }
+            Came::Nothing => {
+                server.counters.late.add(1);
+                let seconds = server.limits.upload_idle_timeout.as_secs_f64();
+                let reason = format!("the body is not complete, and nothing came of it for {seconds} s");
+                return say(StatusCode::REQUEST_TIMEOUT, &reason);
+            }
         }
     }
 }
@@ -346,26 +406,25 @@ fn drive(
 /// Waits until something comes. Called when hyper waits for that and for nothing else.
 fn read_more(wire: &RefCell<Wire>, reader: &mut ConnReader, limits: &Limits) -> io::Result<Came> {
     let mut wire = wire.borrow_mut();
-    if !wire.inbox.is_empty() {
+    if wire.came > 0 {
         // It would wait for ever.
         return Err(io::Error::other("what came is not read"));
     }
-    let is_in_request = wire.is_in_request;
-    let (deadline, most) = if is_in_request {
+    let (deadline, most, late) = if wire.is_upload {
+        (Instant::now() + limits.upload_idle_timeout, UPLOAD_READ_BYTES, Came::Nothing)
+    } else if wire.is_in_request {
         // From now on even if its beginning came with the request before it: how long that one took is not the
         // client's fault.
-        (*wire.whole_by.get_or_insert_with(|| Instant::now() + limits.message_timeout), NEXT_READ_BYTES)
+        let whole_by = *wire.whole_by.get_or_insert_with(|| Instant::now() + limits.message_timeout);
+        (whole_by, NEXT_READ_BYTES, Came::Late)
     } else {
-        (Instant::now() + limits.idle_timeout, FIRST_READ_BYTES)
+        (Instant::now() + limits.idle_timeout, FIRST_READ_BYTES, Came::Silence)
     };
     wire.inbox.resize(most, 0);
-    let read = reader.read_before(&mut wire.inbox, deadline);
-    wire.inbox.truncate(*read.as_ref().unwrap_or(&0));
-    match read {
+    match reader.read_before(&mut wire.inbox, deadline) {
         Ok(0) => wire.has_ended = true,
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::TimedOut && is_in_request => return Ok(Came::Late),
-        Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Came::Silence),
+        Ok(came) => wire.came = came,
+        Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(late),
         Err(error) => return Err(error),
     }
     Ok(Came::Something)

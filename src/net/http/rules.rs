@@ -7,8 +7,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hyper::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, HeaderName,
+    HeaderValue, ORIGIN, VARY,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
@@ -19,6 +20,11 @@ use crate::model::text;
 
 /// How long a browser may remember the answer to a preflight, seconds.
 const PREFLIGHT_KEPT_S: &str = "600";
+/// What pages of another origin may ask by, and with.
+const CORS_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
+const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, range, last-event-id";
+/// What of the answers they may read, beside what they always may.
+const EXPOSED: &str = "accept-ranges, content-disposition, content-range, etag, retry-after";
 
 /// Which names and origins are good beside addresses, `localhost` and the same origin.
 #[derive(Debug, Clone, Default)]
@@ -123,13 +129,15 @@ impl Rules {
         // It came as a header, so it can go as one.
         if let Some(origin) = parts.headers.get(ORIGIN).filter(|_| is_allowed) {
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
         }
         if parts.method != Method::OPTIONS || !parts.headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
             return Ok(Passed::On(headers));
         }
         if is_allowed {
-            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST"));
-            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(CORS_METHODS));
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(CORS_HEADERS));
+            headers.remove(ACCESS_CONTROL_EXPOSE_HEADERS);
             headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_KEPT_S));
         }
         Ok(Passed::Preflight(Response { status: StatusCode::NO_CONTENT, headers, body: Body::Bytes(Vec::new()) }))
@@ -288,6 +296,7 @@ mod tests {
             assert_eq!(got, status, "{origin} {is_tls}");
             let allowed = headers.get(ACCESS_CONTROL_ALLOW_ORIGIN).map(|value| value.to_str().unwrap());
             assert_eq!(allowed, (status == 200 && origin.contains("page")).then_some(origin), "{origin}");
+            assert_eq!(headers.contains_key(ACCESS_CONTROL_EXPOSE_HEADERS), allowed.is_some());
             assert_eq!(headers.contains_key(VARY), status == 200);
         }
         // A page of nobody's only by its own word, and then that alone.
@@ -318,8 +327,12 @@ mod tests {
         };
         let (status, headers) = preflight("https://page.example");
         assert_eq!((status, &headers[ACCESS_CONTROL_ALLOW_ORIGIN]), (204, &"https://page.example".parse().unwrap()));
-        assert_eq!(headers[ACCESS_CONTROL_ALLOW_HEADERS], "authorization, content-type");
-        assert_eq!(headers[ACCESS_CONTROL_ALLOW_METHODS], "GET, HEAD, POST");
+        assert_eq!(
+            headers[ACCESS_CONTROL_ALLOW_HEADERS],
+            "authorization, content-type, idempotency-key, range, last-event-id"
+        );
+        assert_eq!(headers[ACCESS_CONTROL_ALLOW_METHODS], "GET, HEAD, POST, PUT, PATCH, DELETE");
+        assert!(!headers.contains_key(ACCESS_CONTROL_EXPOSE_HEADERS), "that is said of answers");
         let (status, headers) = preflight("https://evil.example");
         assert!(status == 403 && headers.is_empty());
         let (status, headers) = preflight("http://127.0.0.1:5501");

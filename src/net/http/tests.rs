@@ -15,6 +15,7 @@ fn quick() -> Limits {
     Limits {
         message_timeout: Duration::from_millis(300),
         idle_timeout: Duration::from_millis(500),
+        upload_idle_timeout: Duration::from_millis(400),
         ..Limits::default()
     }
 }
@@ -409,19 +410,23 @@ fn a_long_answer_is_made_while_it_is_sent() {
 }
 
 /// Streams the events of one receiver a request, taken from a queue.
-fn streaming(limits: Limits) -> (HttpServer, Sender<Receiver<Event>>) {
-    let (hand_over, handed) = unbounded::<Receiver<Event>>();
+fn streaming(limits: Limits) -> (HttpServer, Sender<Receiver<Arc<Event>>>) {
+    let (hand_over, handed) = unbounded::<Receiver<Arc<Event>>>();
     let server = start(floor(limits), move |request: Request| {
         if request.path == "/api/health" {
             return success(json!({"status": "healthy"}));
         }
-        Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(handed.recv().unwrap()) }
+        Response {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Body::Events(handed.recv().unwrap().into()),
+        }
     });
     (server, hand_over)
 }
 
-fn event(n: usize) -> Event {
-    Event::json("files", &json!({"n": n}))
+fn event(n: usize) -> Arc<Event> {
+    Arc::new(Event::json("files", &json!({"n": n})))
 }
 
 #[test]
@@ -486,7 +491,7 @@ fn one_that_reads_nothing_is_given_up() {
     hand_over.send(told).unwrap();
     client.send("GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n");
     client.head().unwrap();
-    let long = Event { name: "x".to_owned(), data: "x".repeat(100_000) };
+    let long = Arc::new(Event { id: None, name: "x".to_owned(), data: "x".repeat(100_000) });
     let give_up_at = Instant::now() + PATIENCE;
     // Until the receiver is dropped.
     while tell.send_timeout(long.clone(), PATIENCE).is_ok() {
@@ -497,7 +502,9 @@ fn one_that_reads_nothing_is_given_up() {
 
 #[test]
 fn idle_connections_and_event_streams_leave_room_for_others() {
-    let (server, hand_over) = streaming(Limits::default());
+    const STREAMS_MAX: usize = 64;
+    let (server, hand_over) = streaming(Limits { event_streams: Some(STREAMS_MAX), ..Limits::default() });
+    assert_eq!(start(floor(Limits::default()), echo).event_streams_max(), 250, "a quarter of the connections");
     let idle: Vec<Client> = (0..200).map(|_| Client::new(&server)).collect();
     let mut tells = Vec::new();
     let mut streams = Vec::new();
@@ -511,11 +518,11 @@ fn idle_connections_and_event_streams_leave_room_for_others() {
         streams.push(client);
         status
     };
-    for _ in 0..EVENT_STREAMS_MAX {
+    for _ in 0..STREAMS_MAX {
         assert_eq!(open(&server), 200);
     }
     assert_eq!(open(&server), 503);
-    assert_eq!(server.event_streams(), EVENT_STREAMS_MAX);
+    assert_eq!(server.event_streams(), STREAMS_MAX);
     let mut client = Client::new(&server);
     for _ in 0..10 {
         assert_eq!(client.get("/api/health").json(), json!({"success": true, "status": "healthy"}));
@@ -535,7 +542,7 @@ fn stopping_ends_streams_and_idle_connections_and_finishes_what_is_in_hand() {
             let (tell, told) = unbounded();
             // Never dropped: it is the server that ends it.
             std::mem::forget(tell);
-            return Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(told) };
+            return Response { status: StatusCode::OK, headers: HeaderMap::new(), body: Body::Events(told.into()) };
         }
         begun.send(()).unwrap();
         std::thread::sleep(Duration::from_millis(200));
@@ -561,7 +568,7 @@ fn past_the_bound_of_connections_it_is_busy() {
     let handler = move |_: Request| Response {
         status: StatusCode::OK,
         headers: HeaderMap::new(),
-        body: Body::Events(told.clone()),
+        body: Body::Events(told.clone().into()),
     };
     let server = start(Floor { limiter: ConnectionLimiter::new(1), ..floor(Limits::default()) }, handler);
     // One that is being answered gives way to nobody.
@@ -643,6 +650,7 @@ fn from_other_hosts_requests_want_tls_unless_it_was_allowed_otherwise() {
             limits: Limits::default(),
             counters: Arc::default(),
             streams: Arc::default(),
+            streams_max: 1,
             stopped,
         };
         let (here, mut there) = crate::net::deadline::tests::pair();
@@ -696,4 +704,422 @@ fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
     assert_eq!(Client::new(&server).get("/short").status, 200, "what is short goes on");
     drop(holder);
     eventually(|| budget.taken() == 0);
+}
+
+/// Takes uploads at `/up/…`, and says what became of each.
+struct Uploads {
+    ended: Sender<Ended>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Whole(Vec<u8>),
+    CutOff(usize),
+}
+
+struct Kept {
+    bytes: Vec<u8>,
+    most: usize,
+    ended: Option<Sender<Ended>>,
+}
+
+impl Handler for Uploads {
+    fn handle(&self, request: Request) -> Response {
+        echo(request)
+    }
+
+    fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+        assert!(head.body.is_empty() && head.method != Method::GET);
+        let most = match head.path.strip_prefix("/up/")? {
+            "taken" => return Some(Err(error(StatusCode::CONFLICT, "taken"))),
+            "small" => 100_000,
+            "panic" => panic!("asked for"),
+            _ => usize::MAX,
+        };
+        Some(Ok(Box::new(Kept { bytes: Vec::new(), most, ended: Some(self.ended.clone()) })))
+    }
+}
+
+impl Sink for Kept {
+    fn write(&mut self, piece: &[u8]) -> Result<(), Refusal> {
+        assert!(!piece.is_empty() && piece.len() <= 128 * 1024, "{}", piece.len());
+        if self.bytes.len() + piece.len() > self.most {
+            return Err(Refusal::new(StatusCode::INSUFFICIENT_STORAGE, "the disk is full"));
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Response {
+        let answer = success(json!({"length": self.bytes.len()}));
+        let bytes = std::mem::take(&mut self.bytes);
+        self.ended.take().unwrap().send(Ended::Whole(bytes)).unwrap();
+        answer
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            ended.send(Ended::CutOff(self.bytes.len())).unwrap();
+        }
+    }
+}
+
+fn uploads(floor: Floor) -> (HttpServer, Receiver<Ended>) {
+    let (ended, all) = unbounded();
+    (start(floor, Uploads { ended }), all)
+}
+
+fn upload(headers: &str) -> String {
+    format!("PUT /up/x HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")
+}
+
+#[test]
+fn an_upload_of_any_type_and_length_goes_on_piece_by_piece() {
+    let (server, ended) = uploads(floor(Limits::default()));
+    let mut client = Client::new(&server);
+    // With a length, more than any other body may have.
+    let content: Vec<u8> = (0..5_000_000_u32).map(|n| (n % 251) as u8).collect();
+    client.send(upload(&format!("Content-Type: video/mp4\r\nContent-Length: {}\r\n", content.len())));
+    client.send(&content);
+    assert_eq!(client.answer().unwrap().json()["length"], content.len());
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(content.clone()));
+    // In chunks, with a trailer.
+    client.send(upload("Transfer-Encoding: chunked\r\n"));
+    for chunk in content.chunks(700_001) {
+        client.send(format!("{:x};ext=1\r\n", chunk.len()));
+        client.send(chunk);
+        client.send("\r\n");
+    }
+    client.send("0\r\nX-Sum: 1\r\n\r\n");
+    assert_eq!(client.answer().unwrap().json()["length"], content.len());
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(content));
+    // Nothing at all is an empty file, however that is said.
+    for headers in ["Content-Length: 0\r\n", "", "Transfer-Encoding: chunked\r\n"] {
+        client.send(upload(headers));
+        if headers.contains("chunked") {
+            client.send("0\r\n\r\n");
+        }
+        assert_eq!(client.answer().unwrap().json()["length"], 0, "{headers}");
+        assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(Vec::new()));
+    }
+    // Whoever asks first is told to go on.
+    client.send(upload("Content-Length: 3\r\nExpect: 100-continue\r\n"));
+    assert_eq!(client.head().unwrap().0, 100);
+    client.send("abc");
+    assert_eq!(client.answer().unwrap().status, 200);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(b"abc".to_vec()));
+    // What is no upload is as ever, on the same connection.
+    assert_eq!(client.post("Content-Type: application/json\r\n", "{}").json()["body"], "{}");
+    assert_eq!(client.get("/up/x").status, 200);
+    assert_eq!(client.post("Content-Type: text/plain\r\n", "{}").status, 415);
+    assert_eq!(server.counters.uploads.get(), 4);
+}
+
+#[test]
+fn requests_sent_behind_an_upload_are_answered_in_order() {
+    let (server, ended) = uploads(floor(Limits::default()));
+    let mut client = Client::new(&server);
+    let post = "POST /p HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    let get = "GET /g HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let all = [
+        &upload("Content-Length: 100000\r\n"),
+        &"x".repeat(100_000),
+        get,
+        &upload("Transfer-Encoding: chunked\r\n"),
+        "5\r\nhello\r\n0\r\n\r\n",
+        post,
+        &upload("Content-Length: 3\r\n"),
+        "abc",
+        &upload("Content-Length: 0\r\n"),
+        post,
+        get,
+    ];
+    client.send(all.concat());
+    let mut lengths = Vec::new();
+    for _ in 0..7 {
+        let answer = client.answer().unwrap().json();
+        lengths.push(answer["length"].as_u64().map_or_else(|| answer["path"].to_string(), |length| length.to_string()));
+    }
+    assert_eq!(lengths, ["100000", "\"/g\"", "5", "\"/p\"", "3", "0", "\"/p\""]);
+    assert_eq!(client.answer().unwrap().json()["path"], "/g");
+    assert_eq!(ended.try_iter().count(), 4);
+    assert_eq!(client.get("/after").json()["path"], "/after");
+}
+
+#[test]
+fn an_upload_may_take_longer_than_a_message_but_not_be_silent() {
+    let (server, ended) = uploads(floor(quick()));
+    let mut client = Client::new(&server);
+    client.send(upload("Content-Length: 9\r\n"));
+    let begun = Instant::now();
+    // Each piece within the time that nothing may come, together longer than any message may take.
+    for _ in 0..9 {
+        std::thread::sleep(Duration::from_millis(100));
+        client.send("x");
+    }
+    assert_eq!(client.answer().unwrap().status, 200);
+    assert!(begun.elapsed() > quick().message_timeout * 2);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(b"xxxxxxxxx".to_vec()));
+    for headers in ["Content-Length: 9\r\n", "Transfer-Encoding: chunked\r\n"] {
+        let mut silent = Client::new(&server);
+        silent.send(upload(headers) + "5\r\nab");
+        let answer = silent.answer().unwrap();
+        assert_eq!((answer.status, answer.header("connection")), (408, Some("close")), "{headers}");
+        assert!(answer.json()["error"].as_str().unwrap().contains("0.4 s"));
+        assert!(matches!(ended.recv_timeout(PATIENCE).unwrap(), Ended::CutOff(_)));
+        silent.assert_ended();
+    }
+    // What follows it has its own time again.
+    let mut client = Client::new(&server);
+    client.send(upload("Content-Length: 2\r\n") + "abGET / HT");
+    assert_eq!((client.answer().unwrap().status, client.answer().unwrap().status), (200, 408));
+}
+
+#[test]
+fn an_upload_that_is_refused_or_cut_off_leaves_nothing() {
+    let (server, ended) = uploads(floor(Limits::default()));
+    // By its head alone; also when the client waits to be told.
+    for (path, headers, status) in [
+        ("taken", "Content-Length: 1000000\r\n", 409),
+        ("taken", "Content-Length: 9\r\nExpect: 100-continue\r\n", 409),
+        ("x", "Content-Range: bytes 0-8/20\r\nContent-Length: 9\r\n", 400),
+        ("x", "Content-Encoding: gzip\r\nContent-Length: 9\r\n", 415),
+        ("panic", "Content-Length: 9\r\n", 500),
+        ("x", "Origin: https://evil.example\r\nContent-Length: 9\r\n", 403),
+    ] {
+        let mut client = Client::new(&server);
+        client.send(format!("POST /up/{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+        let answer = client.answer().unwrap();
+        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{path} {headers}");
+        client.assert_ended();
+    }
+    // Without a body the connection goes on.
+    let mut client = Client::new(&server);
+    assert_eq!(client.ask("POST /up/taken HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 409);
+    assert_eq!(client.get("/").status, 200);
+    // Content-Range and Content-Encoding were found once there was a sink.
+    assert!((0..2).all(|_| ended.recv_timeout(PATIENCE) == Ok(Ended::CutOff(0))));
+    // By its sink, in the middle: at once, whatever is still to come.
+    let mut client = Client::new(&server);
+    client.send("POST /up/small HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n");
+    client.send("x".repeat(200_000));
+    let answer = client.answer().unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (507, Some("close")));
+    assert_eq!(answer.json()["error"], "the disk is full");
+    assert!(matches!(ended.recv_timeout(PATIENCE).unwrap(), Ended::CutOff(length) if length <= 100_000));
+    // By the client: half-closed, gone, or broken.
+    let mut client = Client::new(&server);
+    client.send(upload("Content-Length: 9\r\n") + "abc");
+    client.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.answer().unwrap().status, 400);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::CutOff(3));
+    let mut client = Client::new(&server);
+    client.send(upload("Transfer-Encoding: chunked\r\n") + "3\r\nabc\r\n");
+    drop(client);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::CutOff(3));
+    let mut client = Client::new(&server);
+    assert_eq!(client.ask(upload("Transfer-Encoding: chunked\r\n") + "3\r\nabc\r\nzz\r\n").status, 400);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::CutOff(3));
+    client.assert_ended();
+    assert!(ended.is_empty());
+}
+
+#[test]
+fn an_upload_gives_way_to_nobody_and_is_counted_in_the_budget() {
+    let budget = Budget::new(10 << 20);
+    let limiter = ConnectionLimiter::new(8);
+    let (server, ended) =
+        uploads(Floor { limiter: Arc::clone(&limiter), budget: Arc::clone(&budget), ..floor(Limits::default()) });
+    let mut client = Client::new(&server);
+    client.send(upload("Content-Length: 6\r\n") + "abc");
+    eventually(|| budget.taken() > 0);
+    // Newcomers one after the other, more than there is room for.
+    for _ in 0..20 {
+        let mut newcomer = Client::new(&server);
+        // It may have been closed already.
+        let _ = newcomer.reader.get_mut().write_all(b"GET / HT");
+    }
+    let crowd: Vec<Client> = (0..8).map(|_| Client::new(&server)).collect();
+    client.send("def");
+    assert_eq!(client.answer().unwrap().json()["length"], 6);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(b"abcdef".to_vec()));
+    eventually(|| budget.taken() == 0);
+    drop(crowd);
+    let (server, _ended) = uploads(Floor { budget: Budget::new(60_000), ..floor(Limits::default()) });
+    let mut client = Client::new(&server);
+    client.send(upload("Content-Length: 6\r\n"));
+    assert_eq!(client.answer().unwrap().status, 503);
+}
+
+/// A file of so many bytes, no two parts of which are alike.
+fn file_of(length: usize) -> (std::fs::File, Vec<u8>) {
+    let content: Vec<u8> = (0..length as u32).flat_map(|n| n.to_le_bytes()).take(length).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&content).unwrap();
+    (file, content)
+}
+
+/// Serves one file, of which the facts say that it is so long.
+fn serving(content: std::fs::File, length: u64) -> impl Handler {
+    move |request: Request| {
+        let facts = FileFacts {
+            length,
+            etag: Some("v1".to_owned()),
+            modified: None,
+            content_type: HeaderValue::from_static("text/plain"),
+            disposition: None,
+        };
+        serve_file(&request, content.try_clone().unwrap(), &facts)
+    }
+}
+
+#[test]
+fn a_file_or_a_part_of_it_is_sent_with_its_length() {
+    let (file, content) = file_of(3_000_001);
+    let server = start(floor(Limits::default()), serving(file, 3_000_001));
+    let mut client = Client::new(&server);
+    let mut ask = |method: &str, headers: &str| {
+        client.send(format!("{method} / HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+        if method == "HEAD" {
+            let (status, headers) = client.head().unwrap();
+            return Answer { status, headers, body: Vec::new() };
+        }
+        client.answer().unwrap()
+    };
+    let whole = ask("GET", "Accept-Encoding: gzip\r\n");
+    assert_eq!((whole.status, whole.header("content-length")), (200, Some("3000001")));
+    assert_eq!((whole.header("etag"), whole.header("accept-ranges")), (Some("\"v1\""), Some("bytes")));
+    assert_eq!((whole.header("content-encoding"), whole.header("transfer-encoding")), (None, None));
+    assert!(whole.body == content);
+    let part = ask("GET", "Range: bytes=1000000-2500000\r\n");
+    assert_eq!((part.status, part.header("content-range")), (206, Some("bytes 1000000-2500000/3000001")));
+    assert!(part.body == content[1_000_000..=2_500_000]);
+    // Its head alone is that of the whole: parts are for GET.
+    for headers in ["", "Range: bytes=0-1\r\n"] {
+        let head = ask("HEAD", headers);
+        assert_eq!((head.status, head.header("content-length")), (200, Some("3000001")));
+    }
+    let known = ask("GET", "If-None-Match: \"v1\"\r\n");
+    assert_eq!((known.status, known.body.len(), known.header("etag")), (304, 0, Some("\"v1\"")));
+    assert_eq!(known.header("content-length"), None);
+    assert_eq!(ask("HEAD", "If-None-Match: \"v1\"\r\n").status, 304);
+    let none = ask("GET", "Range: bytes=3000001-\r\n");
+    assert_eq!((none.status, none.header("content-range")), (416, Some("bytes */3000001")));
+    assert_eq!(none.json()["success"], false);
+    assert_eq!(ask("GET", "If-Match: \"v2\"\r\n").status, 412);
+    // The connection went on through all of that.
+    assert_eq!(server.listener.open(), 1);
+}
+
+#[test]
+fn an_empty_file_is_a_file() {
+    let server = start(floor(Limits::default()), serving(file_of(0).0, 0));
+    let mut client = Client::new(&server);
+    assert_eq!((client.get("/").status, client.get("/").body.len()), (200, 0));
+    client.send("HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert!(client.head().unwrap().1.contains(&("content-length".to_owned(), "0".to_owned())));
+    assert_eq!(client.answer().unwrap().header("content-length"), Some("0"));
+}
+
+#[test]
+fn a_file_that_is_shorter_than_promised_cuts_the_connection() {
+    let (file, content) = file_of(700_000);
+    let server = start(floor(Limits::default()), serving(file, 700_001));
+    let mut client = Client::new(&server);
+    client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let (status, headers) = client.head().unwrap();
+    assert!(status == 200 && headers.contains(&("content-length".to_owned(), "700001".to_owned())));
+    let mut came = Vec::new();
+    client.reader.read_to_end(&mut came).unwrap();
+    // All that there is, and no byte more: nothing is filled up, and no other answer follows.
+    assert!(came == content, "{}", came.len());
+}
+
+#[test]
+fn long_answers_over_tls_are_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = Arc::new(Identity::load_or_create(dir.path()).unwrap());
+    let pin = identity.fingerprint().to_owned();
+    let (file, content) = file_of(1_000_000);
+    let server = start(Floor { identity: Some(identity), ..floor(Limits::default()) }, serving(file, 1_000_000));
+    let (mut reader, writer) = over_tls(&server, &pin);
+    let deadline = Instant::now() + PATIENCE;
+    writer.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", deadline).unwrap();
+    let (mut came, mut buffer) = (Vec::new(), vec![0; 65536]);
+    loop {
+        match reader.read_before(&mut buffer, deadline).unwrap() {
+            0 => break,
+            length => came.extend_from_slice(&buffer[..length]),
+        }
+    }
+    assert!(came.ends_with(&content) && came.len() < content.len() + 1000, "{}", came.len());
+}
+
+#[test]
+fn long_chunks_and_long_bodies_are_as_they_were_made() {
+    let (chunks, whole) =
+        (vec![vec![b'a'; 3], vec![b'b'; 200_000], vec![b'c'; 20_000], vec![b'd'; 1]], file_of(900_000).1);
+    let expected = (chunks.concat(), whole.clone());
+    let server = start(floor(Limits::default()), move |request: Request| {
+        let body = match request.path.as_str() {
+            "/chunks" => Body::Chunks(Box::new(chunks.clone().into_iter())),
+            _ => Body::Bytes(whole.clone()),
+        };
+        Response { status: StatusCode::OK, headers: HeaderMap::new(), body }
+    });
+    let mut client = Client::new(&server);
+    for _ in 0..2 {
+        assert!(client.get("/chunks").body == expected.0);
+        assert!(client.get("/whole").body == expected.1);
+    }
+    // One behind the other.
+    client.send(
+        "GET /whole HTTP/1.1\r\nHost: localhost\r\n\r\nGET /chunks HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(3),
+    );
+    for _ in 0..3 {
+        assert!(client.answer().unwrap().body == expected.1);
+        assert!(client.answer().unwrap().body == expected.0);
+    }
+}
+
+#[test]
+fn long_text_travels_compressed_to_who_asks_for_it() {
+    let server = start(floor(Limits::default()), |request: Request| {
+        let length = if request.path == "/short" { 100 } else { 10_000 };
+        let answer = success(json!({"text": "x".repeat(length)}));
+        match request.path.as_str() {
+            "/made" => answer.with(header::CONTENT_ENCODING, HeaderValue::from_static("gzip")),
+            "/chunks" => Response { body: Body::Chunks(Box::new(std::iter::once(vec![b'x'; 10_000]))), ..answer },
+            "/tagged" => answer.with(header::ETAG, HeaderValue::from_static("\"v1\"")),
+            _ => answer,
+        }
+    });
+    let mut client = Client::new(&server);
+    let mut ask =
+        |path: &str, headers: &str| client.ask(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
+    let gzip = "Accept-Encoding: gzip, br\r\n";
+    let plain = ask("/", "");
+    assert_eq!((plain.header("content-encoding"), plain.header("vary")), (None, Some("accept-encoding, origin")));
+    let answer = ask("/", gzip);
+    assert_eq!((answer.header("content-encoding"), answer.header("vary")), (Some("gzip"), plain.header("vary")));
+    assert!(answer.body.len() < 1000);
+    let mut decoded = Vec::new();
+    flate2::read::GzDecoder::new(&*answer.body).read_to_end(&mut decoded).unwrap();
+    assert_eq!(decoded, plain.body);
+    assert_eq!(ask("/", "Accept-Encoding: gzip;q=0\r\n").body, plain.body);
+    assert_eq!(ask("/tagged", gzip).header("etag"), Some("W/\"v1\""));
+    assert_eq!(ask("/tagged", "").header("etag"), Some("\"v1\""));
+    for path in ["/short", "/chunks"] {
+        let answer = ask(path, gzip);
+        assert_eq!((answer.header("content-encoding"), answer.header("vary")), (None, Some("origin")), "{path}");
+    }
+    let made = ask("/made", gzip);
+    assert_eq!((made.header("content-encoding"), &made.body), (Some("gzip"), &plain.body), "it is left alone");
+    // Of the head alone the same is said.
+    let length = answer.header("content-length").unwrap().to_owned();
+    client.send(format!("HEAD / HTTP/1.1\r\nHost: localhost\r\n{gzip}\r\n"));
+    let (_, headers) = client.head().unwrap();
+    assert!(headers.contains(&("content-length".to_owned(), length)), "{headers:?}");
 }

@@ -112,8 +112,7 @@ impl Metrics {
         });
         let numbers = all.collect();
         drop(sources);
-        let mut latencies: Vec<_> =
-            self.latencies.lock().iter().map(|(part, source)| (*part, source())).collect();
+        let mut latencies: Vec<_> = self.latencies.lock().iter().map(|(part, source)| (*part, source())).collect();
         latencies.push((HTTP, self.http.counts()));
         Reading { numbers, latencies }
     }

@@ -76,10 +76,10 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         .takes(Takes::Json(CREDENTIALS))
         .answers(SIGNED_IN)
         .refuses(&[
-        refused(401, "name or password is wrong"),
-        refused(403, "the operator has blocked the account"),
-        refused(429, "too many wrong passwords"),
-    ]),
+            refused(401, "name or password is wrong"),
+            refused(403, "the operator has blocked the account"),
+            refused(429, "too many wrong passwords"),
+        ]),
     Route::post("/api/user/verify", "Whose token it is", Act::Open(|api, call| api.verify(call.request)))
         .takes(TOKEN)
         .answers(&[

@@ -77,7 +77,7 @@ impl World {
         let bytes = match answer.body {
             Body::Bytes(bytes) => bytes,
             Body::Chunks(chunks) => chunks.flatten().collect(),
-            Body::Events(_) => panic!("no events here"),
+            Body::File { .. } | Body::Events(_) => panic!("neither files nor events here"),
         };
         let value: Value = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
         if answer.headers[header::CONTENT_TYPE] == "application/json" {

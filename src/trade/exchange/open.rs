@@ -58,8 +58,7 @@ impl<J: Journal> Exchange<J> {
         let mut to_pass = offset;
         let mut before = Bound::Unbounded;
         while lines.len() < limit {
-            let ids: Vec<u64> =
-                self.open.lock().range((Bound::Unbounded, before)).rev().take(STEP).copied().collect();
+            let ids: Vec<u64> = self.open.lock().range((Bound::Unbounded, before)).rev().take(STEP).copied().collect();
             let Some(last) = ids.last() else { break };
             before = Bound::Excluded(*last);
             let passed = to_pass.min(ids.len());

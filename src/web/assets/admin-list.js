@@ -1,6 +1,6 @@
 // A list of the operator's page: found as one types, drawn as far as it is looked at, and honest about its age.
 
-import { isElsewhere, isOld } from "./admin-data.js";
+import { isElsewhere, isOld, piece } from "./admin-data.js";
 import { Paged } from "./paged.js";
 import { Rows } from "./rows.js";
 import { coalesce, count, duration, fill, h, icon, set, show, text } from "./ui.js";
@@ -39,12 +39,32 @@ export function badge() {
   return el;
 }
 
+/** The newest of a list, read as one; like a `Paged` to who shows it. */
+export class Newest {
+  constructor(path, field, onChange) {
+    Object.assign(this, { q: "", total: 0, isRead: false, error: null, pages: new Map() });
+    this.piece = piece(path, (answer, refusal) => {
+      this.error = refusal;
+      if (answer) {
+        this.pages.set(0, answer[field]);
+        Object.assign(this, { isRead: true, total: answer[field].length, all: answer.total });
+      }
+      onChange();
+    });
+  }
+
+  at = (index) => this.pages.get(0)?.[index];
+  want = () => {};
+  refresh = () => this.piece.read();
+}
+
 /**
  * A view with one list. `counts(pages)` says how many there are; `none(q)` what is said where there is nothing;
- * `above` is shown between the head and the list; `also` is read whenever the list is.
+ * `above` is shown between the head and the list; `also` is read whenever the list is. `others` {label: path}: newest
+ * entries of another path, among which and the list one chooses.
  */
 export class ListView {
-  constructor({ id, title, path, field, columns, make, key, search, counts, none, missing, above, also, onRead }) {
+  constructor({ id, title, path, field, columns, make, key, search, counts, none, missing, above, also, onRead, others }) {
     Object.assign(this, { counts, none, missing, also, onRead });
     this.readAt = null;
     this.askedAt = -Infinity;
@@ -57,7 +77,22 @@ export class ListView {
     this.panel = h("div", { class: "panel" }, this.rows.el, this.empty);
     this.el = h("section", { class: `view stack v-${id}`, "aria-label": title, hidden: true },
       h("div", { class: "head" }, h("h1", null, title), this.count, h("div", { class: "side" }, this.aged)),
-      search ? this.searching(id, search) : null, this.wrong, above ?? null, this.panel);
+      search ? this.searching(id, search) : null, others ? this.choosing(others, field) : null, this.wrong, above ?? null, this.panel);
+  }
+
+  /** Which of several lists is shown: the first of the others to begin with. */
+  choosing({ all, ...others }, field) {
+    const sources = { ...Object.fromEntries(Object.entries(others).map(([label, path]) => [label, new Newest(path, field, () => this.changed())])), [all]: this.pages };
+    const buttons = Object.entries(sources).map(([label, pages]) => h("button", { onclick: () => choose(pages) }, label));
+    const choose = (pages) => {
+      Object.values(sources).forEach((it, index) => set(buttons[index], { "aria-pressed": String(it === pages) }));
+      Object.assign(this, { pages, readAt: null });
+      this.opened();
+    };
+    this.pages = Object.values(sources)[0];
+    set(buttons[0], { "aria-pressed": "true" });
+    set(buttons[1], { "aria-pressed": "false" });
+    return h("div", null, h("div", { class: "choice", role: "group", "aria-label": "What is shown" }, buttons));
   }
 
   searching(id, { label, hint }) {
@@ -95,7 +130,7 @@ export class ListView {
     show(this.empty, isGone || isEmpty);
     if (isGone) fill(this.empty, h("h2", null, `${this.missing} not running here`), h("p", { dir: "auto" }, error.message));
     else if (isEmpty) fill(this.empty, h("p", { dir: "auto" }, q ? `Nothing matches “${q}”.` : this.none));
-    text(this.count, isGone || !isRead ? "" : q ? count(total, "match", "matches") : this.counts(total));
+    text(this.count, isGone || !isRead ? "" : q ? count(total, "match", "matches") : this.counts(total, pages.all));
     set(this.rows.el, { "aria-busy": String(!isRead) });
     // Before the first answer a few rows say that something comes.
     this.rows.set(isRead ? pages : { total: 6, at: () => undefined, want: pages.want });

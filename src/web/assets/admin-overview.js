@@ -2,15 +2,15 @@
 
 import { isElsewhere, isOld, piece, serverNow } from "./admin-data.js";
 import { badge, given } from "./admin-list.js";
-import { DEAL_STATES, check, isWarning, money, moment, remains, timed } from "./admin-lists.js";
+import { DEAL_STATES, check, money, moment, remains, timed } from "./admin-lists.js";
 import { call } from "./api.js";
-import { Chart, STALE_AFTER_MS, atClock, short } from "./charts.js";
+import { Chart, STALE_AFTER_MS, short } from "./charts.js";
 import { bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
 
 const CHARTS_EVERY_MS = 3_000;
 const REST_EVERY_MS = 10_000;
 const SHOWN = 5;
-const LINES_READ = 200;
+const WARNINGS_READ = 200;
 const WARNED_WITHIN_S = 900;
 /** Percent: a few refusals are every day's, such as a mistyped password. */
 const ERRORS_BAD_FROM = 5;
@@ -64,7 +64,7 @@ export function overview() {
     hosts: tile("Hosts online", "#hosts"), files: tile("Files"), accounts: tile("Accounts", "#accounts"), deals: tile("Open deals", "#deals"),
     connections: tile("Connections"), requests: tile("Requests"), errors: tile("Errors"), warnings: tile("Warnings", "#log"),
   };
-  const cards = { deals: card("Deals that end next", "#deals", "All deals"), ledger: card("Ledger", "#ledger", "All entries"), warnings: card("Last warnings", "#log", "All of the log") };
+  const cards = { deals: card("Deals that end next", "#deals", "All deals"), ledger: card("Ledger", "#ledger", "All entries"), warnings: card("Last warnings", "#log", "All warnings") };
   const aged = h("span", { class: "aged" });
   const wrong = h("p", { class: "wrong box", role: "alert", dir: "auto", hidden: true });
   const rooms = h("div", { class: "rooms" }, h("p", { class: "muted" }, "Asking for the charts…"));
@@ -76,7 +76,7 @@ export function overview() {
   let charts = [];
   let plan = "";
   let deals = [];
-  let [warned, knownFrom] = [[], -Infinity];
+  let [warned, isMore] = [[], false];
 
   const lists = {
     stats: piece("/api/stats", (answer, refusal) => {
@@ -97,35 +97,32 @@ export function overview() {
       tiles.deals.say(short(answer.total), { said: "under way" });
       showDeals();
     }),
-    ledger: piece("/api/admin/ledger?limit=8", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
-    warnings: piece(`/api/admin/log?limit=${LINES_READ}`, (answer, refusal) => {
+    ledger: piece("/api/admin/ledger?limit=1&balances_limit=1", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
+    warnings: piece(`/api/admin/log?of=warnings&limit=${WARNINGS_READ}`, (answer, refusal) => {
       if (refusal) {
         tiles.warnings.fail(refusal);
         fill(cards.warnings.body, none(refusal));
         return;
       }
-      warned = answer.log.filter(isWarning);
-      // Where the log holds more than was read, only what is younger than the last line read is known.
-      knownFrom = answer.total > answer.log.length ? answer.log.at(-1).at : -Infinity;
+      warned = answer.log;
+      isMore = answer.total > warned.length;
       sayWarned();
-      const [first, last] = [answer.log.at(-1), answer.log.length];
-      fill(cards.warnings.body, warned.length === 0
-        ? h("p", { class: "muted" }, knownFrom === -Infinity ? "The server has warned of nothing." : `None among the last ${last} lines of the log, which begin at ${atClock(first.at * 1000)}.`)
+      fill(cards.warnings.body, warned.length === 0 ? h("p", { class: "muted" }, "The server has warned of nothing.")
         : h("ul", { class: "lines" }, warned.slice(0, SHOWN).map((line) => h("li", null, moment(h("time"), line.at), given("span", "what").say(line.text)))));
     }),
   };
   const none = (refusal) => h("p", { class: "muted", dir: "auto" }, isElsewhere(refusal) ? "Not running here." : refusal.message);
 
-  /** How many warnings the charts' time has seen, as far as that is known. */
+  /** How many warnings there were in the time of the charts; at least so many, where the last read one is younger. */
   function sayWarned() {
     const from = serverNow() / 1000 - WARNED_WITHIN_S;
     const recent = warned.filter(({ at }) => at >= from).length;
-    tiles.warnings.say(short(recent), { said: knownFrom <= from ? "in 15 min" : `since ${atClock(knownFrom * 1000)}`, kind: recent ? "is-warn" : "" });
+    tiles.warnings.say(short(recent), { of: isMore && recent === warned.length ? "+" : "", said: "in 15 min", kind: recent ? "is-warn" : "" });
   }
 
   /** Those that end soonest, with what is left of them. */
   function showDeals() {
-    const next = deals.filter((deal) => deal.expires_in !== null).sort((a, b) => endOf(a) - endOf(b)).slice(0, SHOWN);
+    const next = deals.filter((deal) => deal.ends_in_ms !== null).sort((a, b) => endOf(a) - endOf(b)).slice(0, SHOWN);
     fill(cards.deals.body, next.length === 0 ? h("p", { class: "muted" }, deals.length ? "No open deal has an end set." : "No deal is open.")
       : h("ul", { class: "lines" }, next.map((deal) => {
         const end = h("span", { class: "number" }, remains(deal));
@@ -158,7 +155,7 @@ export function overview() {
     const requests = sum(last("requests"));
     const part = requests > 0 ? (100 * errors) / requests : 0;
     tiles.requests.say(short(requests), { of: "/s", said: "in all rooms" });
-    tiles.errors.say(short(errors), { of: "/s", said: `${short(part)} % of requests`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
+    tiles.errors.say(short(errors), { of: "/s", said: `${short(part)} % of all`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
     tiles.connections.say(short(sum(last("connections"))), { said: "open" });
   }
 
@@ -215,12 +212,11 @@ export function overview() {
   };
 }
 
-const endOf = (deal) => deal.expires_in * 1000 + deal.readAt;
+const endOf = (deal) => deal.ends_in_ms + deal.readAt;
 
-/** The house's own accounts: what is held until it is decided, and what was earned. */
-function totals({ balances, total }) {
+/** What the accounts of each kind hold together. */
+function totals({ totals: { card, escrow, payout, fee }, total }) {
   const fact = (name, value) => [h("dt", null, name), h("dd", { class: "number" }, value)];
-  const own = balances.filter(({ account }) => account === "escrow" || account === "fee");
-  return h("dl", { class: "facts" }, own.map((it) => fact(`${ROOMS[it.room] ?? it.room}: ${it.account === "fee" ? "fees earned" : "held in escrow"}`, money(it.balance))),
-    fact("Entries", total.toLocaleString("en")));
+  return h("dl", { class: "facts" }, fact("Paid by buyers", money(-card)), fact("Held in escrow", money(escrow)), fact("Earned by sellers", money(payout)),
+    fact("Fees of the house", money(fee)), fact("Entries", total.toLocaleString("en")));
 }

@@ -23,7 +23,8 @@ export function short(value) {
   if (size >= 1e10) return `${trim(value / 1e9, 1)}G`;
   if (size >= 1e6) return `${trim(value / 1e6, 1)}M`;
   if (size >= 1e4) return `${trim(value / 1e3, 1)}k`;
-  return trim(value, size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 ? 2 : 4);
+  if (size < 0.1) return value.toLocaleString("en", { maximumSignificantDigits: 2 });
+  return trim(value, size >= 100 ? 0 : size >= 10 ? 1 : 2);
 }
 
 const trim = (value, digits) => value.toLocaleString("en", { maximumFractionDigits: digits });
@@ -96,7 +97,6 @@ export class Chart {
       "aria-valuemin": "0", "aria-valuemax": "0", "aria-valuenow": "0", "aria-valuetext": "no point yet",
       "aria-describedby": `${id}-counts ${id}-summary`,
     }, this.canvas);
-    this.when = h("span", { class: "chart-when" });
     this.values = lines.map(() => h("b", null, "–"));
     const legend = lines.map(({ label }, index) =>
       h("li", null, h("i", { class: `swatch series-${index + 1}` }), h("span", null, label), this.values[index]));
@@ -106,7 +106,7 @@ export class Chart {
         h("p", { class: "chart-counts", id: `${id}-counts` }, `${counts}${this.unit.within} · last 15 min`), this.summary),
       this.plot,
       // The readout is for the eye: the plot's own text says the same.
-      h("div", { class: "chart-readout", "aria-hidden": "true" }, h("ul", { class: "chart-legend" }, legend), this.when));
+      h("ul", { class: "chart-legend", "aria-hidden": "true" }, legend));
 
     this.plot.addEventListener("pointermove", (event) => this.point(event));
     this.plot.addEventListener("pointerdown", (event) => this.point(event));
@@ -149,8 +149,8 @@ export class Chart {
     const age = this.lastAt == null ? null : now - this.lastAt;
     this.isStale = age === null || age > STALE_AFTER_MS;
     this.element.classList.toggle("is-stale", this.isStale);
-    const said = age === null ? "no point yet" : `${this.isStale ? "stale: " : ""}last point ${duration(age / 1000)} ago`;
-    text(this.age, said);
+    this.aged = age === null ? "no point yet" : `${this.isStale ? "stale: " : ""}last point ${duration(age / 1000)} ago`;
+    if (cursor.at === null) text(this.age, this.aged);
     if (this.isStale || was !== this.isStale) this.paintSoon();
   }
 
@@ -209,7 +209,7 @@ export class Chart {
     const say = (value) => (value == null ? "–" : this.unit.say(value));
     const read = this.points.map((line) => say(line[index]));
     read.forEach((said, line) => text(this.values[line], said));
-    text(this.when, isAt ? atClock(this.times[index]) : "");
+    text(this.age, isAt ? `at ${atClock(this.times[index])}` : (this.aged ?? ""));
     if (index < 0) return;
     const said = this.lines.map(({ label }, line) => `${label} ${read[line] === "–" ? "not measured" : read[line]}`);
     set(this.plot, { "aria-valuenow": String(index), "aria-valuetext": `${atClock(this.times[index])}: ${said.join(", ")}` });

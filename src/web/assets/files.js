@@ -184,6 +184,9 @@ function photoName(file) {
   return `photo ${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} ${two(at.getHours())}.${two(at.getMinutes())}.${two(at.getSeconds())}${ending}`;
 }
 
+/** Takes what was pasted. */
+export const pasted = (list) => bring([...list].map((file) => ({ file, name: file.name })));
+
 function bring(files) {
   if (!files.length) return;
   if (location.hash.split("?")[0] !== "#files") location.hash = "#files";

@@ -148,7 +148,7 @@ function draw() {
   instead(place, source, rows, empty);
   rows.refresh();
   const isRead = source.isRead && !source.error;
-  text(found, isRead && (source.total || input.value) ? count(source.total, "file") : "");
+  text(found, isRead && source.total ? count(source.total, "file") : "");
 }
 
 function empty() {
@@ -197,10 +197,10 @@ class OfOne {
         ...entry, name, owner_hostname: this.hostname, owner_name: this.title, owner_ip: addr[0], owner_port: addr[1],
       })).sort((a, b) => a.name.localeCompare(b.name));
       this.error = null;
+      this.isRead = true;
     } catch (error) {
       this.error = error;
     }
-    this.isRead = true;
     this.search(this.q);
   }
 }

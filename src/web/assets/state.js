@@ -56,7 +56,8 @@ export const nameOf = (host) => host.display_name || host.owner_name || host.hos
 
 /** Lists that take another look replace what is under `el` by what fits: the list, or why there is none. */
 export function instead(el, { error, isRead, total }, rows, empty) {
-  const now = error ? "error" : !isRead ? "wait" : total ? "rows" : "empty";
+  // What was read before is better than none: that the server is away is said elsewhere.
+  const now = error && !isRead ? "error" : !isRead ? "wait" : total ? "rows" : "empty";
   if (el.now === now && (now === "wait" || now === "rows")) return;
   if (el.now === now) {
     // The same words stay as they are, and so does the focus among them.
@@ -80,10 +81,17 @@ export async function fetchFile(fname, owner) {
   try {
     return await begin(fname, owner);
   } catch (error) {
-    if (!(error instanceof ApiError) || error.status !== 409 || !error.body.owners) throw error;
-    const chosen = await choose(fname, error);
+    const owners = error.body?.owners ?? (error.status === 404 ? await othersOf(fname, owner) : []);
+    if (!owners.length) throw error;
+    const chosen = await choose(fname, owners, error.message);
     return chosen ? begin(fname, chosen) : null;
   }
+}
+
+/** Who else has a file of that name. */
+async function othersOf(fname, owner) {
+  const { files } = await get(`network-files?q=${part(fname)}&limit=1000`);
+  return files.filter((it) => it.name === fname && it.owner_hostname !== owner && it.owner_hostname !== me());
 }
 
 async function begin(fname, owner_hostname) {
@@ -92,12 +100,12 @@ async function begin(fname, owner_hostname) {
   return begun;
 }
 
-function choose(fname, { body, message }) {
+function choose(fname, owners, message) {
   return dialog({
     title: "Whose file is it to be?",
     build: (close) => [
       h("p", { class: "muted", dir: "auto" }, message),
-      h("ul", { class: "picks", "aria-label": `Owners of ${fname}` }, body.owners.map((it) => h("li", null,
+      h("ul", { class: "picks", "aria-label": `Owners of ${fname}` }, owners.map((it) => h("li", null,
         h("button", { type: "button", class: "pick", "data-name": it.owner_hostname, onclick: () => close(it.owner_hostname) },
           h("bdi", { class: "title" }, it.owner_hostname), h("span", { class: "muted small" }, `${bytes(it.size)} · changed ${age(it.modified)}`))))),
     ],
@@ -140,6 +148,12 @@ export async function linkTo(fname) {
   return new URL(url, new URL(`${API}/`, location.href)).href;
 }
 
+/** Under which name what was fetched is among the files: another one where that was taken. */
+export async function nameOfFetched({ file_name: fname, save_path: path }) {
+  const { files } = await get(`local-files?q=${part(fname)}&limit=1000`);
+  return files.find((it) => it.path === path)?.name ?? fname;
+}
+
 /** Has the browser save a file on the device that it runs on. */
 export async function save(fname) {
   const a = h("a", { href: await linkTo(fname), download: fname, hidden: true });
@@ -160,19 +174,19 @@ const KINDS = [
 export const kindOf = (fname) => KINDS.find(([, pattern]) => pattern.test(fname))?.[0];
 
 /** Shows a picture, plays sound or film, or opens what has pages beside this one. */
-export async function open(fname) {
+export async function open(fname, name = Promise.resolve(fname)) {
   const kind = kindOf(fname);
   // A window has to be opened while the click is still going on.
   const beside = kind === "page" ? window.open("", "_blank") : null;
   try {
-    const src = await linkTo(fname);
+    const src = await linkTo(await name);
     if (kind === "page") {
       if (beside) beside.location = src;
       else location.assign(src);
       return;
     }
     const props = kind === "img" ? { src, alt: fname } : { src, controls: true, autoplay: true, "aria-label": fname };
-    dialog({ title: fname, className: "viewer", build: () => h(kind, props), actions: [{ label: "Close", value: null }] });
+    dialog({ title: fname, className: "viewer", build: (_, el) => h(kind, { ...props, onerror: () => fill(el.querySelector(".body"), h("p", null, "This browser cannot show it: save it instead.")) }), actions: [{ label: "Close", value: null }] });
   } catch (error) {
     beside?.close();
     throw error;

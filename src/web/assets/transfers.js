@@ -1,7 +1,7 @@
 // What is being fetched, and what was.
 
 import { Rows } from "./rows.js";
-import { changed, get, kindOf, named, nothing, open, part, post, run, save, sentence, state } from "./state.js";
+import { changed, get, kindOf, nameOfFetched, named, nothing, open, part, post, run, save, sentence, state } from "./state.js";
 import { announce, bar, bytes, dialog, duration, fill, h, set, show, speed, text } from "./ui.js";
 
 const place = h("div", { class: "panel", id: "transfers-list" });
@@ -88,8 +88,8 @@ function make() {
   const pause = act("Pause", "", wish("pause"));
   const resume = act("Resume", "", wish("resume"));
   const cancel = act("Cancel", "quiet", wish("cancel"));
-  const keep = act("Save", "", () => save(it.file_name));
-  const see = act("Open", "quiet", () => open(it.file_name));
+  const keep = act("Save", "", async () => save(await nameOfFetched(it)));
+  const see = act("Open", "quiet", () => open(it.file_name, nameOfFetched(it)));
   const where = h("a", { class: "button quiet small", "aria-describedby": id }, "Show");
   keep.title = "Save on this device";
   where.title = "Show among my files";
@@ -159,7 +159,7 @@ export function put(id, progress) {
   const { status, file_name: fname, error } = progress;
   if (before && before.status !== status) {
     if (status === "completed") {
-      announce(`Fetched ${fname}`, { action: { label: "Save", run: () => save(fname).catch((wrong) => announce(sentence(wrong))) } });
+      announce(`Fetched ${fname}`, { action: { label: "Save", run: () => nameOfFetched(progress).then(save).catch((wrong) => announce(sentence(wrong))) } });
     } else if (status === "failed") announce(`${fname}: ${error ?? "not fetched"}`);
     else if (status === "cancelled" || status === "paused") announce(`${status === "paused" ? "Paused" : "Cancelled"} ${fname}`, { isQuiet: true });
   }

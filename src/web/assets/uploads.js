@@ -20,6 +20,11 @@ export function add(files, onAdded) {
   next();
 }
 
+addEventListener("beforeunload", (event) => {
+  // Going away would cut them off: people are asked first.
+  if (running) event.preventDefault();
+});
+
 function next() {
   while (running < AT_ONCE && queue.length) {
     running += 1;

@@ -129,11 +129,7 @@ fn read(rooms: &[Room<'_>], page: &Page, part: &Page) -> Result<Ledger, StoreErr
 }
 
 /// A part of all balances, the house's own of all rooms first; and what each room's ledger comes to.
-fn balances(
-    rooms: &[Room<'_>],
-    offset: u64,
-    limit: u64,
-) -> Result<(Vec<Balance>, Vec<Outline>), StoreError> {
+fn balances(rooms: &[Room<'_>], offset: u64, limit: u64) -> Result<(Vec<Balance>, Vec<Outline>), StoreError> {
     let mut outlines = Vec::new();
     for room in rooms {
         outlines.push(room.store.read(|reader| room.known.outline(reader))?);

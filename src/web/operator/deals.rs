@@ -16,7 +16,6 @@ struct Deals {
 
 pub(super) fn deals(operator: &Operator, call: &Call<'_>) -> Answered {
     let page = Page::of(call.request, USUAL)?;
-    let (deals, total) =
-        operator.trade()?.open_deals(page.offset, page.limit).map_err(|error| unavailable(&error))?;
+    let (deals, total) = operator.trade()?.open_deals(page.offset, page.limit).map_err(|error| unavailable(&error))?;
     Ok(json(StatusCode::OK, &Deals { success: true, deals, total }))
 }

@@ -114,11 +114,17 @@ mod tests {
     #[test]
     fn a_line_says_in_one_text_what_happened() {
         let line = Line::from(row(1_500));
-        assert_eq!((line.at, line.kind.as_str(), line.text.as_str()), (1.5.into(), "search", "tea for 12.50 green (deal 7)"));
+        assert_eq!(
+            (line.at, line.kind.as_str(), line.text.as_str()),
+            (1.5.into(), "search", "tea for 12.50 green (deal 7)")
+        );
         let bare = Line::from(LogRow { deal: None, item_name: None, price: None, ..row(0) });
         assert_eq!(bare.text, "green");
         let error = Line::from(warning(2_000));
-        assert_eq!((error.at, error.kind.as_str(), error.peer, error.text.as_str()), (2.into(), "error", None, "w2000"));
+        assert_eq!(
+            (error.at, error.kind.as_str(), error.peer, error.text.as_str()),
+            (2.into(), "error", None, "w2000")
+        );
     }
 
     #[test]

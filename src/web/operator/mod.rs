@@ -111,8 +111,8 @@ impl Operator {
             return matches!(found, Found::OtherMethods(_)).then(|| found.refusal().unwrap_or_else(not_found));
         };
         // The token is looked at before anything else.
-        let admin = token_of(request, false)
-            .and_then(|token| self.sight.users.admin_of(token.reveal()).map_err(not_so));
+        let admin =
+            token_of(request, false).and_then(|token| self.sight.users.admin_of(token.reveal()).map_err(not_so));
         let answer = admin.and_then(|_| (route.handler)(self, call)).unwrap_or_else(Response::from);
         route.hold(&answer);
         self.sight.metrics.count(route.outline.name(), answer.status, began_at.elapsed());

@@ -41,8 +41,7 @@ struct One {
 
 pub(super) fn users(operator: &Operator, call: &Call<'_>) -> Answered {
     let page = Page::of(call.request, USUAL)?;
-    let (users, total) =
-        operator.sight.users.search(&page.sought, page.offset, page.limit).map_err(not_so)?;
+    let (users, total) = operator.sight.users.search(&page.sought, page.offset, page.limit).map_err(not_so)?;
     Ok(json(StatusCode::OK, &Users { success: true, users: shown(operator, users)?, total }))
 }
 

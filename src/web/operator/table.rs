@@ -35,8 +35,7 @@ const DEAL: &[Field] = &[
     field("asked", Whole).about("how many peers were asked"),
     field("ends_in_ms", Nullable(&Whole)).about("of its present state; null: time does not end that"),
 ];
-const BALANCE: &[Field] =
-    &[field("room", OneOf(&["trade", "shop"])), field("account", Text), field("balance", Number)];
+const BALANCE: &[Field] = &[field("room", OneOf(&["trade", "shop"])), field("account", Text), field("balance", Number)];
 const TOTALS: &[Field] =
     &[field("card", Number), field("escrow", Number), field("payout", Number), field("fee", Number)];
 const ENTRY: &[Field] = &[
@@ -92,10 +91,14 @@ pub(super) const ROUTES: &[Route<Act>] = &[
             field("total", Whole).about("how many entries there are"),
             field("sum", Number).about("of all entries: 0, or something is very wrong"),
         ]),
-    Route::get("/api/admin/log", "What happened in trade, and what the process warned of, newest first", log::log as Act)
-        .by(Who::Admin)
-        .query(&[OFFSET, LIMIT, optional("of", OneOf(&["trade", "warnings"])).about("that alone")])
-        .answers(&[field("log", List(&Named("LogLine", LINE))), field("total", Whole)]),
+    Route::get(
+        "/api/admin/log",
+        "What happened in trade, and what the process warned of, newest first",
+        log::log as Act,
+    )
+    .by(Who::Admin)
+    .query(&[OFFSET, LIMIT, optional("of", OneOf(&["trade", "warnings"])).about("that alone")])
+    .answers(&[field("log", List(&Named("LogLine", LINE))), field("total", Whole)]),
     Route::get("/api/admin/metrics", "The figures of the last 15 minutes", figures::metrics as Act)
         .by(Who::Admin)
         .answers(&[

@@ -156,8 +156,7 @@ impl World {
     }
 
     fn found(&self) -> Vec<String> {
-        let op =
-            ProductOp::Search { category: None, keywords: ["thing".to_owned()].into(), offset: 0, limit: 10 };
+        let op = ProductOp::Search { category: None, keywords: ["thing".to_owned()].into(), offset: 0, limit: 10 };
         let found: Value = serde_json::from_str(&self.shop().products.handle(op).unwrap()).unwrap();
         assert_eq!(found["total"], found["items"].as_array().unwrap().len(), "{found}");
         found["items"].as_array().unwrap().iter().map(|item| item["item_id"].as_str().unwrap().to_owned()).collect()
@@ -275,7 +274,10 @@ fn a_blocked_user_signs_in_no_more_and_sells_nothing_until_unblocked() {
     let login = |world: &World, name: &str| world.users.login(name, "p", source).map(drop);
     for _again in 0..2 {
         let (status, answer) = world.post("/api/admin/users/ann/block");
-        assert_eq!((status, &answer["user"]["blocked"], &answer["user"]["username"]), (200, &json!(true), &json!("ann")));
+        assert_eq!(
+            (status, &answer["user"]["blocked"], &answer["user"]["username"]),
+            (200, &json!(true), &json!("ann"))
+        );
         assert_eq!(login(&world, "ann"), Err(UserError::Blocked));
         assert_eq!(world.users.login("ann", "wrong", source), Err(UserError::WrongCredentials), "only to who knows it");
         assert_eq!(world.users.user_of(&token), Err(UserError::Token(crate::identity::BadToken::Blocked)));
@@ -371,7 +373,10 @@ fn the_ledger_is_told_with_exact_amounts() {
         "amount": 11.25});
     assert_eq!(*newest, expected);
     let part = world.get("/api/admin/ledger?offset=4&limit=5&balances_offset=1&balances_limit=2");
-    assert_eq!((of(&part["balances"], "account"), of(&part["entries"], "account")), (vec!["fee", "card:ann"], vec!["card:ann"]));
+    assert_eq!(
+        (of(&part["balances"], "account"), of(&part["entries"], "account")),
+        (vec!["fee", "card:ann"], vec!["card:ann"])
+    );
     assert_eq!(world.ask(Method::GET, "/api/admin/ledger?balances_limit=x").0, 400);
 }
 

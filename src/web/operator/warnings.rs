@@ -159,7 +159,8 @@ mod tests {
         }
         static KEPT_HERE: Warnings = Warnings::new();
         let logger = Keeping { logger: Mute, warnings: &KEPT_HERE };
-        for (level, text) in [(Level::Info, "no"), (Level::Warn, "a\x1b[2J"), (Level::Error, "b"), (Level::Debug, "no")] {
+        for (level, text) in [(Level::Info, "no"), (Level::Warn, "a\x1b[2J"), (Level::Error, "b"), (Level::Debug, "no")]
+        {
             logger.log(&Record::builder().level(level).args(format_args!("{text}")).build());
         }
         logger.log(&Record::builder().level(Level::Warn).args(format_args!("{}", "ü".repeat(5_000))).build());
