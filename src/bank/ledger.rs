@@ -440,7 +440,7 @@ mod tests {
         all.reverse();
         assert_eq!(back, all);
         let house = vec![(Account::Escrow, Total(0)), (Account::Fee, Total(100))];
-        let whole = Outline { entries: 5, named: 3, house, cards: Total(-1000), payouts: Total(900), sum: Total(0) };
+        let whole = Outline { entries: 6, named: 3, house, cards: Total(-1000), payouts: Total(900), sum: Total(0) };
         assert_eq!(store.read(outline), Ok(whole));
         let named = |offset, limit| store.read(|reader| named_balances(reader, offset, limit)).unwrap();
         let of = |account: &str, cents| (Account::parse(account).unwrap(), Total(cents));

@@ -14,6 +14,8 @@ mod node_faults;
 mod node_tls;
 #[cfg(unix)]
 mod nodes;
+#[cfg(unix)]
+mod operator;
 mod owners;
 mod registry;
 mod registry_floor;

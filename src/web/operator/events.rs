@@ -6,16 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
 use super::log::Line;
 use super::warnings::Warnings;
 use super::{Operator, Sight};
 use crate::model::{Clock, Millis, Name};
+use crate::net::http::watchers::{RESET, Watcher, Watchers, WatchersBounds, last_event_id};
 use crate::net::http::{Answered, Body, Call, HeaderMap, Refusal, Response, StatusCode};
 use crate::net::periodic::Periodic;
-use crate::share::node::events::{Session, Watchers};
 use crate::share::server::RegistryServer;
 use crate::share::server_api::{not_so, token_of};
 use crate::trade::deal::DealLine;
@@ -28,16 +27,43 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// and more does not fit into what waits for a slow one.
 const TOLD_AT_ONCE: usize = 100;
 
+/// Streams at once: all are one account's.
+const STREAMS_MAX: usize = 8;
+
+/// An admin who watches.
+struct Session {
+    admin: Name,
+    /// With the token.
+    ends_at: Millis,
+}
+
+impl Watcher for Session {
+    /// Who may watch at all is told everything.
+    type Topic = ();
+
+    fn is_concerned(&self, (): &()) -> bool {
+        true
+    }
+
+    fn ends_at(&self) -> Millis {
+        self.ends_at
+    }
+
+    fn is_same_account(&self, other: &Session) -> bool {
+        self.admin == other.admin
+    }
+}
+
 /// What happens, and who watches.
 pub(super) struct News {
-    watchers: Arc<Watchers>,
-    looking: Arc<Mutex<Looking>>,
+    watchers: Arc<Watchers<Session>>,
+    pub(super) looking: Arc<Mutex<Looking>>,
     _periodic: Periodic,
 }
 
 /// Where it is looked for.
-struct Looking {
-    watchers: Arc<Watchers>,
+pub(super) struct Looking {
+    watchers: Arc<Watchers<Session>>,
     trade: Option<Arc<TradeServer>>,
     registry: Option<Arc<RegistryServer>>,
     warnings: &'static Warnings,
@@ -66,10 +92,13 @@ impl Looking {
                 (Some(hosts), Some(deals)) if hosts.len() + deals.len() + warnings.len() <= TOLD_AT_ONCE => {
                     hosts.into_iter().for_each(|(hostname, host)| self.tell_of_host(&hostname, host));
                     deals.into_iter().for_each(|(deal, line)| self.tell_of_deal(deal, line));
-                    warnings.into_iter().for_each(|it| self.watchers.tell("warnings", &json!(Line::from(it))));
+                    warnings.into_iter().for_each(|it| self.watchers.tell((), "warnings", &json!(Line::from(it))));
                 }
-                _ => self.watchers.tell("reset", &json!({})),
+                _ => self.watchers.tell((), RESET, &json!({})),
             }
+        } else {
+            // Who was away meanwhile cannot go on from where it was: nothing was remembered.
+            self.watchers.tell((), RESET, &json!({}));
         }
         (self.warned, self.was_watched) = (warned, is_watched);
     }
@@ -77,19 +106,20 @@ impl Looking {
     fn tell_of_host(&self, hostname: &Name, host: Option<(bool, u64)>) {
         let (online, file_count) = host.unwrap_or_default();
         let data = json!({"hostname": hostname, "online": online, "file_count": file_count});
-        self.watchers.tell("hosts", &data);
+        self.watchers.tell((), "hosts", &data);
     }
 
     fn tell_of_deal(&self, deal: u64, line: Option<DealLine>) {
         // Its amounts are prices: a value holds them as they are.
         let row = line.map_or(Value::Null, |line| json!(line));
-        self.watchers.tell("deals", &json!({"deal": deal, "row": row}));
+        self.watchers.tell((), "deals", &json!({"deal": deal, "row": row}));
     }
 }
 
 impl News {
     pub(super) fn start(sight: &Sight) -> io::Result<News> {
-        let watchers = Arc::new(Watchers::new(sight.clock));
+        let bounds = WatchersBounds::of(STREAMS_MAX, STREAMS_MAX);
+        let watchers = Arc::new(Watchers::new(sight.clock, bounds));
         let looking = Arc::new(Mutex::new(Looking {
             watchers: Arc::clone(&watchers),
             trade: sight.trade.clone(),
@@ -106,15 +136,13 @@ impl News {
 
 pub(super) fn events(operator: &Operator, call: &Call<'_>) -> Answered {
     let token = token_of(call.request, false)?;
-    let (_, claims) = operator.sight.users.admin_with(token.reveal()).map_err(not_so)?;
+    let (admin, claims) = operator.sight.users.admin_with(token.reveal()).map_err(not_so)?;
     let left = Clock::wall().until(Millis::from_unix_s(claims.exp));
-    let mut key = [0; 32];
-    key.copy_from_slice(digest(&SHA256, token.reveal().as_bytes()).as_ref());
-    let session = Session { token: key, ends_at: operator.sight.clock.now().plus(left) };
+    let session = Session { admin, ends_at: operator.sight.clock.now().plus(left) };
     // Before anything is read by whoever watches from now on: nothing is missed in between.
     let mut looking = operator.news.looking.lock();
     looking.look(true);
-    let Some(events) = operator.news.watchers.add(session) else {
+    let Some(events) = operator.news.watchers.add(session, last_event_id(&call.request.headers)) else {
         let reason = "too many event streams are open already: close one, and try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
     };

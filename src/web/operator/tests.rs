@@ -12,7 +12,7 @@ use crate::identity::users::AdminSettings;
 use crate::identity::{Cost, Passwords, Role, UserError};
 use crate::model::{Cents, Millis, Name};
 use crate::net::budget::Budget;
-use crate::net::http::{Body, Event, HeaderMap, Method, header};
+use crate::net::http::{Body, HeaderMap, Method, header};
 use crate::net::listener::ConnectionLimiter;
 use crate::net::threads::Executor;
 use crate::share::registry::store::MIGRATIONS;
@@ -60,8 +60,8 @@ fn world_in(dir: tempfile::TempDir, with_shop: bool, with_registry: bool) -> Wor
     });
     let registry = with_registry.then(|| {
         let floor = Floor {
-            executor: Executor::new("test", 100),
-            limiter: ConnectionLimiter::new(100),
+            executor: Executor::new("test", 300),
+            limiter: ConnectionLimiter::new(300),
             budget: Budget::new(1 << 20),
             identity: None,
             plain_from_afar: false,
@@ -402,8 +402,8 @@ fn what_happens_is_told_to_who_watches() {
     let answer = world.answer(Method::GET, "/api/admin/events", Some(&world.admin())).unwrap();
     let Body::Events(events) = answer.body else { panic!("no events: {answer:?}") };
     let next = || {
-        let Event { name, data, .. } = events.recv_timeout(Duration::from_secs(10)).unwrap();
-        (name, serde_json::from_str::<Value>(&data).unwrap())
+        let event = events.queue().recv_timeout(Duration::from_secs(10)).unwrap();
+        (event.name.clone(), serde_json::from_str::<Value>(&event.data).unwrap())
     };
     let mut host = world.host("pc", None);
     assert_eq!(next(), ("hosts".to_owned(), json!({"hostname": "pc", "online": true, "file_count": 0})));
