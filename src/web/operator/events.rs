@@ -13,6 +13,7 @@ use super::log::Line;
 use super::warnings::Warnings;
 use super::{Operator, Sight};
 use crate::model::{Clock, Millis};
+use crate::net::http::watchers::last_event_id;
 use crate::net::http::{Answered, Body, Call, HeaderMap, Refusal, Response, StatusCode};
 use crate::net::periodic::Periodic;
 use crate::share::node::events::{Session, Watchers};
@@ -112,7 +113,7 @@ pub(super) fn events(operator: &Operator, call: &Call<'_>) -> Answered {
     // Before anything is read by whoever watches from now on: nothing is missed in between.
     let mut looking = operator.news.looking.lock();
     looking.look(true);
-    let Some(events) = operator.news.watchers.add(session) else {
+    let Some(events) = operator.news.watchers.add(session, last_event_id(&call.request.headers)) else {
         let reason = "too many event streams are open already: close one, and try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason));
     };

@@ -135,7 +135,7 @@ impl World {
             username: name.to_owned(),
             password: "p".to_owned(),
             name: None,
-            source: "127.0.0.1".parse::<std::net::IpAddr>().unwrap().into(),
+            source: "127.0.0.1".to_owned(),
         };
         let made: Value = serde_json::from_str(&self.shop().customers.handle(op).unwrap()).unwrap();
         made["user_id"].as_u64().unwrap_or_else(|| panic!("{made}"))
@@ -401,8 +401,8 @@ fn what_happens_is_told_to_who_watches() {
     let world = world(false, true);
     let answer = world.answer(Method::GET, "/api/admin/events", Some(&world.admin())).unwrap();
     let Body::Events(events) = answer.body else { panic!("no events: {answer:?}") };
-    let mut next = || {
-        let Event { name, data, .. } = events.recv_timeout(Duration::from_secs(10)).unwrap();
+    let next = || {
+        let Event { name, data, .. } = events.queue().recv_timeout(Duration::from_secs(10)).unwrap();
         (name, serde_json::from_str::<Value>(&data).unwrap())
     };
     let mut host = world.host("pc", None);
