@@ -15,6 +15,8 @@ mod node_tls;
 #[cfg(unix)]
 mod nodes;
 mod owners;
+#[cfg(unix)]
+mod page_routes;
 mod registry;
 mod registry_floor;
 mod registry_load;
