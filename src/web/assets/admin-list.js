@@ -3,7 +3,7 @@
 import { isElsewhere, isOld, piece } from "./admin-data.js";
 import { Paged } from "./paged.js";
 import { Rows } from "./rows.js";
-import { coalesce, count, duration, fill, h, icon, set, show, text } from "./ui.js";
+import { announce, coalesce, count, duration, fill, h, icon, set, show, text } from "./ui.js";
 
 const REFRESH_MS = 10_000;
 
@@ -67,10 +67,11 @@ export class ListView {
   constructor({ id, title, path, field, columns, make, key, search, counts, none, missing, above, also, onRead, others }) {
     Object.assign(this, { counts, none, missing, also, onRead });
     this.readAt = null;
+    this.toldOf = "";
     this.askedAt = -Infinity;
     this.pages = new Paged(path, field, () => this.changed());
     this.rows = new Rows({ label: title, id: `${id}-rows`, columns, key, make: () => make() });
-    this.count = h("p", { class: "muted", role: "status" });
+    this.count = h("p", { class: "muted" });
     this.aged = h("span", { class: "aged" });
     this.wrong = h("div", { class: "wrong box line", role: "alert", hidden: true });
     this.empty = h("div", { class: "empty", hidden: true });
@@ -130,6 +131,9 @@ export class ListView {
     show(this.empty, isGone || isEmpty);
     if (isGone) fill(this.empty, h("h2", null, `${this.missing} not running here`), h("p", { dir: "auto" }, error.message));
     else if (isEmpty) fill(this.empty, h("p", { dir: "auto" }, q ? `Nothing matches “${q}”.` : this.none));
+    // Told to who listens where it answers a search, and not whenever a number moves.
+    if (isRead && !pages.isNew && q !== this.toldOf) announce(q ? count(total, "match", "matches") : this.counts(total), { isQuiet: true });
+    if (!pages.isNew) this.toldOf = q;
     text(this.count, isGone || !isRead ? "" : q ? count(total, "match", "matches") : this.counts(total, pages.all));
     set(this.rows.el, { "aria-busy": String(!isRead) });
     // Before the first answer a few rows say that something comes.

@@ -80,7 +80,7 @@ function showHost(host) {
       const names = Object.keys(found).sort();
       fill(files,
         names.length === 0 ? h("p", { class: "muted" }, "None.") : null,
-        h("ul", { class: "names" }, names.slice(0, FILES_SHOWN).map((name) => h("li", { dir: "auto" }, name))),
+        h("ul", { class: "names", tabIndex: 0, "aria-label": "Published files" }, names.slice(0, FILES_SHOWN).map((name) => h("li", { dir: "auto" }, name))),
         names.length > FILES_SHOWN ? h("p", { class: "muted" }, `and ${many(names.length - FILES_SHOWN)} more`) : null);
     },
     (refusal) => fill(files, h("p", { class: "muted", dir: "auto" }, refusal.status === 404 ? "None: the host is not online." : refusal.message)),

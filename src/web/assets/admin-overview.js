@@ -48,7 +48,7 @@ function tile(label, href) {
       el.className = `tile ${kind}`.trim();
     },
     fail(refusal) {
-      this.say("–", { said: isElsewhere(refusal) ? "not running here" : refusal.message, kind: "is-off" });
+      this.say("–", { said: isElsewhere(refusal) ? "not running here" : "not known", kind: "is-off" });
     },
   };
 }
@@ -135,6 +135,7 @@ export function overview() {
     show(wrong, Boolean(refusal));
     if (refusal) {
       text(wrong, refusal.message);
+      if (!metrics) fill(rooms);
       return;
     }
     metrics = answer;
@@ -207,6 +208,7 @@ export function overview() {
         tiles[name].el.classList.toggle("is-stale", isOld(lists[by].readAt));
       for (const name of ["requests", "errors", "connections"]) tiles[name].el.classList.toggle("is-stale", areChartsStale);
       for (const name of ["deals", "ledger", "warnings"]) cards[name].el.classList.toggle("is-stale", isOld(lists[name].readAt));
+      el.classList.toggle("is-stale", areChartsStale);
       text(aged, charted.readAt === null ? "" : `${areChartsStale ? "stale: " : ""}read ${duration((now - charted.readAt) / 1000)} ago`);
     },
   };

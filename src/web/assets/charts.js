@@ -85,6 +85,7 @@ export class Chart {
     this.points = lines.map(() => []);
     this.stepMs = 2000;
     this.asked = 0;
+    this.lastAt = null;
 
     const id = `chart-${++made}`;
     this.age = h("span", { class: "chart-age" }, "no point yet");
@@ -132,26 +133,23 @@ export class Chart {
    */
   set(times, points, stepMs, now) {
     Object.assign(this, { times, points, stepMs });
-    this.lastAt = null;
-    for (let index = times.length - 1; index >= 0 && this.lastAt === null; index--) {
-      if (points.some((line) => line[index] != null)) this.lastAt = times[index];
-    }
+    this.lastAt = times.findLast((_, index) => points.some((line) => line[index] != null)) ?? null;
     this.summary.textContent = this.summed();
     set(this.plot, { "aria-valuemax": String(Math.max(0, times.length - 1)) });
     this.tick(now);
     this.paintSoon();
   }
 
-  /** Time has passed: how old is the last point? */
+  /** Time has passed: how old is the last point? Stale is what was not looked at; that there was nothing to measure is no fault. */
   tick(now) {
     const was = this.isStale;
     this.now = now;
-    const age = this.lastAt == null ? null : now - this.lastAt;
-    this.isStale = age === null || age > STALE_AFTER_MS;
+    this.isStale = this.times.length > 0 && now - this.times.at(-1) > STALE_AFTER_MS;
     this.element.classList.toggle("is-stale", this.isStale);
-    this.aged = age === null ? "no point yet" : `${this.isStale ? "stale: " : ""}last point ${duration(age / 1000)} ago`;
+    const old = this.lastAt === null ? "" : duration((now - this.lastAt) / 1000);
+    this.aged = this.lastAt === null ? "no point yet" : this.isStale ? `stale: ${old} old` : `last point ${old} ago`;
     if (cursor.at === null) text(this.age, this.aged);
-    if (this.isStale || was !== this.isStale) this.paintSoon();
+    if (this.isStale || was) this.paintSoon();
   }
 
   /** In words, for whoever cannot see the line. */
@@ -205,7 +203,7 @@ export class Chart {
   read() {
     const last = this.times.length - 1;
     const isAt = cursor.at !== null && last >= 0;
-    const index = isAt ? nearest(this.times, cursor.at) : this.times.lastIndexOf(this.lastAt);
+    const index = isAt ? nearest(this.times, cursor.at) : last;
     const say = (value) => (value == null ? "–" : this.unit.say(value));
     const read = this.points.map((line) => say(line[index]));
     read.forEach((said, line) => text(this.values[line], said));
@@ -268,8 +266,8 @@ export class Chart {
       pen.lineTo(Math.round(x(at)) + 0.5, bottom + 4);
       pen.stroke();
     }
-    if (this.lastAt == null) {
-      pen.fillText("nothing measured yet", (left + right) / 2, (top + bottom) / 2);
+    if (this.lastAt === null) {
+      pen.fillText("nothing measured", (left + right) / 2, (top + bottom) / 2);
       return;
     }
 
