@@ -136,11 +136,10 @@ async function details(file) {
 }
 
 function draw() {
-  rows.set(all);
   instead(place, all, rows, () => (find.value.trim()
     ? nothing("search", "Nothing of that name", "None of your files has that in its name.")
     : nothing("files", "No files yet", "Drop files here, choose some, or add those that lie on this computer. Then publish what others may fetch.")));
-  rows.refresh();
+  rows.set(all);
   text(found, all.isRead && all.total ? count(all.total, "file") : "");
   show(finder, all.total > 8 || Boolean(find.value) || document.activeElement === find);
   changed("files", all.total);

@@ -3,7 +3,7 @@
 import { Paged } from "./paged.js";
 import { Rows } from "./rows.js";
 import { fetchFile, get, instead, me, named, nameOf, nothing, part, run, state } from "./state.js";
-import { ago, bar, bytes, coalesce, count, fill, h, icon, set, show, text } from "./ui.js";
+import { ago, announce, bar, bytes, coalesce, count, fill, h, icon, set, show, text } from "./ui.js";
 
 const input = h("input", {
   id: "search", type: "search", name: "q", placeholder: "Search", autocomplete: "off", spellcheck: false, "aria-label": "Search", enterkeyhint: "search", maxLength: 200,
@@ -144,11 +144,16 @@ state.addEventListener("fetches", () => {
 
 function draw() {
   const source = one ?? all;
-  rows.set(source);
   instead(place, source, rows, empty);
-  rows.refresh();
+  rows.set(source);
   const isRead = source.isRead && !source.error;
-  text(found, isRead && source.total ? count(source.total, "file") : "");
+  const words = isRead && source.total ? count(source.total, "file") : "";
+  text(found, words);
+  // Who does not see what is found is told once it is.
+  if (isAsked && isRead && !source.isNew) {
+    isAsked = false;
+    announce(words || "Nothing found", { isQuiet: true });
+  }
 }
 
 function empty() {
@@ -158,7 +163,10 @@ function empty() {
     h("a", { class: "button primary", href: "#files" }, "My files"));
 }
 
+let isAsked = false;
+
 const seek = coalesce(() => {
+  isAsked = true;
   if (one) one.search(input.value.trim());
   else all.search(input.value.trim());
 }, 150);

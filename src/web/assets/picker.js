@@ -61,6 +61,7 @@ export function pick(onAdded) {
       .sort((a, b) => (a.kind === b.kind ? a.name.localeCompare(b.name, undefined, { numeric: true }) : a.kind === "folder" ? -1 : 1));
     fill(list, entries.slice(0, shown).map(entryOf),
       entries.length > shown ? h("li", null, h("button", { type: "button", class: "quiet", onclick: () => { shown += SHOWN; draw(); } }, `Show ${count(entries.length - shown, "more", "more")}`)) : null,
+      here.truncated || here.total > here.entries.length ? h("li", { class: "muted none" }, "There is more in this folder than is shown.") : null,
       entries.length ? null : h("li", { class: "muted none" }, wanted ? "Nothing of that name here." : "This folder is empty."));
   }
 

@@ -139,9 +139,8 @@ function draw() {
   // Newest first, and what is over below what is not.
   const seen = list.reverse();
   const ordered = [...seen.filter(isOpen), ...seen.filter((it) => it.status === "failed"), ...seen.filter((it) => !isOpen(it) && it.status !== "failed")];
-  rows.set(ordered);
   instead(place, ordered.length);
-  rows.refresh();
+  rows.set(ordered);
   show(clear, ordered.some((it) => !isOpen(it)));
 }
 
