@@ -95,7 +95,7 @@ export function overview() {
       }
       deals = timed(answer.deals);
       tiles.deals.say(short(answer.total), { said: "under way" });
-      showDeals();
+      showDeals(answer.total);
     }),
     ledger: piece("/api/admin/ledger?limit=1&balances_limit=1", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
     warnings: piece(`/api/admin/log?of=warnings&limit=${WARNINGS_READ}`, (answer, refusal) => {
@@ -120,15 +120,15 @@ export function overview() {
     tiles.warnings.say(short(recent), { of: isMore && recent === warned.length ? "+" : "", said: "in 15 min", kind: recent ? "is-warn" : "" });
   }
 
-  /** Those that end soonest, with what is left of them. */
-  function showDeals() {
+  /** Those of the newest that end soonest, with what is left of them. */
+  function showDeals(total) {
     const next = deals.filter((deal) => deal.ends_in_ms !== null).sort((a, b) => endOf(a) - endOf(b)).slice(0, SHOWN);
     fill(cards.deals.body, next.length === 0 ? h("p", { class: "muted" }, deals.length ? "No open deal has an end set." : "No deal is open.")
       : h("ul", { class: "lines" }, next.map((deal) => {
         const end = h("span", { class: "number" }, remains(deal));
         end.deal = deal;
         return h("li", null, given("span", "what").say(deal.item_name), badge().say(deal.state, DEAL_STATES[deal.state]), end);
-      })));
+      })), total > deals.length ? h("p", { class: "muted small" }, `of the newest ${deals.length}`) : null);
   }
 
   const charted = piece("/api/admin/metrics", (answer, refusal) => {
@@ -150,14 +150,14 @@ export function overview() {
     for (const { chart, indexes } of charts) {
       chart.set(times, indexes.map((index) => metrics.series[index].points), metrics.step_s * 1000, now);
     }
-    const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.findLast((it) => it !== null) ?? 0);
-    const sum = (all) => all.reduce((whole, part) => whole + part, 0);
-    const errors = sum(last("errors"));
-    const requests = sum(last("requests"));
+    const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.at(-1) ?? null).filter((it) => it !== null);
+    const sum = (all) => (all.length ? all.reduce((whole, part) => whole + part, 0) : null);
+    const say = (tile, value, more) => tile.say(value === null ? "–" : short(value), more);
+    const [requests, errors] = [sum(last("requests")), sum(last("errors"))];
     const part = requests > 0 ? (100 * errors) / requests : 0;
-    tiles.requests.say(short(requests), { of: "/s", said: "in all rooms" });
-    tiles.errors.say(short(errors), { of: "/s", said: `${short(part)} % of all`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
-    tiles.connections.say(short(sum(last("connections"))), { said: "open" });
+    say(tiles.requests, requests, { of: "/s", said: "in all rooms" });
+    say(tiles.errors, errors, { of: "/s", said: `${short(part)} % of all`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
+    say(tiles.connections, sum(last("connections")), { said: "open" });
   }
 
   /** The charts for these series: a row a room, and in it requests, latency and errors before the rest. */

@@ -135,7 +135,8 @@ export class Chart {
     Object.assign(this, { times, points, stepMs });
     this.lastAt = times.findLast((_, index) => points.some((line) => line[index] != null)) ?? null;
     this.summary.textContent = this.summed();
-    set(this.plot, { "aria-valuemax": String(Math.max(0, times.length - 1)) });
+    // By time, which stays what it is while points come and go.
+    if (times.length) set(this.plot, { "aria-valuemin": String(times[0] / 1000), "aria-valuemax": String(times.at(-1) / 1000) });
     this.tick(now);
     this.paintSoon();
   }
@@ -210,7 +211,7 @@ export class Chart {
     text(this.age, isAt ? `at ${atClock(this.times[index])}` : (this.aged ?? ""));
     if (index < 0) return;
     const said = this.lines.map(({ label }, line) => `${label} ${read[line] === "–" ? "not measured" : read[line]}`);
-    set(this.plot, { "aria-valuenow": String(index), "aria-valuetext": `${atClock(this.times[index])}: ${said.join(", ")}` });
+    set(this.plot, { "aria-valuenow": String(this.times[index] / 1000), "aria-valuetext": `${atClock(this.times[index])}: ${said.join(", ")}` });
   }
 
   paint() {
