@@ -116,9 +116,6 @@ function wantSignIn(token) {
   return signIn.promise;
 }
 
-/** Whether the server has not been there when it was last asked. */
-export const isAway = () => back !== null;
-
 function gone() {
   if (back) return back.promise;
   back = promised();

@@ -2,7 +2,7 @@
 
 import { Paged } from "./paged.js";
 import { Rows } from "./rows.js";
-import { fetchFile, get, instead, me, named, nameOf, nothing, part, run, state } from "./state.js";
+import { fetchFile, get, instead, me, named, nameOf, nothing, part, problem, run, state } from "./state.js";
 import { ago, announce, bar, bytes, coalesce, count, fill, h, icon, set, show, text } from "./ui.js";
 
 const input = h("input", {
@@ -41,7 +41,7 @@ function make() {
   const name = named("span", "title");
   name.id = id;
   const copies = h("span", { class: "badge", hidden: true });
-  const wrong = h("span", { class: "wrong two", role: "alert", hidden: true, dir: "auto" });
+  const wrong = problem(true);
   const size = h("td", { role: "cell", class: "c-size number" });
   const owner = h("bdi", { class: "cut" });
   const at = ago();
@@ -84,10 +84,8 @@ function make() {
         copies.title = `${it.copies} devices have the same content; it is fetched from several at once`;
       }
       const error = errors.get(keyOf(it));
-      show(wrong, Boolean(error));
+      wrong.set(error);
       show(sub, !error);
-      text(wrong, error ?? "");
-      wrong.title = error ?? "";
       const isMine = it.owner_hostname === me();
       const progress = ongoing(it);
       // What has the focus is not taken away beneath it.
