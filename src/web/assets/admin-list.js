@@ -41,8 +41,8 @@ export function badge() {
 
 /** The newest of a list, read as one; like a `Paged` to who shows it. */
 export class Newest {
-  constructor(path, field, onChange) {
-    Object.assign(this, { q: "", total: 0, isRead: false, error: null, pages: new Map() });
+  constructor({ path, none }, field, onChange) {
+    Object.assign(this, { none, q: "", total: 0, isRead: false, error: null, pages: new Map() });
     this.piece = piece(path, (answer, refusal) => {
       this.error = refusal;
       if (answer) {
@@ -60,8 +60,8 @@ export class Newest {
 
 /**
  * A view with one list. `counts(total, all)` says how many there are, `none` that there is nothing;
- * `above` is shown between the head and the list; `also` is read whenever the list is. `others` {label: path}: newest
- * entries of another path, among which and the list one chooses.
+ * `above` is shown between the head and the list; `also` is read whenever the list is. `others` {label: {path, none}}:
+ * newest entries of another path, among which and the list (`all`: its label) one chooses.
  */
 export class ListView {
   constructor({ id, title, path, field, columns, make, key, search, counts, none, missing, above, also, onRead, others }) {
@@ -83,7 +83,7 @@ export class ListView {
 
   /** Which of several lists is shown: the first of the others to begin with. */
   choosing({ all, ...others }, field) {
-    const sources = { ...Object.fromEntries(Object.entries(others).map(([label, path]) => [label, new Newest(path, field, () => this.came())])), [all]: this.pages };
+    const sources = { ...Object.fromEntries(Object.entries(others).map(([label, other]) => [label, new Newest(other, field, () => this.came())])), [all]: this.pages };
     const buttons = Object.entries(sources).map(([label, pages]) => h("button", { onclick: () => choose(pages) }, label));
     const choose = (pages) => {
       Object.values(sources).forEach((it, index) => set(buttons[index], { "aria-pressed": String(it === pages) }));
@@ -136,7 +136,7 @@ export class ListView {
     show(this.panel, isRead || isGone || !error);
     show(this.empty, isGone || isEmpty);
     if (isGone) fill(this.empty, h("h2", null, `${this.missing} not running here`), h("p", { dir: "auto" }, error.message));
-    else if (isEmpty) fill(this.empty, h("p", { dir: "auto" }, q ? `Nothing matches “${q}”.` : this.none));
+    else if (isEmpty) fill(this.empty, h("p", { dir: "auto" }, q ? `Nothing matches “${q}”.` : (pages.none ?? this.none)));
     // Told to who listens where it answers a search, and not whenever a number moves.
     if (isRead && !pages.isNew && q !== this.toldOf) announce(q ? count(total, "match", "matches") : this.counts(total), { isQuiet: true });
     if (!pages.isNew) this.toldOf = q;

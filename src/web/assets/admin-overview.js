@@ -20,20 +20,20 @@ const ROOMS = { trade: "Trade", shop: "Shop", share: "Share", http: "HTTP", proc
 /** The charts of a room, in this order: which series they take, and what they say. What none of these takes has one of its own. */
 const CHARTS = [
   { names: ["requests"], title: "Requests", counts: "came in" },
-  { names: ["latency_p50", "latency_p95", "commit_p95"], title: "Latency", counts: "half and 95 % within" },
+  { names: ["p50", "p95", "commit p95"], title: "Latency", counts: "half and 95 % within" },
   { names: ["errors"], title: "Errors", counts: "refused, failed" },
   { names: ["purchases"], title: "Purchases", counts: "paid" },
-  { names: ["deals_open"], title: "Open deals", counts: "under way" },
+  { names: ["open deals"], title: "Open deals", counts: "under way" },
   { names: ["peers"], title: "Peers", counts: "registered" },
   { names: ["hosts"], title: "Hosts", counts: "online" },
   { names: ["files"], title: "Files", counts: "published" },
-  { names: ["event_streams"], title: "Event streams", counts: "open" },
-  { names: ["connections", "threads", "open_files"], title: "In use", counts: "how many" },
-  { names: ["connections_refused"], title: "Refused", counts: "connections" },
+  { names: ["event streams"], title: "Event streams", counts: "open" },
+  { names: ["connections", "threads", "open files"], title: "In use", counts: "how many" },
+  { names: ["connections refused"], title: "Refused", counts: "connections" },
   { names: ["memory"], title: "Memory", counts: "of the process" },
 ];
-const LABELS = { latency_p50: "half", latency_p95: "95 %", commit_p95: "commits 95 %", deals_open: "open deals" };
-const labelOf = (name) => LABELS[name] ?? name.replaceAll("_", " ");
+const LABELS = { p50: "half", p95: "95 %", "commit p95": "commits 95 %" };
+const labelOf = (name) => LABELS[name] ?? name;
 
 /** A number that is read from across the room. */
 function tile(label, href) {
@@ -135,7 +135,10 @@ export function overview() {
     show(wrong, Boolean(refusal));
     if (refusal) {
       text(wrong, refusal.message);
-      if (!metrics) fill(rooms);
+      if (!metrics) {
+        fill(rooms);
+        [tiles.connections, tiles.requests, tiles.errors].forEach((it) => it.fail(refusal));
+      }
       return;
     }
     metrics = answer;
@@ -152,7 +155,7 @@ export function overview() {
     }
     const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.at(-1) ?? null).filter((it) => it !== null);
     const sum = (all) => (all.length ? all.reduce((whole, part) => whole + part, 0) : null);
-    const say = (tile, value, more) => tile.say(value === null ? "–" : short(value), more);
+    const say = (tile, value, more) => (value === null ? tile.say("–", { said: "no point yet" }) : tile.say(short(value), more));
     const [requests, errors] = [sum(last("requests")), sum(last("errors"))];
     const part = requests > 0 ? (100 * errors) / requests : 0;
     say(tiles.requests, requests, { of: "/s", said: "in all rooms" });
@@ -171,7 +174,7 @@ export function overview() {
       const inRoom = all.filter((it) => it.room === room);
       const named = CHARTS.map((it) => ({ ...it, series: inRoom.filter(({ name }) => it.names.includes(name)) })).filter(({ series }) => series.length);
       const rest = inRoom.filter(({ name }) => !CHARTS.some(({ names: taken }) => taken.includes(name)))
-        .map((it) => ({ title: labelOf(it.name), counts: labelOf(it.name), series: [it] }));
+        .map((it) => ({ title: it.name[0].toUpperCase() + it.name.slice(1), counts: "how many", series: [it] }));
       const title = ROOMS[room] ?? room;
       return h("section", { class: "room", "aria-label": title }, h("h2", null, title),
         h("div", { class: "charts" }, [...named, ...rest].map(({ title, counts, series }) => {

@@ -234,7 +234,7 @@ export class Chart {
     for (const line of points) for (const value of line) if (value > most) most = value;
     const step = roundStep(most / 4);
     const ticks = Math.ceil(most / step - 1e-9);
-    const write = this.unit === UNITS.bytes ? bytes : short;
+    const write = this.unit === UNITS.bytes ? (value) => bytes(value).replace(".0 ", " ") : short;
     const labels = Array.from({ length: ticks + 1 }, (_, tick) => write(tick * step));
     const left = Math.ceil(Math.max(...labels.map((label) => pen.measureText(label).width))) + 8;
     const [top, right, bottom] = [8, width - 4, height - 18];
