@@ -4,7 +4,7 @@ CARGO ?= cargo
 RELEASE = target/release
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-clients perf test test-full lint clean need-tools need-browser need-ip
+.PHONY: help build run-server run-clients perf test test-full fuzz-http lint clean need-tools need-browser need-ip
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-full: build need-browser need-ip ## every test in full, and the speed that 
 	P2S2_TEST_SCALE=full $(CARGO) test --release --locked
 	$(RELEASE)/p2s2-perf trade --quick
 	$(RELEASE)/p2s2-perf shop --quick
+
+fuzz-http: build ## both HTTP APIs against their own descriptions, by a property-based tester (from PyPI)
+	tests/fuzz/http.sh $(RELEASE)/p2s2
 
 lint: need-tools ## format, clippy and documentation, all without a word
 	$(CARGO) fmt --all --check

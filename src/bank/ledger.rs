@@ -219,20 +219,100 @@ pub fn entries(
     limit: u32,
     each: &mut dyn FnMut(Entry) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    reader.query(
-        "SELECT charge_key, step, at_ms, account, cents FROM ledger_entry
-         ORDER BY at_ms, charge_key, step, account LIMIT $1 OFFSET $2",
-        &[limit.into(), offset.into()],
-        &mut |row| {
-            each(Entry {
-                key: row.text(0)?.to_owned(),
-                step: Step::read(row.int(1)?)?,
-                at: row.millis(2)?,
-                account: read_account(row, 3)?,
-                cents: row.cents(4)?,
-            })
-        },
-    )
+    let sql = format!("{SELECT} ORDER BY at_ms, charge_key, step, account LIMIT $1 OFFSET $2");
+    reader.query(&sql, &[limit.into(), offset.into()], &mut |row| each(entry(row)?))
+}
+
+/// The next entries by time, the newest first: those before that one, `limit` at most.
+///
+/// # Errors
+/// Those of the reader.
+pub fn newest(reader: &dyn Reader, before: Option<&Entry>, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let order = "ORDER BY at_ms DESC, charge_key DESC, step DESC, account DESC";
+    let Some(Entry { key, step, at, account, .. }) = before else {
+        return reader.all(&format!("{SELECT} {order} LIMIT $1"), &[limit.into()], entry);
+    };
+    let sql = format!("{SELECT} WHERE (at_ms, charge_key, step, account) < ($1, $2, $3, $4) {order} LIMIT $5");
+    let account = account.to_string();
+    let parameters = [(*at).into(), key.into(), (*step as i64).into(), (&account).into(), limit.into()];
+    reader.all(&sql, &parameters, entry)
+}
+
+const SELECT: &str = "SELECT charge_key, step, at_ms, account, cents FROM ledger_entry";
+
+fn entry(row: &Row<'_>) -> Result<Entry, StoreError> {
+    Ok(Entry {
+        key: row.text(0)?.to_owned(),
+        step: Step::read(row.int(1)?)?,
+        at: row.millis(2)?,
+        account: read_account(row, 3)?,
+        cents: row.cents(4)?,
+    })
+}
+
+/// What a ledger comes to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outline {
+    /// How many entries it has.
+    pub entries: u64,
+    /// How many accounts that bear a name: see [`named_balances`].
+    pub named: u64,
+    /// What the accounts without one hold, those that were ever used: escrow, fee.
+    pub house: Vec<(Account, Total)>,
+    /// What all cards together were charged (below zero).
+    pub cards: Total,
+    /// What all sellers together have earned.
+    pub payouts: Total,
+    /// The sum of all entries: zero, or something is very wrong.
+    pub sum: Total,
+}
+
+/// What it comes to. Every entry is read for that, and nothing is kept of it.
+///
+/// # Errors
+/// Those of the reader.
+pub fn outline(reader: &dyn Reader) -> Result<Outline, StoreError> {
+    let mut outline = Outline::default();
+    let sql = format!("SELECT account, COUNT(*), {SUM_OF_CENTS} FROM ledger_entry GROUP BY account ORDER BY account");
+    reader.query(&sql, &[], &mut |row| {
+        let (account, balance) = (read_account(row, 0)?, read_sum(row, 2)?);
+        outline.entries += row.uint(1)?;
+        outline.sum += balance;
+        match account {
+            Account::Card(_) => outline.cards += balance,
+            Account::Payout(_) => outline.payouts += balance,
+            Account::Escrow | Account::Fee => {
+                outline.house.push((account, balance));
+                return Ok(());
+            }
+        }
+        outline.named += 1;
+        Ok(())
+    })?;
+    Ok(outline)
+}
+
+/// Stands for what a ledger holds: while it is the same, nothing was booked.
+///
+/// # Errors
+/// Those of the reader.
+pub fn state(reader: &dyn Reader) -> Result<Option<i64>, StoreError> {
+    // Rows are numbered as they come, and none ever goes.
+    Ok(reader.first("SELECT max(rowid) FROM ledger_entry", &[], |row| row.opt_int(0))?.flatten())
+}
+
+/// What accounts that bear a name hold, by their text: so many from the `offset`-th on.
+///
+/// # Errors
+/// Those of the reader.
+pub fn named_balances(reader: &dyn Reader, offset: u64, limit: u64) -> Result<Vec<(Account, Total)>, StoreError> {
+    let sql = format!(
+        "SELECT account, {SUM_OF_CENTS} FROM ledger_entry WHERE account NOT IN ('escrow', 'fee')
+         GROUP BY account ORDER BY account LIMIT $1 OFFSET $2"
+    );
+    let [limit, offset] = [limit, offset].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+    reader.all(&sql, &[limit.into(), offset.into()], |row| Ok((read_account(row, 0)?, read_sum(row, 1)?)))
 }
 
 /// The sum of all entries: zero, or something is very wrong.
@@ -343,6 +423,33 @@ mod tests {
             })
             .unwrap();
         assert_eq!(lines, ["p1 authorise escrow 10.00", "p1 capture escrow -10.00", "p1 capture fee 1.00"]);
+        // The same from its end, in parts.
+        let (mut back, mut before) = (Vec::new(), None);
+        loop {
+            let part = store.read(|reader| newest(reader, before.as_ref(), 2)).unwrap();
+            let Some(last) = part.last() else { break };
+            before = Some(last.clone());
+            back.extend(part);
+        }
+        let mut all = Vec::new();
+        let each = &mut |entry| {
+            all.push(entry);
+            Ok(())
+        };
+        store.read(|reader| entries(reader, 0, 99, each)).unwrap();
+        all.reverse();
+        assert_eq!(back, all);
+        let house = vec![(Account::Escrow, Total(0)), (Account::Fee, Total(100))];
+        let whole = Outline { entries: 6, named: 3, house, cards: Total(-1000), payouts: Total(900), sum: Total(0) };
+        assert_eq!(store.read(outline), Ok(whole));
+        let named = |offset, limit| store.read(|reader| named_balances(reader, offset, limit)).unwrap();
+        let of = |account: &str, cents| (Account::parse(account).unwrap(), Total(cents));
+        assert_eq!(named(0, 2), [of("card:alice", -1000), of("payout:bob", 400)]);
+        assert_eq!(named(2, 2), [of("payout:carol:x", 500)]);
+        let before = store.read(state).unwrap();
+        assert_eq!(store.read(state).unwrap(), before);
+        book(&store, Posting::authorise("p2", AT, &alice, Cents(1))).unwrap();
+        assert_ne!(store.read(state).unwrap(), before);
     }
 
     #[test]

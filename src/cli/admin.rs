@@ -25,7 +25,7 @@ use crate::model::{Cents, Clock, Millis, Total, duration};
 use crate::shop::customer;
 use crate::storage::backup::Accepted;
 use crate::storage::{self, Reader, StoreError, View, backup};
-use crate::trade::deal::{Deal, Party, State};
+use crate::trade::deal::Deal;
 use crate::trade::store as trade_store;
 
 /// Look at a server's data, back it up, restore it
@@ -440,34 +440,22 @@ fn show_deals(store: &View, json: bool, out: &mut impl Write) -> anyhow::Result<
         deals.into_iter().map(|deal| Ok((trade_store::sellers(reader, deal.id)?, deal))).collect::<Result<Vec<_>, _>>()
     })?;
     let mut rows = Vec::new();
+    let now = Clock::start().now();
     for (sellers, deal) in deals {
-        let deal = Deal::from_rows(deal, sellers);
-        let status = deal.status(Party::Buyer, Clock::start().now());
-        let Some(status) = status else { continue };
-        let seller = match deal.state() {
-            State::Negotiating { seller, .. }
-            | State::Reserved { seller, .. }
-            | State::Settling { seller, .. }
-            | State::Completed { seller, .. } => Some(deal.name_of(Party::Seller(*seller)).to_string()),
-            _ => None,
-        };
-        let state = serde_json::to_value(status.state)?;
+        let deal = Deal::from_rows(deal, sellers).line(now);
         if json {
-            let line = json!({"deal": deal.id, "opened_at": unix_s(deal.opened_at), "buyer": deal.buyer, "rq": deal.rq,
-                "item_name": deal.item_name, "max_price": deal.max_price, "state": state, "seller": seller,
-                "price": status.price, "reason": status.reason, "asked": deal.sellers().len()});
-            writeln!(out, "{}", clean_json(&line.to_string()))?;
+            writeln!(out, "{}", clean_json(&serde_json::to_string(&deal)?))?;
         } else {
             rows.push(vec![
-                deal.id.to_string(),
-                deal.opened_at.to_iso(),
+                deal.deal.to_string(),
+                Millis::from_unix_s(deal.opened_at).to_iso(),
                 deal.buyer.to_string(),
                 deal.item_name.to_string(),
                 deal.max_price.to_string(),
-                state.as_str().unwrap_or_default().to_owned(),
-                seller.unwrap_or_default(),
-                status.price.map(|price| price.to_string()).unwrap_or_default(),
-                status.reason.unwrap_or_default().to_string(),
+                serde_json::to_value(deal.state)?.as_str().unwrap_or_default().to_owned(),
+                deal.seller.map(|seller| seller.to_string()).unwrap_or_default(),
+                deal.price.map(|price| price.to_string()).unwrap_or_default(),
+                deal.reason.unwrap_or_default().to_string(),
             ]);
         }
     }

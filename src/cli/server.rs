@@ -19,6 +19,7 @@ use super::{page, settings};
 use crate::model::{Clock, FeeRate};
 use crate::net::budget::{Budget, RECEIVED_MAX};
 use crate::net::cluster;
+use crate::net::counters::LatencyCounts;
 use crate::net::limits::{self, Bounds, Wanted};
 use crate::net::listener::ConnectionLimiter;
 use crate::net::shutdown::Shutdown;
@@ -30,6 +31,7 @@ use crate::shop::ops::Role;
 use crate::storage::lock::{DataDirLock, LockError};
 use crate::trade;
 use crate::trade::server::{Config, Floor, StartError, TradeServer};
+use crate::web::operator::ShopDatabases;
 
 mod data_dir;
 
@@ -243,6 +245,11 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
         executor: &executor,
         limiter: &limiter,
         budget: &budget,
+        trade: trade.as_ref().map(|trade| Arc::clone(&trade.server)),
+        shop: shop.as_ref().map(|shop| ShopDatabases {
+            products: Arc::clone(shop.product.db()),
+            customers: Arc::clone(shop.customer.db()),
+        }),
     };
     let share = Share::start(chosen, &ground, has(Service::Share))?;
     if let Some(addr) = share.registry_addr() {
@@ -262,11 +269,27 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
             counts.upgrade().map_or_else(Vec::new, |server| server.counters().into_iter().map(unnamed).collect())
         });
         share.metrics().add_sizes("trade", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
+        let (requests, commits) = (Arc::downgrade(&trade.server), Arc::downgrade(&trade.server));
+        let none = LatencyCounts::default;
+        share.metrics().add_latencies("trade_requests", move || {
+            requests.upgrade().map_or_else(none, |server: Arc<TradeServer>| server.latencies())
+        });
+        share.metrics().add_latencies("trade_commits", move || {
+            commits.upgrade().map_or_else(none, |server: Arc<TradeServer>| server.store().commits())
+        });
     }
     if let Some(shop) = &shop {
+        let (requests, commits) = (Arc::downgrade(shop), Arc::downgrade(shop));
         let shop = Arc::downgrade(shop);
         let counters = move || shop.upgrade().map_or_else(Vec::new, |shop: Arc<Shop>| shop.counters());
         share.metrics().add_counters("shop", counters);
+        let none = LatencyCounts::default;
+        share.metrics().add_latencies("shop_requests", move || {
+            requests.upgrade().map_or_else(none, |shop: Arc<Shop>| shop.latencies())
+        });
+        share.metrics().add_latencies("shop_commits", move || {
+            commits.upgrade().map_or_else(none, |shop: Arc<Shop>| shop.customer.db().store().commits())
+        });
     }
     let announcer = Announcer::start(&args.announce, "server", bind, listeners.served);
     announce(args.ready_file.as_deref(), &listeners.lines, &listeners.entries)?;
@@ -427,6 +450,11 @@ impl Shop {
         });
         let databases = [named("product_db", self.product.counters()), named("customer_db", self.customer.counters())];
         frontends.chain(databases.concat()).collect()
+    }
+
+    /// How long clients' messages took to be answered, at all frontends.
+    fn latencies(&self) -> LatencyCounts {
+        self.frontends.iter().fold(LatencyCounts::default(), |sum, (_, frontend)| sum.plus(&frontend.latencies()))
     }
 
     /// The frontends first: what they have in hand needs the databases.

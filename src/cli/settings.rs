@@ -14,6 +14,7 @@ use super::dotenv;
 use super::repl::clean;
 use crate::model::text::spellings;
 use crate::model::{FeeRate, Name, duration};
+use crate::web::operator::warnings::log_by;
 
 /// Document 004's names, which count where ours are not set.
 const ALIASES: [&str; 14] = [
@@ -244,14 +245,20 @@ pub fn config_folder() -> anyhow::Result<PathBuf> {
     Ok(folder.join("p2s2"))
 }
 
-/// Begins logging: `RUST_LOG`, else this level for our own lines. A line may quote what others said.
+/// Begins logging: `RUST_LOG`, else this level for our own lines. A line may quote what others said. Warnings are kept
+/// as well, for whoever asks the process itself.
 pub fn init_log(default_filter: &str) {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter))
+    let logger = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default_filter))
         .format(|out, record| {
             let (time, level, style) = (out.timestamp(), record.level(), out.default_level_style(record.level()));
             writeln!(out, "[{time} {style}{level:<5}{style:#}] {}", clean(&record.args().to_string()))
         })
-        .init();
+        .build();
+    let filter = logger.filter();
+    // One that is there already goes on.
+    if let Err(error) = log_by(logger, filter) {
+        eprintln!("warning: {error}");
+    }
 }
 
 #[cfg(test)]

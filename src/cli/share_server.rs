@@ -18,6 +18,7 @@ use crate::identity::users::{AdminSettings, NewAdmin};
 use crate::identity::{Cost, Passwords, Users};
 use crate::model::{Clock, Name};
 use crate::net::budget::Budget;
+use crate::net::counters::LatencyCounts;
 use crate::net::http::{self, HttpServer, Rules, parse_allowed_origin, parse_host_name};
 use crate::net::listener::{self, ConnectionLimiter};
 use crate::net::threads::Executor;
@@ -26,7 +27,10 @@ use crate::share::registry::store::MIGRATIONS;
 use crate::share::server::{AuthMode, Config, Floor, RegistryServer, StartError};
 use crate::share::server_api::{Metrics, ServerApi};
 use crate::storage::Store;
+use crate::trade::server::TradeServer;
 use crate::web::Site;
+use crate::web::operator::warnings::WARNINGS;
+use crate::web::operator::{Operator, ServerSide, ShopDatabases, Sight};
 
 /// The registry's file in the data dir.
 pub const REGISTRY_DB: &str = "registry.db";
@@ -86,6 +90,10 @@ pub struct Ground<'a> {
     pub limiter: &'a Arc<ConnectionLimiter>,
     /// The bound of what was received and not yet handled, likewise.
     pub budget: &'a Arc<Budget>,
+    /// Trade, where it runs here.
+    pub trade: Option<Arc<TradeServer>>,
+    /// The shop, likewise.
+    pub shop: Option<ShopDatabases>,
 }
 
 /// What runs: accounts and HTTP always, the registry if it was asked for.
@@ -202,7 +210,18 @@ impl Share {
         })?;
         let api = {
             let registry = registry.as_ref().map(|(server, _)| Arc::clone(server));
-            Site::of_server(ServerApi::new(Arc::clone(&users), registry, Arc::clone(&metrics)))
+            let sight = Sight {
+                users: Arc::clone(&users),
+                metrics: Arc::clone(&metrics),
+                warnings: &WARNINGS,
+                trade: ground.trade.clone(),
+                shop: ground.shop.clone(),
+                registry: registry.clone(),
+                clock,
+            };
+            let operator = Operator::start(sight).context("cannot look after the server")?;
+            let api = ServerApi::new(Arc::clone(&users), registry, Arc::clone(&metrics));
+            Site::of_server(ServerSide { api, operator })
         };
         let floor = http::Floor {
             executor: Arc::clone(ground.executor),
@@ -268,6 +287,10 @@ impl Share {
             let (counts, sizes) = (Arc::downgrade(server), Arc::downgrade(server));
             self.metrics
                 .add_counters("registry", move || counts.upgrade().map_or_else(Vec::new, |server| server.counters()));
+            let times = Arc::downgrade(server);
+            self.metrics.add_latencies("registry_requests", move || {
+                times.upgrade().map_or_else(LatencyCounts::default, |server| server.latencies())
+            });
             self.metrics.add_sizes("registry", move || sizes.upgrade().map_or_else(Vec::new, |server| server.sizes()));
         }
         let (executor, limiter) = (Arc::clone(ground.executor), Arc::clone(ground.limiter));

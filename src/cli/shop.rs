@@ -165,6 +165,11 @@ impl Product {
         Ok(Product { db, door, _lock: lock })
     }
 
+    /// What it runs on.
+    pub fn db(&self) -> &Arc<ProductDb> {
+        &self.db
+    }
+
     /// Where links come in.
     pub fn local_addr(&self) -> SocketAddr {
         self.door.local_addr()
@@ -220,6 +225,11 @@ impl Customer {
         let door =
             Door::open_customer(addr, floor.clone(), Arc::clone(&db) as _).map_err(|error| taken(error, flag))?;
         Ok(Customer { db, store, bank, door, _lock: lock })
+    }
+
+    /// What it runs on.
+    pub fn db(&self) -> &Arc<CustomerDb> {
+        &self.db
     }
 
     /// Where links and strangers come in.

@@ -65,6 +65,9 @@ pub enum BadToken {
     /// It is not ours, or was changed.
     #[error("the token is not valid: log in")]
     Invalid,
+    /// The operator has blocked whose it is.
+    #[error("the account of this token is blocked: ask the operator")]
+    Blocked,
 }
 
 /// Why there is no secret.

@@ -15,9 +15,10 @@ use parking_lot::{Mutex, RwLock};
 use super::attempts::Attempts;
 use super::jwt::{BadToken, Claims, Jwt, Role};
 use super::password::{PasswordError, Passwords};
-use crate::model::{Clock, Millis, Name, Token, text};
+use crate::model::text::{self, Sought};
+use crate::model::{Clock, Millis, Name, Token};
 use crate::net::source;
-use crate::storage::{OpenError, Query, Reader, Row, Store, StoreError, Tx};
+use crate::storage::{OpenError, Query, Reader, Row, Store, StoreError, Tx, Value};
 
 /// The file in a data dir.
 pub const USERS_DB: &str = "users.db";
@@ -31,7 +32,8 @@ pub const ADMIN: &str = "admin";
 const ADDRESSES_MAX: usize = 16;
 
 /// Every step of the file's schema, one string a version.
-pub const MIGRATIONS: &[&str] = &["
+pub const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE users (
     username     TEXT PRIMARY KEY,
     display_name TEXT NOT NULL,
@@ -51,7 +53,12 @@ CREATE TABLE admin (
     username TEXT NOT NULL,
     password TEXT NOT NULL
 );
-"];
+",
+    "
+-- Since when the operator lets it sign in no more.
+ALTER TABLE users ADD COLUMN blocked_at INTEGER;
+",
+];
 
 /// An account, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +71,8 @@ pub struct User {
     pub created_at: Millis,
     /// When it last signed in; never yet, if it only registered.
     pub last_login: Option<Millis>,
+    /// The operator lets it sign in no more.
+    pub is_blocked: bool,
 }
 
 /// Why it was not to be.
@@ -78,6 +87,15 @@ pub enum UserError {
     /// Whether it was the name or the password is not told.
     #[error("user name or password is wrong")]
     WrongCredentials,
+    /// The password is right, but the operator lets this account sign in no more.
+    #[error("this account is blocked: ask the operator")]
+    Blocked,
+    /// There is no account of that name.
+    #[error("username: there is no account {0}")]
+    Unknown(String),
+    /// The operator would lock himself out.
+    #[error("username: {0} is the admin, who cannot be blocked")]
+    IsAdmin(Name),
     /// The token is none.
     #[error(transparent)]
     Token(#[from] BadToken),
@@ -160,6 +178,8 @@ pub struct Users {
     guesses: Arc<Mutex<Attempts<Guessed>>>,
     /// By the name as it is spelled on disk.
     addresses: Mutex<HashMap<String, Addresses>>,
+    /// Those who are blocked, as they are spelled on disk.
+    blocked: RwLock<HashSet<Box<str>>>,
 }
 
 /// The names of all accounts, spelled as on disk. An earlier version made two accounts of two spellings of one name.
@@ -231,7 +251,7 @@ impl Users {
     pub fn open(data_dir: &Path, clock: Clock, passwords: Passwords, jwt: Jwt) -> Result<Users, OpenUsersError> {
         let store = Arc::new(Store::open(&data_dir.join(USERS_DB), MIGRATIONS)?);
         let since = Millis(clock.now().0.saturating_sub(u64::try_from(jwt.life().as_millis()).unwrap_or(u64::MAX)));
-        let (names, sign_ins, admin) = store.read(|reader| -> Result<_, StoreError> {
+        let (names, sign_ins, admin, blocked) = store.read(|reader| -> Result<_, StoreError> {
             let names =
                 reader.all("SELECT username FROM users ORDER BY created_at, username", &[], |row| row.name(0))?;
             let sql = "SELECT username, ip, at FROM sign_ins WHERE at > $1 ORDER BY at";
@@ -241,7 +261,9 @@ impl Users {
             let admin = reader.first("SELECT username, password FROM admin", &[], |row| {
                 Ok(Admin { username: row.name(0)?, password: row.text(1)?.to_owned() })
             })?;
-            Ok((names, sign_ins, admin))
+            let sql = "SELECT username FROM users WHERE blocked_at IS NOT NULL";
+            let blocked = reader.all(sql, &[], |row| Ok(Box::from(row.text(0)?)))?;
+            Ok((names, sign_ins, admin, blocked))
         })?;
         let names = AccountNames::of(names);
         for other in names.others.values() {
@@ -263,6 +285,7 @@ impl Users {
             making: Mutex::default(),
             guesses: Arc::default(),
             addresses: Mutex::new(addresses),
+            blocked: RwLock::new(blocked.into_iter().collect()),
         })
     }
 
@@ -344,7 +367,8 @@ impl Users {
         }
         let hash = self.passwords.hash(password, source::of(source))?;
         let now = Clock::wall();
-        let user = User { username: username.clone(), display_name, created_at: now, last_login: None };
+        let user =
+            User { username: username.clone(), display_name, created_at: now, last_login: None, is_blocked: false };
         let row = user.clone();
         self.store.write(move |tx| {
             // Someone may have been quicker.
@@ -365,7 +389,7 @@ impl Users {
     /// Whose name and password these are. From then on the account has signed in from there.
     ///
     /// # Errors
-    /// `WrongCredentials`, `Paused`, `Bad`, `Busy` or `Unavailable`.
+    /// `WrongCredentials`, `Blocked`, `Paused`, `Bad`, `Busy` or `Unavailable`.
     pub fn login(&self, username: &str, password: &str, source: IpAddr) -> Result<User, UserError> {
         check_password("password", password)?;
         let name = Name::kept(username).map_err(|rule| UserError::Bad(format!("username: {rule}")))?;
@@ -383,6 +407,10 @@ impl Users {
         let Some(mut user) = self.outcome(who, source, is_right.then_some(user).flatten())? else {
             return Err(UserError::WrongCredentials);
         };
+        // Told to nobody but whoever knows the password.
+        if self.is_blocked(&user.username) {
+            return Err(UserError::Blocked);
+        }
         let name = user.username.clone();
         let now = Clock::wall();
         self.store.write({
@@ -467,8 +495,49 @@ impl Users {
         // An account that a restored backup does not know has no token.
         let name = Name::kept(&claims.sub).map_err(|_| BadToken::Invalid)?;
         let name = self.names.read().meant_by(&name).cloned().ok_or(UserError::Token(BadToken::Invalid))?;
+        if self.is_blocked(&name) {
+            return Err(BadToken::Blocked.into());
+        }
         let found = self.store.read(|reader| find(reader, &name))?;
         found.map(|(user, _)| (user, claims)).ok_or(UserError::Token(BadToken::Invalid))
+    }
+
+    fn is_blocked(&self, account: &Name) -> bool {
+        self.blocked.read().contains(account.as_str())
+    }
+
+    /// From now on this account signs in no more and its tokens are none; or it does again, and those that have not
+    /// expired are. To do so again changes nothing. The account as it is then.
+    ///
+    /// # Errors
+    /// `Unknown`, `IsAdmin`, `Unavailable`.
+    pub fn set_blocked(&self, username: &str, blocked: bool) -> Result<User, UserError> {
+        let unknown = || UserError::Unknown(username.to_owned());
+        let name = Name::kept(username).map_err(|_| unknown())?;
+        let is_admin = self.admin.read().as_ref().is_some_and(|admin| admin.username == name);
+        if is_admin && blocked {
+            return Err(UserError::IsAdmin(name));
+        }
+        let account = self.names.read().meant_by(&name).cloned().ok_or_else(unknown)?;
+        let user = self.store.write({
+            let (account, now) = (account.clone(), Clock::wall());
+            move |tx| -> Result<_, StoreError> {
+                let at = blocked.then_some(now);
+                // Blocked once more, it stays blocked since then.
+                let sql = "UPDATE users SET blocked_at = $1 \
+                           WHERE username = $2 AND (blocked_at IS NULL) <> ($1 IS NULL)";
+                tx.execute(sql, &[at.into(), (&account).into()])?;
+                Ok(find(tx, &account)?.map(|(user, _)| user))
+            }
+        })?;
+        let mut all = self.blocked.write();
+        if blocked {
+            all.insert(account.as_str().into());
+        } else {
+            all.remove(account.as_str());
+        }
+        drop(all);
+        user.ok_or_else(unknown)
     }
 
     /// The admin whose token it is.
@@ -476,6 +545,14 @@ impl Users {
     /// # Errors
     /// `Token`, `NotForThis` if it is a user's.
     pub fn admin_of(&self, token: &str) -> Result<Name, UserError> {
+        self.admin_with(token).map(|(admin, _)| admin)
+    }
+
+    /// The same, and what the token says.
+    ///
+    /// # Errors
+    /// As those of [`Users::admin_of`].
+    pub fn admin_with(&self, token: &str) -> Result<(Name, Claims), UserError> {
         let claims = self.jwt.verify(Clock::wall(), token)?;
         if claims.role != Role::Admin {
             return Err(UserError::NotForThis("an admin"));
@@ -484,7 +561,8 @@ impl Users {
         let admin = self.admin.read();
         let sub = Name::kept(&claims.sub).map_err(|_| BadToken::Invalid)?;
         let is_he = |admin: &&Admin| admin.username == sub;
-        admin.as_ref().filter(is_he).map(|admin| admin.username.clone()).ok_or(UserError::Token(BadToken::Invalid))
+        let name = admin.as_ref().filter(is_he).map(|admin| admin.username.clone());
+        name.map(|name| (name, claims)).ok_or(UserError::Token(BadToken::Invalid))
     }
 
     /// Whether there is an account of that name.
@@ -507,13 +585,17 @@ impl Users {
         let claims = self.jwt.verify(Clock::wall(), token).ok()?;
         let sub = Name::kept(&claims.sub).ok().filter(|_| claims.role == Role::User)?;
         let names = self.names.read();
-        names.meant_by(&sub).filter(|account| names.has_hostname(account)).map(Name::to_string)
+        let may_have = |account: &&Name| names.has_hostname(account) && !self.is_blocked(account);
+        names.meant_by(&sub).filter(may_have).map(Name::to_string)
     }
 
     /// Whether the account that has a hostname has signed in from there within the life of a token.
     pub fn signed_in_from(&self, hostname: &str, source: IpAddr) -> bool {
         let Ok(hostname) = Name::kept(hostname) else { return false };
         let Some(account) = self.names.read().oldest.get(&hostname).cloned() else { return false };
+        if self.is_blocked(&account) {
+            return false;
+        }
         let (now, source) = (self.clock.now(), source.to_canonical());
         let addresses = self.addresses.lock();
         let is_alive = |(ip, at): &(IpAddr, Millis)| *ip == source && now < at.plus(self.jwt.life());
@@ -559,6 +641,33 @@ impl Users {
         Ok(self.store.read(|reader| reader.all(&sql, &[after.into(), at_most.into()], user))?)
     }
 
+    /// Those of the accounts by name whose name, or name for people, has this in it: so many from the `offset`-th
+    /// on, and how many there are.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn search(&self, sought: &Sought, offset: usize, limit: usize) -> Result<(Vec<User>, usize), UserError> {
+        if sought.is_anything() {
+            let sql = format!("{SELECT} ORDER BY username LIMIT $1 OFFSET $2");
+            let page = [limit, offset].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+            let found = self.store.read(|reader| reader.all(&sql, &page.map(Value::from), user))?;
+            return Ok((found, self.len()));
+        }
+        let (mut found, mut total) = (Vec::new(), 0);
+        self.store.read(|reader| {
+            reader.query(&format!("{SELECT} ORDER BY username"), &[], &mut |row| {
+                if sought.is_in(row.text(0)?) || sought.is_in(row.text(1)?) {
+                    if total >= offset && found.len() < limit {
+                        found.push(user(row)?);
+                    }
+                    total += 1;
+                }
+                Ok(())
+            })
+        })?;
+        Ok((found, total))
+    }
+
     /// How many accounts there are.
     pub fn len(&self) -> usize {
         self.names.read().len()
@@ -594,11 +703,17 @@ pub fn all(reader: &dyn Reader) -> Result<Vec<User>, StoreError> {
     reader.all(&format!("{SELECT} ORDER BY username"), &[], user)
 }
 
-const SELECT: &str = "SELECT username, display_name, created_at, last_login, password FROM users";
+const SELECT: &str = "SELECT username, display_name, created_at, last_login, password, blocked_at FROM users";
 
 fn user(row: &Row<'_>) -> Result<User, StoreError> {
     let last_login = row.opt_int(3)?.map(|_| row.millis(3)).transpose()?;
-    Ok(User { username: row.name(0)?, display_name: row.name(1)?, created_at: row.millis(2)?, last_login })
+    Ok(User {
+        username: row.name(0)?,
+        display_name: row.name(1)?,
+        created_at: row.millis(2)?,
+        last_login,
+        is_blocked: row.opt_int(5)?.is_some(),
+    })
 }
 
 /// An account and the hash of its password.

@@ -188,6 +188,46 @@ pub fn nfc(text: &str) -> Cow<'_, str> {
     if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
 }
 
+/// A text that is looked for within others: in any case, and in [`nfc`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sought(String);
+
+impl Sought {
+    /// That text.
+    pub fn new(text: &str) -> Sought {
+        Sought(folded(text))
+    }
+
+    /// Whether every text has it in it, because it is empty.
+    pub fn is_anything(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether a text has it in it.
+    pub fn is_in(&self, text: &str) -> bool {
+        if self.is_anything() {
+            return true;
+        }
+        // Nearly all texts, and they are many: nothing is made for them.
+        if text.is_ascii() {
+            let wanted = self.0.as_bytes();
+            return text.as_bytes().windows(wanted.len()).any(|part| part.eq_ignore_ascii_case(wanted));
+        }
+        self.is_in_folded(&folded(text))
+    }
+
+    /// Whether a text that was [`folded`] before has it in it.
+    pub fn is_in_folded(&self, folded: &str) -> bool {
+        folded.contains(&self.0)
+    }
+}
+
+/// The text as it is searched: in lowercase and form C, however it was given.
+pub fn folded(text: &str) -> String {
+    // Lowercase of what is in form C need not be in it (İ).
+    nfc(&nfc(text).to_lowercase()).into_owned()
+}
+
 /// The spellings that a text may have been kept under before it was compared in [`nfc`]: as given, form C, form D.
 pub fn spellings(text: &str) -> [String; 3] {
     [text.to_owned(), nfc(text).into_owned(), text.nfd().collect()]
@@ -486,6 +526,19 @@ mod tests {
         assert_eq!(safe("a\u{e0041}b\u{200b}"), "a\u{fffd}b\u{fffd}");
         assert_eq!(safe_json("\"a\u{9b}\u{e0041}\u{200d}\""), "\"a\\u009b\\udb40\\udc41\\u200d\"");
         assert!(matches!(safe("plain"), Cow::Borrowed("plain")));
+    }
+
+    #[test]
+    fn a_text_is_found_in_any_case_and_spelling() {
+        let is_in = |sought: &str, text: &str| Sought::new(sought).is_in(text);
+        for (sought, text) in
+            [("", ""), ("", "x"), ("AN", "joanna"), ("zoë", "ZOE\u{308}!"), ("ZOE\u{308}", "a zoë"), ("ß", "Straße")]
+        {
+            assert!(is_in(sought, text), "{sought} in {text}");
+        }
+        for (sought, text) in [("x", ""), ("anna", "ann"), ("zoe", "Zoë"), ("é", "e"), ("a b", "ab")] {
+            assert!(!is_in(sought, text), "{sought} in {text}");
+        }
     }
 
     #[test]

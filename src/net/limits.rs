@@ -99,6 +99,36 @@ fn check_open_files(own_files: u64) -> Result<(), TooFewFiles> {
     }
 }
 
+/// What this process uses, as far as the system says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Threads, idle ones too.
+    pub threads: Option<u64>,
+    /// Memory that is really there, bytes.
+    pub memory: Option<u64>,
+    /// Open files.
+    pub files: Option<u64>,
+}
+
+/// What this process uses now. (Linux says it in files; elsewhere it is not known.)
+pub fn usage() -> Usage {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let number = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Usage { threads: number("Threads"), memory: number("VmRSS").map(|kib| kib * 1024), files: open_now() }
+}
+
+fn open_now() -> Option<u64> {
+    const FOLDER: &str = "/proc/self/fd";
+    match std::fs::metadata(FOLDER).ok()?.len() {
+        // Before Linux 6.2 they have to be counted. One of them is the folder itself.
+        0 => Some((std::fs::read_dir(FOLDER).ok()?.count() as u64).saturating_sub(1)),
+        files => Some(files),
+    }
+}
+
 /// What a server would like to have at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -317,6 +347,17 @@ mod sys {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_used_is_known() {
+        let before = usage();
+        assert!(before.threads.unwrap() >= 1 && before.memory.unwrap() > 1 << 20, "{before:?}");
+        let many: Vec<_> = (0..50).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        // Other tests open and close some meanwhile.
+        assert!(usage().files.unwrap() >= before.files.unwrap() + 20, "{before:?}");
+        drop(many);
+    }
     use crate::net::testing::in_own_process;
 
     const OTHERS: Wanted = Wanted { connections: 400, own_files: 0, other_threads: 100, other_files: 20 };

@@ -19,6 +19,7 @@ pub mod lines; //    lines of text, each with a deadline
 pub mod link; //     messages between components that proved the key
 pub mod listener; // what accepts connections on every port
 pub mod peer_socket; // datagrams between peers: shared ports, and who refuses
+pub mod periodic; // something that is done every so often
 pub mod pool; //     links that are kept open for the next request
 pub mod shares; //   how much of a bounded thing each source holds
 pub mod shutdown; // the signals that end a server

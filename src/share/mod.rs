@@ -15,6 +15,7 @@
 //! | `files.rs` | the files that a node tracks |
 //! | `api_client.rs` | calls of the HTTP APIs |
 //! | `node.rs` | one user's node: publishing, fetching, the connection to the registry |
+//! | `page.rs` | which part of a list is asked for |
 //! | `client_api.rs` | what a user's programs and pages ask of a node |
 //! | `server_api.rs` | the server's HTTP API: accounts, the operator's view, metrics |
 
@@ -26,6 +27,7 @@ pub mod files;
 pub mod folders;
 pub mod heartbeat;
 pub mod node;
+pub mod page;
 pub mod pieces;
 pub mod registry;
 pub mod server;

@@ -7,6 +7,7 @@
 //! | `claims.rs` | REGISTER: who may have a hostname |
 //! | `files.rs` | PUBLISH, UNPUBLISH, and a whole list replaced step by step |
 //! | `shown.rs` | what REQUEST, DISCOVER and LIST show, in pages |
+//! | `recent.rs` | what has changed of it, for who follows |
 //! | `secrets.rs`, `farewells.rs` | what gives a hostname back, also when its host is gone |
 //! | `room.rs` | how much there may be, and whose it is |
 //! | `names.rs`, `index.rs` | names in order, and who holds what |
@@ -36,6 +37,7 @@ mod farewells;
 mod files;
 mod index;
 mod names;
+mod recent;
 mod room;
 mod secrets;
 mod shown;
@@ -44,6 +46,7 @@ pub mod store;
 mod tests;
 
 pub use claims::{Claim, Granted, Proof, Standing};
+pub use recent::{Changed, Told, What};
 pub use secrets::SecretKey;
 pub use shown::{Cursor, Piece, Shown};
 pub use store::{Change, HostRow};
@@ -51,6 +54,7 @@ pub use store::{Change, HostRow};
 use alike::Sizes;
 use index::Index;
 use names::Names;
+use recent::Recent;
 use room::{Holding, Lack, Room};
 use secrets::Secrets;
 
@@ -214,8 +218,24 @@ pub struct Registry {
     room: Room,
     secrets: Secrets,
     totals: Totals,
+    /// Live hosts of users.
+    live_users: usize,
+    /// Hosts of which something that is shown has changed, while somebody wants to know.
+    touched: Option<Touched>,
     unsaved: Vec<Slot>,
+    recent: Recent,
 }
+
+/// Which hosts have changed.
+#[derive(Debug, Default)]
+struct Touched {
+    names: BTreeSet<Name>,
+    /// There were more than are remembered.
+    too_many: bool,
+}
+
+/// Most hosts that are remembered as changed.
+const TOUCHED_MAX: usize = 4_096;
 
 impl Registry {
     /// Without any host.
@@ -241,7 +261,10 @@ impl Registry {
             room: Room::new(bounds),
             secrets: Secrets::new(&bounds),
             totals: Totals::default(),
+            live_users: 0,
+            touched: None,
             unsaved: Vec::new(),
+            recent: Recent::default(),
         }
     }
 
@@ -265,6 +288,7 @@ impl Registry {
         {
             host.conn = None;
             self.totals.active_clients -= u64::from(host.is_live);
+            self.touch(slot);
         }
     }
 
@@ -549,6 +573,7 @@ impl Registry {
         } else {
             self.unsilence(slot, heard_before);
             self.rise(slot);
+            self.tell_came(slot, false);
         }
     }
 
@@ -578,15 +603,18 @@ impl Registry {
     fn rise(&mut self, slot: Slot) {
         let Some(host) = self.slots[slot as usize].as_mut() else { return };
         host.is_live = true;
+        self.live_users += usize::from(host.by_account);
         self.live.insert((host.heard_at, slot));
         self.names.insert(host.name.clone(), slot);
         self.totals.total_clients += 1;
         self.totals.active_clients += u64::from(host.conn.is_some());
         self.totals.total_files += host.published;
         self.totals.total_size += host.published_size;
+        self.touch(slot);
     }
 
     fn fall_silent(&mut self, slot: Slot) {
+        self.tell_gone(slot);
         self.hide(slot);
         self.silence(slot);
     }
@@ -603,11 +631,33 @@ impl Registry {
             self.totals.active_clients -= u64::from(host.conn.is_some());
             self.totals.total_files -= host.published;
             self.totals.total_size -= host.published_size;
+            self.live_users -= usize::from(host.by_account);
+            self.touch(slot);
         }
+    }
+
+    /// Something of a host that is shown has changed.
+    fn touch(&mut self, slot: Slot) {
+        let (Some(touched), Some(host)) = (&mut self.touched, &self.slots[slot as usize]) else { return };
+        if touched.names.len() < TOUCHED_MAX {
+            touched.names.insert(host.name.clone());
+        } else {
+            touched.too_many = true;
+        }
+    }
+
+    /// The hosts of which something has changed since this was asked last, and remembers those that change from now
+    /// on: until it `is_wanted` no more. None: which they are is not known, there were too many, or nobody had asked.
+    pub fn take_touched(&mut self, is_wanted: bool) -> Option<BTreeSet<Name>> {
+        let touched = std::mem::replace(&mut self.touched, is_wanted.then(Touched::default));
+        touched.filter(|touched| !touched.too_many).map(|touched| touched.names)
     }
 
     /// A host is gone. Its secrets stay.
     fn drop_host(&mut self, slot: Slot, changes: &mut Vec<Change>) {
+        if self.slots[slot as usize].as_ref().is_some_and(|host| host.is_live) {
+            self.tell_gone(slot);
+        }
         self.hide(slot);
         let Some(host) = self.slots[slot as usize].take() else { return };
         self.by_name.remove(&host.name);

@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -25,7 +25,7 @@ use super::wire::requests::{self, REQUEST_MAX};
 use super::wire::{Files, Publish, Register, Request, answers as wire};
 use crate::model::{Clock, Name, Token, text};
 use crate::net::budget::Budget;
-use crate::net::counters::Counter;
+use crate::net::counters::{Counter, Latencies, LatencyCounts};
 use crate::net::ended::Ended;
 use crate::net::interfaces;
 use crate::net::lines::LineLimits;
@@ -48,6 +48,8 @@ use keeper::Keeper;
 
 /// Between two looks for hosts that were not heard for long.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Between the first change that somebody waits for and the answer.
+const GATHERED_FOR: Duration = Duration::from_millis(150);
 /// How much of what may be long is done before the lock is let go for a moment.
 const STEP: usize = 256;
 
@@ -169,6 +171,8 @@ struct Shared {
     holders: Mutex<HashMap<ConnId, Weak<TcpStream>>>,
     next_conn: AtomicU64,
     counters: Counters,
+    /// From a whole message to its answer.
+    latencies: Latencies,
     is_closed: Mutex<bool>,
     closing: Condvar,
 }
@@ -209,6 +213,7 @@ impl RegistryServer {
             holders: Mutex::default(),
             next_conn: AtomicU64::new(1),
             counters: Counters::default(),
+            latencies: Latencies::default(),
             is_closed: Mutex::new(false),
             closing: Condvar::new(),
         });
@@ -249,9 +254,14 @@ impl RegistryServer {
         [self.shared.counters.list(), self.listener.counters()].concat()
     }
 
+    /// How long requests took to be answered.
+    pub fn latencies(&self) -> LatencyCounts {
+        self.shared.latencies.counts()
+    }
+
     /// How much there is now, with its name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
-        self.shared.keeper.sizes().to_vec()
+        self.shared.keeper.sizes()
     }
 
     /// Does what its own thread does every 30 s: hosts that were not heard for long are dropped, and when the others
@@ -262,6 +272,8 @@ impl RegistryServer {
 
     /// Takes no more work; what is in hand may be finished within `grace`. Everything is on disk then.
     pub fn stop(&self, grace: Duration) {
+        // Whoever waits for a change is answered now.
+        self.shared.keeper.end_waiting();
         let left = self.listener.stop(grace);
         if left > 0 {
             log::warn!("registry: {left} requests were not finished");
@@ -377,9 +389,11 @@ impl MessageService for RegistryService {
         message: Vec<u8>,
         connection: &mut MessageConnection,
     ) -> Result<After, Ended> {
+        let began_at = Instant::now();
         let request = requests::parse(&message);
         drop(message);
         self.0.answer(caller, request, &mut Output::new(connection.writer()))?;
+        self.0.latencies.took(began_at.elapsed());
         Ok(After::Continue)
     }
 
@@ -410,6 +424,7 @@ impl Shared {
                 });
             }
             Ok(Request::Discover(whom)) => return self.stream(caller, out, |out| self.discovered(&whom.hostname, out)),
+            Ok(Request::Changes(changes)) => return self.stream(caller, out, |out| self.changed(changes, out)),
             Ok(Request::List(list)) => return self.stream(caller, out, |out| self.listed(list, out)),
             Ok(Request::Register(register)) => self.register(caller, *register),
             Ok(Request::Publish(publish)) => {
@@ -551,6 +566,12 @@ impl Shared {
             // It has ended by itself meanwhile.
             log::debug!("registry: closing a connection that was replaced: {error}");
         }
+    }
+
+    /// Gives others the time to change something as well, or the registry to end: each that follows is answered a few
+    /// times a second at most, however much changes.
+    fn gather(&self) {
+        self.closing.wait_for(&mut self.is_closed.lock(), GATHERED_FOR);
     }
 
     fn keep_sweeping(&self) {

@@ -29,7 +29,7 @@ mod admin;
 mod metrics;
 mod table;
 
-pub use metrics::Metrics;
+pub use metrics::{Kind, Metrics, Reading};
 use table::{Act, ROUTES};
 
 /// Most characters of a token in a body.
@@ -119,17 +119,18 @@ fn stats(totals: &Totals) -> Value {
 }
 
 /// Unix seconds, with the milliseconds as a fraction.
-fn seconds(at: Millis) -> Value {
+pub fn seconds(at: Millis) -> Value {
     if at.0.is_multiple_of(1000) { (at.0 / 1000).into() } else { (at.0 as f64 / 1000.0).into() }
 }
 
 /// What went wrong with an account or a token, with the status that fits.
-fn not_so(wrong: UserError) -> Refusal {
+pub fn not_so(wrong: UserError) -> Refusal {
     let status = match &wrong {
         UserError::Bad(_) => StatusCode::BAD_REQUEST,
-        UserError::Taken(_) => StatusCode::CONFLICT,
+        UserError::Taken(_) | UserError::IsAdmin(_) => StatusCode::CONFLICT,
+        UserError::Unknown(_) => StatusCode::NOT_FOUND,
         UserError::WrongCredentials | UserError::Token(_) => StatusCode::UNAUTHORIZED,
-        UserError::NotForThis(_) => StatusCode::FORBIDDEN,
+        UserError::NotForThis(_) | UserError::Blocked => StatusCode::FORBIDDEN,
         UserError::Paused(_) => StatusCode::TOO_MANY_REQUESTS,
         UserError::Busy(_) | UserError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
@@ -138,7 +139,10 @@ fn not_so(wrong: UserError) -> Refusal {
 }
 
 /// The token that a request bears: in its header, or where that may be in its body.
-fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Refusal> {
+///
+/// # Errors
+/// 401 without one.
+pub fn token_of(request: &Request, also_in_body: bool) -> Result<Token, Refusal> {
     if let Some(token) = bearer(&request.headers) {
         return Ok(token);
     }

@@ -180,6 +180,11 @@ impl CustomerDb {
         self.shared.tick(flush);
     }
 
+    /// Its file.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.shared.store
+    }
+
     /// How many sessions are open, and how many buyers are held in memory.
     pub fn sizes(&self) -> (usize, usize) {
         self.shared.memory().people.sizes()

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -20,7 +20,7 @@ use super::wire::{self, Call, Envelope, MESSAGE_MAX, Outcome, Port, Rejected};
 use crate::model::Token;
 use crate::net::budget::Budget;
 use crate::net::cluster::ClusterKey;
-use crate::net::counters::Counter;
+use crate::net::counters::{Counter, Latencies, LatencyCounts};
 use crate::net::ended::Ended;
 use crate::net::lines::LineLimits;
 use crate::net::link;
@@ -117,6 +117,8 @@ pub struct DoorCounters {
     pub connections_failed: Counter,
     /// Strangers at a database who found too many others there.
     pub strangers_refused: Counter,
+    /// From a client's whole message to its answer.
+    latencies: Latencies,
 }
 
 impl DoorCounters {
@@ -277,6 +279,11 @@ impl Door {
         [self.counters.list(), self.listener.counters()].concat()
     }
 
+    /// How long clients' messages took to be answered.
+    pub fn latencies(&self) -> LatencyCounts {
+        self.counters.latencies.counts()
+    }
+
     /// Takes no more work; what is in hand may be finished within `grace`.
     pub fn stop(&self, grace: Duration) {
         let left = self.listener.stop(grace);
@@ -347,10 +354,12 @@ impl MessageService for DoorService {
                 return self.refuse(connection, busy);
             }
         }
+        let began_at = Instant::now();
         let answer = self.answer(connection.source().ip(), &message);
         // Not held while the answer goes out.
         drop(message);
         connection.write(&answer)?;
+        self.counters.latencies.took(began_at.elapsed());
         Ok(After::Continue)
     }
 }

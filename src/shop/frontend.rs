@@ -21,7 +21,7 @@ use super::purchase::RENEW_MS;
 use super::purchase::driver::{Driver, Op, Step};
 use super::wire::{Call, Outcome, Port};
 use crate::model::Clock;
-use crate::net::counters::Counter;
+use crate::net::counters::{Counter, LatencyCounts};
 use crate::net::link::Target;
 use crate::net::pool::{Asked, Pool, PoolError};
 use crate::net::threads;
@@ -190,6 +190,11 @@ impl FrontendServer {
             all.extend(named("", first.iter().enumerate().map(sum).collect()));
         }
         all
+    }
+
+    /// How long clients' messages took to be answered, at all doors.
+    pub fn latencies(&self) -> LatencyCounts {
+        self.doors.iter().fold(LatencyCounts::default(), |sum, door| sum.plus(&door.latencies()))
     }
 
     /// Takes no more work; what is in hand may be finished within `grace`.

@@ -47,6 +47,8 @@ const TOMBSTONES_KEPT: Duration = Duration::from_secs(30 * 86_400);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Holds that one transaction releases. Each may have many lines.
 const EXPIRED_AT_ONCE: u32 = 100;
+/// Items that one transaction hides, or shows again. Each has some twenty rows in the index.
+const HIDDEN_AT_ONCE: u32 = 500;
 /// Rows that one transaction forgets.
 const FORGOTTEN_AT_ONCE: u32 = 5_000;
 /// How long a stretch of item numbers is, which begin anew after a loss: past whatever was given out before.
@@ -105,9 +107,12 @@ impl ProductDb {
         let beyond = STRETCH.saturating_mul(settings.first_stretch);
         store
             .write(move |tx| store::skip_numbers(tx, beyond))
-            .map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
+            .map_err(|error: StoreError| OpenError::Other { path: path.clone(), detail: error.to_string() })?;
         let room =
             Arc::new(Room { store, clock: Clock::start(), is_closing: Mutex::new(false), closing: Condvar::new() });
+        // Where a start came in the middle of it.
+        let finish = || room.store.read(store::hidden_sellers)?.into_iter().try_for_each(|id| room.hide_items_of(id));
+        finish().map_err(|error: StoreError| OpenError::Other { path, detail: error.to_string() })?;
         Ok(ProductDb { room, settings, sweeper: Mutex::new(None) })
     }
 
@@ -213,6 +218,25 @@ impl ProductDb {
         Ok(loaded)
     }
 
+    /// The operator removes an item: nobody finds, sees or buys it any more. Whether there is such an item; once it
+    /// is on disk.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn remove_item(&self, item_id: &str) -> Result<bool, StoreError> {
+        let item_id = item_id.to_owned();
+        self.room.store.write(move |tx| store::remove_item(tx, &item_id))
+    }
+
+    /// The operator has all items of a seller hidden, those to come too, or shown again; once it is on disk.
+    ///
+    /// # Errors
+    /// The store's. What was not done is done at the next start, or when this is said again.
+    pub fn hide_seller(&self, seller_id: u64, hides: bool) -> Result<(), StoreError> {
+        self.room.store.write(move |tx| store::hide_seller(tx, seller_id, hides))?;
+        self.room.hide_items_of(seller_id)
+    }
+
     /// Takes no more changes, ends the thread and closes the file. Repeating it does nothing.
     pub fn close(&self) {
         *self.room.is_closing.lock() = true;
@@ -251,6 +275,12 @@ impl std::fmt::Debug for ProductDb {
 }
 
 impl Room {
+    /// A bounded part of them at a time: others' changes come in between.
+    fn hide_items_of(&self, seller_id: u64) -> Result<(), StoreError> {
+        while self.store.write(move |tx| store::hide_some_items(tx, seller_id, HIDDEN_AT_ONCE))? {}
+        Ok(())
+    }
+
     fn sweep_until_closed(&self) {
         let mut is_closing = self.is_closing.lock();
         while !*is_closing {

@@ -13,6 +13,7 @@ use super::readers::Readers;
 use super::ticket::Verdict;
 use super::writer::{Chain, INDEPENDENT, Shared, Writer};
 use super::{OpenError, Reader, StoreError, Ticket, Tx, sqlite};
+use crate::net::counters::LatencyCounts;
 
 /// How long closing waits for readers in other processes.
 const CHECKPOINT_WAIT: Duration = Duration::from_secs(1);
@@ -122,6 +123,11 @@ impl Store {
     /// How many changes wait for their transaction to begin: a gauge, already old when it is read.
     pub fn waiting(&self) -> usize {
         self.shared.waiting()
+    }
+
+    /// How long its transactions took, their syncs included.
+    pub fn commits(&self) -> LatencyCounts {
+        self.shared.commits.counts()
     }
 
     /// Waits until everything handed over before is on disk, or has failed (its ticket says so), and what

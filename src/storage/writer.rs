@@ -31,6 +31,7 @@ use super::mark::Mark;
 use super::sqlite::{self, Opened, SqliteTx};
 use super::ticket::{Batch, Outcome, Then};
 use super::{StoreError, Ticket, Tx};
+use crate::net::counters::Latencies;
 
 /// Most changes that wait for the disk; what comes beyond gets [`StoreError::Busy`].
 pub(super) const WAITING_MAX: usize = 65_536;
@@ -81,6 +82,8 @@ pub(super) struct Shared {
     chain_moved: Condvar,
     /// For those who want everything done: a transaction is over.
     is_over: Condvar,
+    /// How long transactions took, their syncs included.
+    pub(super) commits: Latencies,
 }
 
 impl Shared {
@@ -101,6 +104,7 @@ impl Shared {
             work: Condvar::new(),
             chain_moved: Condvar::new(),
             is_over: Condvar::new(),
+            commits: Latencies::default(),
         }
     }
 
@@ -283,6 +287,7 @@ impl Writer {
             };
             let chained = changes.iter().any(|waiting| waiting.chain == next.chain);
             let before = self.number;
+            let began_at = Instant::now();
             let (outcome, chain_broken) = match self.transaction(&mut changes, next.chain) {
                 Ok(done) => (Outcome::Committed(done.failures), done.chain_broken),
                 Err(error) => {
@@ -290,6 +295,7 @@ impl Writer {
                     (Outcome::Lost(error), chained)
                 }
             };
+            shared.commits.took(began_at.elapsed());
             // What a lost transaction did not come to. (Some of it may be a room's: outside the lock.)
             changes.clear();
             shared.finish(&next, outcome, chain_broken);

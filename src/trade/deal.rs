@@ -33,6 +33,7 @@ mod view;
 use self::parts::{Answered, Note, Offer, Outstanding, Standing};
 pub use self::parts::{Asked, Kind, Party, Payment, SellerSide, State};
 pub use self::step::{Booking, Effects, Event, LogLine, Money, Step, Windows};
+pub use self::view::DealLine;
 
 /// Sellers asked for a better price, one after the other, before the buyer is told NOT_FOUND.
 const NEGOTIATIONS_MAX: u32 = 5;

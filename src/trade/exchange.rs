@@ -5,7 +5,7 @@
 //! are handed to the [`Journal`] under the lock of what changed, so that the order on disk is the order
 //! in memory; nothing of an [`Outcome`] may leave before its receipt is on disk.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -26,6 +26,7 @@ mod allowance;
 mod dealing;
 mod hearing;
 mod mids;
+mod open;
 mod registration;
 mod search;
 mod sweep;
@@ -202,6 +203,9 @@ pub struct Exchange<J: Journal> {
     /// The newest registration or departure: what "there is no such peer" is built on.
     directory_changed: Mutex<J::Receipt>,
     deals: RwLock<HashMap<u64, Arc<DealCell<J>>>>,
+    /// Those of them that have not ended. Held for a moment, beneath all other locks.
+    open: Mutex<BTreeSet<u64>>,
+    touched: open::Touched,
     /// The side that each push was for, as long as its deal is known: also of those that are not repeated any
     /// more. An ACK may come after the answer that it stands for, and proves an address all the same.
     mids: Mutex<HashMap<u64, (u64, Party)>>,
@@ -310,6 +314,8 @@ impl<J: Journal> Exchange<J> {
             mid_key: Mids::new(&mid_key),
             directory_changed: Mutex::default(),
             deals: RwLock::default(),
+            open: Mutex::default(),
+            touched: open::Touched::default(),
             mids: Mutex::default(),
             farewells: Mutex::default(),
             ended: Mutex::default(),
@@ -365,8 +371,9 @@ impl<J: Journal> Exchange<J> {
             }
             _ => resumed.deadlines.extend(deal.deadline().map(|at| (at, id))),
         }
-        if let Some(at) = deal.ended_at() {
-            self.ended.lock().push_back((at.min(now), id));
+        match deal.ended_at() {
+            Some(at) => self.ended.lock().push_back((at.min(now), id)),
+            None => drop(self.open.lock().insert(id)),
         }
         let state = DealState { deal, mids, forgotten: false, last: J::Receipt::default() };
         let cell = DealCell { holders: AtomicUsize::new(holders), state: Mutex::new(state) };

@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::deal::Windows;
+use super::deal::{DealLine, Windows};
 use super::exchange::{Exchange, Resumed, Rules, Told, first_number};
-use super::store::{self, StoreJournal};
+use super::journal::Journal;
+use super::store::{self, Receipt, StoreJournal};
 use super::wire::DATAGRAM_MAX;
 use crate::bank::Gateway;
 use crate::model::{Clock, FeeRate, Millis};
 use crate::net::budget::Budget;
+use crate::net::counters::{Latencies, LatencyCounts};
 use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, Messages};
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
@@ -141,6 +143,8 @@ struct Shared {
     timers: OnceLock<Timers<Due>>,
     strangers: Strangers,
     counters: TradeCounters,
+    /// From a datagram's arrival to its answer.
+    latencies: Latencies,
     /// Requests that are left with the store.
     left_with_store: AtomicUsize,
     /// Deals whose settlement has a driver.
@@ -169,6 +173,7 @@ impl TradeServer {
             timers: OnceLock::new(),
             strangers: Strangers::default(),
             counters: TradeCounters::default(),
+            latencies: Latencies::default(),
             left_with_store: AtomicUsize::new(0),
             driven: Mutex::default(),
             settled: (Mutex::new(0), Condvar::new()),
@@ -233,8 +238,51 @@ impl TradeServer {
 
     /// How much there is now, with its name.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
-        let (peers, deals) = self.shared.exchange().sizes();
-        vec![("peers", peers as u64), ("deals", deals as u64)]
+        let exchange = self.shared.exchange();
+        let (peers, deals) = exchange.sizes();
+        vec![("peers", peers as u64), ("deals", deals as u64), ("deals_open", exchange.open_deals_len() as u64)]
+    }
+
+    /// How long requests in datagrams took to be answered.
+    pub fn latencies(&self) -> LatencyCounts {
+        self.shared.latencies.counts()
+    }
+
+    /// Trade's own file.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.shared.floor.store
+    }
+
+    /// A page of the deals that are open, newest first, as they are on disk; and how many are open in all.
+    ///
+    /// # Errors
+    /// What they are built on could not be stored.
+    pub fn open_deals(&self, offset: usize, limit: usize) -> Result<(Vec<DealLine>, usize), StoreError> {
+        let exchange = self.shared.exchange();
+        let (deals, total, receipt) = exchange.open_deals(self.shared.now(), offset, limit);
+        receipt.wait().inspect_err(|error| self.shared.not_stored(&exchange, error))?;
+        Ok((deals, total))
+    }
+
+    /// Which deals have changed since this was asked last, as each is now and as it is on disk: its number, and
+    /// nothing once it is not open any more. None: there were too many, or nobody had asked before. They are
+    /// remembered until it `is_wanted` no more; while it is not, that costs nothing.
+    pub fn changed_deals(&self, is_wanted: bool) -> Option<Vec<(u64, Option<DealLine>)>> {
+        let exchange = self.shared.exchange();
+        let ids = exchange.take_touched(is_wanted)?;
+        let (mut all, mut newest) = (Vec::with_capacity(ids.len()), Receipt::default());
+        for id in ids {
+            let (line, receipt) = exchange.open_deal(self.shared.now(), id);
+            newest = StoreJournal::later(newest, receipt);
+            all.push((id, line));
+        }
+        match newest.wait() {
+            Ok(()) => Some(all),
+            Err(error) => {
+                self.shared.not_stored(&exchange, &error);
+                None
+            }
+        }
     }
 
     /// Takes no more work, finishes what is in hand within `grace`, and writes down who was heard.

@@ -9,7 +9,7 @@ use super::deal::{Deal, Money, SellerSide};
 use super::journal::{Change, FarewellRow, Journal, LogRow, MoneyRow, PeerRow, Snapshot};
 use crate::bank::ledger::{self, Posting};
 use crate::model::{Cents, Clock, Millis, Token};
-use crate::storage::{Chain, Query, Reader, Store, StoreError, Ticket, Tx};
+use crate::storage::{Chain, Query, Reader, Row, Store, StoreError, Ticket, Tx};
 
 /// What makes an empty file trade's, one step a schema version.
 pub const MIGRATIONS: &[&str] = &[
@@ -258,17 +258,37 @@ pub fn log(
     let sql = "SELECT at, kind, peer, deal, rq, item_name, price, detail FROM trade_log
                WHERE at >= $1 AND ($2 IS NULL OR peer = $2) ORDER BY id";
     reader.query(sql, &[since.into(), peer.into()], &mut |row| {
-        each(LogRow {
-            at: row.millis(0)?,
-            kind: row.text(1)?.to_owned(),
-            peer: row.name(2)?,
-            deal: row.opt_int(3)?.and_then(|deal| u64::try_from(deal).ok()),
-            rq: row.opt_int(4)?.and_then(|rq| u64::try_from(rq).ok()),
-            item_name: row.opt_text(5)?.map(str::to_owned),
-            price: row.opt_int(6)?.map(Cents),
-            detail: row.text(7)?.to_owned(),
-        });
+        each(log_row(row)?);
         Ok(())
+    })
+}
+
+/// The newest lines of the log, newest first: so many behind the first `offset`; and how many there are in all.
+///
+/// # Errors
+/// The store's.
+pub fn newest_log(reader: &dyn Reader, offset: u64, limit: u64) -> Result<(Vec<LogRow>, u64), StoreError> {
+    // Lines are numbered one after the other as they are written, and none ever goes: neither is counted.
+    let ends =
+        reader.first("SELECT min(id), max(id) FROM trade_log", &[], |row| Ok((row.opt_int(0)?, row.opt_int(1)?)))?;
+    let Some((Some(oldest), Some(newest))) = ends else { return Ok((Vec::new(), 0)) };
+    let total = u64::try_from(newest - oldest + 1).unwrap_or(0);
+    let last = newest.saturating_sub(i64::try_from(offset).unwrap_or(i64::MAX));
+    let sql = "SELECT at, kind, peer, deal, rq, item_name, price, detail FROM trade_log
+               WHERE id <= $1 ORDER BY id DESC LIMIT $2";
+    Ok((reader.all(sql, &[last.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()], log_row)?, total))
+}
+
+fn log_row(row: &Row<'_>) -> Result<LogRow, StoreError> {
+    Ok(LogRow {
+        at: row.millis(0)?,
+        kind: row.text(1)?.to_owned(),
+        peer: row.name(2)?,
+        deal: row.opt_int(3)?.and_then(|deal| u64::try_from(deal).ok()),
+        rq: row.opt_int(4)?.and_then(|rq| u64::try_from(rq).ok()),
+        item_name: row.opt_text(5)?.map(str::to_owned),
+        price: row.opt_int(6)?.map(Cents),
+        detail: row.text(7)?.to_owned(),
     })
 }
 

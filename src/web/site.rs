@@ -3,11 +3,11 @@
 use std::fmt;
 
 use super::openapi;
+use super::operator::ServerSide;
 use super::pages::{self, Pages};
 use crate::net::http::routes::Outline;
 use crate::net::http::{Handler, Method, Request, Response, Sink, StatusCode, header, method_not_allowed};
 use crate::share::client_api::ClientApi;
-use crate::share::server_api::ServerApi;
 
 /// Where an API is described.
 const DESCRIPTION_PATH: &str = "/api/openapi.json";
@@ -28,11 +28,11 @@ impl Site<ClientApi> {
     }
 }
 
-impl Site<ServerApi> {
+impl Site<ServerSide> {
     /// A server's.
-    pub fn of_server(api: ServerApi) -> Site<ServerApi> {
+    pub fn of_server(api: ServerSide) -> Site<ServerSide> {
         let about = "Accounts, and what the operator sees.";
-        Site::new("P2S2 server API", about, ServerApi::outlines(), api, pages::SERVER)
+        Site::new("P2S2 server API", about, ServerSide::outlines(), api, pages::SERVER)
     }
 }
 
@@ -73,7 +73,6 @@ impl<A: Handler> Handler for Site<A> {
         if wants_page && answer.status == StatusCode::NOT_FOUND { self.pages.nothing_here() } else { answer }
     }
 
-    /// What is sent goes to the API alone.
     fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
         self.api.upload(head)
     }

@@ -14,7 +14,11 @@ mod node_faults;
 mod node_tls;
 #[cfg(unix)]
 mod nodes;
+#[cfg(unix)]
+mod operator;
 mod owners;
+#[cfg(unix)]
+mod page_routes;
 mod registry;
 mod registry_floor;
 mod registry_load;

@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::{Host, Registry, Slot};
+use crate::model::text::Sought;
 use crate::model::{Millis, Name};
 use crate::share::wire::{Digest, FileEntry, FileName, HostEntry};
 
@@ -108,6 +109,33 @@ impl Registry {
     /// How many hosts there are to list. After [`Registry::expire`].
     pub fn listed(&self) -> usize {
         self.names.len()
+    }
+
+    /// How many of them are users'.
+    pub fn listed_users(&self) -> usize {
+        self.live_users
+    }
+
+    /// The names of the live hosts from the n-th on, counting from 0. After [`Registry::expire`].
+    pub fn names_from(&self, offset: usize, at_most: usize) -> Vec<Name> {
+        self.names.from(offset).take(at_most).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Looks at `at_most` live hosts behind a name: those whose name, or name for people, has that in it, and from
+    /// where to go on, if there are more. After [`Registry::expire`].
+    pub fn named_like(&self, sought: &Sought, after: Option<&Name>, at_most: usize) -> (Vec<Name>, Option<Name>) {
+        // No name is empty: all are behind that.
+        let mut hosts = self.names.after(after.map_or("", Name::as_str));
+        let (mut found, mut last) = (Vec::new(), None);
+        for (name, slot) in hosts.by_ref().take(at_most) {
+            let display_name = self.slots[*slot as usize].as_ref().map_or("", |host| &host.display_name);
+            if sought.is_in(name.as_str()) || sought.is_in(display_name) {
+                found.push(name.clone());
+            }
+            last = Some(name);
+        }
+        let more = last.filter(|_| hosts.next().is_some()).cloned();
+        (found, more)
     }
 
     /// A live host.

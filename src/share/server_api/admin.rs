@@ -9,11 +9,16 @@ use super::{ServerApi, not_so, seconds, stats, token_of};
 use crate::identity::{Role, User, Users};
 use crate::model::Name;
 use crate::net::http::{Body, Fields, Refusal, Request, Response, StatusCode, success};
+use crate::share::page::Page;
 use crate::share::server::{Client, View};
 use crate::share::wire::{FileEntry, FileName};
 
 /// Hosts looked at in one go.
 const PAGE: usize = 256;
+/// Accounts looked at in one go where most of them are passed over.
+const ACCOUNTS_AT_ONCE: usize = 4_096;
+/// Entries of a page where the request does not say how many.
+const USUAL: usize = 100;
 
 impl ServerApi {
     pub(super) fn admin_login(&self, request: &Request) -> Result<Response, Refusal> {
@@ -31,24 +36,25 @@ impl ServerApi {
         Ok(success(json!({ "username": admin })))
     }
 
-    pub(super) fn admins_registry(&self) -> Result<Response, Refusal> {
+    pub(super) fn admins_registry(&self, request: &Request) -> Result<Response, Refusal> {
+        let page = Page::if_asked(request, USUAL)?;
         let view = self.view()?;
         let mut stats = stats(&view.totals());
         if let Some(stats) = stats.as_object_mut() {
             stats.remove("total_size");
         }
-        let head = format!("{{\"success\":true,\"stats\":{stats},\"clients\":[").into_bytes();
         let users = Arc::clone(&self.users);
+        if let Some(page) = page {
+            let found = find(&view, &users, &page)?;
+            let total = found.total;
+            let head = format!("{{\"success\":true,\"stats\":{stats},\"total\":{total},\"clients\":[").into_bytes();
+            return Ok(chunked(head, found.shown(view, users)));
+        }
+        let head = format!("{{\"success\":true,\"stats\":{stats},\"clients\":[").into_bytes();
         let hosts =
             Clients { view: view.clone(), users: Arc::clone(&users), after: None, page: Vec::new().into_iter() };
         let offline = OfflineAccounts { view, users, after: None, page: Vec::new().into_iter() };
-        let mut is_first = true;
-        let all = hosts.chain(offline).map(move |client| {
-            let comma: &[u8] = if std::mem::take(&mut is_first) { b"" } else { b"," };
-            [comma, &client].concat()
-        });
-        let chunks = std::iter::once(head).chain(all).chain(std::iter::once(b"]}".to_vec()));
-        Ok(Response { body: Body::Chunks(Box::new(chunks)), ..success(Value::Null) })
+        Ok(chunked(head, hosts.chain(offline)))
     }
 
     pub(super) fn discover(&self, hostname: &str) -> Result<Response, Refusal> {
@@ -62,6 +68,72 @@ impl ServerApi {
         let status = if self.view()?.ping(hostname) { "ALIVE" } else { "DEAD" };
         Ok(success(json!({"hostname": hostname, "status": status})))
     }
+}
+
+/// An answer that is written while it is sent: its head, then a list's entries.
+fn chunked(head: Vec<u8>, entries: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Response {
+    let mut is_first = true;
+    let entries = entries.map(move |entry| {
+        let comma: &[u8] = if std::mem::take(&mut is_first) { b"" } else { b"," };
+        [comma, &entry].concat()
+    });
+    let chunks = std::iter::once(head).chain(entries).chain(std::iter::once(b"]}".to_vec()));
+    Response { body: Body::Chunks(Box::new(chunks)), ..success(Value::Null) }
+}
+
+/// A part of the list: hosts by name, then the accounts that have none online.
+struct Found {
+    hosts: Vec<Name>,
+    offline: Vec<User>,
+    /// Of both, on all pages.
+    total: usize,
+}
+
+impl Found {
+    /// As pieces of JSON. (Whoever has gone meanwhile is left out.)
+    fn shown(self, view: View, users: Arc<Users>) -> impl Iterator<Item = Vec<u8>> + Send {
+        let hosts = self.hosts.into_iter().filter_map(move |hostname| {
+            let client = view.client(hostname.as_str())?;
+            let accounts = users.accounts(&[hostname.as_str()]).unwrap_or_default();
+            Some(write(&client, accounts.get(hostname.as_str())))
+        });
+        hosts.chain(self.offline.into_iter().map(|user| write_offline(&user)))
+    }
+}
+
+/// Finds a part of the list without making the rest of it.
+fn find(view: &View, users: &Users, page: &Page) -> Result<Found, Refusal> {
+    let Page { sought, offset, limit } = page;
+    let (hosts, in_all) = if sought.is_anything() {
+        (view.names_from(*offset, *limit), view.sizes().0)
+    } else {
+        view.search(sought, *offset, *limit)
+    };
+    let (mut to_pass, left) = (offset.saturating_sub(in_all), limit - hosts.len());
+    let (mut offline, mut passed, mut after) = (Vec::new(), 0, None);
+    // Where nothing is sought they need not be counted by looking at each.
+    let counted = sought.is_anything().then(|| users.len().saturating_sub(view.sizes().1));
+    while counted.is_none() || offline.len() < left {
+        let accounts = users.page(after.as_ref(), ACCOUNTS_AT_ONCE).map_err(not_so)?;
+        let Some(last) = accounts.last() else { break };
+        after = Some(last.username.clone());
+        let is_sought = |user: &User| sought.is_in(user.username.as_str()) || sought.is_in(user.display_name.as_str());
+        let accounts: Vec<User> = accounts.into_iter().filter(is_sought).collect();
+        let names: Vec<&str> = accounts.iter().map(|user| user.username.as_str()).collect();
+        let are_there = view.are_there(&names);
+        for (user, is_there) in accounts.into_iter().zip(are_there) {
+            if is_there && users.has_hostname(&user.username) {
+                continue;
+            }
+            passed += 1;
+            if to_pass > 0 {
+                to_pass -= 1;
+            } else if offline.len() < left {
+                offline.push(user);
+            }
+        }
+    }
+    Ok(Found { hosts, offline, total: in_all + counted.unwrap_or(passed) })
 }
 
 /// Every host as a piece of JSON, made page by page while it is sent: nothing is held for long, neither memory

@@ -53,6 +53,13 @@ const FILES: Field = field("total_files", Whole);
 const STATS: &[Field] = &[CLIENTS, ACTIVE, FILES];
 const TOTALS: &[Field] = &[CLIENTS, ACTIVE, FILES, field("total_size", Whole), field("timestamp", Number)];
 
+/// Which part of a list is asked for.
+pub const PAGE: &[Field] = &[
+    optional("q", Text).about("what an entry must have in it, in any case"),
+    optional("offset", Whole),
+    optional("limit", Whole).about("at most 1000"),
+];
+
 /// The table.
 pub(super) const ROUTES: &[Route<Act>] = &[
     Route::post(
@@ -68,7 +75,11 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         .by(Who::Anybody)
         .takes(Takes::Json(CREDENTIALS))
         .answers(SIGNED_IN)
-        .refuses(&[refused(401, "name or password is wrong"), refused(429, "too many wrong passwords")]),
+        .refuses(&[
+            refused(401, "name or password is wrong"),
+            refused(403, "the operator has blocked the account"),
+            refused(429, "too many wrong passwords"),
+        ]),
     Route::post("/api/user/verify", "Whose token it is", Act::Open(|api, call| api.verify(call.request)))
         .takes(TOKEN)
         .answers(&[
@@ -98,11 +109,16 @@ pub(super) const ROUTES: &[Route<Act>] = &[
     .answers(&[field("username", Text)]),
     Route::get(
         "/api/admin/registry",
-        "All hosts, and the accounts that have none",
-        Act::Admin(|api, _| api.admins_registry()),
+        "The hosts, and the accounts that have none: all of them, or the part that is asked for",
+        Act::Admin(|api, call| api.admins_registry(call.request)),
     )
     .by(Who::Admin)
-    .answers(&[field("stats", Named("Stats", STATS)), field("clients", List(&Named("Host", CLIENT)))]),
+    .query(PAGE)
+    .answers(&[
+        field("stats", Named("Stats", STATS)),
+        field("clients", List(&Named("Host", CLIENT))),
+        optional("total", Whole).about("of all pages, where a part was asked for"),
+    ]),
     Route::get(
         "/api/admin/discover/{hostname}",
         "What one host has",

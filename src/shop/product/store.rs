@@ -42,7 +42,15 @@ pub const MIGRATIONS: &[&str] = &[
      CREATE INDEX product_hold_at ON product_hold (hold, at);",
     // Whether the index holds words in Unicode's form C: see `fold_anew`.
     "CREATE TABLE product_folded (form TEXT PRIMARY KEY) WITHOUT ROWID;",
+    // Why an item is not shown (0: it is), and whose items are not, or are to be again: see `hide` and `hide_seller`.
+    "ALTER TABLE product_item ADD COLUMN hidden BIGINT NOT NULL DEFAULT 0;
+     CREATE TABLE product_hidden_seller (seller_id BIGINT PRIMARY KEY, hides BIGINT NOT NULL) WITHOUT ROWID;",
 ];
+
+/// Why an item is not shown: the operator has removed it.
+const REMOVED: i64 = 1;
+/// The same: the operator has blocked its seller.
+const OF_BLOCKED: i64 = 2;
 
 /// Items that [`fold_anew`] reads at a time.
 const FOLDED_AT_A_TIME: i64 = 1_000;
@@ -125,7 +133,8 @@ pub(super) fn unknown_item(item_id: &str) -> Refusal {
 pub(super) fn find(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Option<Kept>, StoreError> {
     let Some((category, number)) = split_id(item_id) else { return Ok(None) };
     reader.first(
-        "SELECT price, quantity, seller_id, facts FROM product_item WHERE number = $1 AND category = $2",
+        "SELECT price, quantity, seller_id, facts FROM product_item
+         WHERE number = $1 AND category = $2 AND hidden = 0",
         &[number.into(), category.into()],
         |row| {
             Ok(Kept {
@@ -155,7 +164,8 @@ pub(super) fn show(reader: &(impl Reader + ?Sized), item_id: &str) -> Result<Ans
     let Some((category, number)) = split_id(item_id) else { return Ok(Err(unknown_item(item_id))) };
     let mut shown = String::with_capacity(SHOWN_BYTES);
     reader.query(
-        "SELECT facts, price, quantity, thumbs_up, thumbs_down FROM product_item WHERE number = $1 AND category = $2",
+        "SELECT facts, price, quantity, thumbs_up, thumbs_down FROM product_item
+         WHERE number = $1 AND category = $2 AND hidden = 0",
         &[number.into(), category.into()],
         &mut |row| show_row(row, &mut shown),
     )?;
@@ -250,7 +260,7 @@ pub(super) fn fold_anew(tx: &mut dyn Tx) -> Result<(), StoreError> {
     loop {
         let items = tx.all(
             "SELECT number, price, facts FROM product_item
-             WHERE number > $1 AND quantity > 0 AND length(CAST(facts AS BLOB)) <> length(facts)
+             WHERE number > $1 AND quantity > 0 AND hidden = 0 AND length(CAST(facts AS BLOB)) <> length(facts)
              ORDER BY number LIMIT $2",
             &[last.into(), FOLDED_AT_A_TIME.into()],
             |row| Ok((row.int(0)?, row.cents(1)?, Facts::read(row.text(2)?)?)),
@@ -326,8 +336,13 @@ pub(super) fn insert(tx: &mut dyn Tx, items: &[NewItem]) -> Result<i64, StoreErr
     for (category, items) in in_stock {
         count_in_stock(tx, category, items)?;
     }
-    for (seller_id, items) in by_seller {
-        count_for_seller(tx, id(seller_id), Counts { items, ..Counts::default() })?;
+    for (seller_id, count) in by_seller {
+        count_for_seller(tx, id(seller_id), Counts { items: count, ..Counts::default() })?;
+        if hides(tx, id(seller_id))? == Some(true) {
+            for (number, _) in (first..).zip(items).filter(|(_, item)| item.seller_id == seller_id) {
+                hide(tx, number, OF_BLOCKED, true)?;
+            }
+        }
     }
     Ok(first)
 }
@@ -393,7 +408,7 @@ pub(super) fn items_of(
 ) -> Result<search::Hits, StoreError> {
     let seller_id = id(seller_id);
     let numbers = reader.all(
-        "SELECT number FROM product_item WHERE seller_id = $1 ORDER BY number LIMIT $2 OFFSET $3",
+        "SELECT number FROM product_item WHERE seller_id = $1 AND hidden = 0 ORDER BY number LIMIT $2 OFFSET $3",
         &[seller_id.into(), id(limit).into(), id(offset).into()],
         |row| row.int(0),
     )?;
@@ -452,14 +467,15 @@ pub(super) fn update_units(
 }
 
 /// Adds units to an item, or takes them away: there must be as many. It is found by searches exactly while
-/// it has some.
+/// it has some and is not hidden.
 pub(super) fn add_units(tx: &mut dyn Tx, number: i64, delta: i64) -> Result<(), StoreError> {
     let after = tx.first(
-        "UPDATE product_item SET quantity = quantity + $1 WHERE number = $2 RETURNING quantity, price, facts",
+        "UPDATE product_item SET quantity = quantity + $1 WHERE number = $2 RETURNING quantity, price, facts, hidden",
         &[delta.into(), number.into()],
         |row| {
             let after = row.int(0)?;
-            let changes_side = (after > 0) != (after - delta > 0);
+            // One that is hidden stays hidden.
+            let changes_side = (after > 0) != (after - delta > 0) && row.int(3)? == 0;
             let facts = if changes_side { Some(Facts::read(row.text(2)?)?) } else { None };
             Ok((after, row.cents(1)?, facts))
         },
@@ -476,6 +492,82 @@ pub(super) fn add_units(tx: &mut dyn Tx, number: i64, delta: i64) -> Result<(), 
         search::remove(tx, postings)?;
         count_in_stock(tx, facts.category, -1)
     }
+}
+
+/// Hides an item for a reason, or shows it again unless there is another one. It keeps its units and votes, and what
+/// holds it goes on; but nobody finds it, sees it, or begins to buy it.
+fn hide(tx: &mut dyn Tx, number: i64, reason: i64, hides: bool) -> Result<(), StoreError> {
+    let item = tx.first(
+        "SELECT hidden, quantity, price, facts, seller_id FROM product_item WHERE number = $1",
+        &[number.into()],
+        |row| Ok((row.int(0)?, row.int(1)?, row.cents(2)?, Facts::read(row.text(3)?)?, row.int(4)?)),
+    )?;
+    let Some((before, quantity, price, facts, seller_id)) = item else { return Ok(()) };
+    let after = if hides { before | reason } else { before & !reason };
+    tx.execute("UPDATE product_item SET hidden = $1 WHERE number = $2", &[after.into(), number.into()])?;
+    if (before == 0) == (after == 0) {
+        return Ok(());
+    }
+    let more = if after == 0 { 1 } else { -1 };
+    count_for_seller(tx, seller_id, Counts { items: more, ..Counts::default() })?;
+    if quantity == 0 {
+        return Ok(());
+    }
+    let postings = search::postings(&facts, price, number);
+    if after == 0 { search::add(tx, postings) } else { search::remove(tx, postings) }?;
+    count_in_stock(tx, facts.category, more)
+}
+
+/// The operator removes an item from the shop; whether there is such an item. (What was sold of it stays sold.)
+pub(super) fn remove_item(tx: &mut dyn Tx, item_id: &str) -> Result<bool, StoreError> {
+    let Some((category, number)) = split_id(item_id) else { return Ok(false) };
+    let sql = "SELECT 1 FROM product_item WHERE number = $1 AND category = $2";
+    if tx.first(sql, &[number.into(), category.into()], |_| Ok(()))?.is_none() {
+        return Ok(false);
+    }
+    hide(tx, number, REMOVED, true)?;
+    Ok(true)
+}
+
+/// From now on no item of this seller is shown, a new one neither; or they are again. Done by
+/// [`hide_some_items`], which is to be called until it has nothing more to do.
+pub(super) fn hide_seller(tx: &mut dyn Tx, seller_id: u64, hides: bool) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO product_hidden_seller (seller_id, hides) VALUES ($1, $2)
+         ON CONFLICT (seller_id) DO UPDATE SET hides = excluded.hides",
+        &[id(seller_id).into(), hides.into()],
+    )
+    .map(drop)
+}
+
+/// The sellers whose items are hidden, or are to be shown again.
+pub(super) fn hidden_sellers(reader: &dyn Reader) -> Result<Vec<u64>, StoreError> {
+    reader.all("SELECT seller_id FROM product_hidden_seller", &[], |row| row.uint(0))
+}
+
+/// Does with so many of a seller's items what [`hide_seller`] said; whether there may be more to do.
+pub(super) fn hide_some_items(tx: &mut dyn Tx, seller_id: u64, most: u32) -> Result<bool, StoreError> {
+    let seller = id(seller_id);
+    let Some(hides) = hides(tx, seller)? else { return Ok(false) };
+    let wrong = tx.all(
+        "SELECT number FROM product_item WHERE seller_id = $1 AND ((hidden & $2) = 0) = $3 ORDER BY number LIMIT $4",
+        &[seller.into(), OF_BLOCKED.into(), hides.into(), most.into()],
+        |row| row.int(0),
+    )?;
+    for number in &wrong {
+        hide(tx, *number, OF_BLOCKED, hides)?;
+    }
+    let more = wrong.len() as u64 == u64::from(most);
+    if !more && !hides {
+        tx.execute("DELETE FROM product_hidden_seller WHERE seller_id = $1", &[seller.into()])?;
+    }
+    Ok(more)
+}
+
+/// What [`hide_seller`] said of a seller last.
+fn hides(reader: &(impl Reader + ?Sized), seller_id: i64) -> Result<Option<bool>, StoreError> {
+    let sql = "SELECT hides FROM product_hidden_seller WHERE seller_id = $1";
+    reader.first(sql, &[seller_id.into()], |row| row.bool(0))
 }
 
 pub(super) fn vote_item(tx: &mut dyn Tx, buyer_id: u64, item_id: &str, up: bool) -> Result<Answer<()>, StoreError> {

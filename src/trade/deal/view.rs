@@ -1,10 +1,69 @@
 //! What a deal tells of itself to those who ask.
 
+use std::sync::Arc;
+
+use serde::Serialize;
+
 use super::{Deal, Party, Payment, SellerSide, Standing, State};
 use crate::model::{Cents, Millis, Name};
 use crate::trade::wire::{Amount, DealStatus, Goods, Phase, Side};
 
+/// A deal as the operator sees it, who sees both sides.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DealLine {
+    /// Its number.
+    pub deal: u64,
+    /// When it began, Unix seconds.
+    pub opened_at: u64,
+    /// Who searches.
+    pub buyer: Name,
+    /// The number by which the buyer knows it.
+    pub rq: u64,
+    /// As the buyer wrote it.
+    pub item_name: Arc<str>,
+    /// The most the buyer pays.
+    pub max_price: Cents,
+    /// Where it stands.
+    pub state: Phase,
+    /// Who sells, or is asked for a better price.
+    pub seller: Option<Name>,
+    /// What that one gets.
+    pub price: Option<Cents>,
+    /// Why it was cancelled.
+    pub reason: Option<Arc<str>>,
+    /// How many were asked.
+    pub asked: usize,
+    /// How long its present window lasts, where it has one, as DEALS has it.
+    pub ends_in_ms: Option<u64>,
+}
+
 impl Deal {
+    /// All of it on one line.
+    pub fn line(&self, now: Millis) -> DealLine {
+        let (state, seller, price, reason) = match &self.state {
+            State::Searching { .. } => (Phase::Searching, None, None, None),
+            State::Negotiating { seller, .. } => (Phase::Negotiating, Some(*seller), None, None),
+            State::Reserved { seller, price, .. } => (Phase::Reserved, Some(*seller), Some(*price), None),
+            State::Settling { seller, price, .. } => (Phase::Settling, Some(*seller), Some(*price), None),
+            State::Completed { seller, price, .. } => (Phase::Completed, Some(*seller), Some(*price), None),
+            State::Cancelled { reason, .. } => (Phase::Cancelled, None, None, Some(Arc::clone(reason))),
+        };
+        DealLine {
+            deal: self.id,
+            opened_at: self.opened_at.0 / 1000,
+            buyer: self.buyer.clone(),
+            rq: self.rq,
+            item_name: Arc::clone(&self.item_name),
+            max_price: self.max_price,
+            state,
+            seller: seller.map(|seller| self.name_of(Party::Seller(seller)).clone()),
+            price,
+            reason,
+            asked: self.sellers.len(),
+            ends_in_ms: self.window_ends().map(|until| until.0.saturating_sub(now.0)),
+        }
+    }
+
     /// Where it stands.
     pub fn state(&self) -> &State {
         &self.state

@@ -232,7 +232,9 @@ impl<J: Journal> Exchange<J> {
                 let _ = peer.unanswered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_add(1));
             }
         }
+        self.touched.note(deal.id);
         if effects.ended {
+            self.open.lock().remove(&deal.id);
             self.ended.lock().push_back((now, deal.id));
             for party in deal.parties() {
                 if let Some(peer) = self.peer_in(deal, party) {
@@ -380,6 +382,7 @@ impl<J: Journal> Exchange<J> {
             return;
         }
         state.forgotten = true;
+        self.open.lock().remove(&id);
         self.journal.append(vec![Change::DropDeal(id)]);
         {
             let mut mids = self.mids.lock();

@@ -105,6 +105,8 @@ impl<J: Journal> Exchange<J> {
             &mut step,
         );
         state.deal = deal;
+        // It may end with its first step.
+        self.open.lock().insert(id);
         let mut outcome = self.commit(now, &mut state, effects, None);
         // A seller that left between being chosen and being linked has not seen this deal among its own.
         for (place, (seller, _)) in asked.iter().enumerate() {

@@ -142,7 +142,8 @@ impl Shared {
     /// `exchange` is the one that the request met: who builds a new one may be waiting for the writer, which
     /// may be here.
     pub(super) fn answer(&self, exchange: &Ex, caller: &Caller, mut reply: Reply) {
-        let Caller { origin: Origin { source, asked, .. }, length, proved } = *caller;
+        let Caller { origin: Origin { source, asked, .. }, length, proved, came_at } = *caller;
+        self.latencies.took(came_at.elapsed());
         let is_error = matches!(reply, Reply::Error { .. });
         if is_error {
             self.counters.errors.add(1);

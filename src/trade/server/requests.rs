@@ -27,6 +27,8 @@ pub(super) struct Caller {
     /// It came from an address that had proved that it hears: its own answer goes there, also where the
     /// request gave up the address.
     pub(super) proved: bool,
+    /// When it came.
+    pub(super) came_at: Instant,
 }
 
 /// A request that is left with the store, as long as it is: they have a bound, as threads have.
@@ -109,6 +111,7 @@ impl MessageService for TradeService {
 
 impl Shared {
     pub(super) fn datagram(self: &Arc<Self>, datagram: Datagram<'_>) {
+        let came_at = Instant::now();
         let source = SocketAddr::new(datagram.source.ip().to_canonical(), datagram.source.port());
         let length = datagram.bytes.len();
         let exchange = self.exchange();
@@ -116,6 +119,7 @@ impl Shared {
             origin: Origin { source, asked: self.asked(datagram.to), via: Via::Udp },
             length,
             proved: exchange.came(source, length),
+            came_at,
         };
         if datagram.truncated {
             let reason = format!("the datagram is longer than {DATAGRAM_MAX} bytes");

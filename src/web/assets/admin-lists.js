@@ -4,9 +4,11 @@ import { piece, serverNow } from "./admin-data.js";
 import { ListView, badge, given, row } from "./admin-list.js";
 import { call } from "./api.js";
 import { atClock } from "./charts.js";
-import { age, announce, confirm, count, date, dialog, fill, h, instant, set, show, text } from "./ui.js";
+import { age, announce, confirm, count, date, dialog, fill, h, set, show, text } from "./ui.js";
 
 const seconds = (iso) => (iso ? Date.parse(iso) / 1000 : null);
+/** The whole of a point in time; nothing of none. */
+const instant = (at) => (at === null ? "" : `${date(at)}, ${atClock(at * 1000)}`);
 const since = (at) => age(at, serverNow() / 1000);
 const many = (n) => Number(n).toLocaleString("en");
 
@@ -78,7 +80,7 @@ function showHost(host) {
       const names = Object.keys(found).sort();
       fill(files,
         names.length === 0 ? h("p", { class: "muted" }, "None.") : null,
-        h("ul", { class: "names" }, names.slice(0, FILES_SHOWN).map((name) => h("li", { dir: "auto" }, name))),
+        h("ul", { class: "names", tabIndex: 0, "aria-label": "Published files" }, names.slice(0, FILES_SHOWN).map((name) => h("li", { dir: "auto" }, name))),
         names.length > FILES_SHOWN ? h("p", { class: "muted" }, `and ${many(names.length - FILES_SHOWN)} more`) : null);
     },
     (refusal) => fill(files, h("p", { class: "muted", dir: "auto" }, refusal.status === 404 ? "None: the host is not online." : refusal.message)),
@@ -90,7 +92,7 @@ const usesOf = (user) => [user.hostname && "host online", user.shop && "shop"].f
 
 const showAccount = (user) => details(user.display_name || user.username, {
   "User name": user.username, State: user.blocked ? "blocked" : "may sign in", "Signed up": instant(seconds(user.created_at)),
-  "Last sign-in": instant(seconds(user.last_login)) || "never", Here: usesOf(user),
+  "Last sign-in": instant(seconds(user.last_login)) || "never", Uses: usesOf(user),
 });
 
 /** Everybody who may sign in. */
@@ -102,7 +104,7 @@ export function accounts() {
     none: "Nobody has signed up yet.",
     counts: (total) => count(total, "account"),
     columns: [
-      { name: "name", label: "User name" }, { name: "state", label: "State" }, { name: "uses", label: "Here" },
+      { name: "name", label: "User name" }, { name: "state", label: "State" }, { name: "uses", label: "Uses" },
       { name: "made", label: "Signed up" }, { name: "seen", label: "Last sign-in" }, { name: "do", label: "Actions", isUnseen: true },
     ],
     make() {
@@ -191,8 +193,8 @@ const showDeal = (deal) => details(deal.item_name, {
 
 /** How long a deal still has in its state. */
 export function remains(deal) {
-  if (deal.expires_in === null) return "being paid";
-  const ms = deal.expires_in * 1000 - (performance.now() - deal.readAt);
+  if (deal.ends_in_ms === null) return "being paid";
+  const ms = deal.ends_in_ms - (performance.now() - deal.readAt);
   return ms > 0 ? left(ms) : "ending";
 }
 
@@ -217,13 +219,13 @@ export function ledger() {
     h("div", { class: "balances", tabIndex: 0, role: "region", "aria-label": "Balances" }, h("table", null, h("caption", { class: "unseen" }, "Balances"),
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Account"), h("th", { scope: "col", class: "number" }, "Balance"))), balances)), more);
   let said;
-  const also = piece(`/api/admin/ledger?limit=${BALANCES_SHOWN}`, (answer, refusal) => {
+  const also = piece(`/api/admin/ledger?limit=1&balances_limit=${BALANCES_SHOWN}`, (answer, refusal) => {
     show(totals, answer !== null);
     if (refusal) return; // The list says it.
     if (said !== answer.sum) fill(sum, check((said = answer.sum)));
     fill(balances, answer.balances.map((it) => h("tr", null,
       h("th", { scope: "row", dir: "auto" }, accountOf(it)), h("td", { class: "number" }, money(it.balance)))));
-    const rest = answer.total_balances - answer.balances.length;
+    const rest = answer.balances_total - answer.balances.length;
     text(more, rest > 0 ? `and ${count(rest, "account")} more` : "");
     show(more, rest > 0);
   });
@@ -256,28 +258,29 @@ export function ledger() {
 }
 
 const showEntry = (entry) => details(entry.account, {
-  Amount: money(entry.amount), Step: entry.step, Room: entry.room, Purchase: entry.key, Time: `${date(entry.at)}, ${atClock(entry.at * 1000)}`,
+  Amount: money(entry.amount), Step: entry.step, Room: entry.room, Purchase: entry.key, Time: instant(entry.at),
 });
 
 /** The time of day, with the day where it is another. */
 export function moment(el, at) {
   const iso = new Date(at * 1000).toISOString();
   const isToday = new Date(at * 1000).toDateString() === new Date(serverNow()).toDateString();
-  text(el, isToday ? atClock(at * 1000) : `${date(at)}, ${atClock(at * 1000)}`);
+  text(el, isToday ? atClock(at * 1000) : instant(at));
   if (el.dateTime !== iso) el.dateTime = iso;
   return el;
 }
 
-export const isWarning = ({ kind }) => kind in WARNED;
+const WARNINGS_READ = 300;
 const WARNED = { error: "danger", warning: "warn" };
 
-/** What happened: trade's log, and what the server has warned of. */
+/** What the server has warned of, and what happened in trade. */
 export function log() {
   return new ListView({
     id: "log", title: "Log", path: "/api/admin/log", field: "log", key: (line) => line.nth,
     missing: "The log is",
     none: "Nothing has happened yet.",
-    counts: (total) => `${count(total, "line")} of trade and warnings`,
+    counts: (total, all = total) => (all > total ? `the last ${many(total)} of ${count(all, "line")}` : count(total, "line")),
+    others: { Warnings: { path: `/api/admin/log?of=warnings&limit=${WARNINGS_READ}`, none: "The server has warned of nothing." }, all: "Everything" },
     // No line has a number: equal ones are told apart by where they stand.
     onRead: ({ pages }) => pages.forEach((page, number) => page.forEach((line, place) => (line.nth = `${number} ${place}`))),
     columns: [
@@ -298,4 +301,4 @@ export function log() {
   });
 }
 
-const showLine = (line) => details(line.kind, { Time: `${date(line.at)}, ${atClock(line.at * 1000)}`, Who: line.peer, What: line.text });
+const showLine = (line) => details(line.kind, { Time: instant(line.at), Who: line.peer, What: line.text });

@@ -2,15 +2,15 @@
 
 import { isElsewhere, isOld, piece, serverNow } from "./admin-data.js";
 import { badge, given } from "./admin-list.js";
-import { DEAL_STATES, check, isWarning, money, moment, remains, timed } from "./admin-lists.js";
+import { DEAL_STATES, check, money, moment, remains, timed } from "./admin-lists.js";
 import { call } from "./api.js";
-import { Chart, STALE_AFTER_MS, atClock, short } from "./charts.js";
+import { Chart, STALE_AFTER_MS, short } from "./charts.js";
 import { bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
 
 const CHARTS_EVERY_MS = 3_000;
 const REST_EVERY_MS = 10_000;
 const SHOWN = 5;
-const LINES_READ = 200;
+const WARNINGS_READ = 200;
 const WARNED_WITHIN_S = 900;
 /** Percent: a few refusals are every day's, such as a mistyped password. */
 const ERRORS_BAD_FROM = 5;
@@ -20,20 +20,20 @@ const ROOMS = { trade: "Trade", shop: "Shop", share: "Share", http: "HTTP", proc
 /** The charts of a room, in this order: which series they take, and what they say. What none of these takes has one of its own. */
 const CHARTS = [
   { names: ["requests"], title: "Requests", counts: "came in" },
-  { names: ["latency_p50", "latency_p95", "commit_p95"], title: "Latency", counts: "half and 95 % within" },
+  { names: ["p50", "p95", "commit p95"], title: "Latency", counts: "half and 95 % within" },
   { names: ["errors"], title: "Errors", counts: "refused, failed" },
   { names: ["purchases"], title: "Purchases", counts: "paid" },
-  { names: ["deals_open"], title: "Open deals", counts: "under way" },
+  { names: ["open deals"], title: "Open deals", counts: "under way" },
   { names: ["peers"], title: "Peers", counts: "registered" },
   { names: ["hosts"], title: "Hosts", counts: "online" },
   { names: ["files"], title: "Files", counts: "published" },
-  { names: ["event_streams"], title: "Event streams", counts: "open" },
-  { names: ["connections", "threads", "open_files"], title: "In use", counts: "how many" },
-  { names: ["connections_refused"], title: "Refused", counts: "connections" },
+  { names: ["event streams"], title: "Event streams", counts: "open" },
+  { names: ["connections", "threads", "open files"], title: "In use", counts: "how many" },
+  { names: ["connections refused"], title: "Refused", counts: "connections" },
   { names: ["memory"], title: "Memory", counts: "of the process" },
 ];
-const LABELS = { latency_p50: "half", latency_p95: "95 %", commit_p95: "commits 95 %", deals_open: "open deals" };
-const labelOf = (name) => LABELS[name] ?? name.replaceAll("_", " ");
+const LABELS = { p50: "half", p95: "95 %", "commit p95": "commits 95 %" };
+const labelOf = (name) => LABELS[name] ?? name;
 
 /** A number that is read from across the room. */
 function tile(label, href) {
@@ -48,7 +48,7 @@ function tile(label, href) {
       el.className = `tile ${kind}`.trim();
     },
     fail(refusal) {
-      this.say("–", { said: isElsewhere(refusal) ? "not running here" : refusal.message, kind: "is-off" });
+      this.say("–", { said: isElsewhere(refusal) ? "not running here" : "not known", kind: "is-off" });
     },
   };
 }
@@ -64,7 +64,7 @@ export function overview() {
     hosts: tile("Hosts online", "#hosts"), files: tile("Files"), accounts: tile("Accounts", "#accounts"), deals: tile("Open deals", "#deals"),
     connections: tile("Connections"), requests: tile("Requests"), errors: tile("Errors"), warnings: tile("Warnings", "#log"),
   };
-  const cards = { deals: card("Deals that end next", "#deals", "All deals"), ledger: card("Ledger", "#ledger", "All entries"), warnings: card("Last warnings", "#log", "All of the log") };
+  const cards = { deals: card("Deals that end next", "#deals", "All deals"), ledger: card("Ledger", "#ledger", "All entries"), warnings: card("Last warnings", "#log", "All warnings") };
   const aged = h("span", { class: "aged" });
   const wrong = h("p", { class: "wrong box", role: "alert", dir: "auto", hidden: true });
   const rooms = h("div", { class: "rooms" }, h("p", { class: "muted" }, "Asking for the charts…"));
@@ -76,7 +76,7 @@ export function overview() {
   let charts = [];
   let plan = "";
   let deals = [];
-  let [warned, knownFrom] = [[], -Infinity];
+  let [warned, isMore] = [[], false];
 
   const lists = {
     stats: piece("/api/stats", (answer, refusal) => {
@@ -95,49 +95,50 @@ export function overview() {
       }
       deals = timed(answer.deals);
       tiles.deals.say(short(answer.total), { said: "under way" });
-      showDeals();
+      showDeals(answer.total);
     }),
-    ledger: piece("/api/admin/ledger?limit=8", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
-    warnings: piece(`/api/admin/log?limit=${LINES_READ}`, (answer, refusal) => {
+    ledger: piece("/api/admin/ledger?limit=1&balances_limit=1", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
+    warnings: piece(`/api/admin/log?of=warnings&limit=${WARNINGS_READ}`, (answer, refusal) => {
       if (refusal) {
         tiles.warnings.fail(refusal);
         fill(cards.warnings.body, none(refusal));
         return;
       }
-      warned = answer.log.filter(isWarning);
-      // Where the log holds more than was read, only what is younger than the last line read is known.
-      knownFrom = answer.total > answer.log.length ? answer.log.at(-1).at : -Infinity;
+      warned = answer.log;
+      isMore = answer.total > warned.length;
       sayWarned();
-      const [first, last] = [answer.log.at(-1), answer.log.length];
-      fill(cards.warnings.body, warned.length === 0
-        ? h("p", { class: "muted" }, knownFrom === -Infinity ? "The server has warned of nothing." : `None among the last ${last} lines of the log, which begin at ${atClock(first.at * 1000)}.`)
+      fill(cards.warnings.body, warned.length === 0 ? h("p", { class: "muted" }, "The server has warned of nothing.")
         : h("ul", { class: "lines" }, warned.slice(0, SHOWN).map((line) => h("li", null, moment(h("time"), line.at), given("span", "what").say(line.text)))));
     }),
   };
   const none = (refusal) => h("p", { class: "muted", dir: "auto" }, isElsewhere(refusal) ? "Not running here." : refusal.message);
 
-  /** How many warnings the charts' time has seen, as far as that is known. */
+  /** How many warnings there were in the time of the charts; at least so many, where the last read one is younger. */
   function sayWarned() {
     const from = serverNow() / 1000 - WARNED_WITHIN_S;
     const recent = warned.filter(({ at }) => at >= from).length;
-    tiles.warnings.say(short(recent), { said: knownFrom <= from ? "in 15 min" : `since ${atClock(knownFrom * 1000)}`, kind: recent ? "is-warn" : "" });
+    tiles.warnings.say(short(recent), { of: isMore && recent === warned.length ? "+" : "", said: "in 15 min", kind: recent ? "is-warn" : "" });
   }
 
-  /** Those that end soonest, with what is left of them. */
-  function showDeals() {
-    const next = deals.filter((deal) => deal.expires_in !== null).sort((a, b) => endOf(a) - endOf(b)).slice(0, SHOWN);
+  /** Those of the newest that end soonest, with what is left of them. */
+  function showDeals(total) {
+    const next = deals.filter((deal) => deal.ends_in_ms !== null).sort((a, b) => endOf(a) - endOf(b)).slice(0, SHOWN);
     fill(cards.deals.body, next.length === 0 ? h("p", { class: "muted" }, deals.length ? "No open deal has an end set." : "No deal is open.")
       : h("ul", { class: "lines" }, next.map((deal) => {
         const end = h("span", { class: "number" }, remains(deal));
         end.deal = deal;
         return h("li", null, given("span", "what").say(deal.item_name), badge().say(deal.state, DEAL_STATES[deal.state]), end);
-      })));
+      })), total > deals.length ? h("p", { class: "muted small" }, `of the newest ${deals.length}`) : null);
   }
 
   const charted = piece("/api/admin/metrics", (answer, refusal) => {
     show(wrong, Boolean(refusal));
     if (refusal) {
       text(wrong, refusal.message);
+      if (!metrics) {
+        fill(rooms);
+        [tiles.connections, tiles.requests, tiles.errors].forEach((it) => it.fail(refusal));
+      }
       return;
     }
     metrics = answer;
@@ -152,14 +153,14 @@ export function overview() {
     for (const { chart, indexes } of charts) {
       chart.set(times, indexes.map((index) => metrics.series[index].points), metrics.step_s * 1000, now);
     }
-    const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.findLast((it) => it !== null) ?? 0);
-    const sum = (all) => all.reduce((whole, part) => whole + part, 0);
-    const errors = sum(last("errors"));
-    const requests = sum(last("requests"));
+    const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.at(-1) ?? null).filter((it) => it !== null);
+    const sum = (all) => (all.length ? all.reduce((whole, part) => whole + part, 0) : null);
+    const say = (tile, value, more) => (value === null ? tile.say("–", { said: "no point yet" }) : tile.say(short(value), more));
+    const [requests, errors] = [sum(last("requests")), sum(last("errors"))];
     const part = requests > 0 ? (100 * errors) / requests : 0;
-    tiles.requests.say(short(requests), { of: "/s", said: "in all rooms" });
-    tiles.errors.say(short(errors), { of: "/s", said: `${short(part)} % of requests`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
-    tiles.connections.say(short(sum(last("connections"))), { said: "open" });
+    say(tiles.requests, requests, { of: "/s", said: "in all rooms" });
+    say(tiles.errors, errors, { of: "/s", said: `${short(part)} % of all`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
+    say(tiles.connections, sum(last("connections")), { said: "open" });
   }
 
   /** The charts for these series: a row a room, and in it requests, latency and errors before the rest. */
@@ -173,7 +174,7 @@ export function overview() {
       const inRoom = all.filter((it) => it.room === room);
       const named = CHARTS.map((it) => ({ ...it, series: inRoom.filter(({ name }) => it.names.includes(name)) })).filter(({ series }) => series.length);
       const rest = inRoom.filter(({ name }) => !CHARTS.some(({ names: taken }) => taken.includes(name)))
-        .map((it) => ({ title: labelOf(it.name), counts: labelOf(it.name), series: [it] }));
+        .map((it) => ({ title: it.name[0].toUpperCase() + it.name.slice(1), counts: "how many", series: [it] }));
       const title = ROOMS[room] ?? room;
       return h("section", { class: "room", "aria-label": title }, h("h2", null, title),
         h("div", { class: "charts" }, [...named, ...rest].map(({ title, counts, series }) => {
@@ -210,17 +211,17 @@ export function overview() {
         tiles[name].el.classList.toggle("is-stale", isOld(lists[by].readAt));
       for (const name of ["requests", "errors", "connections"]) tiles[name].el.classList.toggle("is-stale", areChartsStale);
       for (const name of ["deals", "ledger", "warnings"]) cards[name].el.classList.toggle("is-stale", isOld(lists[name].readAt));
+      el.classList.toggle("is-stale", areChartsStale);
       text(aged, charted.readAt === null ? "" : `${areChartsStale ? "stale: " : ""}read ${duration((now - charted.readAt) / 1000)} ago`);
     },
   };
 }
 
-const endOf = (deal) => deal.expires_in * 1000 + deal.readAt;
+const endOf = (deal) => deal.ends_in_ms + deal.readAt;
 
-/** The house's own accounts: what is held until it is decided, and what was earned. */
-function totals({ balances, total }) {
+/** What the accounts of each kind hold together. */
+function totals({ totals: { card, escrow, payout, fee }, total }) {
   const fact = (name, value) => [h("dt", null, name), h("dd", { class: "number" }, value)];
-  const own = balances.filter(({ account }) => account === "escrow" || account === "fee");
-  return h("dl", { class: "facts" }, own.map((it) => fact(`${ROOMS[it.room] ?? it.room}: ${it.account === "fee" ? "fees earned" : "held in escrow"}`, money(it.balance))),
-    fact("Entries", total.toLocaleString("en")));
+  return h("dl", { class: "facts" }, fact("Paid by buyers", money(-card)), fact("Held in escrow", money(escrow)), fact("Earned by sellers", money(payout)),
+    fact("Fees of the house", money(fee)), fact("Entries", total.toLocaleString("en")));
 }

@@ -1,11 +1,11 @@
 // The node's page: who signs in sees the network, their files and their transfers, all of it as it is now.
 
 import { ApiError, bus, call, events, session, signedIn, signedOff } from "./api.js";
-import { isOnlyHere, useElsewhere } from "./device.js";
+import { useElsewhere } from "./device.js";
 import * as files from "./files.js";
 import * as network from "./network.js";
 import * as people from "./people.js";
-import { changed, get, me, post, run, sentence, state } from "./state.js";
+import { changed, get, me, run, sentence, state } from "./state.js";
 import * as transfers from "./transfers.js";
 import { announce, awayBanner, coalesce, dialog, duration, field, fill, h, icon, instant, notice, regions, show, text } from "./ui.js";
 
@@ -33,13 +33,14 @@ const main = h("main", { id: "main", class: "in", tabIndex: -1 });
 const about = h("span");
 const foot = h("footer", { class: "foot" }, h("div", { class: "in" }, about,
   h("button", { type: "button", class: "quiet small", id: "elsewhere", onclick: useElsewhere }, icon("phone"), "Use on another device")));
+const cut = h("p", { class: "banner", role: "status", hidden: true }, h("span", { class: "dot" }), "This node has no connection to its server. It is tried again by itself.");
 const veil = h("div", { class: "dropveil", hidden: true, "aria-hidden": "true" }, h("div", null, icon("down"), h("p", null, "Drop to add to your files")));
 
 document.body.prepend(
   h("a", { class: "skip", href: "#main", onclick(event) { event.preventDefault(); main.focus(); } }, "Skip to content"),
   h("header", { class: "top" }, h("div", { class: "in" },
     h("a", { class: "brand", href: "#network", "aria-label": "P2S2" }, h("img", { src: new URL("favicon.svg", import.meta.url).href, alt: "", width: 26, height: 26 }), "P2S2"),
-    nav, h("div", { class: "side" }, badge, user, out)), awayBanner(bus)),
+    nav, h("div", { class: "side" }, badge, user, out)), awayBanner(bus), cut),
   main, foot, veil,
 );
 regions();
@@ -194,10 +195,10 @@ async function start() {
   route();
   stream?.close();
   stream = events(`${API}/events`, {
-    files() {
+    files({ hostname }) {
       network.refresh();
-      files.refresh();
       people.refresh();
+      if (hostname === me() || !hostname) files.refresh();
     },
     fetches({ id, progress }) {
       transfers.put(id, progress);
@@ -243,6 +244,7 @@ const WORDS = {
 };
 
 function tellNode(node) {
+  const wasAway = state.node && ["disconnected", "connecting"].includes(state.node.state);
   state.node = { ...state.node, ...node };
   const [word, kind] = WORDS[node.state] ?? [node.state, ""];
   const isShut = state.node.reachable === false && node.state !== "disconnected";
@@ -251,7 +253,11 @@ function tellNode(node) {
   badge.title = [word, `tells the server that it is here every ${duration(node.heartbeat_interval)}`, `port ${node.port}`, reach(state.node)].filter(Boolean).join(" · ");
   badge.setAttribute("aria-label", `Node: ${word}${isShut ? ", not to be reached" : ""}`);
   show(badge, true);
+  const isOff = node.state === "disconnected";
+  cut.title = node.error ?? "";
+  show(cut, isOff);
   changed("node");
+  if (wasAway && kind !== "danger" && kind !== "warn") readAll();
 }
 
 const reach = (node) => (node.reachable === true ? "others can reach it" : node.reachable === false ? "others cannot reach it" : "");
@@ -314,6 +320,10 @@ addEventListener("drop", (event) => {
   depth = 0;
   show(veil, false);
   if (isFiles(event)) files.dropped(event.dataTransfer);
+});
+
+addEventListener("paste", (event) => {
+  if (session() && event.clipboardData?.files.length && !event.target.closest("input")) files.pasted(event.clipboardData.files);
 });
 
 // Typing a slash looks for something, as in many places.

@@ -1,7 +1,7 @@
 // What the page knows of the node, and what it does with it, for all views.
 
 import { ApiError, call, session } from "./api.js";
-import { age, announce, bytes, dialog, fill, h, icon, text } from "./ui.js";
+import { age, announce, bytes, dialog, fill, h, icon, show, text } from "./ui.js";
 
 const API = "/api/client";
 
@@ -51,12 +51,28 @@ export function named(tag, className) {
   return el;
 }
 
+/** What went wrong with a row, in two lines; the whole of it for who asks. `isTold`: read out when it comes. */
+export function problem(isTold) {
+  const words = h("span", { class: "two" });
+  const button = h("button", {
+    type: "button", class: "wrong", dir: "auto", onclick: () => dialog({ title: "What is the matter", className: "narrow", build: () => h("p", { dir: "auto" }, words.textContent) }),
+  }, words);
+  const el = h("span", { class: "problem", role: isTold ? "alert" : undefined, hidden: true }, button);
+  el.set = (sentence) => {
+    text(words, sentence ?? "");
+    button.title = words.textContent;
+    show(el, Boolean(sentence));
+  };
+  return el;
+}
+
 /** The display name, or else the name. */
 export const nameOf = (host) => host.display_name || host.owner_name || host.hostname || host.owner_hostname;
 
 /** Lists that take another look replace what is under `el` by what fits: the list, or why there is none. */
 export function instead(el, { error, isRead, total }, rows, empty) {
-  const now = error ? "error" : !isRead ? "wait" : total ? "rows" : "empty";
+  // What was read before is better than none: that the server is away is said elsewhere.
+  const now = error && !isRead ? "error" : !isRead ? "wait" : total ? "rows" : "empty";
   if (el.now === now && (now === "wait" || now === "rows")) return;
   if (el.now === now) {
     // The same words stay as they are, and so does the focus among them.
@@ -80,24 +96,66 @@ export async function fetchFile(fname, owner) {
   try {
     return await begin(fname, owner);
   } catch (error) {
-    if (!(error instanceof ApiError) || error.status !== 409 || !error.body.owners) throw error;
-    const chosen = await choose(fname, error);
+    if (isTaken(error)) return beside(fname, owner);
+    const owners = error.body?.owners ?? (error.status === 404 ? await othersOf(fname, owner) : []);
+    if (!owners.length) throw error;
+    const chosen = await choose(fname, owners, error.message);
     return chosen ? begin(fname, chosen) : null;
   }
 }
 
-async function begin(fname, owner_hostname) {
-  const begun = await post("fetch", owner_hostname ? { fname, owner_hostname } : { fname });
+const isTaken = (error) => error.status === 409 && error.field === "save_path";
+
+/** Fetches under another name what has the name of a file that is here, if that is wished. */
+async function beside(fname, owner) {
+  const both = await keepBoth(fname, numbered(fname, 2));
+  for (let n = 2; both && n < NUMBERS_MAX; n += 1) {
+    try {
+      return await begin(fname, owner, `${state.node.repo}/${numbered(fname, n)}`);
+    } catch (error) {
+      if (!isTaken(error) || n + 1 === NUMBERS_MAX) throw error;
+    }
+  }
+  return null;
+}
+
+/** Of files of one name so many are told apart. */
+export const NUMBERS_MAX = 100;
+
+/** A name without its ending, and that. */
+export const split = (name) => /^(.+?)(\.[^.]*)?$/s.exec(name).slice(1);
+
+/** `report (2).pdf` */
+export function numbered(name, n) {
+  const [stem, ending = ""] = split(name);
+  return `${stem} (${n})${ending}`;
+}
+
+/** Whether there are to be two files, of which the new one has another name. */
+export const keepBoth = (name, other) => dialog({
+  title: "There is one of that name",
+  build: () => h("p", { dir: "auto" }, `You already have a file ${name}. Keep both? The new one is then called ${other}.`),
+  actions: [{ label: "Skip", value: false, class: "quiet" }, { label: "Keep both", value: true, class: "primary" }],
+});
+
+/** Who else has a file of that name. */
+async function othersOf(fname, owner) {
+  const { files } = await get(`network-files?q=${part(fname)}&limit=1000`);
+  return files.filter((it) => it.name === fname && it.owner_hostname !== owner && it.owner_hostname !== me());
+}
+
+async function begin(fname, owner_hostname, save_path) {
+  const begun = await post("fetch", { fname, owner_hostname, save_path });
   announce(`Fetching ${fname}`, { isQuiet: true });
   return begun;
 }
 
-function choose(fname, { body, message }) {
+function choose(fname, owners, message) {
   return dialog({
     title: "Whose file is it to be?",
     build: (close) => [
       h("p", { class: "muted", dir: "auto" }, message),
-      h("ul", { class: "picks", "aria-label": `Owners of ${fname}` }, body.owners.map((it) => h("li", null,
+      h("ul", { class: "picks", "aria-label": `Owners of ${fname}` }, owners.map((it) => h("li", null,
         h("button", { type: "button", class: "pick", "data-name": it.owner_hostname, onclick: () => close(it.owner_hostname) },
           h("bdi", { class: "title" }, it.owner_hostname), h("span", { class: "muted small" }, `${bytes(it.size)} · changed ${age(it.modified)}`))))),
     ],
@@ -140,6 +198,12 @@ export async function linkTo(fname) {
   return new URL(url, new URL(`${API}/`, location.href)).href;
 }
 
+/** Under which name what was fetched is among the files: another one where that was taken. */
+export async function nameOfFetched({ file_name: fname, save_path: path }) {
+  const { files } = await get(`local-files?q=${part(split(fname)[0])}&limit=1000`);
+  return files.find((it) => it.path === path)?.name ?? fname;
+}
+
 /** Has the browser save a file on the device that it runs on. */
 export async function save(fname) {
   const a = h("a", { href: await linkTo(fname), download: fname, hidden: true });
@@ -160,19 +224,19 @@ const KINDS = [
 export const kindOf = (fname) => KINDS.find(([, pattern]) => pattern.test(fname))?.[0];
 
 /** Shows a picture, plays sound or film, or opens what has pages beside this one. */
-export async function open(fname) {
+export async function open(fname, name = Promise.resolve(fname)) {
   const kind = kindOf(fname);
   // A window has to be opened while the click is still going on.
   const beside = kind === "page" ? window.open("", "_blank") : null;
   try {
-    const src = await linkTo(fname);
+    const src = await linkTo(await name);
     if (kind === "page") {
       if (beside) beside.location = src;
       else location.assign(src);
       return;
     }
     const props = kind === "img" ? { src, alt: fname } : { src, controls: true, autoplay: true, "aria-label": fname };
-    dialog({ title: fname, className: "viewer", build: () => h(kind, props), actions: [{ label: "Close", value: null }] });
+    dialog({ title: fname, className: "viewer", build: (_, el) => h(kind, { ...props, onerror: () => fill(el.querySelector(".body"), h("p", null, "This browser cannot show it: save it instead.")) }), actions: [{ label: "Close", value: null }] });
   } catch (error) {
     beside?.close();
     throw error;

@@ -198,9 +198,9 @@ let dialogs = 0;
 
 /**
  * Opens a dialog; resolves with what `close(value)` was given, or null. `build(close)` gives what is in it; the footer holds
- * `actions` [{label, value, class, type}]. The focus comes back to where it was.
+ * `actions` [{label, value, class}]. The focus comes back to where it was.
  */
-export function dialog({ title, build, actions = [], className = "", isModal = true, isForced = false, onOpen }) {
+export function dialog({ title, build, actions = [], className = "", isForced = false, onOpen }) {
   return new Promise((resolve) => {
     const from = document.activeElement;
     const id = `dialog-${(dialogs += 1)}`;
@@ -215,7 +215,7 @@ export function dialog({ title, build, actions = [], className = "", isModal = t
     el.append(head, h("div", { class: "body" }, build(close, el)));
     if (actions.length) {
       el.append(h("div", { class: "dialog-foot" }, actions.map((it) => h("button", {
-        type: "button", class: it.class ?? "", autofocus: it.isFirst ?? false, onclick: () => close(it.value),
+        type: "button", class: it.class ?? "", onclick: () => close(it.value),
       }, it.label))));
     }
     el.addEventListener("cancel", (event) => isForced && event.preventDefault());
@@ -227,8 +227,8 @@ export function dialog({ title, build, actions = [], className = "", isModal = t
       resolve(value);
     });
     document.body.append(el);
-    if (isModal) el.showModal();
-    else el.show();
+    el.showModal();
+    el.querySelector(".dialog-foot .primary")?.focus();
     onOpen?.(el);
   });
 }
