@@ -148,8 +148,7 @@ fn deals_money_and_what_happened_are_seen_while_it_happens() {
     assert_eq!(ledger["totals"], json!({"card": -9.99, "escrow": 0, "payout": 8.99, "fee": 1}));
     assert_eq!((&ledger["entries"][0]["room"], &ledger["entries"][0]["step"]), (&json!("trade"), &json!("capture")));
     let log = market.get("/api/admin/log?of=trade&limit=3");
-    let kinds: Vec<&str> =
-        log["log"].as_array().unwrap().iter().map(|line| line["kind"].as_str().unwrap()).collect();
+    let kinds: Vec<&str> = log["log"].as_array().unwrap().iter().map(|line| line["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["search", "search", "purchase"], "{log}");
     assert_eq!(log["log"][2]["peer"], "bob");
     assert!(log["total"].as_u64().unwrap() >= 6, "{log}");
@@ -171,7 +170,8 @@ fn figures_of_every_room_are_there_within_seconds() {
     bob.look_for("desk", 5.0);
     let token = market.register("ann");
     let mut host = market.line("registry");
-    let answer = ask(&mut host, &json!({"action": "REGISTER", "data": {"hostname": "ann", "port": 6001, "token": token}}));
+    let answer =
+        ask(&mut host, &json!({"action": "REGISTER", "data": {"hostname": "ann", "port": 6001, "token": token}}));
     assert_eq!(answer["status"], "OK");
     let points = |metrics: &Value, room: &str, name: &str| -> Option<Vec<Value>> {
         let mut series = metrics["series"].as_array().unwrap().iter();
@@ -189,9 +189,13 @@ fn figures_of_every_room_are_there_within_seconds() {
         let all = is_there("trade", "requests") && is_there("trade", "p95") && is_there("share", "p50");
         (all && is_there("http", "requests") && is_there("share", "hosts")).then_some(metrics)
     });
-    for (room, name) in
-        [("trade", "peers"), ("trade", "open deals"), ("process", "threads"), ("process", "connections"), ("http", "p95")]
-    {
+    for (room, name) in [
+        ("trade", "peers"),
+        ("trade", "open deals"),
+        ("process", "threads"),
+        ("process", "connections"),
+        ("http", "p95"),
+    ] {
         assert!(point(&metrics, room, name).is_some_and(|most| most > 0.0), "{room} {name}");
     }
     assert!(point(&metrics, "process", "memory").unwrap() > 1e6);
@@ -203,7 +207,9 @@ fn figures_of_every_room_are_there_within_seconds() {
     // Prometheus has the same.
     let (status, text) = get(market.api, "/metrics", None);
     assert_eq!(status, 200);
-    for line in ["p2s2_trade_requests_seconds_count ", "p2s2_registry_requests_seconds_bucket{le=", "p2s2_trade_deals_open 1"] {
+    for line in
+        ["p2s2_trade_requests_seconds_count ", "p2s2_registry_requests_seconds_bucket{le=", "p2s2_trade_deals_open 1"]
+    {
         assert!(text.as_str().unwrap().contains(line), "{line}: {text}");
     }
 }
