@@ -261,7 +261,7 @@ fn serve(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let listener = api_listener(api_ip, &args)?;
     let keep = Keep::open(&data_dir)?;
     let clock = Clock::start();
-    let floor = Floor { listening: listening.clone(), clock, keep: keep.clone() };
+    let floor = Floor { listening: listening.clone(), clock, keep: keep.clone(), uploads: Default::default() };
     let nodes = Nodes::start(settings, floor, &folders, &repo, &name, node.port).map_err(|error| match error {
         StartError::PortInUse { addr } => in_use(addr, "--port"),
         error => error.into(),

@@ -195,7 +195,7 @@ pub struct Sought(String);
 impl Sought {
     /// That text.
     pub fn new(text: &str) -> Sought {
-        Sought(lower(text))
+        Sought(folded(text))
     }
 
     /// Whether every text has it in it, because it is empty.
@@ -213,12 +213,18 @@ impl Sought {
             let wanted = self.0.as_bytes();
             return text.as_bytes().windows(wanted.len()).any(|part| part.eq_ignore_ascii_case(wanted));
         }
-        lower(text).contains(&self.0)
+        self.is_in_folded(&folded(text))
+    }
+
+    /// Whether a text that was [`folded`] before has it in it.
+    pub fn is_in_folded(&self, folded: &str) -> bool {
+        folded.contains(&self.0)
     }
 }
 
-/// Lowercase of what is in form C need not be in it (İ).
-fn lower(text: &str) -> String {
+/// The text as it is searched: in lowercase and form C, however it was given.
+pub fn folded(text: &str) -> String {
+    // Lowercase of what is in form C need not be in it (İ).
     nfc(&nfc(text).to_lowercase()).into_owned()
 }
 

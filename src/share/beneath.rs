@@ -8,9 +8,11 @@
 //!
 //! [`Folders`]: super::folders::Folders
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
+
+use super::files::unix_ns;
 
 /// How a file in a folder is opened. Never through a link, and never waiting for a pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +30,31 @@ pub enum How {
 pub struct Found {
     /// It is a regular file.
     pub is_file: bool,
+    /// It is a folder.
+    pub is_folder: bool,
+    /// It is a link.
+    pub is_link: bool,
     /// Bytes.
     pub len: u64,
+    /// When its content last changed, nanoseconds since 1970.
+    pub modified_ns: i64,
     /// Which file it is, where the system tells.
     id: Option<(u64, u64)>,
 }
 
 impl Found {
+    /// Of what was looked at by its path: which file it is, is not known then.
+    pub fn of(metadata: &Metadata) -> Found {
+        Found {
+            is_file: metadata.is_file(),
+            is_folder: metadata.is_dir(),
+            is_link: metadata.file_type().is_symlink(),
+            len: metadata.len(),
+            modified_ns: metadata.modified().map_or(0, unix_ns),
+            id: None,
+        }
+    }
+
     /// Whether both names stand for one file.
     pub fn is_same(&self, other: &Found) -> bool {
         self.id.is_some() && self.id == other.id
@@ -93,6 +113,20 @@ impl HeldDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Shows the name of each thing that lies in it, in no order, until it is enough. A name that is not UTF-8 is left
+    /// out: nobody could ask for it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn each(&self, mut show: impl FnMut(&str) -> bool) -> io::Result<()> {
+        self.dir.each(&mut |name| name.is_none_or(&mut show))
+    }
+
+    /// How many bytes may still be written there, where the system tells.
+    pub fn room(&self) -> Option<u64> {
+        self.dir.room()
     }
 
     /// Removes a file, if it is there.
@@ -183,7 +217,10 @@ mod system {
     use std::os::fd::OwnedFd;
     use std::path::{Component, Path};
 
-    use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, linkat, openat, renameat, statat, unlinkat};
+    use rustix::fs::{
+        AtFlags, CWD, Dir as Reading, FileType, Mode, OFlags, fstat, fstatvfs, linkat, openat, renameat, statat,
+        unlinkat,
+    };
 
     use super::{Found, How};
 
@@ -207,12 +244,34 @@ mod system {
 
         pub(super) fn find(&self, name: &str) -> io::Result<Found> {
             let stat = statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let kind = FileType::from_raw_mode(stat.st_mode);
             #[allow(clippy::unnecessary_cast, reason = "their types differ from system to system")]
             Ok(Found {
-                is_file: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+                is_file: kind == FileType::RegularFile,
+                is_folder: kind == FileType::Directory,
+                is_link: kind == FileType::Symlink,
                 len: stat.st_size as u64,
+                modified_ns: (stat.st_mtime as i64)
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(stat.st_mtime_nsec as i64),
                 id: Some((stat.st_dev as u64, stat.st_ino as u64)),
             })
+        }
+
+        /// Shows each name, or that there is one which is no text, until it is enough.
+        pub(super) fn each(&self, show: &mut dyn FnMut(Option<&str>) -> bool) -> io::Result<()> {
+            for entry in Reading::read_from(&self.0)? {
+                let entry = entry?;
+                let name = entry.file_name().to_str().ok();
+                if !matches!(name, Some("." | "..")) && !show(name) {
+                    break;
+                }
+            }
+            Ok(())
+        }
+
+        pub(super) fn room(&self) -> Option<u64> {
+            fstatvfs(&self.0).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
         }
 
         pub(super) fn remove(&self, name: &str) -> io::Result<()> {
@@ -343,8 +402,21 @@ mod system {
         }
 
         pub(super) fn find(&self, name: &str) -> io::Result<Found> {
-            let found = fs::symlink_metadata(self.at(name)?)?;
-            Ok(Found { is_file: found.is_file(), len: found.len(), id: None })
+            Ok(Found::of(&fs::symlink_metadata(self.at(name)?)?))
+        }
+
+        pub(super) fn each(&self, show: &mut dyn FnMut(Option<&str>) -> bool) -> io::Result<()> {
+            without_links(&self.0)?;
+            for entry in fs::read_dir(&self.0)? {
+                if !show(entry?.file_name().to_str()) {
+                    break;
+                }
+            }
+            Ok(())
+        }
+
+        pub(super) fn room(&self) -> Option<u64> {
+            None
         }
 
         pub(super) fn remove(&self, name: &str) -> io::Result<()> {

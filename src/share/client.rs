@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 
 use super::wire::answers::{Answer, Held};
 use super::wire::{
-    FileEntry, FileName, HostEntry, Hostname, List, Listing, Ping, Publish, Register, Request, Seconds, Unpublish,
-    Wanted, requests,
+    Changes, FileEntry, FileName, Followed, HostEntry, Hostname, List, Listing, Ping, Publish, Register, Request,
+    Seconds, Unpublish, Wanted, requests,
 };
 use crate::model::Name;
 use crate::net::conn::{Conn, ConnError, ConnReader, ConnWriter};
@@ -209,6 +209,17 @@ impl RegistryClient {
         let registry = answer.registry.ok_or_else(|| self.improper("LIST: registry is missing"))?;
         // An older registry counts none and gives all.
         Ok(Listing { total: answer.total.unwrap_or(registry.len() as u64), registry })
+    }
+
+    /// CHANGES: what has changed since that number, waited for so long; without a number, how to begin. On a connection
+    /// of its own: all other calls wait meanwhile.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; refused by a registry that does not know how.
+    pub fn changes(&self, since: Option<u64>, wait: Seconds) -> Result<Followed, RegistryError> {
+        let answer = self.ask(&Request::Changes(Changes { since, wait: Some(wait) }), &["OK"])?;
+        let version = answer.version.ok_or_else(|| self.improper("CHANGES: version is missing"))?;
+        Ok(Followed { version, changes: answer.changes.filter(|_| !answer.reset) })
     }
 
     /// PING: whether a host is there; also the sender's own sign of life.

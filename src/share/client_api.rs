@@ -8,6 +8,9 @@
 //! | `client_api.rs` | [`ClientApi`]: who asks, and for which node |
 //! | `table.rs` | every route: what it takes and all that it answers |
 //! | `local.rs` | the user's own files |
+//! | `browse.rs` | lists of them, and what else may be chosen |
+//! | `content.rs`, `links.rs` | what is in them |
+//! | `uploads.rs` | what a browser brings |
 //! | `remote.rs` | what the network has, and what is fetched from it |
 //! | `sign_in.rs` | the server's tokens |
 
@@ -26,16 +29,23 @@ use crate::model::{Name, Token};
 use crate::net::http::routes::{self, Outline};
 use crate::net::http::watchers::last_event_id;
 use crate::net::http::{
-    self, Answered, Body, Call, Fields, HeaderMap, Refusal, Request, Response, StatusCode, bearer, query_pairs, success,
+    self, Answered, Body, Call, Fields, HeaderMap, Refusal, Request, Response, Sink, StatusCode, bearer, query_pairs,
+    success,
 };
 
+mod browse;
+mod content;
+mod links;
 mod local;
 mod remote;
 pub mod sign_in;
 mod table;
+mod uploads;
 
+use links::Links;
 use sign_in::SignIn;
 use table::{Act, ROUTES};
+use uploads::Coming;
 
 /// Files that are listed at a time, unless it is asked for fewer.
 const PAGE_MAX: usize = 1_000;
@@ -44,6 +54,7 @@ const PAGE_MAX: usize = 1_000;
 pub struct ClientApi {
     nodes: Arc<Nodes>,
     sign_in: SignIn,
+    links: Links,
 }
 
 /// Somebody whose token is good.
@@ -56,7 +67,8 @@ struct User {
 impl ClientApi {
     /// Of these nodes.
     pub fn new(nodes: Arc<Nodes>, sign_in: SignIn) -> ClientApi {
-        ClientApi { nodes, sign_in }
+        let links = Links::new(nodes.clock());
+        ClientApi { nodes, sign_in, links }
     }
 
     /// Every route, for who describes the API.
@@ -89,6 +101,8 @@ impl ClientApi {
                 node.work();
                 act(&node, call)
             }
+            // Its body goes to where `upload` says.
+            Act::Upload(_) => Ok(http::not_found()),
         }
     }
 
@@ -182,6 +196,7 @@ impl ClientApi {
 
     fn log_out(&self, user: &User, _: &Call<'_>) -> Answered {
         self.sign_in.log_out(&user.token)?;
+        self.links.end_of(&user.token);
         let node = self.nodes.get(&user.name);
         // Whoever is signed in elsewhere as the same user goes on.
         let is_last = !self.sign_in.has_another(&user.name, &user.session)?;
@@ -198,6 +213,21 @@ impl ClientApi {
 impl http::Handler for ClientApi {
     fn handle(&self, request: Request) -> Response {
         self.answer(&request).unwrap_or_else(Response::from)
+    }
+
+    fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+        let routes::Found::Route(route, call) = routes::find(ROUTES, head) else { return None };
+        let Act::Upload(begin) = route.handler else { return None };
+        let begun = self.user(head).and_then(|user| self.node_of(&user)).and_then(|node| {
+            node.work();
+            begin(&node, &call)
+        });
+        let begun = begun.map(|upload| Box::new(Coming::new(upload, route)) as _).map_err(|refusal| {
+            let response = refusal.into();
+            route.hold(&response);
+            response
+        });
+        Some(begun)
     }
 }
 
@@ -232,8 +262,13 @@ struct Page {
 
 impl Page {
     fn of(request: &Request) -> Result<Page, Refusal> {
+        Page::up_to(PAGE_MAX, request)
+    }
+
+    /// With at most so many, and as many where it is not said how many.
+    fn up_to(most: usize, request: &Request) -> Result<Page, Refusal> {
         let pairs = query_pairs(&request.query).ok_or_else(|| Refusal::bad("the query: expected UTF-8 behind %XX"))?;
-        let mut page = Page { q: String::new(), offset: 0, limit: PAGE_MAX };
+        let mut page = Page { q: String::new(), offset: 0, limit: most };
         for (name, value) in pairs {
             let number = || {
                 let wrong = || Refusal::bad(format!("{name}: expected a whole number"));
@@ -242,7 +277,7 @@ impl Page {
             match name.as_str() {
                 "q" => page.q.clone_from(&value),
                 "offset" => page.offset = number()?,
-                "limit" => page.limit = number()?.min(PAGE_MAX),
+                "limit" => page.limit = number()?.min(most),
                 _ => {}
             }
         }
@@ -281,6 +316,7 @@ fn refusal(error: &NodeError) -> Refusal {
             FilesError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
         },
         NodeError::Invalid(_) => StatusCode::BAD_REQUEST,
+        NodeError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
         NodeError::NotFound(_) => StatusCode::NOT_FOUND,
         NodeError::Refused(_) => StatusCode::CONFLICT,
         NodeError::Store(_) | NodeError::Away(_) | NodeError::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -5,7 +5,8 @@
 //! modification time are those of when it was looked at last.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
+use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -30,8 +31,10 @@ pub const SCHEMA: &str = "
         published_at BIGINT, blake3 BYTEA, pieces_root BYTEA, pieces BYTEA, PRIMARY KEY (owner, name));
     CREATE INDEX share_file_path ON share_file (owner, path);
 ";
-const COLUMNS: &str =
-    "name, path, size, modified_ns, created_ns, added_at, is_published, published_at, blake3, pieces_root";
+/// What a later version added: since when there is nothing under a file's path.
+pub const MISSING: &str = "ALTER TABLE share_file ADD COLUMN missing_since BIGINT;";
+const COLUMNS: &str = "name, path, size, modified_ns, created_ns, added_at, is_published, published_at, blake3,
+    pieces_root, missing_since";
 
 /// Why a file is not tracked, or not as was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +123,8 @@ pub struct Tracked {
     pub blake3: Option<Digest>,
     /// Of its pieces, once it was read.
     pub pieces_root: Option<Digest>,
+    /// Since when there is no file under its path, as far as anybody has looked.
+    pub missing_since: Option<Millis>,
 }
 
 impl Tracked {
@@ -151,8 +156,27 @@ impl Tracked {
             "published_at": self.published_at.map(seconds_of),
             "blake3": self.blake3,
             "pieces_root": self.pieces_root,
+            "missing": self.missing_since.is_some(),
         })
     }
+
+    /// Looks whether there is a file under its path. Where that cannot be told, what was known before holds.
+    pub fn is_missing(&self) -> bool {
+        match fs::symlink_metadata(&self.facts.path) {
+            Ok(found) => !found.is_file(),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => true,
+            Err(_) => self.missing_since.is_some(),
+        }
+    }
+}
+
+/// A part of a user's files, and how many there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Of all that were asked for.
+    pub total: usize,
+    /// Those of the part, by name.
+    pub files: Vec<Tracked>,
 }
 
 /// How much two files look like one.
@@ -203,6 +227,16 @@ impl Files {
     /// [`FilesError`].
     pub fn track(&self, name: &FileName, facts: Facts, now: Millis) -> Result<Tracked, FilesError> {
         self.change(name, Some(facts), now, None, |_| {})
+    }
+
+    /// The same for a content that has just come under a name: it is not published, even if one of that name was.
+    ///
+    /// # Errors
+    /// [`FilesError`].
+    pub fn track_new(&self, name: &FileName, facts: Facts, now: Millis) -> Result<Tracked, FilesError> {
+        self.change(name, Some(facts), now, None, |tracked| {
+            (tracked.is_published, tracked.blake3, tracked.pieces_root) = (false, None, None);
+        })
     }
 
     /// The same for a file that is published from now on. Its digests are those that were `read` just now, else none:
@@ -345,6 +379,89 @@ impl Files {
         self.store.read(|reader| reader.all(&sql, &[(&self.owner).into(), published_alone.into()], tracked))
     }
 
+    /// A part of what [`Files::list`] gives: those whose name has `q` in it, in any case and however it is spelled.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn page(&self, published_alone: bool, q: &str, offset: usize, limit: usize) -> Result<Page, StoreError> {
+        let sought = text::Sought::new(q);
+        let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND is_published >= $2 ORDER BY name");
+        let mut page = Page { total: 0, files: Vec::new() };
+        self.store.read(|reader| {
+            reader.query(&sql, &[(&self.owner).into(), published_alone.into()], &mut |row| {
+                if !sought.is_in(row.text(0)?) {
+                    return Ok(());
+                }
+                if page.total >= offset && page.files.len() < limit {
+                    page.files.push(tracked(row)?);
+                }
+                page.total += 1;
+                Ok(())
+            })
+        })?;
+        Ok(page)
+    }
+
+    /// How many there are.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn count(&self) -> Result<u64, StoreError> {
+        self.store.read(|reader| count(reader, &self.owner))
+    }
+
+    /// The next ones by name behind that one, `at_most` so many.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn after(&self, name: Option<&FileName>, at_most: usize) -> Result<Vec<Tracked>, StoreError> {
+        let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND name > $2 ORDER BY name LIMIT $3");
+        let after = name.map_or("", FileName::as_str);
+        let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
+        self.store.read(|reader| reader.all(&sql, &[(&self.owner).into(), after.into(), at_most.into()], tracked))
+    }
+
+    /// Keeps of these files that there is nothing under their paths since then, or that there is again. Of one that was
+    /// tracked at another path meanwhile nothing is kept.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn set_missing(&self, files: &[Tracked]) -> Result<(), StoreError> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let (owner, files) = (self.owner.clone(), files.to_vec());
+        self.store.write(move |tx| {
+            for file in &files {
+                let path = file.facts.path.to_string_lossy();
+                tx.execute(
+                    "UPDATE share_file SET missing_since = $1 WHERE owner = $2 AND name = $3 AND path = $4",
+                    &[file.missing_since.into(), (&owner).into(), file.name.as_str().into(), path.as_ref().into()],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Tracks a file no more. It stays where it lies.
+    ///
+    /// # Errors
+    /// [`FilesError::Unknown`], or the store's.
+    pub fn remove(&self, name: &FileName) -> Result<Tracked, FilesError> {
+        {
+            let mut reading = self.reading.lock();
+            reading.given_up.remove(name);
+            reading.now.take_if(|read| read == name);
+        }
+        let (owner, name) = (self.owner.clone(), name.clone());
+        self.store.write(move |tx| {
+            let known = get(tx, &owner, &name)?.ok_or(FilesError::Unknown(name))?;
+            let sql = "DELETE FROM share_file WHERE owner = $1 AND name = $2";
+            tx.execute(sql, &[(&owner).into(), known.name.as_str().into()])?;
+            Ok(known)
+        })
+    }
+
     /// Those that are published and were not read yet, by name.
     ///
     /// # Errors
@@ -379,9 +496,11 @@ impl Files {
                     return Err(FilesError::NameTaken { name, path });
                 }
                 (Some(known), Some(facts)) if content(&known.facts) != content(&facts) => {
-                    Tracked { facts, blake3: None, pieces_root: None, ..known }
+                    Tracked { facts, blake3: None, pieces_root: None, missing_since: None, ..known }
                 }
-                (Some(known), _) => known,
+                // It was looked at just now.
+                (Some(known), Some(_)) => Tracked { missing_since: None, ..known },
+                (Some(known), None) => known,
                 (None, Some(facts)) => Tracked {
                     name,
                     facts,
@@ -390,6 +509,7 @@ impl Files {
                     published_at: None,
                     blake3: None,
                     pieces_root: None,
+                    missing_since: None,
                 },
             };
             then(&mut changed);
@@ -432,11 +552,12 @@ fn bytes_of(pieces: &Pieces) -> Vec<u8> {
 fn put(tx: &mut (impl Tx + ?Sized), owner: &str, it: &Tracked, pieces: Option<&[u8]>) -> Result<(), StoreError> {
     let path = it.facts.path.to_string_lossy();
     let sql = "INSERT INTO share_file (owner, name, path, size, modified_ns, created_ns, added_at, is_published,
-            published_at, blake3, pieces_root, pieces)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            published_at, blake3, pieces_root, pieces, missing_since)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
         ON CONFLICT (owner, name) DO UPDATE SET path = excluded.path, size = excluded.size,
             modified_ns = excluded.modified_ns, created_ns = excluded.created_ns, is_published = excluded.is_published,
             published_at = excluded.published_at, blake3 = excluded.blake3, pieces_root = excluded.pieces_root,
+            missing_since = excluded.missing_since,
             pieces = CASE WHEN excluded.pieces_root IS NULL THEN NULL
                 ELSE COALESCE(excluded.pieces, share_file.pieces) END";
     tx.execute(
@@ -454,6 +575,7 @@ fn put(tx: &mut (impl Tx + ?Sized), owner: &str, it: &Tracked, pieces: Option<&[
             it.blake3.as_ref().map(|digest| &digest.0).into(),
             it.pieces_root.as_ref().map(|digest| &digest.0).into(),
             pieces.into(),
+            it.missing_since.into(),
         ],
     )?;
     Ok(())
@@ -489,6 +611,7 @@ fn tracked(row: &Row<'_>) -> Result<Tracked, StoreError> {
         published_at: row.opt_int(7)?.map(millis).transpose()?,
         blake3: digest(row, 8)?,
         pieces_root: digest(row, 9)?,
+        missing_since: row.opt_int(10)?.map(millis).transpose()?,
     })
 }
 
@@ -498,7 +621,7 @@ mod tests {
     use crate::storage::Store;
 
     fn store(dir: &Path) -> Arc<Store> {
-        Arc::new(Store::open(&dir.join("share.db"), &[SCHEMA]).unwrap())
+        Arc::new(Store::open(&dir.join("share.db"), &[SCHEMA, MISSING]).unwrap())
     }
 
     fn files(dir: &Path, owner: &str) -> Files {
@@ -603,6 +726,65 @@ mod tests {
         let again = files(dir.path(), "ann");
         assert_eq!(again.list(false).unwrap(), [anns]);
         assert_eq!(again.get(&name("b")).unwrap(), None);
+    }
+
+    #[test]
+    fn files_are_found_by_a_part_of_their_name_and_paged() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), "ann");
+        for (number, named) in ["Report.pdf", "song.ogg", "r\u{e9}port", "REPORT 2", "zoo"].into_iter().enumerate() {
+            files.track(&name(named), facts(&format!("/x/{number}"), 5, 1), Millis(1)).unwrap();
+        }
+        files.publish(&name("song.ogg"), facts("/x/1", 5, 1), None, Millis(1)).unwrap();
+        let page = |published: bool, q: &str, offset: usize, limit: usize| {
+            let page = files.page(published, q, offset, limit).unwrap();
+            (page.total, page.files.into_iter().map(|file| file.name.to_string()).collect::<Vec<_>>())
+        };
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let all = names(&["REPORT 2", "Report.pdf", "r\u{e9}port", "song.ogg", "zoo"]);
+        assert_eq!(page(false, "", 0, usize::MAX), (5, all.clone()));
+        assert_eq!(page(false, "", 1, 2), (5, all[1..3].to_vec()));
+        assert_eq!(page(false, "", 9, 2), (5, vec![]));
+        assert_eq!(page(false, "", 0, 0), (5, vec![]));
+        assert_eq!(page(false, "rePOrt", 0, 9), (2, names(&["REPORT 2", "Report.pdf"])));
+        assert_eq!(page(false, "report", 1, 9), (2, names(&["Report.pdf"])));
+        assert_eq!(page(false, "RE\u{301}P", 0, 9), (1, names(&["r\u{e9}port"])), "however it is spelled");
+        assert_eq!(page(true, "", 0, 9), (1, names(&["song.ogg"])));
+        assert_eq!(page(true, "report", 0, 9), (0, vec![]));
+        assert_eq!(files.count().unwrap(), 5);
+        let after: Vec<_> = files.after(Some(&name("Report.pdf")), 2).unwrap();
+        assert_eq!(after.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), ["r\u{e9}port", "song.ogg"]);
+        assert_eq!(files.after(None, 9).unwrap().len(), 5);
+    }
+
+    #[test]
+    fn what_is_not_there_any_more_is_marked_and_what_is_removed_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), "ann");
+        let path = dir.path().join("a");
+        std::fs::write(&path, "12345").unwrap();
+        let facts = || Facts::of(&path, &std::fs::metadata(&path).unwrap());
+        let it = files.publish(&name("a"), facts(), None, Millis(1)).unwrap();
+        assert!(!it.is_missing() && it.json()["missing"] == false);
+        std::fs::remove_file(&path).unwrap();
+        assert!(it.is_missing());
+        files.set_missing(&[Tracked { missing_since: Some(Millis(7)), ..it.clone() }]).unwrap();
+        let gone = files.get(&name("a")).unwrap().unwrap();
+        assert_eq!((gone.missing_since, gone.json()["missing"].clone()), (Some(Millis(7)), json!(true)));
+        // Hiding it says nothing of where it is; looking at it again does.
+        assert_eq!(files.unpublish(&name("a")).unwrap().missing_since, Some(Millis(7)));
+        std::fs::create_dir(&path).unwrap();
+        assert!(gone.is_missing(), "a folder is no file");
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(files.track(&name("a"), facts(), Millis(9)).unwrap().missing_since, None);
+        // Another content under the name of one that was published is not published by that.
+        files.publish(&name("a"), facts(), None, Millis(10)).unwrap();
+        std::fs::write(&path, "other").unwrap();
+        assert!(!files.track_new(&name("a"), facts(), Millis(11)).unwrap().is_published);
+        assert_eq!(files.remove(&name("a")).unwrap().name, name("a"));
+        assert_eq!(files.remove(&name("a")), Err(FilesError::Unknown(name("a"))));
+        assert!(path.exists());
     }
 
     #[test]

@@ -12,6 +12,10 @@ use std::path::{Component, Path, PathBuf};
 use super::beneath::{self, HeldDir};
 use super::wire::{FILE_SIZE_MAX, FileName};
 
+mod browse;
+
+pub use browse::{Entry, Shelves};
+
 /// Longest path that is looked at, bytes: that of Linux.
 const PATH_MAX: usize = 4096;
 

@@ -6,6 +6,9 @@
 //! | `link.rs` | the thread that owns the connection to the registry |
 //! | `shelf.rs` | what is given to other peers |
 //! | `hashing.rs` | the thread that reads published files for their digests |
+//! | `uploads.rs` | what its user's browser brings |
+//! | `follow.rs` | what changes on the network, as it happens |
+//! | `looking.rs` | whether what is tracked is still there |
 //! | `fetches.rs` | what is fetched from others, also after a restart |
 //! | `network.rs` | what the network has |
 //! | `keep.rs` | what outlives the process |
@@ -26,8 +29,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::client::{Pin, RegistryClient, RegistryError};
-use super::files::{Facts, Files, FilesError, Tracked};
-use super::folders::{Folders, PathError};
+use super::files::{Facts, Files, FilesError, Page, Tracked};
+use super::folders::{Folders, Opened, PathError, Shelves};
 use super::heartbeat::{self, Heartbeat};
 use super::transfer::PeerServer;
 use super::wire::{FileEntry, FileName, Seconds};
@@ -39,15 +42,19 @@ use crate::storage::StoreError;
 
 pub mod events;
 pub mod fetches;
+mod follow;
 mod hashing;
 pub mod keep;
 mod link;
+mod looking;
 pub mod network;
 pub mod nodes;
 mod shelf;
+pub mod uploads;
 
 use events::{Session, Watchers};
 use fetches::Fetches;
+use follow::Follow;
 use keep::Keep;
 use link::{Link, Order};
 use network::{Duplicates, FRESH, Network, NetworkError, Snapshot};
@@ -94,6 +101,8 @@ pub struct Floor {
     pub clock: Clock,
     /// What outlives the process.
     pub keep: Keep,
+    /// How many uploads there are at once.
+    pub uploads: uploads::Room,
 }
 
 /// Why a node did not do what it was asked to.
@@ -114,6 +123,9 @@ pub enum NodeError {
     /// A field of what was asked.
     #[error("{0}")]
     Invalid(String),
+    /// It is larger than anything may be.
+    #[error("{0}")]
+    TooLarge(String),
     /// There is nothing of that name.
     #[error("{0}")]
     NotFound(String),
@@ -205,6 +217,7 @@ pub struct Node {
     inner: Arc<Inner>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     turn: Mutex<()>,
+    wakes_follow: Sender<()>,
 }
 
 pub(super) struct Inner {
@@ -220,7 +233,10 @@ pub(super) struct Inner {
     fetches: Fetches,
     orders: Sender<Order>,
     to_hash: Sender<hashing::Order>,
+    /// The connection on which changes are heard.
+    following: Mutex<Option<Arc<RegistryClient>>>,
     peer: PeerServer,
+    uploads: uploads::Room,
     is_stopping: AtomicBool,
 }
 
@@ -298,9 +314,17 @@ impl Inner {
         })
     }
 
-    fn files_changed(&self, change: &str, name: &FileName) {
+    /// Something is otherwise with a file of one's own: `entry` is what others see of it.
+    fn files_changed(&self, change: &str, file: &Tracked) {
         self.network.forget();
-        self.watchers.tell("files", &json!({ "change": change, "name": name }));
+        let entry = file.is_published.then(|| file.entry());
+        self.watchers.tell(
+            "files",
+            &json!({
+                "fname": file.name, "hostname": self.user, "entry": entry,
+                "change": change, "name": file.name,
+            }),
+        );
     }
 
     /// Has the registry told of a file, and waits until it knows.
@@ -368,12 +392,16 @@ impl Node {
             fetches,
             orders,
             to_hash,
+            following: Mutex::default(),
             peer,
+            uploads: uploads::Room::default(),
             is_stopping: AtomicBool::new(false),
         });
-        let link = Link::new(Arc::clone(&inner));
+        let (link, follow) = (Link::new(Arc::clone(&inner)), Follow::new(Arc::clone(&inner)));
         let for_hashing = Arc::clone(&inner);
-        let node = Node { inner, threads: Mutex::default(), turn: Mutex::default() };
+        let (wakes_follow, follows) = bounded(1);
+        let node = Node { inner, threads: Mutex::default(), turn: Mutex::default(), wakes_follow };
+        node.threads.lock().push(threads::spawn("share-follow", move || follow.run(&follows))?);
         node.threads.lock().push(threads::spawn("share-link", move || link.run(&ordered))?);
         node.threads.lock().push(threads::spawn("share-hash", move || hashing::run(&for_hashing, &hashed))?);
         Ok(node)
@@ -457,6 +485,11 @@ impl Node {
         inner.shelf.set_open(false);
         inner.watchers.end();
         let registry = inner.state.lock().registry.clone();
+        if let Some(following) = inner.following.lock().take() {
+            following.close();
+        }
+        // One wake-up that waits is enough.
+        let _ = self.wakes_follow.try_send(());
         // They may have ended already.
         let _ = inner.orders.send_timeout(Order::Stop, left());
         let _ = inner.to_hash.send_timeout(hashing::Order::Stop, left());
@@ -527,7 +560,10 @@ impl Node {
     /// Tells what changes from now on, or from that event on, as long as the session lasts; none when too many are told
     /// already.
     pub fn watch(&self, session: Session, last_event_id: Option<&str>) -> Option<http::Events> {
-        self.inner.watchers.add(session, last_event_id)
+        let events = self.inner.watchers.add(session, last_event_id);
+        // One wake-up that waits is enough.
+        let _ = self.wakes_follow.try_send(());
+        events
     }
 
     /// Tells those nothing more who watch with this token.
@@ -563,7 +599,7 @@ impl Node {
             .map_err(|wrong| NodeError::Invalid(format!("the file's name: {wrong}")))?;
         let facts = Facts::of(&opened.path, &opened.metadata);
         let file = self.inner.files.track(&name, facts, Clock::wall())?;
-        self.inner.files_changed("added", &name);
+        self.inner.files_changed("added", &file);
         Ok(file)
     }
 
@@ -611,7 +647,7 @@ impl Node {
             }
             return Err(error);
         }
-        inner.files_changed("published", name);
+        inner.files_changed("published", &file);
         Ok(PublishedFile { file, duplicates })
     }
 
@@ -623,8 +659,69 @@ impl Node {
     pub fn unpublish(&self, name: &FileName) -> Result<Tracked, NodeError> {
         let file = self.inner.files.unpublish(name)?;
         let done = self.inner.sync_and_wait(name);
-        self.inner.files_changed("unpublished", name);
+        self.inner.files_changed("unpublished", &file);
         done.map(|()| file)
+    }
+
+    /// Tracks a file no more; one that is published is hidden first. It stays where it lies, and whoever is being sent
+    /// it gets it to its end.
+    ///
+    /// # Errors
+    /// [`NodeError`]. Where the registry is away it is forgotten all the same: it is not given any more, and the
+    /// registry learns of it with the next connection.
+    pub fn remove(&self, name: &FileName) -> Result<(), NodeError> {
+        let inner = &self.inner;
+        let known = inner.files.get(name)?.ok_or_else(|| FilesError::Unknown(name.clone()))?;
+        if known.is_published {
+            inner.files.unpublish(name)?;
+            match inner.sync_and_wait(name) {
+                Err(NodeError::Away(why)) => log::info!("{}: the registry learns later of {name}: {why}", inner.user),
+                done => done?,
+            }
+        }
+        let file = inner.files.remove(name)?;
+        inner.files_changed("removed", &Tracked { is_published: false, ..file });
+        Ok(())
+    }
+
+    /// A part of what is tracked, or of what is published, by name: what has `q` in its name. Of these it is looked now
+    /// whether they are still there; where that are very many, of the first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn files_page(&self, published_alone: bool, q: &str, offset: usize, limit: usize) -> Result<Page, NodeError> {
+        let mut page = self.inner.files.page(published_alone, q, offset, limit)?;
+        let looked_at = page.files.len().min(looking::AT_ONCE);
+        looking::look(&self.inner, &mut page.files[..looked_at])?;
+        Ok(page)
+    }
+
+    /// A tracked file's content as it is now.
+    ///
+    /// # Errors
+    /// [`NodeError::NotFound`], for whatever reason it cannot be had; or the store's.
+    pub fn open(&self, name: &FileName) -> Result<(Tracked, Opened), NodeError> {
+        let gone = || NodeError::NotFound(format!("there is no file {name} here"));
+        let file = self.inner.files.get(name)?.ok_or_else(gone)?;
+        let opened = self.inner.shelf.folders().open_resolved(&file.facts.path).map_err(|error| {
+            log::info!("{}: {name} cannot be read: {error}", self.inner.user);
+            gone()
+        })?;
+        Ok((file, opened))
+    }
+
+    /// What lies in a folder that this user may choose files from; without one, which folders there are. None where
+    /// there is nothing that may be seen.
+    pub fn browse(&self, path: Option<&str>) -> Option<Shelves> {
+        self.inner.shelf.folders().browse(path)
+    }
+
+    /// A file comes, of so many bytes if that is known.
+    ///
+    /// # Errors
+    /// [`NodeError`]: its name is none or taken, or there is no room.
+    pub fn upload(&self, name: &str, length: Option<u64>) -> Result<uploads::Upload, NodeError> {
+        uploads::Upload::begin(&self.inner, name, length)
     }
 
     /// Others' files that look like one of this name, size and time. The registry finds them: that costs the same

@@ -7,6 +7,7 @@
 //! | `claims.rs` | REGISTER: who may have a hostname |
 //! | `files.rs` | PUBLISH, UNPUBLISH, and a whole list replaced step by step |
 //! | `shown.rs` | what REQUEST, DISCOVER and LIST show, in pages |
+//! | `recent.rs` | what has changed of it, for who follows |
 //! | `secrets.rs`, `farewells.rs` | what gives a hostname back, also when its host is gone |
 //! | `room.rs` | how much there may be, and whose it is |
 //! | `names.rs`, `index.rs` | names in order, and who holds what |
@@ -36,6 +37,7 @@ mod farewells;
 mod files;
 mod index;
 mod names;
+mod recent;
 mod room;
 mod secrets;
 mod shown;
@@ -44,6 +46,7 @@ pub mod store;
 mod tests;
 
 pub use claims::{Claim, Granted, Proof, Standing};
+pub use recent::{Changed, Told, What};
 pub use secrets::SecretKey;
 pub use shown::{Cursor, Piece, Shown};
 pub use store::{Change, HostRow};
@@ -51,6 +54,7 @@ pub use store::{Change, HostRow};
 use alike::Sizes;
 use index::Index;
 use names::Names;
+use recent::Recent;
 use room::{Holding, Lack, Room};
 use secrets::Secrets;
 
@@ -219,6 +223,7 @@ pub struct Registry {
     /// Hosts of which something that is shown has changed, while somebody wants to know.
     touched: Option<Touched>,
     unsaved: Vec<Slot>,
+    recent: Recent,
 }
 
 /// Which hosts have changed.
@@ -259,6 +264,7 @@ impl Registry {
             live_users: 0,
             touched: None,
             unsaved: Vec::new(),
+            recent: Recent::default(),
         }
     }
 
@@ -567,6 +573,7 @@ impl Registry {
         } else {
             self.unsilence(slot, heard_before);
             self.rise(slot);
+            self.tell_came(slot, false);
         }
     }
 
@@ -607,6 +614,7 @@ impl Registry {
     }
 
     fn fall_silent(&mut self, slot: Slot) {
+        self.tell_gone(slot);
         self.hide(slot);
         self.silence(slot);
     }
@@ -647,6 +655,9 @@ impl Registry {
 
     /// A host is gone. Its secrets stay.
     fn drop_host(&mut self, slot: Slot, changes: &mut Vec<Change>) {
+        if self.slots[slot as usize].as_ref().is_some_and(|host| host.is_live) {
+            self.tell_gone(slot);
+        }
         self.hide(slot);
         let Some(host) = self.slots[slot as usize].take() else { return };
         self.by_name.remove(&host.name);

@@ -48,6 +48,8 @@ use keeper::Keeper;
 
 /// Between two looks for hosts that were not heard for long.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Between the first change that somebody waits for and the answer.
+const GATHERED_FOR: Duration = Duration::from_millis(150);
 /// How much of what may be long is done before the lock is let go for a moment.
 const STEP: usize = 256;
 
@@ -270,6 +272,8 @@ impl RegistryServer {
 
     /// Takes no more work; what is in hand may be finished within `grace`. Everything is on disk then.
     pub fn stop(&self, grace: Duration) {
+        // Whoever waits for a change is answered now.
+        self.shared.keeper.end_waiting();
         let left = self.listener.stop(grace);
         if left > 0 {
             log::warn!("registry: {left} requests were not finished");
@@ -420,6 +424,7 @@ impl Shared {
                 });
             }
             Ok(Request::Discover(whom)) => return self.stream(caller, out, |out| self.discovered(&whom.hostname, out)),
+            Ok(Request::Changes(changes)) => return self.stream(caller, out, |out| self.changed(changes, out)),
             Ok(Request::List(list)) => return self.stream(caller, out, |out| self.listed(list, out)),
             Ok(Request::Register(register)) => self.register(caller, *register),
             Ok(Request::Publish(publish)) => {
@@ -561,6 +566,12 @@ impl Shared {
             // It has ended by itself meanwhile.
             log::debug!("registry: closing a connection that was replaced: {error}");
         }
+    }
+
+    /// Gives others the time to change something as well, or the registry to end: each that follows is answered a few
+    /// times a second at most, however much changes.
+    fn gather(&self) {
+        self.closing.wait_for(&mut self.is_closed.lock(), GATHERED_FOR);
     }
 
     fn keep_sweeping(&self) {

@@ -14,8 +14,8 @@ pub use crate::model::digest::Digest;
 pub mod answers;
 pub mod requests;
 
-pub use answers::{Listed, Listing};
-pub use requests::{Files, Hostname, List, Ping, Publish, Register, Request, Unpublish, Wanted};
+pub use answers::{Changed, Followed, Listed, Listing};
+pub use requests::{Changes, Files, Hostname, List, Ping, Publish, Register, Request, Unpublish, Wanted};
 
 /// Most bytes of a file's name.
 pub const FILE_NAME_MAX: usize = 255;
@@ -116,6 +116,11 @@ impl Seconds {
             return Err("expected Unix seconds".to_owned());
         }
         Ok(Seconds(seconds))
+    }
+
+    /// So many whole ones.
+    pub fn whole(seconds: u32) -> Seconds {
+        Seconds(f64::from(seconds))
     }
 
     /// The number.

@@ -6,7 +6,7 @@ use super::openapi;
 use super::operator::ServerSide;
 use super::pages::{self, Pages};
 use crate::net::http::routes::Outline;
-use crate::net::http::{Handler, Method, Request, Response, StatusCode, header, method_not_allowed};
+use crate::net::http::{Handler, Method, Request, Response, Sink, StatusCode, header, method_not_allowed};
 use crate::share::client_api::ClientApi;
 
 /// Where an API is described.
@@ -71,6 +71,10 @@ impl<A: Handler> Handler for Site<A> {
         let wants_page = wants_page(&request);
         let answer = self.api.handle(request);
         if wants_page && answer.status == StatusCode::NOT_FOUND { self.pages.nothing_here() } else { answer }
+    }
+
+    fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+        self.api.upload(head)
     }
 }
 

@@ -326,13 +326,13 @@ fn whoever_watches_is_told() {
         panic!("no event {name} with {part}");
     };
     ann.publishes(&server, &place.file("a", 2_000_000));
-    event("peers", "total");
+    event("files", "\"fname\":\"a\"");
     bob.does("add-file", json!({ "filepath": place.file("b", 10) }));
     assert_eq!(event("files", "\"b\"")["change"], "added");
     std::fs::create_dir(place.path("shared/got")).unwrap();
     let id = bob.fetches("a", &place.path("shared/got"));
     let done = event("fetches", "completed");
-    assert_eq!(done[&id]["downloaded_size"], 2_000_000);
+    assert_eq!((&done["id"], &done["progress"]["downloaded_size"]), (&json!(id), &json!(2_000_000)));
     bob.does("logout", json!({}));
     assert_eq!(event("node", "disconnected")["state"], "disconnected");
     bob.token = None;

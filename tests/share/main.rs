@@ -17,6 +17,8 @@ mod nodes;
 #[cfg(unix)]
 mod operator;
 mod owners;
+#[cfg(unix)]
+mod page_routes;
 mod registry;
 mod registry_floor;
 mod registry_load;

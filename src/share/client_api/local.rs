@@ -2,27 +2,13 @@
 
 use serde_json::json;
 
-use super::{Page, file_name, refusal, refusal_of};
+use super::{file_name, refusal, refusal_of};
 use crate::net::http::{self, Answered, Call, Fields, Refusal, StatusCode, success};
 use crate::share::node::{Node, NodeError};
 use crate::share::wire::{FILE_SIZE_MAX, Seconds};
 
 pub(super) fn status(node: &Node, _: &Call<'_>) -> Answered {
     Ok(success(json!({ "client": node.status() })))
-}
-
-pub(super) fn local_files(node: &Node, call: &Call<'_>) -> Answered {
-    files(node, call, false)
-}
-
-pub(super) fn published_files(node: &Node, call: &Call<'_>) -> Answered {
-    files(node, call, true)
-}
-
-fn files(node: &Node, call: &Call<'_>, published_alone: bool) -> Answered {
-    Page::of(call.request)?;
-    let files = node.files(published_alone).map_err(|error| refusal(&error))?;
-    Ok(success(json!({ "files": files.iter().map(|file| file.json()).collect::<Vec<_>>() })))
 }
 
 pub(super) fn add_file(node: &Node, call: &Call<'_>) -> Answered {

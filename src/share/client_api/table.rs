@@ -1,10 +1,12 @@
 //! Every route of the client API: what it takes, and all that it answers.
 
-use super::{ClientApi, User, local, remote};
+use super::{ClientApi, User, browse, content, links, local, remote, uploads};
+use crate::net::http::Refusal;
 use crate::net::http::routes::Shape::{Any, Flag, List, Map, Named, Nullable, Number, OneOf, Row, Text, Whole};
 use crate::net::http::routes::{Field, Gives, Refused, Route, Takes, Who, field, optional, refused};
 use crate::net::http::{Answered, Call};
 use crate::share::node::Node;
+use crate::share::node::uploads::Upload;
 
 /// What handles a route.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +19,8 @@ pub(super) enum Act {
     Look(fn(&Node, &Call<'_>) -> Answered),
     /// By the user's node, which has something to do.
     Work(fn(&Node, &Call<'_>) -> Answered),
+    /// The same, with a body that is handed on as it comes.
+    Upload(fn(&Node, &Call<'_>) -> Result<Upload, Refusal>),
 }
 
 const STATE: &[&str] = &["disconnected", "connecting", "idle", "active", "busy"];
@@ -56,8 +60,17 @@ const LOCAL_FILE: &[Field] = &[
     field("published_at", Nullable(&Number)),
     field("blake3", Nullable(&Text)),
     field("pieces_root", Nullable(&Text)),
+    field("missing", Flag).about("there is no file at its path any more; it is forgotten after 30 days"),
 ];
-const NETWORK_FILE: &[Field] = &[
+/// What may be chosen from the node's folders.
+const CHOICE: &[Field] = &[
+    field("name", Text),
+    field("path", Text).about("where it really lies"),
+    field("kind", OneOf(&["folder", "file"])),
+    field("size", Whole),
+    field("modified", Number),
+];
+const MATCH: &[Field] = &[
     field("name", Text),
     field("size", Whole),
     field("modified", Number),
@@ -69,6 +82,20 @@ const NETWORK_FILE: &[Field] = &[
     field("owner_name", Text),
     field("owner_ip", Text),
     field("owner_port", Whole),
+];
+const NETWORK_FILE: &[Field] = &[
+    MATCH[0],
+    MATCH[1],
+    MATCH[2],
+    MATCH[3],
+    MATCH[4],
+    MATCH[5],
+    MATCH[6],
+    MATCH[7],
+    MATCH[8],
+    MATCH[9],
+    MATCH[10],
+    field("copies", Whole).about("how many hosts have this content, this one among them"),
 ];
 const PEER: &[Field] = &[
     field("hostname", Text),
@@ -89,11 +116,29 @@ pub(super) const ENTRY: &[Field] = &[
     optional("pieces_root", Text),
     optional("features", List(&Text)),
 ];
+const FILE_CHANGE: &[Field] = &[
+    field("fname", Text),
+    field("hostname", Text),
+    field("entry", Nullable(&Named("Entry", ENTRY))).about("what others see of it; null: nothing any more"),
+    optional("owner_name", Text),
+    optional("owner_ip", Text),
+    optional("owner_port", Whole),
+    optional("change", Text)
+        .about("of one's own: added, published, unpublished, read, fetched, missing, found, removed"),
+    optional("name", Text).about("the same as `fname`"),
+];
+const PEER_CHANGE: &[Field] = &[
+    field("hostname", Text),
+    field("online", Flag),
+    field("display_name", Text),
+    field("ip", Text),
+    field("port", Whole),
+];
 const DUPLICATES: &[Field] = &[
     field("has_exact_duplicate", Flag),
     field("has_partial_duplicate", Flag),
-    field("exact_matches", List(&Named("Match", NETWORK_FILE))),
-    field("partial_matches", List(&Named("Match", NETWORK_FILE))),
+    field("exact_matches", List(&Named("Match", MATCH))),
+    field("partial_matches", List(&Named("Match", MATCH))),
 ];
 const PROGRESS: &[Field] = &[
     field("fetch_id", Text),
@@ -119,11 +164,18 @@ const LISTED: &[Field] = &[
     optional("limit", Whole).about("at most 1000"),
 ];
 const PAGED: &[Field] = &[LISTED[1], LISTED[2]];
+const BROWSED: &[Field] = &[
+    optional("path", Text).about("a folder; without it, the folders that there are"),
+    LISTED[1],
+    optional("limit", Whole).about("at most 10000"),
+];
+const ALL_LISTED: &[Field] = &[LISTED[0], LISTED[1], optional("limit", Whole).about("without it, all")];
 
 const CREDENTIALS: Takes = Takes::Json(&[field("username", Text), field("password", Text)]);
 const SIGNED_IN: &[Field] = &[field("token", Text), field("user", Named("User", USER))];
 const FNAME: Takes = Takes::Json(&[field("fname", Text)]);
 const PROGRESS_ANSWER: &[Field] = &[field("progress", Named("Progress", PROGRESS))];
+const FETCH_CHANGE: &[Field] = &[field("id", Text), PROGRESS_ANSWER[0]];
 const FILE_ANSWER: &[Field] = &[field("file", Named("LocalFile", LOCAL_FILE))];
 
 const NOT_BEGUN: Refused = refused(409, "before init");
@@ -175,14 +227,53 @@ pub(super) const ROUTES: &[Route<Act>] = &[
     Route::get("/api/client/status", "How the node is", Act::Look(local::status))
         .answers(&[field("client", Named("Node", NODE))])
         .refuses(AWAY),
-    Route::get("/api/client/local-files", "The user's files", Act::Look(local::local_files))
-        .query(LISTED)
-        .answers(&[field("files", List(&Named("LocalFile", LOCAL_FILE)))])
+    Route::get("/api/client/local-files", "The user's files", Act::Look(browse::local_files))
+        .query(ALL_LISTED)
+        .answers(&[field("total", Whole), field("files", List(&Named("LocalFile", LOCAL_FILE)))])
         .refuses(AWAY),
-    Route::get("/api/client/published-files", "Those that are published", Act::Look(local::published_files))
-        .query(LISTED)
-        .answers(&[field("files", List(&Named("LocalFile", LOCAL_FILE)))])
+    Route::get("/api/client/published-files", "Those that are published", Act::Look(browse::published_files))
+        .query(ALL_LISTED)
+        .answers(&[field("total", Whole), field("files", List(&Named("LocalFile", LOCAL_FILE)))])
         .refuses(AWAY),
+    Route::get("/api/client/browse", "What may be chosen from the node's folders", Act::Look(browse::browse))
+        .query(BROWSED)
+        .answers(&[
+            field("path", Text),
+            field("entries", List(&Named("Choice", CHOICE))).about("folders first, then by name"),
+            field("total", Whole),
+            field("truncated", Flag).about("the folder has even more, which are not looked at"),
+        ])
+        .refuses(&[refused(404, "there is no such folder, or it may not be seen"), NOT_BEGUN]),
+    Route::post("/api/client/upload/{name}", "Brings a file into the repo", Act::Upload(uploads::begin))
+        .takes(Takes::Content)
+        .answers(FILE_ANSWER)
+        .refuses(&[
+            refused(409, "there is a file of that name, or before init"),
+            refused(413, "it is larger than any file may be"),
+            NO_ROOM,
+        ]),
+    Route::post(
+        "/api/client/remove-file",
+        "Tracks a file no more; it stays where it lies",
+        Act::Work(browse::remove_file),
+    )
+    .takes(FNAME)
+    .refuses(&[NO_SUCH_FILE, NOT_BEGUN]),
+    Route::get("/api/client/files/{name}/content", "What is in a file", Act::Look(content::content))
+        .gives(Gives::Content)
+        .refuses(&[refused(404, "there is no such file, or it is gone"), NOT_BEGUN]),
+    Route::post(
+        "/api/client/files/{name}/link",
+        "An address of its content for what cannot send a header, for an hour",
+        Act::User(links::link),
+    )
+    .answers(&[field("url", Text).about("relative to the origin")])
+    .refuses(&[refused(404, "there is no such file, or it is gone"), NOT_BEGUN]),
+    Route::get("/api/client/content", "What is in the file that a link stands for", Act::Open(links::linked))
+        .by(Who::Anybody)
+        .query(&[field("ticket", Text)])
+        .gives(Gives::Content)
+        .refuses(&[refused(404, "the link is good no more, or the file is gone")]),
     Route::get("/api/client/network-files", "What the network has", Act::Work(remote::network_files))
         .query(LISTED)
         .answers(&[field("total", Whole), field("files", List(&Named("NetworkFile", NETWORK_FILE)))])
@@ -227,8 +318,8 @@ pub(super) const ROUTES: &[Route<Act>] = &[
                 fields: &[
                     optional("has_exact_duplicate", Flag),
                     optional("has_partial_duplicate", Flag),
-                    optional("exact_matches", List(&Named("Match", NETWORK_FILE))),
-                    optional("partial_matches", List(&Named("Match", NETWORK_FILE))),
+                    optional("exact_matches", List(&Named("Match", MATCH))),
+                    optional("partial_matches", List(&Named("Match", MATCH))),
                 ],
             },
             NO_ROOM,
@@ -287,9 +378,9 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         .refuses(AWAY),
     Route::get("/api/client/events", "What happens, as it happens", Act::User(ClientApi::events))
         .gives(Gives::Events(&[
-            ("files", Any),
-            ("fetches", Any),
-            ("peers", Any),
+            ("files", Named("FileChange", FILE_CHANGE)),
+            ("fetches", Named("FetchChange", FETCH_CHANGE)),
+            ("peers", Named("PeerChange", PEER_CHANGE)),
             ("node", Named("Node", NODE)),
             ("reset", Any),
         ]))

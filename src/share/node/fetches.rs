@@ -324,7 +324,7 @@ fn put_away(inner: &Inner, row: FetchRow) -> Result<Value, NodeError> {
     let id = row.id.clone();
     settle(inner, FetchRow { status: Status::Cancelled, error: None, ..row });
     let shown = inner.fetches.list.lock().get(&id).map(Entry::json).ok_or_else(|| unknown(&id))?;
-    inner.watchers.tell("fetches", &json!({ id: &shown }));
+    inner.watchers.tell("fetches", &json!({ "id": id, "progress": &shown }));
     Ok(shown)
 }
 
@@ -333,7 +333,7 @@ fn folder_of(row: &FetchRow) -> &Path {
 }
 
 /// Why nothing can be written in a folder.
-fn cannot_write(folder: &Path, error: &io::Error) -> NodeError {
+pub(super) fn cannot_write(folder: &Path, error: &io::Error) -> NodeError {
     let shown = folder.display();
     match error.kind() {
         _ if beneath::is_link(error) => {
@@ -481,7 +481,7 @@ fn note(inner: &Arc<Inner>, id: &str, progress: &Progress) {
         entry.json()
     };
     fetches.changed.notify_all();
-    inner.watchers.tell("fetches", &json!({ id: shown }));
+    inner.watchers.tell("fetches", &json!({ "id": id, "progress": shown }));
 }
 
 /// A fetched file is a local one, and not published.
@@ -489,8 +489,8 @@ fn track(inner: &Inner, row: &FetchRow) -> Result<(), NodeError> {
     let path = Path::new(&row.save_path);
     let opened = inner.shelf.folders().open_resolved(path)?;
     let name = inner.files.free_name(&row.file_name, path)?;
-    inner.files.track(&name, Facts::of(&opened.path, &opened.metadata), Clock::wall())?;
-    inner.files_changed("fetched", &name);
+    let file = inner.files.track(&name, Facts::of(&opened.path, &opened.metadata), Clock::wall())?;
+    inner.files_changed("fetched", &file);
     Ok(())
 }
 

@@ -1,12 +1,13 @@
 //! The thread that reads published files once, for their digests: only with them can others fetch from several
-//! sources and go on where they were interrupted.
+//! sources and go on where they were interrupted. Beside that it looks whether files are still there.
 
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::Inner;
+use super::{Inner, looking};
 use crate::share::files::Facts;
 use crate::share::folders::Opened;
 use crate::share::pieces::Pieces;
@@ -21,15 +22,31 @@ pub(super) enum Order {
 
 /// Runs until it is told to stop. What was not read then is found again at the next start.
 pub(super) fn run(inner: &Inner, orders: &Receiver<Order>) {
-    while let Ok(Order::Look) = orders.recv() {
-        loop {
-            match read_all(inner) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) => {
-                    log::warn!("{}: reading published files: {error}", inner.user);
-                    break;
+    let mut round = looking::Round::default();
+    let mut looks_at = Instant::now() + looking::EVERY;
+    loop {
+        match orders.recv_deadline(looks_at) {
+            Ok(Order::Look) => read_until_done(inner),
+            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            // Nobody wants anything: whether what was published is still there.
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(error) = round.go_on(inner) {
+                    log::warn!("{}: looking whether files are still there: {error}", inner.user);
                 }
+                looks_at = Instant::now() + looking::EVERY;
+            }
+        }
+    }
+}
+
+fn read_until_done(inner: &Inner) {
+    loop {
+        match read_all(inner) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => {
+                log::warn!("{}: reading published files: {error}", inner.user);
+                return;
             }
         }
     }
@@ -50,7 +67,9 @@ fn read_all(inner: &Inner) -> Result<usize, super::NodeError> {
             Ok(Some(pieces)) => {
                 if inner.files.hashed(&name, &tracked.facts, &pieces)? {
                     inner.sync_later(&name);
-                    inner.files_changed("read", &name);
+                    if let Some(read) = inner.files.get(&name)? {
+                        inner.files_changed("read", &read);
+                    }
                 }
                 read += 1;
             }

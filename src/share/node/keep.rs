@@ -38,7 +38,7 @@ const TOKENS: &str =
     "CREATE TABLE share_token (token_sha256 BYTEA PRIMARY KEY, owner TEXT NOT NULL, until BIGINT NOT NULL);";
 
 /// From an empty file to this version.
-pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA, TOKENS];
+pub const MIGRATIONS: &[&str] = &[files::SCHEMA, SCHEMA, TOKENS, files::MISSING];
 
 /// A user of this node.
 #[derive(Debug, Clone)]

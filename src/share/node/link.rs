@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use serde_json::json;
 
-use super::{Inner, NodeError, network};
+use super::{Inner, NodeError, Settings, network};
 use crate::model::{Name, Token};
 use crate::share::client::{RegistryClient, RegistryError};
 use crate::share::heartbeat::Event;
@@ -272,23 +272,8 @@ impl Link {
 
     fn try_connect(&self) -> Result<(RegistryClient, SocketAddr), NodeError> {
         let inner = &*self.inner;
-        let settings = &inner.settings;
-        let at = format!("{}:{}", settings.server_host, settings.registry_port);
-        let away =
-            |why: &dyn std::fmt::Display| NodeError::Away(format!("the registry at {at} cannot be reached: {why}"));
-        let addrs = (settings.server_host.as_str(), settings.registry_port).to_socket_addrs();
-        let mut why = "it has no address".to_owned();
-        let mut connected = None;
-        for addr in addrs.map_err(|error| away(&error))? {
-            match RegistryClient::connect(addr, settings.pin.clone(), TIMEOUT) {
-                Ok(registry) => {
-                    connected = Some((registry, addr));
-                    break;
-                }
-                Err(error) => why = error.to_string(),
-            }
-        }
-        let (registry, addr) = connected.ok_or_else(|| away(&why))?;
+        let (registry, addr) = dial(&inner.settings, TIMEOUT)?;
+        let away = |why: &dyn std::fmt::Display| away(&inner.settings, why);
         let published = inner.files.list(true)?;
         let (first, others) = published.split_at(published.len().min(REGISTERED_AT_ONCE));
         let files: Files = first.iter().map(|file| (file.name.clone(), Arc::new(file.entry()))).collect();
@@ -367,7 +352,9 @@ impl Link {
     /// Tells those who watch when other hosts come, go or show something else.
     fn look_around(&mut self, registry: &RegistryClient) {
         let begun = Instant::now();
-        if !self.inner.watchers.any() || self.looks_around_at.is_some_and(|at| begun < at) {
+        // Where the registry tells by itself what changes, nobody has to look.
+        let is_told = self.inner.network.is_followed();
+        if is_told || !self.inner.watchers.any() || self.looks_around_at.is_some_and(|at| begun < at) {
             return;
         }
         // The first page stands for all: an exact answer would be the whole list every time.
@@ -384,13 +371,32 @@ impl Link {
         if seen != self.seen {
             self.seen = seen;
             self.inner.network.forget();
-            self.inner.watchers.tell("peers", &json!({ "total": page.total }));
+            // Who it was is not known exactly: whoever watches reads the lists anew.
+            self.inner.watchers.tell("reset", &json!({}));
         }
     }
 
     fn tell(&self, event: Event) {
         self.inner.beat(event);
     }
+}
+
+/// A connection to the registry, at the first of its addresses that answers; `timeout` is for each of its calls, too.
+pub(super) fn dial(settings: &Settings, timeout: Duration) -> Result<(RegistryClient, SocketAddr), NodeError> {
+    let addrs = (settings.server_host.as_str(), settings.registry_port).to_socket_addrs();
+    let mut why = "it has no address".to_owned();
+    for addr in addrs.map_err(|error| away(settings, &error))? {
+        match RegistryClient::connect(addr, settings.pin.clone(), timeout) {
+            Ok(registry) => return Ok((registry, addr)),
+            Err(error) => why = error.to_string(),
+        }
+    }
+    Err(away(settings, &why))
+}
+
+fn away(settings: &Settings, why: &dyn std::fmt::Display) -> NodeError {
+    let (host, port) = (&settings.server_host, settings.registry_port);
+    NodeError::Away(format!("the registry at {host}:{port} cannot be reached: {why}"))
 }
 
 /// With token and secret; where one of them has ended, with the other.

@@ -1,6 +1,6 @@
 //! What the network has: the registry's list, read in pages and kept for a moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::model::Name;
-use crate::model::text::nfc;
+use crate::model::text::{Sought, folded};
 use crate::share::client::{RegistryClient, RegistryError};
 use crate::share::files::{Likeness, likeness};
-use crate::share::wire::{FileEntry, FileName, HostEntry, Listing, Seconds};
+use crate::share::wire::{Changed, Digest, FileEntry, FileName, HostEntry, Listing, Seconds};
 
 /// Hosts that are asked for at a time: as many as the registry looks at in one go.
 const PAGE: u64 = 256;
@@ -26,6 +26,12 @@ const FILES_MAX: usize = 1_000_000;
 const HOSTS_MAX: u64 = 500_000;
 /// How long reading all of it may take.
 const READ_WITHIN: Duration = Duration::from_secs(30);
+/// While each change is heard of: when hosts were heard last is not told.
+const FRESH_IF_FOLLOWED: Duration = Duration::from_secs(30);
+/// Most changes that are kept while a list is read.
+const HEARD_MAX: usize = 20_000;
+/// Of more files, the list is read again when one changes.
+const APPLIED_AT: usize = 200_000;
 /// For whoever looks at a list.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
 
@@ -65,9 +71,18 @@ pub struct NetworkFile {
     pub entry: FileEntry,
     /// Who has it.
     pub owner: Arc<Host>,
+    /// How many hosts have a file of this content, this one among them. Of one that is not known: this one alone.
+    pub copies: u32,
+    /// Its name as it is searched.
+    folded: Box<str>,
 }
 
 impl NetworkFile {
+    fn new(name: FileName, entry: FileEntry, owner: &Arc<Host>) -> NetworkFile {
+        let folded = folded(name.key()).into_boxed_str();
+        NetworkFile { name, entry, owner: Arc::clone(owner), copies: 1, folded }
+    }
+
     /// As the client API shows it.
     pub fn json(&self) -> Value {
         json!({
@@ -82,12 +97,13 @@ impl NetworkFile {
             "owner_name": self.owner.display_name,
             "owner_ip": self.owner.ip,
             "owner_port": self.owner.port,
+            "copies": self.copies,
         })
     }
 }
 
 /// The network at one time. Files by name and owner, hosts by name.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Snapshot {
     taken_at: Instant,
     /// All files.
@@ -178,7 +194,7 @@ impl Snapshot {
         for page in pages {
             snapshot.add(page, &mut seen);
         }
-        snapshot.sort();
+        snapshot.finish();
         snapshot
     }
 
@@ -194,21 +210,109 @@ impl Snapshot {
             let owner = Arc::new(Host { hostname, display_name, ip, port, file_count, last_seen });
             self.hosts.push(Arc::clone(&owner));
             let files = listed.files.into_iter();
-            self.files.extend(files.map(|(name, entry)| NetworkFile { name, entry, owner: Arc::clone(&owner) }));
+            self.files.extend(files.map(|(name, entry)| NetworkFile::new(name, entry, &owner)));
         }
     }
 
-    fn sort(&mut self) {
+    /// What has changed of it, in order. What is there already, or gone already, stays so.
+    fn apply(&mut self, changes: &[Changed]) {
+        if changes.is_empty() {
+            return;
+        }
+        // The last word on each: one host may change much.
+        let mut hosts: HashMap<&Name, Option<Arc<Host>>> = HashMap::new();
+        let mut files: HashMap<(&Name, &FileName), Option<&FileEntry>> = HashMap::new();
+        for changed in changes {
+            match (&changed.fname, &changed.entry) {
+                (Some(fname), entry) => {
+                    files.insert((&changed.hostname, fname), entry.as_ref().and_then(Option::as_ref));
+                }
+                (None, _) if changed.is_host_gone() => {
+                    hosts.insert(&changed.hostname, None);
+                    files.retain(|(hostname, _), _| *hostname != &changed.hostname);
+                }
+                (None, _) => {}
+            }
+            if !changed.is_host_gone() {
+                let (ip, port) = changed.addr;
+                let (hostname, display_name) = (changed.hostname.clone(), changed.display_name.clone());
+                let host = Host { hostname, display_name, ip, port, file_count: 0, last_seen: None };
+                hosts.insert(&changed.hostname, Some(Arc::new(host)));
+            }
+        }
+        let gone: HashSet<&Name> = changes.iter().filter(|it| it.is_host_gone()).map(|it| &it.hostname).collect();
+        self.files.retain(|file| {
+            let owner = &file.owner.hostname;
+            !gone.contains(owner) && !files.contains_key(&(owner, &file.name))
+        });
+        for ((hostname, fname), entry) in files {
+            let (Some(entry), Some(Some(owner))) = (entry, hosts.get(hostname)) else { continue };
+            self.files.push(NetworkFile::new(fname.clone(), entry.clone(), owner));
+        }
+        // Each host anew, as it is now and with as many files as it has.
+        let mut known: BTreeMap<Name, Host> =
+            self.hosts.drain(..).map(|host| (host.hostname.clone(), Host::clone(&host))).collect();
+        for (hostname, host) in hosts {
+            match host {
+                None => drop(known.remove(hostname)),
+                Some(host) => {
+                    let last_seen = known.get(hostname).and_then(|known| known.last_seen);
+                    known.insert(hostname.clone(), Host { last_seen, ..Host::clone(&host) });
+                }
+            }
+        }
+        known.values_mut().for_each(|host| host.file_count = 0);
+        for file in &self.files {
+            if let Some(host) = known.get_mut(&file.owner.hostname) {
+                host.file_count += 1;
+            }
+        }
+        let known: BTreeMap<Name, Arc<Host>> = known.into_iter().map(|(name, host)| (name, Arc::new(host))).collect();
+        for file in &mut self.files {
+            if let Some(host) = known.get(&file.owner.hostname) {
+                file.owner = Arc::clone(host);
+            }
+            file.copies = 1;
+        }
+        self.hosts = known.into_values().collect();
+        self.finish();
+    }
+
+    /// Tells each file how many hosts have its content. What one host has under several names it has once.
+    fn count_copies(&mut self) {
+        let content = |file: &NetworkFile| file.entry.blake3.map(|blake3| (blake3, file.entry.size));
+        let held = |file: &NetworkFile| content(file).map(|content| (content, Arc::as_ptr(&file.owner)));
+        let mut held: Vec<((Digest, u64), *const Host)> = self.files.iter().filter_map(held).collect();
+        held.sort_unstable();
+        held.dedup();
+        let mut counts: HashMap<(Digest, u64), u32> = HashMap::new();
+        for same in held.chunk_by(|a, b| a.0 == b.0).filter(|same| same.len() > 1) {
+            counts.insert(same[0].0, u32::try_from(same.len()).unwrap_or(u32::MAX));
+        }
+        for file in &mut self.files {
+            if let Some(count) = content(file).and_then(|content| counts.get(&content)) {
+                file.copies = *count;
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        self.count_copies();
         self.files.sort_by(|a, b| (&a.name, &a.owner.hostname).cmp(&(&b.name, &b.owner.hostname)));
     }
 
     /// The files whose name has this in it, in any case: how many, and those from `offset` on.
     pub fn search(&self, q: &str, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
-        let lower = |text: &str| nfc(&text.to_lowercase()).into_owned();
-        let wanted = lower(q);
-        let is_wanted = |file: &&NetworkFile| wanted.is_empty() || lower(file.name.key()).contains(&wanted);
-        let total = self.files.iter().filter(is_wanted).count();
-        (total, self.files.iter().filter(is_wanted).skip(offset).take(limit).collect())
+        let sought = Sought::new(q);
+        let is_wanted = |file: &&NetworkFile| sought.is_in_folded(&file.folded);
+        let (mut total, mut found) = (0, Vec::new());
+        for file in self.files.iter().filter(is_wanted) {
+            if total >= offset && found.len() < limit {
+                found.push(file);
+            }
+            total += 1;
+        }
+        (total, found)
     }
 }
 
@@ -240,10 +344,21 @@ pub enum NetworkError {
     TooSlow,
 }
 
-/// The newest snapshot, while it is fresh.
+/// What is known of the network.
+#[derive(Debug, Default)]
+struct Known {
+    newest: Option<Arc<Snapshot>>,
+    is_followed: bool,
+    /// What was heard while a snapshot is being read: it may have been read before that.
+    heard: Option<Vec<Changed>>,
+    /// How often everything was forgotten.
+    forgotten: u64,
+}
+
+/// The newest snapshot, while it is fresh. While the registry tells of each change, it stays so for longer.
 #[derive(Debug, Default)]
 pub(super) struct Network {
-    newest: Mutex<Option<Arc<Snapshot>>>,
+    state: Mutex<Known>,
     /// Held while it is read: whoever wants it at the same time waits, and gets the same.
     reading: Mutex<()>,
 }
@@ -252,14 +367,40 @@ impl Network {
     /// A snapshot that is no older than that, or one that is read now.
     pub(super) fn snapshot(&self, fresh: Duration, registry: &RegistryClient) -> Result<Arc<Snapshot>, NetworkError> {
         let asked_at = Instant::now();
-        let is_fresh = |snapshot: &Arc<Snapshot>| snapshot.taken_at >= asked_at || snapshot.taken_at.elapsed() <= fresh;
-        if let Some(known) = self.newest.lock().clone().filter(is_fresh) {
+        let known = || {
+            let state = self.state.lock();
+            let fresh = if state.is_followed { fresh.max(FRESH_IF_FOLLOWED) } else { fresh };
+            let is_fresh = |it: &Arc<Snapshot>| it.taken_at >= asked_at || it.taken_at.elapsed() <= fresh;
+            state.newest.clone().filter(is_fresh)
+        };
+        if let Some(known) = known() {
             return Ok(known);
         }
         let _nobody_else = self.reading.lock();
-        if let Some(known) = self.newest.lock().clone().filter(is_fresh) {
+        if let Some(known) = known() {
             return Ok(known);
         }
+        let forgotten = {
+            let mut state = self.state.lock();
+            state.heard = Some(Vec::new());
+            state.forgotten
+        };
+        let read = Network::read(registry);
+        let mut state = self.state.lock();
+        let heard = state.heard.take();
+        let mut snapshot = read?;
+        // More may have been heard than was kept.
+        let is_whole = heard.map(|heard| snapshot.apply(&heard)).is_some();
+        let snapshot = Arc::new(snapshot);
+        // It may have been read before what made others forget: then it is good for who asked before that.
+        if is_whole && state.forgotten == forgotten {
+            state.newest = Some(Arc::clone(&snapshot));
+        }
+        Ok(snapshot)
+    }
+
+    /// Reads all of it.
+    fn read(registry: &RegistryClient) -> Result<Snapshot, NetworkError> {
         let mut snapshot = Snapshot::new([]);
         let mut seen = BTreeSet::new();
         let (mut offset, mut limit) = (0, PAGE_FIRST);
@@ -284,15 +425,52 @@ impl Network {
                 return Err(NetworkError::TooSlow);
             }
         }
-        snapshot.sort();
-        let snapshot = Arc::new(snapshot);
-        *self.newest.lock() = Some(Arc::clone(&snapshot));
+        snapshot.finish();
         Ok(snapshot)
+    }
+
+    /// From now on each change is heard of; what was read before is of before.
+    pub(super) fn follow(&self) {
+        let mut state = self.state.lock();
+        (state.newest, state.is_followed) = (None, true);
+        state.forgotten += 1;
+    }
+
+    /// Whether each change is heard of.
+    pub(super) fn is_followed(&self) -> bool {
+        self.state.lock().is_followed
+    }
+
+    /// Changes are not heard of any more.
+    pub(super) fn follow_no_more(&self) {
+        self.state.lock().is_followed = false;
+    }
+
+    /// The network is otherwise than it was.
+    pub(super) fn apply(&self, changes: &[Changed]) {
+        let (newest, forgotten) = {
+            let mut state = self.state.lock();
+            match &mut state.heard {
+                Some(heard) if heard.len() + changes.len() <= HEARD_MAX => heard.extend_from_slice(changes),
+                _ => state.heard = None,
+            }
+            (state.newest.take(), state.forgotten)
+        };
+        // Not under the lock: it may take a while. Whoever asks meanwhile reads.
+        let Some(newest) = newest.filter(|newest| newest.files.len() <= APPLIED_AT) else { return };
+        let mut snapshot = Arc::unwrap_or_clone(newest);
+        snapshot.apply(changes);
+        let mut state = self.state.lock();
+        if state.newest.is_none() && state.forgotten == forgotten {
+            state.newest = Some(Arc::new(snapshot));
+        }
     }
 
     /// What was read is not what is there any more.
     pub(super) fn forget(&self) {
-        *self.newest.lock() = None;
+        let mut state = self.state.lock();
+        state.newest = None;
+        state.forgotten += 1;
     }
 }
 
@@ -342,6 +520,36 @@ mod tests {
         assert_eq!((total, names(&found)), (2, vec!["report.txt@ann".to_owned()]));
         assert_eq!(snapshot.search("nothing", 0, 10), (0, vec![]));
         assert_eq!(snapshot.search("", 9, 10), (3, vec![]));
+    }
+
+    #[test]
+    fn hosts_that_have_the_same_content_are_counted_once_each() {
+        let files = |list: &[(&str, u64, Option<u8>)]| {
+            let files: serde_json::Map<String, Value> = list
+                .iter()
+                .map(|(name, size, digest)| {
+                    let digest = digest.map(|byte| Digest([byte; 32]));
+                    ((*name).to_owned(), json!({"size": size, "modified": 1, "blake3": digest}))
+                })
+                .collect();
+            from_value(json!({"addr": ["192.0.2.1", 6001], "files": files})).unwrap()
+        };
+        let registry = [
+            ("ann", files(&[("a", 5, Some(1)), ("also-a", 5, Some(1)), ("b", 5, None)])),
+            ("bob", files(&[("other", 5, Some(1)), ("b", 5, None), ("c", 6, Some(1))])),
+            ("cy", files(&[("a", 5, Some(2)), ("z", 5, Some(1))])),
+        ];
+        let registry = registry.into_iter().map(|(host, listed)| (Name::new(host).unwrap(), listed)).collect();
+        let snapshot = Snapshot::new([Listing { total: 3, registry }]);
+        let counted: Vec<String> = snapshot
+            .files
+            .iter()
+            .map(|file| format!("{}@{} {}", file.name, file.owner.hostname, file.copies))
+            .collect();
+        assert_eq!(
+            counted,
+            ["a@ann 3", "a@cy 1", "also-a@ann 3", "b@ann 1", "b@bob 1", "c@bob 1", "other@bob 3", "z@cy 3"]
+        );
     }
 
     /// A registry with so many hosts of so many files; how many files each answer had.

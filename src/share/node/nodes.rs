@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::keep::User;
-use super::{Beginning, Floor, Node, NodeError, Settings};
+use super::{Beginning, Floor, Node, NodeError, Settings, uploads};
 use crate::model::{Name, Token};
 use crate::net::{listener, threads};
 use crate::share::folders::Folders;
@@ -99,6 +99,10 @@ impl Nodes {
         port: Option<u16>,
     ) -> Result<Nodes, StartError> {
         let folders = Folders::new(folders, repo, &settings.data_dir).map_err(StartError::Folder)?;
+        // What is left takes room, and nothing else: a repo that cannot be read now is told of when it is used.
+        if let Err(error) = uploads::remove_left(folders.repo()) {
+            log::warn!("{}: what unfinished uploads have left: {error}", folders.repo().display());
+        }
         let settings = Arc::new(settings);
         let nodes = Nodes { settings, named: named.clone(), floor, folders, places: Arc::default() };
         let users = nodes.floor.keep.users()?;
@@ -136,6 +140,11 @@ impl Nodes {
     /// What outlives the process.
     pub fn keep(&self) -> &super::keep::Keep {
         &self.floor.keep
+    }
+
+    /// The process's clock.
+    pub fn clock(&self) -> crate::model::Clock {
+        self.floor.clock
     }
 
     /// Where the process's own user is reached by peers.

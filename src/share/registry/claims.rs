@@ -166,6 +166,7 @@ impl Registry {
                 self.number()
             }
         };
+        let was_shown = self.slots[slot as usize].as_ref().is_some_and(|host| host.is_live);
         // Taken out and put back, so that every count follows.
         self.hide(slot);
         let Some(host) = self.slots[slot as usize].as_mut() else { return Err(Refusal::UnknownHost) };
@@ -184,6 +185,7 @@ impl Registry {
         self.recount(slot);
         self.by_conn.insert(conn, slot);
         self.rise(slot);
+        self.tell_came(slot, was_shown);
 
         let resumed = secret.is_some();
         let key = match (&claim.resume, resumed) {

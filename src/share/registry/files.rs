@@ -182,6 +182,9 @@ impl Registry {
             self.totals.total_size = self.totals.total_size + larger - less;
         }
         self.known_files = self.known_files + usize::from(is.is_some()) - usize::from(was.is_some());
+        if was_shown != is_shown {
+            self.tell_file(slot, fname, is_shown.clone());
+        }
         if let Some(was) = was_shown {
             self.unindex(slot, fname, &was);
         }

@@ -4,6 +4,7 @@
 //! answer is and however slowly it is read.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -11,12 +12,14 @@ use serde::Serialize;
 use super::{Failure, STEP, Shared};
 use crate::model::{Millis, Name};
 use crate::net::conn::ConnWriter;
-use crate::share::registry::{ConnId, Cursor, Piece, Refusal};
-use crate::share::wire::{FileName, List, Seconds, Wanted, answers as wire};
+use crate::share::registry::{Changed, ConnId, Cursor, Piece, Refusal, Told, What};
+use crate::share::wire::{Changes, FileEntry, FileName, List, Seconds, Wanted, answers as wire};
 use crate::storage::StoreError;
 
 /// Most files that are shown as like another.
 const ALIKE_MAX: usize = 100;
+/// Most changes of an answer: the next request gets the others.
+const CHANGES_AT_ONCE: usize = 1_000;
 /// So much is gathered before it is written, bytes.
 const BUFFER: usize = 32 * 1024;
 /// How long one such part may take to be written: nothing is held meanwhile but the connection itself.
@@ -96,6 +99,19 @@ impl<'w> Output<'w> {
 pub(super) fn seconds(at: Millis) -> Option<Seconds> {
     // Exact to the millisecond for as long as calendars have four digits.
     Seconds::new(at.0 as f64 / 1000.0).ok()
+}
+
+/// A change on the wire.
+#[derive(Serialize)]
+struct Line<'a> {
+    hostname: &'a Name,
+    display_name: &'a str,
+    addr: (IpAddr, u16),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fname: Option<&'a FileName>,
+    /// Null of what is gone; a host that has come has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<Option<&'a FileEntry>>,
 }
 
 impl Shared {
@@ -182,6 +198,50 @@ impl Shared {
             cursor = next;
         }
         out.push(if is_open { b"}}}}" } else { b"}}" })?;
+        Ok(out.end()?)
+    }
+
+    /// The answer of CHANGES: as soon as there is one, with those that come right behind it.
+    pub(super) fn changed(&self, asked: Changes, out: &mut Output<'_>) -> Result<(), Broken> {
+        let until = Instant::now() + Duration::from_secs_f64(asked.wait.map_or(0.0, Seconds::get));
+        // Whoever does not wait gets what there is.
+        let mut has_gathered = asked.wait.is_none_or(|wait| wait.get() == 0.0);
+        let told = loop {
+            let told = self.keeper.look(|core, _now| core.changes(asked.since, CHANGES_AT_ONCE));
+            let told = told.map_err(|error| out.broken(error))?;
+            match &told {
+                Told::Since(version, changes) if changes.is_empty() && Instant::now() < until => {
+                    if !self.keeper.wait_for_change(*version, until) {
+                        break told;
+                    }
+                }
+                Told::Since(_, changes) if !has_gathered && (1..CHANGES_AT_ONCE).contains(&changes.len()) => {
+                    self.gather();
+                    has_gathered = true;
+                }
+                _ => break told,
+            }
+        };
+        let (version, changes) = match told {
+            Told::Anew(version) => {
+                return Ok(out.line(format!("{{\"status\":\"OK\",\"version\":{version},\"reset\":true}}").as_bytes())?);
+            }
+            Told::Since(version, changes) => (version, changes),
+        };
+        out.push(format!("{{\"status\":\"OK\",\"version\":{version},\"changes\":[").as_bytes())?;
+        for (number, changed) in changes.iter().enumerate() {
+            if number > 0 {
+                out.push(b",")?;
+            }
+            let Changed { hostname, display_name, addr, what } = changed;
+            let (fname, entry) = match what {
+                What::Came => (None, None),
+                What::Gone => (None, Some(None)),
+                What::File(fname, entry) => (Some(fname), Some(entry.as_deref())),
+            };
+            out.json(&Line { hostname, display_name, addr: *addr, fname, entry })?;
+        }
+        out.push(b"]}")?;
         Ok(out.end()?)
     }
 

@@ -3,11 +3,12 @@
 //! A change of memory and its hand-over to the store's writer happen under one lock, so that disk order is
 //! memory's. If a change cannot be stored, memory is built anew from the disk before anything else is answered.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Failure, STEP};
 use crate::model::{Clock, Millis, Name};
@@ -26,6 +27,38 @@ pub(super) struct Keeper {
     state: Mutex<State>,
     /// Every change up to this one is on disk.
     committed: AtomicU64,
+    /// What is shown has changed, or nobody is to wait for that any more.
+    changed: Condvar,
+    is_ending: AtomicBool,
+}
+
+/// The lock, held: who waits for a change is told when it is let go.
+struct Held<'a> {
+    state: MutexGuard<'a, State>,
+    changed: &'a Condvar,
+    version: u64,
+}
+
+impl Deref for Held<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.state.core.version() != self.version {
+            self.changed.notify_all();
+        }
+    }
 }
 
 struct State {
@@ -57,9 +90,37 @@ impl Keeper {
         bounds: Bounds,
     ) -> Result<Keeper, StoreError> {
         let chain = store.chain();
-        let core = load(&store, &clock, timeout, bounds)?;
+        let core = load(&store, &clock, timeout, bounds, 0)?;
         let state = Mutex::new(State { core, chain, newest: Ticket::committed() });
-        Ok(Keeper { store, clock, timeout, bounds, state, committed: AtomicU64::new(0) })
+        let (committed, is_ending) = (AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Keeper { store, clock, timeout, bounds, state, committed, changed: Condvar::new(), is_ending })
+    }
+
+    fn lock(&self) -> Held<'_> {
+        let state = self.state.lock();
+        let version = state.core.version();
+        Held { state, changed: &self.changed, version }
+    }
+
+    /// Waits until what is shown is not what it was at that number any more, at most until then. Hosts fall silent
+    /// without anybody doing anything: it ends with the next one, too. False where nobody is to wait any more.
+    pub(super) fn wait_for_change(&self, version: u64, until: Instant) -> bool {
+        let mut state = self.state.lock();
+        while !self.is_ending.load(Ordering::Relaxed) && state.core.version() == version {
+            let silence = state.core.next_silence().map(|at| Instant::now() + self.clock.now().until(at));
+            let wakes_at = silence.map_or(until, |silence| silence.min(until));
+            if self.changed.wait_until(&mut state, wakes_at).timed_out() {
+                break;
+            }
+        }
+        !self.is_ending.load(Ordering::Relaxed)
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn end_waiting(&self) {
+        let _state = self.state.lock();
+        self.is_ending.store(true, Ordering::Relaxed);
+        self.changed.notify_all();
     }
 
     fn hand_over(&self, state: &mut State, mut changes: Vec<Change>) {
@@ -80,7 +141,7 @@ impl Keeper {
     ) -> Result<(), Failure> {
         let now = self.clock.now();
         let (refused, handed) = {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             let mut changes = Vec::new();
             let refused = work(&mut state.core, now, &mut changes).err();
             // Also of what is refused: others may have given way in vain.
@@ -101,13 +162,13 @@ impl Keeper {
         let now = self.clock.now();
         let mut room = true;
         while room {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             let mut changes = Vec::new();
             room = state.core.make_room(now, conn, claim, STEP, &mut changes);
             self.hand_over(&mut state, changes);
         }
         let (result, first) = {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             let result = state.core.register(now, conn, claim).map(|mut granted| {
                 self.hand_over(&mut state, std::mem::take(&mut granted.changes));
                 let mark = state.newest.seq();
@@ -120,7 +181,7 @@ impl Keeper {
         let mut after = None;
         let mut is_done = result.as_ref().map_or(true, |granted| granted.files_stay);
         while !is_done {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             if state.chain != handed.chain {
                 drop(state);
                 let superseded =
@@ -148,7 +209,7 @@ impl Keeper {
     pub(super) fn ping(&self, conn: ConnId, hostname: &str) -> Result<bool, StoreError> {
         let now = self.clock.now();
         let (is_there, handed) = {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             state.core.hear(now, conn);
             let presence = state.core.presence(now, hostname);
             // Nearly always what made the host what it is was on disk long ago.
@@ -164,12 +225,12 @@ impl Keeper {
     /// Something came over a connection.
     pub(super) fn hear(&self, conn: ConnId) {
         let now = self.clock.now();
-        self.state.lock().core.hear(now, conn);
+        self.lock().core.hear(now, conn);
     }
 
     /// A connection is closed.
     pub(super) fn closed(&self, conn: ConnId) {
-        self.state.lock().core.closed(conn);
+        self.lock().core.closed(conn);
     }
 
     /// Looks at one step's worth of what is there, with all that is due expired, and answers once what was seen
@@ -177,7 +238,7 @@ impl Keeper {
     pub(super) fn look<T>(&self, work: impl FnOnce(&mut Registry, Millis) -> T) -> Result<T, StoreError> {
         let now = self.clock.now();
         loop {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             if state.core.expire(now, STEP) {
                 continue;
             }
@@ -191,13 +252,13 @@ impl Keeper {
 
     /// The hosts that have not shown to be users.
     pub(super) fn strangers(&self) -> Vec<Name> {
-        self.state.lock().core.strangers()
+        self.lock().core.strangers()
     }
 
     /// A hostname is a user's from now on.
     pub(super) fn account_created(&self, hostname: &str) -> Result<(), StoreError> {
         let handed = {
-            let mut state = self.state.lock();
+            let mut state = self.lock();
             let changes = state.core.account_created(hostname);
             self.hand_over(&mut state, changes);
             state.handed()
@@ -208,11 +269,11 @@ impl Keeper {
     /// Drops who was not heard for long, tidies up, and writes down when the others were last heard.
     pub(super) fn sweep(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
-        while self.state.lock().core.expire(now, STEP) {}
+        while self.lock().core.expire(now, STEP) {}
         let mut more = true;
         while more {
             let handed = {
-                let mut state = self.state.lock();
+                let mut state = self.lock();
                 let mut changes = Vec::new();
                 more = state.core.tidy(now, STEP, &mut changes);
                 self.hand_over(&mut state, changes);
@@ -222,7 +283,7 @@ impl Keeper {
             self.settle(&handed)?;
         }
         loop {
-            let heard = self.state.lock().core.take_unsaved(HEARD_AT_ONCE);
+            let heard = self.lock().core.take_unsaved(HEARD_AT_ONCE);
             if heard.is_empty() {
                 return Ok(());
             }
@@ -239,7 +300,7 @@ impl Keeper {
 
     /// Sizes for the counters: those of memory, and what is shown of it.
     pub(super) fn sizes(&self) -> Vec<(&'static str, u64)> {
-        let state = self.state.lock();
+        let state = self.lock();
         let shown = state.core.totals();
         let live = [("hosts_live", shown.total_clients), ("files_live", shown.total_files)];
         state.core.sizes().into_iter().chain(live).collect()
@@ -261,12 +322,13 @@ impl Keeper {
 
     fn rebuild(&self, failed: Chain) {
         // Held while the store is read, on purpose: nobody may look at the memory that is wrong.
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.chain != failed {
             return;
         }
         let chain = self.store.chain();
-        match load(&self.store, &self.clock, self.timeout, self.bounds) {
+        // What was told of changes was of the memory that was wrong: everybody reads anew.
+        match load(&self.store, &self.clock, self.timeout, self.bounds, state.core.version() + 1) {
             Ok(mut core) => {
                 core.adopt(&state.core);
                 *state = State { core, chain, newest: Ticket::committed() };
@@ -278,9 +340,19 @@ impl Keeper {
     }
 }
 
-fn load(store: &Store, clock: &Clock, timeout: Duration, bounds: Bounds) -> Result<Registry, StoreError> {
+/// Changes are counted from the time on, and never from less than `at_least`.
+fn load(
+    store: &Store,
+    clock: &Clock,
+    timeout: Duration,
+    bounds: Bounds,
+    at_least: u64,
+) -> Result<Registry, StoreError> {
     let mut core = Registry::new(timeout, bounds);
     store.read(|reader| core.load(clock.now(), &|date| clock.instant(date), reader))?;
+    // A thousand changes a millisecond are more than there ever are, and for the next 200 years every reader of JSON
+    // holds the number exactly.
+    core.count_changes_from(at_least.max(Clock::wall().0 << 10));
     Ok(core)
 }
 

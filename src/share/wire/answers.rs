@@ -58,6 +58,47 @@ pub(in crate::share) struct Answer {
     pub(in crate::share) addr: Option<(IpAddr, u16)>,
     pub(in crate::share) total: Option<u64>,
     pub(in crate::share) registry: Option<BTreeMap<Name, Listed>>,
+    pub(in crate::share) version: Option<u64>,
+    pub(in crate::share) changes: Option<Vec<Changed>>,
+    #[serde(default)]
+    pub(in crate::share) reset: bool,
+}
+
+/// A change as CHANGES shows it: of a host, or of a file of a host.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Changed {
+    /// Whose it is.
+    pub hostname: Name,
+    /// The name for people.
+    pub display_name: Name,
+    /// Where its peer port is.
+    pub addr: (IpAddr, u16),
+    /// Of which file; without it, of the host itself.
+    pub fname: Option<FileName>,
+    /// What is shown from now on; none of what is gone. A host that is there has none and is not gone.
+    #[serde(default, deserialize_with = "given")]
+    pub entry: Option<Option<FileEntry>>,
+}
+
+impl Changed {
+    /// Whether it is the host itself that is not there any more.
+    pub fn is_host_gone(&self) -> bool {
+        self.fname.is_none() && self.entry == Some(None)
+    }
+}
+
+/// A field that is there, be it null.
+fn given<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// The answer of CHANGES.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Followed {
+    /// The number of the last change that it tells of.
+    pub version: u64,
+    /// What has changed; none where the whole list is to be read instead.
+    pub changes: Option<Vec<Changed>>,
 }
 
 /// A host as LIST shows it.

@@ -47,6 +47,8 @@ pub enum Request {
     Discover(Hostname),
     /// Who is there, with what?
     List(List),
+    /// What has changed since?
+    Changes(Changes),
     /// Is that host there?
     Ping(Ping),
     /// A host leaves.
@@ -130,6 +132,20 @@ pub struct List {
     pub limit: Option<u64>,
 }
 
+/// Longest that CHANGES may wait, seconds.
+pub const WAIT_MAX_S: f64 = 25.0;
+
+/// The data of CHANGES.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Changes {
+    /// What came behind this number, of an earlier answer; without it, how to begin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// How long the first change is waited for, seconds, at most [`WAIT_MAX_S`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait: Option<Seconds>,
+}
+
 /// The data of PING.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ping {
@@ -172,6 +188,14 @@ pub fn parse(line: &[u8]) -> Result<Request, String> {
             let (offset, limit) = (whole("offset", data.offset)?, whole("limit", data.limit)?);
             Ok(Request::List(List { offset, limit }))
         }
+        "CHANGES" => {
+            let data: Data<'_> = fields(data)?;
+            let wait: Option<Seconds> = optional("wait", data.wait)?;
+            if wait.is_some_and(|wait| !(0.0..=WAIT_MAX_S).contains(&wait.get())) {
+                return Err(format!("wait: expected 0 to {WAIT_MAX_S} seconds"));
+            }
+            Ok(Request::Changes(Changes { since: whole("since", data.since)?, wait }))
+        }
         "PING" => {
             let data: Data<'_> = fields(data)?;
             let state: Option<String> = optional("state", data.state)?;
@@ -182,7 +206,8 @@ pub fn parse(line: &[u8]) -> Result<Request, String> {
         }
         "UNREGISTER" => Ok(Request::Unregister(hostname(data)?)),
         _ => {
-            Err("action: expected REGISTER, PUBLISH, UNPUBLISH, REQUEST, DISCOVER, LIST, PING or UNREGISTER".to_owned())
+            let known = "REGISTER, PUBLISH, UNPUBLISH, REQUEST, DISCOVER, LIST, CHANGES, PING or UNREGISTER";
+            Err(format!("action: expected {known}"))
         }
     }
 }
@@ -205,6 +230,7 @@ pub fn write(request: &Request) -> Vec<u8> {
         Request::Request(data) => line("REQUEST", data),
         Request::Discover(data) => line("DISCOVER", data),
         Request::List(data) => line("LIST", data),
+        Request::Changes(data) => line("CHANGES", data),
         Request::Ping(data) => line("PING", data),
         Request::Unregister(data) => line("UNREGISTER", data),
     }
@@ -262,6 +288,10 @@ struct Data<'a> {
     size: Raw<'a>,
     #[serde(borrow)]
     modified: Raw<'a>,
+    #[serde(borrow)]
+    since: Raw<'a>,
+    #[serde(borrow)]
+    wait: Raw<'a>,
 }
 
 /// Every field of a file.

@@ -3,16 +3,16 @@
 import { isElsewhere, isOld, piece } from "./admin-data.js";
 import { Paged } from "./paged.js";
 import { Rows } from "./rows.js";
-import { coalesce, count, duration, fill, h, icon, set, show, text } from "./ui.js";
+import { announce, coalesce, count, duration, fill, h, icon, set, show, text } from "./ui.js";
 
 const REFRESH_MS = 10_000;
 
-/** A cell with what it holds: `part` goes on in the row as `c-part`. */
-export const cell = (name, ...children) => h("td", { role: "cell", class: `c-${name}` }, children);
+/** As many rows are drawn at most as browsers have room for beneath each other; the rest is found by searching. */
+const ROWS_MOST = 200_000;
 
-/** A row whose cells have names: `cells` {name: element}. */
+/** A row of `cells` {name: what is in it}; each has the class `c-name`. */
 export const row = (cells, update) => ({
-  el: h("tr", { role: "row" }, Object.entries(cells).map(([name, inside]) => cell(name, inside))),
+  el: h("tr", { role: "row" }, Object.entries(cells).map(([name, inside]) => h("td", { role: "cell", class: `c-${name}` }, inside))),
   update,
 });
 
@@ -41,8 +41,8 @@ export function badge() {
 
 /** The newest of a list, read as one; like a `Paged` to who shows it. */
 export class Newest {
-  constructor(path, field, onChange) {
-    Object.assign(this, { q: "", total: 0, isRead: false, error: null, pages: new Map() });
+  constructor({ path, none }, field, onChange) {
+    Object.assign(this, { none, q: "", total: 0, isRead: false, error: null, pages: new Map() });
     this.piece = piece(path, (answer, refusal) => {
       this.error = refusal;
       if (answer) {
@@ -59,18 +59,19 @@ export class Newest {
 }
 
 /**
- * A view with one list. `counts(pages)` says how many there are; `none(q)` what is said where there is nothing;
- * `above` is shown between the head and the list; `also` is read whenever the list is. `others` {label: path}: newest
- * entries of another path, among which and the list one chooses.
+ * A view with one list. `counts(total, all)` says how many there are, `none` that there is nothing;
+ * `above` is shown between the head and the list; `also` is read whenever the list is. `others` {label: {path, none}}:
+ * newest entries of another path, among which and the list (`all`: its label) one chooses.
  */
 export class ListView {
   constructor({ id, title, path, field, columns, make, key, search, counts, none, missing, above, also, onRead, others }) {
     Object.assign(this, { counts, none, missing, also, onRead });
     this.readAt = null;
+    this.toldOf = "";
     this.askedAt = -Infinity;
-    this.pages = new Paged(path, field, () => this.changed());
+    this.pages = new Paged(path, field, () => this.came());
     this.rows = new Rows({ label: title, id: `${id}-rows`, columns, key, make: () => make() });
-    this.count = h("p", { class: "muted", role: "status" });
+    this.count = h("p", { class: "muted" });
     this.aged = h("span", { class: "aged" });
     this.wrong = h("div", { class: "wrong box line", role: "alert", hidden: true });
     this.empty = h("div", { class: "empty", hidden: true });
@@ -82,7 +83,7 @@ export class ListView {
 
   /** Which of several lists is shown: the first of the others to begin with. */
   choosing({ all, ...others }, field) {
-    const sources = { ...Object.fromEntries(Object.entries(others).map(([label, path]) => [label, new Newest(path, field, () => this.changed())])), [all]: this.pages };
+    const sources = { ...Object.fromEntries(Object.entries(others).map(([label, other]) => [label, new Newest(other, field, () => this.came())])), [all]: this.pages };
     const buttons = Object.entries(sources).map(([label, pages]) => h("button", { onclick: () => choose(pages) }, label));
     const choose = (pages) => {
       Object.values(sources).forEach((it, index) => set(buttons[index], { "aria-pressed": String(it === pages) }));
@@ -114,26 +115,38 @@ export class ListView {
     this.also?.read();
   }
 
+  /** An answer has come, or a refusal. */
+  came() {
+    if (!this.pages.error) {
+      this.readAt = performance.now();
+      this.onRead?.(this.pages);
+    }
+    this.changed();
+  }
+
   changed() {
     const { pages } = this;
     const { error, isRead, total, q } = pages;
-    if (isRead && !error) {
-      this.readAt = performance.now();
-      this.onRead?.(pages);
-    }
     const isGone = isElsewhere(error);
     const isEmpty = isRead && total === 0;
     show(this.wrong, Boolean(error) && !isGone);
-    if (error && !isGone) fill(this.wrong, h("span", { dir: "auto" }, error.message), h("button", { class: "small", onclick: () => this.refresh() }, "Try again"));
+    if (error && !isGone && error.message !== this.refused) fill(this.wrong, h("span", { dir: "auto" }, error.message), h("button", { class: "small", onclick: () => this.refresh() }, "Try again"));
+    this.refused = error?.message;
     show(this.rows.el, !isGone && !isEmpty && !(error && !isRead));
     show(this.panel, isRead || isGone || !error);
     show(this.empty, isGone || isEmpty);
     if (isGone) fill(this.empty, h("h2", null, `${this.missing} not running here`), h("p", { dir: "auto" }, error.message));
-    else if (isEmpty) fill(this.empty, h("p", { dir: "auto" }, q ? `Nothing matches “${q}”.` : this.none));
-    text(this.count, isGone || !isRead ? "" : q ? count(total, "match", "matches") : this.counts(total, pages.all));
+    else if (isEmpty) fill(this.empty, h("p", { dir: "auto" }, q ? `Nothing matches “${q}”.` : (pages.none ?? this.none)));
+    // Told to who listens where it answers a search, and not whenever a number moves.
+    if (isRead && !pages.isNew && q !== this.toldOf) announce(q ? count(total, "match", "matches") : this.counts(total), { isQuiet: true });
+    if (!pages.isNew) this.toldOf = q;
+    const counted = q ? count(total, "match", "matches") : this.counts(total, pages.all);
+    const cut = total > ROWS_MOST ? `; the first ${count(ROWS_MOST, "row")} are shown` : "";
+    text(this.count, isGone || !isRead ? "" : counted + cut);
     set(this.rows.el, { "aria-busy": String(!isRead) });
     // Before the first answer a few rows say that something comes.
-    this.rows.set(isRead ? pages : { total: 6, at: () => undefined, want: pages.want });
+    const { at, want } = pages;
+    this.rows.set(isRead ? { total: Math.min(total, ROWS_MOST), at, want } : { total: 6, at: () => undefined, want });
     this.age();
   }
 

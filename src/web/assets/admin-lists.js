@@ -80,7 +80,7 @@ function showHost(host) {
       const names = Object.keys(found).sort();
       fill(files,
         names.length === 0 ? h("p", { class: "muted" }, "None.") : null,
-        h("ul", { class: "names" }, names.slice(0, FILES_SHOWN).map((name) => h("li", { dir: "auto" }, name))),
+        h("ul", { class: "names", tabIndex: 0, "aria-label": "Published files" }, names.slice(0, FILES_SHOWN).map((name) => h("li", { dir: "auto" }, name))),
         names.length > FILES_SHOWN ? h("p", { class: "muted" }, `and ${many(names.length - FILES_SHOWN)} more`) : null);
     },
     (refusal) => fill(files, h("p", { class: "muted", dir: "auto" }, refusal.status === 404 ? "None: the host is not online." : refusal.message)),
@@ -92,7 +92,7 @@ const usesOf = (user) => [user.hostname && "host online", user.shop && "shop"].f
 
 const showAccount = (user) => details(user.display_name || user.username, {
   "User name": user.username, State: user.blocked ? "blocked" : "may sign in", "Signed up": instant(seconds(user.created_at)),
-  "Last sign-in": instant(seconds(user.last_login)) || "never", Here: usesOf(user),
+  "Last sign-in": instant(seconds(user.last_login)) || "never", Uses: usesOf(user),
 });
 
 /** Everybody who may sign in. */
@@ -104,7 +104,7 @@ export function accounts() {
     none: "Nobody has signed up yet.",
     counts: (total) => count(total, "account"),
     columns: [
-      { name: "name", label: "User name" }, { name: "state", label: "State" }, { name: "uses", label: "Here" },
+      { name: "name", label: "User name" }, { name: "state", label: "State" }, { name: "uses", label: "Uses" },
       { name: "made", label: "Signed up" }, { name: "seen", label: "Last sign-in" }, { name: "do", label: "Actions", isUnseen: true },
     ],
     make() {
@@ -278,9 +278,9 @@ export function log() {
   return new ListView({
     id: "log", title: "Log", path: "/api/admin/log", field: "log", key: (line) => line.nth,
     missing: "The log is",
-    none: "Nothing to show: no warning, and nothing has happened.",
+    none: "Nothing has happened yet.",
     counts: (total, all = total) => (all > total ? `the last ${many(total)} of ${count(all, "line")}` : count(total, "line")),
-    others: { Warnings: `/api/admin/log?of=warnings&limit=${WARNINGS_READ}`, all: "Everything" },
+    others: { Warnings: { path: `/api/admin/log?of=warnings&limit=${WARNINGS_READ}`, none: "The server has warned of nothing." }, all: "Everything" },
     // No line has a number: equal ones are told apart by where they stand.
     onRead: ({ pages }) => pages.forEach((page, number) => page.forEach((line, place) => (line.nth = `${number} ${place}`))),
     columns: [

@@ -20,20 +20,20 @@ const ROOMS = { trade: "Trade", shop: "Shop", share: "Share", http: "HTTP", proc
 /** The charts of a room, in this order: which series they take, and what they say. What none of these takes has one of its own. */
 const CHARTS = [
   { names: ["requests"], title: "Requests", counts: "came in" },
-  { names: ["latency_p50", "latency_p95", "commit_p95"], title: "Latency", counts: "half and 95 % within" },
+  { names: ["p50", "p95", "commit p95"], title: "Latency", counts: "half and 95 % within" },
   { names: ["errors"], title: "Errors", counts: "refused, failed" },
   { names: ["purchases"], title: "Purchases", counts: "paid" },
-  { names: ["deals_open"], title: "Open deals", counts: "under way" },
+  { names: ["open deals"], title: "Open deals", counts: "under way" },
   { names: ["peers"], title: "Peers", counts: "registered" },
   { names: ["hosts"], title: "Hosts", counts: "online" },
   { names: ["files"], title: "Files", counts: "published" },
-  { names: ["event_streams"], title: "Event streams", counts: "open" },
-  { names: ["connections", "threads", "open_files"], title: "In use", counts: "how many" },
-  { names: ["connections_refused"], title: "Refused", counts: "connections" },
+  { names: ["event streams"], title: "Event streams", counts: "open" },
+  { names: ["connections", "threads", "open files"], title: "In use", counts: "how many" },
+  { names: ["connections refused"], title: "Refused", counts: "connections" },
   { names: ["memory"], title: "Memory", counts: "of the process" },
 ];
-const LABELS = { latency_p50: "half", latency_p95: "95 %", commit_p95: "commits 95 %", deals_open: "open deals" };
-const labelOf = (name) => LABELS[name] ?? name.replaceAll("_", " ");
+const LABELS = { p50: "half", p95: "95 %", "commit p95": "commits 95 %" };
+const labelOf = (name) => LABELS[name] ?? name;
 
 /** A number that is read from across the room. */
 function tile(label, href) {
@@ -48,7 +48,7 @@ function tile(label, href) {
       el.className = `tile ${kind}`.trim();
     },
     fail(refusal) {
-      this.say("–", { said: isElsewhere(refusal) ? "not running here" : refusal.message, kind: "is-off" });
+      this.say("–", { said: isElsewhere(refusal) ? "not running here" : "not known", kind: "is-off" });
     },
   };
 }
@@ -95,7 +95,7 @@ export function overview() {
       }
       deals = timed(answer.deals);
       tiles.deals.say(short(answer.total), { said: "under way" });
-      showDeals();
+      showDeals(answer.total);
     }),
     ledger: piece("/api/admin/ledger?limit=1&balances_limit=1", (answer, refusal) => fill(cards.ledger.body, refusal ? none(refusal) : [check(answer.sum), totals(answer)])),
     warnings: piece(`/api/admin/log?of=warnings&limit=${WARNINGS_READ}`, (answer, refusal) => {
@@ -120,21 +120,25 @@ export function overview() {
     tiles.warnings.say(short(recent), { of: isMore && recent === warned.length ? "+" : "", said: "in 15 min", kind: recent ? "is-warn" : "" });
   }
 
-  /** Those that end soonest, with what is left of them. */
-  function showDeals() {
+  /** Those of the newest that end soonest, with what is left of them. */
+  function showDeals(total) {
     const next = deals.filter((deal) => deal.ends_in_ms !== null).sort((a, b) => endOf(a) - endOf(b)).slice(0, SHOWN);
     fill(cards.deals.body, next.length === 0 ? h("p", { class: "muted" }, deals.length ? "No open deal has an end set." : "No deal is open.")
       : h("ul", { class: "lines" }, next.map((deal) => {
         const end = h("span", { class: "number" }, remains(deal));
         end.deal = deal;
         return h("li", null, given("span", "what").say(deal.item_name), badge().say(deal.state, DEAL_STATES[deal.state]), end);
-      })));
+      })), total > deals.length ? h("p", { class: "muted small" }, `of the newest ${deals.length}`) : null);
   }
 
   const charted = piece("/api/admin/metrics", (answer, refusal) => {
     show(wrong, Boolean(refusal));
     if (refusal) {
       text(wrong, refusal.message);
+      if (!metrics) {
+        fill(rooms);
+        [tiles.connections, tiles.requests, tiles.errors].forEach((it) => it.fail(refusal));
+      }
       return;
     }
     metrics = answer;
@@ -149,14 +153,14 @@ export function overview() {
     for (const { chart, indexes } of charts) {
       chart.set(times, indexes.map((index) => metrics.series[index].points), metrics.step_s * 1000, now);
     }
-    const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.findLast((it) => it !== null) ?? 0);
-    const sum = (all) => all.reduce((whole, part) => whole + part, 0);
-    const errors = sum(last("errors"));
-    const requests = sum(last("requests"));
+    const last = (named) => metrics.series.filter(({ name }) => name === named).map(({ points }) => points.at(-1) ?? null).filter((it) => it !== null);
+    const sum = (all) => (all.length ? all.reduce((whole, part) => whole + part, 0) : null);
+    const say = (tile, value, more) => (value === null ? tile.say("–", { said: "no point yet" }) : tile.say(short(value), more));
+    const [requests, errors] = [sum(last("requests")), sum(last("errors"))];
     const part = requests > 0 ? (100 * errors) / requests : 0;
-    tiles.requests.say(short(requests), { of: "/s", said: "in all rooms" });
-    tiles.errors.say(short(errors), { of: "/s", said: `${short(part)} % of all`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
-    tiles.connections.say(short(sum(last("connections"))), { said: "open" });
+    say(tiles.requests, requests, { of: "/s", said: "in all rooms" });
+    say(tiles.errors, errors, { of: "/s", said: `${short(part)} % of all`, kind: part > ERRORS_BAD_FROM ? "is-bad" : "" });
+    say(tiles.connections, sum(last("connections")), { said: "open" });
   }
 
   /** The charts for these series: a row a room, and in it requests, latency and errors before the rest. */
@@ -170,7 +174,7 @@ export function overview() {
       const inRoom = all.filter((it) => it.room === room);
       const named = CHARTS.map((it) => ({ ...it, series: inRoom.filter(({ name }) => it.names.includes(name)) })).filter(({ series }) => series.length);
       const rest = inRoom.filter(({ name }) => !CHARTS.some(({ names: taken }) => taken.includes(name)))
-        .map((it) => ({ title: labelOf(it.name), counts: labelOf(it.name), series: [it] }));
+        .map((it) => ({ title: it.name[0].toUpperCase() + it.name.slice(1), counts: "how many", series: [it] }));
       const title = ROOMS[room] ?? room;
       return h("section", { class: "room", "aria-label": title }, h("h2", null, title),
         h("div", { class: "charts" }, [...named, ...rest].map(({ title, counts, series }) => {
@@ -207,6 +211,7 @@ export function overview() {
         tiles[name].el.classList.toggle("is-stale", isOld(lists[by].readAt));
       for (const name of ["requests", "errors", "connections"]) tiles[name].el.classList.toggle("is-stale", areChartsStale);
       for (const name of ["deals", "ledger", "warnings"]) cards[name].el.classList.toggle("is-stale", isOld(lists[name].readAt));
+      el.classList.toggle("is-stale", areChartsStale);
       text(aged, charted.readAt === null ? "" : `${areChartsStale ? "stale: " : ""}read ${duration((now - charted.readAt) / 1000)} ago`);
     },
   };

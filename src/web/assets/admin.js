@@ -63,6 +63,8 @@ async function signIn(isOver = false) {
   if (closeSignIn) return;
   await dialog({
     title: "Sign in as the operator", className: "narrow", isForced: true,
+    // Whose name is known needs to say the password alone.
+    onOpen: (el) => session() && el.querySelector("[name=password]").focus(),
     build(close) {
       closeSignIn = close;
       const name = field("User name", { name: "username", autocomplete: "username", required: true, maxLength: 64, autocapitalize: "none", spellcheck: false, value: session()?.user.username ?? "" });

@@ -116,9 +116,6 @@ function wantSignIn(token) {
   return signIn.promise;
 }
 
-/** Whether the server has not been there when it was last asked. */
-export const isAway = () => back !== null;
-
 function gone() {
   if (back) return back.promise;
   back = promised();
@@ -272,7 +269,7 @@ export function parser(give) {
 export function events(path, handlers) {
   const ended = new AbortController();
   const label = `${settings.tokenKey} ${path} ${name(session())}`;
-  const channel = "BroadcastChannel" in window ? new BroadcastChannel(label) : null;
+  const channel = navigator.locks && "BroadcastChannel" in window ? new BroadcastChannel(label) : null;
   let lastId = null;
   let begun = false;
 
@@ -307,7 +304,7 @@ export function events(path, handlers) {
     }
   }
 
-  if (navigator.locks && channel) {
+  if (channel) {
     navigator.locks.request(label, { signal: ended.signal }, () => hold(ended.signal)).catch(() => {});
   } else {
     // Without a way to agree on one, those that nobody sees do without.

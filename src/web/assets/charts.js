@@ -85,6 +85,7 @@ export class Chart {
     this.points = lines.map(() => []);
     this.stepMs = 2000;
     this.asked = 0;
+    this.lastAt = null;
 
     const id = `chart-${++made}`;
     this.age = h("span", { class: "chart-age" }, "no point yet");
@@ -132,26 +133,24 @@ export class Chart {
    */
   set(times, points, stepMs, now) {
     Object.assign(this, { times, points, stepMs });
-    this.lastAt = null;
-    for (let index = times.length - 1; index >= 0 && this.lastAt === null; index--) {
-      if (points.some((line) => line[index] != null)) this.lastAt = times[index];
-    }
+    this.lastAt = times.findLast((_, index) => points.some((line) => line[index] != null)) ?? null;
     this.summary.textContent = this.summed();
-    set(this.plot, { "aria-valuemax": String(Math.max(0, times.length - 1)) });
+    // By time, which stays what it is while points come and go.
+    if (times.length) set(this.plot, { "aria-valuemin": String(times[0] / 1000), "aria-valuemax": String(times.at(-1) / 1000) });
     this.tick(now);
     this.paintSoon();
   }
 
-  /** Time has passed: how old is the last point? */
+  /** Time has passed: how old is the last point? Stale is what was not looked at; that there was nothing to measure is no fault. */
   tick(now) {
     const was = this.isStale;
     this.now = now;
-    const age = this.lastAt == null ? null : now - this.lastAt;
-    this.isStale = age === null || age > STALE_AFTER_MS;
+    this.isStale = this.times.length > 0 && now - this.times.at(-1) > STALE_AFTER_MS;
     this.element.classList.toggle("is-stale", this.isStale);
-    this.aged = age === null ? "no point yet" : `${this.isStale ? "stale: " : ""}last point ${duration(age / 1000)} ago`;
+    const old = this.lastAt === null ? "" : duration((now - this.lastAt) / 1000);
+    this.aged = this.lastAt === null ? "no point yet" : this.isStale ? `stale: ${old} old` : `last point ${old} ago`;
     if (cursor.at === null) text(this.age, this.aged);
-    if (this.isStale || was !== this.isStale) this.paintSoon();
+    if (this.isStale || was) this.paintSoon();
   }
 
   /** In words, for whoever cannot see the line. */
@@ -205,14 +204,14 @@ export class Chart {
   read() {
     const last = this.times.length - 1;
     const isAt = cursor.at !== null && last >= 0;
-    const index = isAt ? nearest(this.times, cursor.at) : this.times.lastIndexOf(this.lastAt);
+    const index = isAt ? nearest(this.times, cursor.at) : last;
     const say = (value) => (value == null ? "–" : this.unit.say(value));
     const read = this.points.map((line) => say(line[index]));
     read.forEach((said, line) => text(this.values[line], said));
     text(this.age, isAt ? `at ${atClock(this.times[index])}` : (this.aged ?? ""));
     if (index < 0) return;
     const said = this.lines.map(({ label }, line) => `${label} ${read[line] === "–" ? "not measured" : read[line]}`);
-    set(this.plot, { "aria-valuenow": String(index), "aria-valuetext": `${atClock(this.times[index])}: ${said.join(", ")}` });
+    set(this.plot, { "aria-valuenow": String(this.times[index] / 1000), "aria-valuetext": `${atClock(this.times[index])}: ${said.join(", ")}` });
   }
 
   paint() {
@@ -235,7 +234,7 @@ export class Chart {
     for (const line of points) for (const value of line) if (value > most) most = value;
     const step = roundStep(most / 4);
     const ticks = Math.ceil(most / step - 1e-9);
-    const write = this.unit === UNITS.bytes ? bytes : short;
+    const write = this.unit === UNITS.bytes ? (value) => bytes(value).replace(".0 ", " ") : short;
     const labels = Array.from({ length: ticks + 1 }, (_, tick) => write(tick * step));
     const left = Math.ceil(Math.max(...labels.map((label) => pen.measureText(label).width))) + 8;
     const [top, right, bottom] = [8, width - 4, height - 18];
@@ -268,8 +267,8 @@ export class Chart {
       pen.lineTo(Math.round(x(at)) + 0.5, bottom + 4);
       pen.stroke();
     }
-    if (this.lastAt == null) {
-      pen.fillText("nothing measured yet", (left + right) / 2, (top + bottom) / 2);
+    if (this.lastAt === null) {
+      pen.fillText("nothing measured", (left + right) / 2, (top + bottom) / 2);
       return;
     }
 

@@ -6,7 +6,7 @@ import { copy, dialog, h, text } from "./ui.js";
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\]|\[::ffff:7f.*\])\.?$/i;
 
 /** Whether this page is one that no other device reaches. */
-export const isOnlyHere = () => LOOPBACK.test(location.hostname);
+const isOnlyHere = () => LOOPBACK.test(location.hostname);
 
 /** Shows the address and its code, or says how the page comes to have one. */
 export function useElsewhere() {

@@ -3,7 +3,7 @@
 import { Paged } from "./paged.js";
 import { pick } from "./picker.js";
 import { Rows } from "./rows.js";
-import { changed, instead, kindOf, named, nothing, open, post, publish, run, save, sentence, state } from "./state.js";
+import { changed, instead, kindOf, named, nothing, open, post, problem, publish, run, save, sentence, state } from "./state.js";
 import { add, list as uploads } from "./uploads.js";
 import { ago, announce, bytes, coalesce, confirm, count, dialog, h, icon, instant, set, show, text } from "./ui.js";
 
@@ -45,7 +45,7 @@ function make() {
   let file = null;
   const name = named("span", "title");
   name.id = id;
-  const wrong = h("span", { class: "wrong two", role: "alert", hidden: true, dir: "auto" });
+  const wrong = problem(true);
   const size = h("td", { role: "cell", class: "c-size number" });
   const at = ago();
   const mark = h("span", { class: "badge" });
@@ -83,9 +83,7 @@ function make() {
       show(dot, Boolean(it.is_published || it.missing));
       dot.classList.toggle("danger", Boolean(it.missing));
       const error = errors.get(it.name);
-      text(wrong, error ?? "");
-      wrong.title = error ?? "";
-      show(wrong, Boolean(error));
+      wrong.set(error);
       show(below, !error);
       const had = el.contains(document.activeElement) ? document.activeElement : null;
       show(on, !it.is_published && !it.missing);
@@ -136,11 +134,10 @@ async function details(file) {
 }
 
 function draw() {
-  rows.set(all);
   instead(place, all, rows, () => (find.value.trim()
     ? nothing("search", "Nothing of that name", "None of your files has that in its name.")
     : nothing("files", "No files yet", "Drop files here, choose some, or add those that lie on this computer. Then publish what others may fetch.")));
-  rows.refresh();
+  rows.set(all);
   text(found, all.isRead && all.total ? count(all.total, "file") : "");
   show(finder, all.total > 8 || Boolean(find.value) || document.activeElement === find);
   changed("files", all.total);

@@ -39,6 +39,7 @@ async function read() {
   if (stats) {
     show(at("counts"), stats.status === 200);
     show(at("none"), stats.status !== 200);
+    show(at("part"), stats.status === 200);
   }
   say(health);
 }

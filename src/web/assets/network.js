@@ -2,8 +2,8 @@
 
 import { Paged } from "./paged.js";
 import { Rows } from "./rows.js";
-import { fetchFile, get, instead, me, named, nameOf, nothing, part, run, state } from "./state.js";
-import { ago, bar, bytes, coalesce, count, fill, h, icon, set, show, text } from "./ui.js";
+import { fetchFile, get, instead, me, named, nameOf, nothing, part, problem, run, state } from "./state.js";
+import { ago, announce, bar, bytes, coalesce, count, fill, h, icon, set, show, text } from "./ui.js";
 
 const input = h("input", {
   id: "search", type: "search", name: "q", placeholder: "Search", autocomplete: "off", spellcheck: false, "aria-label": "Search", enterkeyhint: "search", maxLength: 200,
@@ -41,7 +41,7 @@ function make() {
   const name = named("span", "title");
   name.id = id;
   const copies = h("span", { class: "badge", hidden: true });
-  const wrong = h("span", { class: "wrong two", role: "alert", hidden: true, dir: "auto" });
+  const wrong = problem(true);
   const size = h("td", { role: "cell", class: "c-size number" });
   const owner = h("bdi", { class: "cut" });
   const at = ago();
@@ -84,10 +84,8 @@ function make() {
         copies.title = `${it.copies} devices have the same content; it is fetched from several at once`;
       }
       const error = errors.get(keyOf(it));
-      show(wrong, Boolean(error));
+      wrong.set(error);
       show(sub, !error);
-      text(wrong, error ?? "");
-      wrong.title = error ?? "";
       const isMine = it.owner_hostname === me();
       const progress = ongoing(it);
       // What has the focus is not taken away beneath it.
@@ -144,11 +142,16 @@ state.addEventListener("fetches", () => {
 
 function draw() {
   const source = one ?? all;
-  rows.set(source);
   instead(place, source, rows, empty);
-  rows.refresh();
+  rows.set(source);
   const isRead = source.isRead && !source.error;
-  text(found, isRead && source.total ? count(source.total, "file") : "");
+  const words = isRead && source.total ? count(source.total, "file") : "";
+  text(found, words);
+  // Who does not see what is found is told once it is.
+  if (isAsked && isRead && !source.isNew) {
+    isAsked = false;
+    announce(words || "Nothing found", { isQuiet: true });
+  }
 }
 
 function empty() {
@@ -158,7 +161,10 @@ function empty() {
     h("a", { class: "button primary", href: "#files" }, "My files"));
 }
 
+let isAsked = false;
+
 const seek = coalesce(() => {
+  isAsked = true;
   if (one) one.search(input.value.trim());
   else all.search(input.value.trim());
 }, 150);

@@ -1,11 +1,11 @@
 // The node's page: who signs in sees the network, their files and their transfers, all of it as it is now.
 
 import { ApiError, bus, call, events, session, signedIn, signedOff } from "./api.js";
-import { isOnlyHere, useElsewhere } from "./device.js";
+import { useElsewhere } from "./device.js";
 import * as files from "./files.js";
 import * as network from "./network.js";
 import * as people from "./people.js";
-import { changed, get, me, post, run, sentence, state } from "./state.js";
+import { changed, get, me, run, sentence, state } from "./state.js";
 import * as transfers from "./transfers.js";
 import { announce, awayBanner, coalesce, dialog, duration, field, fill, h, icon, instant, notice, regions, show, text } from "./ui.js";
 

@@ -51,9 +51,8 @@ function make() {
 }
 
 function draw() {
-  rows.set(all);
   instead(place, all, rows, () => nothing("people", "Nobody here yet", "Whoever uses the same server and is online shows here."));
-  rows.refresh();
+  rows.set(all);
   text(found, all.isRead && all.total ? `${all.total.toLocaleString("en")} online` : "");
 }
 

@@ -13,7 +13,7 @@ export function pick(onAdded) {
   const path = h("bdi");
   const where = h("p", { class: "muted small cut where" }, path);
   const up = h("button", { type: "button", class: "quiet round", "aria-label": "Up" }, icon("back"));
-  const filter = h("input", { type: "search", placeholder: "Narrow down", "aria-label": "Narrow down", autocomplete: "off", spellcheck: false });
+  const filter = h("input", { type: "search", placeholder: "Filter", "aria-label": "Filter", autocomplete: "off", spellcheck: false });
   const list = h("ul", { class: "entries", "aria-label": "Folders and files" });
   const wrong = h("p", { class: "wrong box", role: "alert", hidden: true, dir: "auto" });
   const also = h("input", { type: "checkbox", id: "also-publish" });
@@ -53,7 +53,7 @@ export function pick(onAdded) {
 
   function draw() {
     const at = trail.at(-1);
-    text(path, at ?? "What this computer lets you add from");
+    text(path, at ?? "Folders");
     where.title = at ?? "";
     up.disabled = !at;
     const wanted = filter.value.trim().toLowerCase();
@@ -61,6 +61,7 @@ export function pick(onAdded) {
       .sort((a, b) => (a.kind === b.kind ? a.name.localeCompare(b.name, undefined, { numeric: true }) : a.kind === "folder" ? -1 : 1));
     fill(list, entries.slice(0, shown).map(entryOf),
       entries.length > shown ? h("li", null, h("button", { type: "button", class: "quiet", onclick: () => { shown += SHOWN; draw(); } }, `Show ${count(entries.length - shown, "more", "more")}`)) : null,
+      here.truncated || here.total > here.entries.length ? h("li", { class: "muted none" }, "There is more in this folder than is shown.") : null,
       entries.length ? null : h("li", { class: "muted none" }, wanted ? "Nothing of that name here." : "This folder is empty."));
   }
 

@@ -1,7 +1,7 @@
 // What the page knows of the node, and what it does with it, for all views.
 
 import { ApiError, call, session } from "./api.js";
-import { age, announce, bytes, dialog, fill, h, icon, text } from "./ui.js";
+import { age, announce, bytes, dialog, fill, h, icon, show, text } from "./ui.js";
 
 const API = "/api/client";
 
@@ -51,6 +51,21 @@ export function named(tag, className) {
   return el;
 }
 
+/** What went wrong with a row, in two lines; the whole of it for who asks. `isTold`: read out when it comes. */
+export function problem(isTold) {
+  const words = h("span", { class: "two" });
+  const button = h("button", {
+    type: "button", class: "wrong", dir: "auto", onclick: () => dialog({ title: "What is the matter", className: "narrow", build: () => h("p", { dir: "auto" }, words.textContent) }),
+  }, words);
+  const el = h("span", { class: "problem", role: isTold ? "alert" : undefined, hidden: true }, button);
+  el.set = (sentence) => {
+    text(words, sentence ?? "");
+    button.title = words.textContent;
+    show(el, Boolean(sentence));
+  };
+  return el;
+}
+
 /** The display name, or else the name. */
 export const nameOf = (host) => host.display_name || host.owner_name || host.hostname || host.owner_hostname;
 
@@ -81,6 +96,7 @@ export async function fetchFile(fname, owner) {
   try {
     return await begin(fname, owner);
   } catch (error) {
+    if (isTaken(error)) return beside(fname, owner);
     const owners = error.body?.owners ?? (error.status === 404 ? await othersOf(fname, owner) : []);
     if (!owners.length) throw error;
     const chosen = await choose(fname, owners, error.message);
@@ -88,14 +104,48 @@ export async function fetchFile(fname, owner) {
   }
 }
 
+const isTaken = (error) => error.status === 409 && error.field === "save_path";
+
+/** Fetches under another name what has the name of a file that is here, if that is wished. */
+async function beside(fname, owner) {
+  const both = await keepBoth(fname, numbered(fname, 2));
+  for (let n = 2; both && n < NUMBERS_MAX; n += 1) {
+    try {
+      return await begin(fname, owner, `${state.node.repo}/${numbered(fname, n)}`);
+    } catch (error) {
+      if (!isTaken(error) || n + 1 === NUMBERS_MAX) throw error;
+    }
+  }
+  return null;
+}
+
+/** Of files of one name so many are told apart. */
+export const NUMBERS_MAX = 100;
+
+/** A name without its ending, and that. */
+export const split = (name) => /^(.+?)(\.[^.]*)?$/s.exec(name).slice(1);
+
+/** `report (2).pdf` */
+export function numbered(name, n) {
+  const [stem, ending = ""] = split(name);
+  return `${stem} (${n})${ending}`;
+}
+
+/** Whether there are to be two files, of which the new one has another name. */
+export const keepBoth = (name, other) => dialog({
+  title: "There is one of that name",
+  build: () => h("p", { dir: "auto" }, `You already have a file ${name}. Keep both? The new one is then called ${other}.`),
+  actions: [{ label: "Skip", value: false, class: "quiet" }, { label: "Keep both", value: true, class: "primary" }],
+});
+
 /** Who else has a file of that name. */
 async function othersOf(fname, owner) {
   const { files } = await get(`network-files?q=${part(fname)}&limit=1000`);
   return files.filter((it) => it.name === fname && it.owner_hostname !== owner && it.owner_hostname !== me());
 }
 
-async function begin(fname, owner_hostname) {
-  const begun = await post("fetch", owner_hostname ? { fname, owner_hostname } : { fname });
+async function begin(fname, owner_hostname, save_path) {
+  const begun = await post("fetch", { fname, owner_hostname, save_path });
   announce(`Fetching ${fname}`, { isQuiet: true });
   return begun;
 }
@@ -150,7 +200,7 @@ export async function linkTo(fname) {
 
 /** Under which name what was fetched is among the files: another one where that was taken. */
 export async function nameOfFetched({ file_name: fname, save_path: path }) {
-  const { files } = await get(`local-files?q=${part(fname)}&limit=1000`);
+  const { files } = await get(`local-files?q=${part(split(fname)[0])}&limit=1000`);
   return files.find((it) => it.path === path)?.name ?? fname;
 }
 

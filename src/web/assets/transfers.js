@@ -1,8 +1,8 @@
 // What is being fetched, and what was.
 
 import { Rows } from "./rows.js";
-import { changed, get, kindOf, nameOfFetched, named, nothing, open, part, post, run, save, sentence, state } from "./state.js";
-import { announce, bar, bytes, dialog, duration, fill, h, set, show, speed, text } from "./ui.js";
+import { changed, get, kindOf, nameOfFetched, named, nothing, open, part, post, problem, run, save, sentence, split, state } from "./state.js";
+import { announce, bar, bytes, duration, fill, h, set, show, speed, text } from "./ui.js";
 
 const place = h("div", { class: "panel", id: "transfers-list" });
 const clear = h("button", { type: "button", class: "quiet", hidden: true, onclick: hideFinished }, "Clear finished");
@@ -72,7 +72,7 @@ function make() {
   const figures = h("span", { class: "muted small figures" });
   const from = h("bdi");
   const of = h("span", { class: "muted small" }, "from ", from);
-  const wrong = h("p", { class: "wrong small two", dir: "auto" });
+  const wrong = problem();
   const says = h("div", { class: "says" }, figures, wrong);
   const act = (label, className, doing) => h("button", {
     type: "button", class: `${className} small`, "aria-describedby": id, onclick(event) {
@@ -110,15 +110,13 @@ function make() {
       const line = words(it).filter(Boolean).join(" · ");
       text(figures, line);
       const error = errors.get(it.id) ?? (it.status === "completed" ? null : it.error);
-      text(wrong, error ?? "");
-      show(wrong, Boolean(error));
-      wrong.title = error ?? "";
+      wrong.set(error);
       says.classList.toggle("wrongly", Boolean(error));
       const isGoing = isOpen(it);
       show(progress, isGoing || it.status === "failed");
       progress.set(it.total_size || it.status !== "downloading" ? (it.progress_percent ?? 0) : null, line);
       progress.classList.toggle("still", it.status === "paused" || it.status === "pending");
-      progress.classList.toggle("wrong", it.status === "failed");
+      progress.classList.toggle("bad", it.status === "failed");
       const had = el.contains(document.activeElement) ? document.activeElement : null;
       show(pause, it.status === "downloading" || it.status === "pending");
       show(resume, it.status === "paused" || it.status === "failed");
@@ -127,7 +125,7 @@ function make() {
       show(keep, isHere);
       show(see, isHere && Boolean(kindOf(it.file_name)));
       show(where, isHere);
-      where.href = `#files?q=${encodeURIComponent(it.file_name)}`;
+      where.href = `#files?q=${encodeURIComponent(split(it.file_name)[0])}`;
       // Where a button goes away under the finger, the focus is on the one that takes its place.
       if (had?.offsetParent === null) acts.find((button) => button.offsetParent)?.focus({ preventScroll: true });
     },
@@ -139,9 +137,8 @@ function draw() {
   // Newest first, and what is over below what is not.
   const seen = list.reverse();
   const ordered = [...seen.filter(isOpen), ...seen.filter((it) => it.status === "failed"), ...seen.filter((it) => !isOpen(it) && it.status !== "failed")];
-  rows.set(ordered);
   instead(place, ordered.length);
-  rows.refresh();
+  rows.set(ordered);
   show(clear, ordered.some((it) => !isOpen(it)));
 }
 

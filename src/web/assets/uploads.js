@@ -1,8 +1,8 @@
 // Files on their way from the browser into the node.
 
 import { upload } from "./api.js";
-import { named, part, post, sentence } from "./state.js";
-import { bar, bytes, dialog, h, set, show, speed, text } from "./ui.js";
+import { NUMBERS_MAX, keepBoth, named, numbered, part, post, sentence } from "./state.js";
+import { bar, bytes, h, set, show, speed, text } from "./ui.js";
 
 const AT_ONCE = 2;
 const SHOWN_MAX = 50;
@@ -99,26 +99,11 @@ async function send({ file, name, onAdded }) {
   }
 }
 
-const MAX_TRIES = 100;
-
 /** The name that it is to have: another where there is one of that name, if that is wished. */
 async function free(name) {
-  if (!await isTaken(name)) return name;
-  const dot = name.lastIndexOf(".");
-  const [stem, ending] = dot > 0 ? [name.slice(0, dot), name.slice(dot)] : [name, ""];
-  let other = null;
-  for (let n = 2; n < MAX_TRIES && !other; n += 1) {
-    const tried = `${stem} (${n})${ending}`;
-    if (!await isTaken(tried)) other = tried;
-  }
-  // Nothing is free: the API says so in its own words.
-  if (!other) return name;
-  const isBoth = await dialog({
-    title: "There is one of that name",
-    build: () => h("p", { dir: "auto" }, `You already have a file ${name}. Keep both? The new one is then called ${other}.`),
-    actions: [{ label: "Skip", value: false, class: "quiet" }, { label: "Keep both", value: true, class: "primary" }],
-  });
-  return isBoth ? other : null;
+  let other = name;
+  for (let n = 2; n < NUMBERS_MAX && await isTaken(other); n += 1) other = numbered(name, n);
+  return other === name || await keepBoth(name, other) ? other : null;
 }
 
 const isTaken = async (fname) => (await post("check-local-duplicate", { fname })).exists;

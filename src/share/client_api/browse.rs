@@ -1,0 +1,71 @@
+//! What a user may choose from the node's own folders, and what is tracked of it.
+
+use serde_json::{Value, json};
+
+use super::{Page, file_name, refusal};
+use crate::net::http::{Answered, Call, Fields, Refusal, StatusCode, query_pairs, success};
+use crate::share::files::{FILES_MAX, seconds};
+use crate::share::folders::Entry;
+use crate::share::node::Node;
+
+/// Entries of a folder that are shown at a time.
+const ENTRIES_MAX: usize = 10_000;
+
+/// GET `browse`: what lies in a folder, or which folders there are.
+///
+/// # Errors
+/// 404, the same for all that may not be seen or is not there.
+pub(super) fn browse(node: &Node, call: &Call<'_>) -> Answered {
+    let page = Page::up_to(ENTRIES_MAX, call.request)?;
+    let pairs = query_pairs(&call.request.query).unwrap_or_default();
+    let path = pairs.iter().find(|(name, path)| name == "path" && !path.is_empty()).map(|(_, path)| path.as_str());
+    let shown = node.browse(path);
+    let shown =
+        shown.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "path: there is no such folder to choose from"))?;
+    let total = shown.entries.len();
+    let entries: Vec<Value> = shown.entries.iter().skip(page.offset).take(page.limit).map(entry_json).collect();
+    Ok(success(json!({"path": shown.path, "entries": entries, "total": total, "truncated": shown.is_cut})))
+}
+
+fn entry_json(entry: &Entry) -> Value {
+    json!({
+        "name": entry.name,
+        "path": entry.path,
+        "kind": if entry.is_folder { "folder" } else { "file" },
+        "size": entry.size,
+        "modified": seconds(entry.modified_ns),
+    })
+}
+
+/// GET `local-files`: what is tracked.
+///
+/// # Errors
+/// 400, or the store's.
+pub(super) fn local_files(node: &Node, call: &Call<'_>) -> Answered {
+    files(node, call, false)
+}
+
+/// GET `published-files`: what others are shown of it.
+///
+/// # Errors
+/// 400, or the store's.
+pub(super) fn published_files(node: &Node, call: &Call<'_>) -> Answered {
+    files(node, call, true)
+}
+
+fn files(node: &Node, call: &Call<'_>, published_alone: bool) -> Answered {
+    let Page { q, offset, limit } = Page::up_to(usize::try_from(FILES_MAX).unwrap_or(usize::MAX), call.request)?;
+    let found = node.files_page(published_alone, &q, offset, limit).map_err(|error| refusal(&error))?;
+    let files: Vec<Value> = found.files.iter().map(|file| file.json()).collect();
+    Ok(success(json!({"files": files, "total": found.total})))
+}
+
+/// POST `remove-file`: tracks a file no more.
+///
+/// # Errors
+/// 400, 404, or what kept it from being hidden.
+pub(super) fn remove_file(node: &Node, call: &Call<'_>) -> Answered {
+    let name = file_name(&Fields::of(call.request)?, "fname")?;
+    node.remove(&name).map_err(|error| refusal(&error))?;
+    Ok(success(json!({})))
+}

@@ -1,0 +1,522 @@
+//! What the node's page asks of it: folders to choose from, files brought in and read, addresses of them, lists, and
+//! what happens on the network as it happens.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::nodes::{Node, Place, Server, ask_registry, content, http};
+use crate::support::{PATIENCE, eventually};
+
+/// An answer with its head and its bytes.
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(of, _)| of.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&self.body)))
+    }
+}
+
+/// One request, and all that is answered until the connection ends.
+fn ask(api: SocketAddr, method: &str, path: &str, token: Option<&str>, headers: &[&str], body: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(api).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n");
+    if let Some(token) = token {
+        head += &format!("Authorization: Bearer {token}\r\n");
+    }
+    if method == "POST" {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    headers.iter().for_each(|header| head += &format!("{header}\r\n"));
+    stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+    // It may be refused before it has come.
+    let _ = stream.write_all(body);
+    let mut all = Vec::new();
+    let _ = stream.read_to_end(&mut all);
+    let at = all.windows(4).position(|four| four == b"\r\n\r\n").expect("a head");
+    let head = String::from_utf8(all[..at].to_vec()).unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Answer { status, head, body: all[at + 4..].to_vec() }
+}
+
+fn get(node: &Node, path: &str, headers: &[&str]) -> Answer {
+    ask(node.api(), "GET", &format!("/api/client/{path}"), node.token.as_deref(), headers, b"")
+}
+
+fn upload(node: &Node, name: &str, body: &[u8]) -> Answer {
+    let path = format!("/api/client/upload/{name}");
+    ask(node.api(), "POST", &path, node.token.as_deref(), &["Content-Type: application/x-anything"], body)
+}
+
+fn repo(node: &Node) -> std::path::PathBuf {
+    node.shows("status")["client"]["repo"].as_str().unwrap().into()
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn names(answer: &Value, list: &str, field: &str) -> Vec<String> {
+    answer[list].as_array().unwrap().iter().map(|it| it[field].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_may_be_chosen_is_shown_and_nothing_else_is_there() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut node = Node::begun(&place, &server, "ann", &[]);
+    for file in ["b10", "b9", "sub/deep", ".hidden"] {
+        place.file(file, 10);
+    }
+    fs::write(place.path("outside"), "x").unwrap();
+    symlink(place.path("outside"), place.path("shared/out")).unwrap();
+    symlink(place.path(""), place.path("shared/up")).unwrap();
+    symlink(place.path("shared/sub"), place.path("shared/link")).unwrap();
+    let shared = place.text("shared");
+    let roots = node.shows("browse");
+    assert_eq!(names(&roots, "entries", "path"), [shared.clone(), repo(&node).to_str().unwrap().to_owned()]);
+    assert_eq!(
+        (&roots["path"], &roots["total"], &roots["entries"][0]["kind"]),
+        (&json!(""), &json!(2), &json!("folder"))
+    );
+    let shown = node.shows(&format!("browse?path={shared}"));
+    assert_eq!(names(&shown, "entries", "name"), ["link", "sub", "b9", "b10"]);
+    assert_eq!(shown["entries"][0]["path"], place.text("shared/sub"), "what it leads to");
+    assert_eq!((&shown["path"], &shown["truncated"]), (&json!(shared), &json!(false)));
+    let file = &shown["entries"][2];
+    assert_eq!((&file["kind"], &file["size"]), (&json!("file"), &json!(10)));
+    let page = node.shows(&format!("browse?path={shared}&offset=1&limit=2"));
+    assert_eq!((names(&page, "entries", "name"), &page["total"]), (vec!["sub".to_owned(), "b9".to_owned()], &json!(4)));
+    // One answer for all that may not be seen or is not there.
+    let outside = [place.text(""), place.text("outside"), place.text("shared/up"), place.text("shared/none")];
+    let others = ["/", "/etc", "/none", "..", "x", "/a%00b", "~"].map(str::to_owned);
+    let said: Vec<Value> = outside
+        .iter()
+        .chain(&others)
+        .chain([&place.text("shared/b9"), &place.text("state-ann"), &format!("{shared}/../shared/.hidden")])
+        .map(|path| {
+            let (status, answer) = node.get(&format!("browse?path={path}"));
+            assert_eq!(status, 404, "{path}: {answer}");
+            answer
+        })
+        .collect();
+    assert!(said.iter().all(|one| *one == said[0]), "{said:?}");
+    assert_eq!(http(node.api(), "GET", "/api/client/browse", None, None).0, 401);
+    // Whoever comes later sees the repo alone.
+    "zoe".clone_into(&mut node.name);
+    node.register();
+    assert_eq!(names(&node.shows("browse"), "entries", "path"), [repo(&node).to_str().unwrap()]);
+    assert_eq!(node.get(&format!("browse?path={shared}")).0, 404);
+    fs::write(repo(&node).join("in-repo"), "x").unwrap();
+    let shown = node.shows(&format!("browse?path={}", repo(&node).display()));
+    assert_eq!(names(&shown, "entries", "name"), ["in-repo"]);
+}
+
+#[test]
+fn a_file_is_brought_in_whole_and_once() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let node = Node::begun(&place, &server, "ann", &[]);
+    let repo = repo(&node);
+    let bytes = content("up", 3_000_001);
+    let answer = upload(&node, "my%20file.bin", &bytes);
+    assert_eq!(answer.status, 200, "{}", answer.head);
+    let file = answer.json()["file"].clone();
+    assert_eq!(
+        (&file["name"], &file["size"], &file["is_published"]),
+        (&json!("my file.bin"), &json!(3_000_001), &json!(false))
+    );
+    assert_eq!(file["path"], json!(repo.join("my file.bin")));
+    assert!(fs::read(repo.join("my file.bin")).unwrap() == bytes);
+    assert_eq!(names(&node.shows("local-files"), "files", "name"), ["my file.bin"]);
+    assert_eq!(server.hosts_of("my file.bin"), [""; 0]);
+    // What is there stays.
+    let again = upload(&node, "my%20file.bin", b"other");
+    assert_eq!((again.status, &again.json()["success"]), (409, &json!(false)));
+    assert!(fs::read(repo.join("my file.bin")).unwrap() == bytes);
+    // A name that stands for a file elsewhere.
+    node.does("add-file", json!({ "filepath": place.file("elsewhere", 5) }));
+    assert_eq!(upload(&node, "elsewhere", b"x").status, 409);
+    for bad in [".hidden", "..", ".", "a%2Fb", "a%5Cb", "a%00b", "a%0Ab", &"x".repeat(256)] {
+        assert_eq!(upload(&node, bad, b"x").status, 400, "{bad}");
+    }
+    let part = ["Content-Range: bytes 0-4/10", "Content-Type: text/plain"];
+    let path = "/api/client/upload/part";
+    assert_eq!(ask(node.api(), "POST", path, node.token.as_deref(), &part, b"12345").status, 400);
+    assert_eq!(ask(node.api(), "POST", path, None, &[], b"12345").status, 401);
+    assert_eq!(ask(node.api(), "POST", "/api/client/upload/empty", node.token.as_deref(), &[], b"").status, 200);
+    assert_eq!(ask(node.api(), "GET", path, node.token.as_deref(), &[], b"").status, 405);
+    assert_eq!(names_in(&repo), ["empty", "my file.bin"], "and nothing else");
+    // One that is too large for anything is refused before it comes.
+    let mut stream = TcpStream::connect(node.api()).unwrap();
+    let token = node.token.clone().unwrap();
+    let huge = format!(
+        "POST {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n",
+        node.api(),
+        200_u64 << 30
+    );
+    stream.write_all(huge.as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.contains(" 413 ") || line.contains(" 507 "), "{line}");
+    assert_eq!(names_in(&repo), ["empty", "my file.bin"]);
+}
+
+#[test]
+fn of_several_that_bring_one_name_one_wins_and_what_is_cut_off_leaves_nothing() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let node = Node::begun(&place, &server, "ann", &[]);
+    let repo = repo(&node);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let node = &node;
+        let all: Vec<_> = (0..8)
+            .map(|n| scope.spawn(move || upload(node, "one", &content(&n.to_string(), 400_000)).status))
+            .collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 409)), "{statuses:?}");
+    let kept = fs::read(repo.join("one")).unwrap();
+    assert!((0..8).any(|n| content(&n.to_string(), 400_000) == kept), "whole, and of one of them");
+    assert_eq!(names_in(&repo), ["one"]);
+
+    let begin = || {
+        let mut stream = TcpStream::connect(node.api()).unwrap();
+        let token = node.token.clone().unwrap();
+        let head = format!(
+            "POST /api/client/upload/cut HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\nContent-Length: 5000000\r\n\r\n",
+            node.api()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&content("cut", 1_000_000)).unwrap();
+        stream
+    };
+    let parts = || names_in(&repo).into_iter().filter(|name| name != "one").count();
+    let stream = begin();
+    eventually("a part to be there", || (parts() == 1).then_some(()));
+    stream.shutdown(Shutdown::Both).unwrap();
+    eventually("it to go", || (parts() == 0).then_some(()));
+    // Also when the node is killed meanwhile.
+    let _stream = begin();
+    eventually("a part to be there", || (parts() == 1).then_some(()));
+    let node = node.kill()();
+    assert_eq!(names_in(&repo), ["one"]);
+    assert_eq!(names(&node.shows("local-files"), "files", "name"), ["one"]);
+    assert_eq!(upload(&node, "cut", b"whole").status, 200);
+}
+
+#[test]
+fn what_is_in_a_file_is_had_by_its_owner_in_parts_and_by_an_address() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut node = Node::begun(&place, &server, "ann", &[]);
+    let bytes = content("film", 300_000);
+    assert_eq!(upload(&node, "film.mp4", &bytes).status, 200);
+    assert_eq!(upload(&node, "page.html", b"<script>").status, 200);
+    let whole = get(&node, "files/film.mp4/content", &[]);
+    assert!(whole.status == 200 && whole.body == bytes, "{}", whole.head);
+    assert_eq!((whole.header("content-type"), whole.header("accept-ranges")), (Some("video/mp4"), Some("bytes")));
+    assert!(whole.header("content-disposition").unwrap().starts_with("inline; "));
+    assert_eq!(whole.header("x-content-type-options"), Some("nosniff"));
+    let etag = whole.header("etag").unwrap().to_owned();
+    assert!(etag.starts_with('"') && whole.header("last-modified").is_some());
+    let part = get(&node, "files/film.mp4/content", &["Range: bytes=10-19"]);
+    assert_eq!((part.status, part.header("content-range")), (206, Some("bytes 10-19/300000")));
+    assert_eq!(part.body, bytes[10..20]);
+    assert_eq!(get(&node, "files/film.mp4/content", &["Range: bytes=300000-"]).status, 416);
+    assert_eq!(get(&node, "files/film.mp4/content", &[&format!("If-None-Match: {etag}")]).status, 304);
+    let stale = get(&node, "files/film.mp4/content", &["Range: bytes=10-19", "If-Range: \"other\""]);
+    assert_eq!((stale.status, stale.body.len()), (200, bytes.len()));
+    let page = get(&node, "files/page.html/content", &[]);
+    assert_eq!(page.header("content-type"), Some("application/octet-stream"));
+    assert!(page.header("content-disposition").unwrap().starts_with("attachment; "));
+
+    let link = |node: &Node, name: &str| node.post(&format!("files/{name}/link"), json!({}));
+    let (status, made) = link(&node, "film.mp4");
+    assert_eq!(status, 200, "{made}");
+    let url = made["url"].as_str().unwrap().to_owned();
+    assert!(url.starts_with("/api/client/content?ticket=") && url.len() > 90, "{url}");
+    let by = |url: &str, method: &str, headers: &[&str]| ask(node.api(), method, url, None, headers, b"");
+    assert!(by(&url, "GET", &[]).body == bytes);
+    let part = by(&url, "GET", &["Range: bytes=-5"]);
+    assert!(part.status == 206 && part.body == bytes[bytes.len() - 5..]);
+    let head = by(&url, "HEAD", &[]);
+    assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, Some("300000"), 0));
+    for wrong in ["", "?ticket=", "?ticket=x", &format!("?ticket={}", "0".repeat(64)), "?token=x"] {
+        assert_eq!(by(&format!("/api/client/content{wrong}"), "GET", &[]).status, 404, "{wrong}");
+    }
+    assert_eq!((link(&node, "none").0, get(&node, "files/none/content", &[]).status), (404, 404));
+    assert_eq!(get(&node, "files/..%2Ffilm.mp4/content", &[]).status, 404);
+    assert_eq!(ask(node.api(), "GET", "/api/client/files/film.mp4/content", None, &[], b"").status, 401);
+    // Another user of the node has the repo as well, and none of its files.
+    let anns = node.token.clone();
+    "zoe".clone_into(&mut node.name);
+    node.register();
+    assert_eq!((get(&node, "files/film.mp4/content", &[]).status, link(&node, "film.mp4").0), (404, 404));
+    // A link put in its place leads nowhere, and what is gone is gone.
+    node.token = anns;
+    let path = repo(&node).join("film.mp4");
+    fs::remove_file(&path).unwrap();
+    fs::write(place.path("secret"), "secret").unwrap();
+    symlink(place.path("secret"), &path).unwrap();
+    assert_eq!(get(&node, "files/film.mp4/content", &[]).status, 404);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(get(&node, "files/film.mp4/content", &[]).status, 404);
+    fs::write(&path, &bytes).unwrap();
+    assert_eq!(ask(node.api(), "GET", &url, None, &[], b"").status, 200);
+    // It ends with its token.
+    node.does("logout", json!({}));
+    assert_eq!(ask(node.api(), "GET", &url, None, &[], b"").status, 404);
+}
+
+#[test]
+fn lists_are_searched_and_paged_what_is_missing_is_marked_and_what_is_removed_stays() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    for name in ["Report.pdf", "song.ogg", "report 2.txt"] {
+        ann.does("add-file", json!({ "filepath": place.file(name, 10) }));
+    }
+    ann.does("publish", json!({"fname": "song.ogg"}));
+    let listed = |query: &str| {
+        let answer = ann.shows(query);
+        (answer["total"].as_u64().unwrap(), names(&answer, "files", "name"))
+    };
+    let strings = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+    assert_eq!(listed("local-files"), (3, strings(&["Report.pdf", "report 2.txt", "song.ogg"])));
+    assert_eq!(listed("local-files?q=REPORT&limit=1&offset=1"), (2, strings(&["report 2.txt"])));
+    assert_eq!(listed("published-files?q=s"), (1, strings(&["song.ogg"])));
+    assert_eq!(listed("published-files?q=report"), (0, vec![]));
+    assert_eq!(ann.get("local-files?limit=x").0, 400);
+    let missing = || {
+        let files = ann.shows("local-files")["files"].clone();
+        files.as_array().unwrap().iter().filter(|it| it["missing"] == true).count()
+    };
+    assert_eq!(missing(), 0);
+    fs::rename(place.path("shared/song.ogg"), place.path("shared/other.ogg")).unwrap();
+    assert_eq!(missing(), 1);
+    fs::rename(place.path("shared/other.ogg"), place.path("shared/song.ogg")).unwrap();
+    assert_eq!(missing(), 0);
+    // One that is published is hidden first.
+    assert_eq!(server.hosts_of("song.ogg"), ["ann"]);
+    ann.does("remove-file", json!({"fname": "song.ogg"}));
+    assert_eq!(server.hosts_of("song.ogg"), [""; 0]);
+    assert!(place.path("shared/song.ogg").exists());
+    assert_eq!(listed("local-files").0, 2);
+    ann.refuses("remove-file", json!({"fname": "song.ogg"}), 404);
+    ann.refuses("remove-file", json!({}), 400);
+    // And may be added again.
+    ann.does("publish", json!({"fname": "song.ogg", "local_path": place.path("shared/song.ogg")}));
+    assert_eq!(server.hosts_of("song.ogg"), ["ann"]);
+}
+
+#[test]
+fn how_many_have_a_content_is_told() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    let bob = Node::begun(&place, &server, "bob", &[]);
+    let path = place.file("a", 2_000_000);
+    fs::copy(&path, place.path("shared/copy")).unwrap();
+    ann.publishes(&server, &path);
+    bob.publishes(&server, &place.path("shared/copy"));
+    bob.publishes(&server, &place.file("b", 5));
+    let copies = eventually("all to be seen", || {
+        let found = bob.shows("network-files");
+        let files = found["files"].as_array().unwrap().clone();
+        let all: Vec<_> = files.iter().map(|it| format!("{} {}", it["name"], it["copies"])).collect();
+        (all.len() == 3 && all[0].ends_with('2')).then_some(all)
+    });
+    assert_eq!(copies, ["\"a\" 2", "\"b\" 1", "\"copy\" 2"]);
+}
+
+/// The events of a node, one after the other.
+struct Events(BufReader<TcpStream>);
+
+impl Events {
+    fn of(node: &Node) -> Events {
+        let mut stream = TcpStream::connect(node.api()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let token = node.token.clone().unwrap();
+        let head =
+            format!("GET /api/client/events HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\r\n", node.api());
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut events = Events(BufReader::new(stream));
+        while events.line() != ":\n" {}
+        events
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the stream has ended");
+        line
+    }
+
+    /// The next one of that name that is as is wanted.
+    fn next(&mut self, name: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+        let mut last = String::new();
+        loop {
+            let line = self.line();
+            if let Some(event) = line.strip_prefix("event: ") {
+                event.trim().clone_into(&mut last);
+            }
+            if let Some(data) = line.strip_prefix("data: ").filter(|_| last == name) {
+                let data: Value = serde_json::from_str(data).unwrap();
+                if is_wanted(&data) {
+                    return data;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_happens_on_the_network_is_told_within_a_second() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let ann = Node::begun(&place, &server, "ann", &[]);
+    let mut bob = Node::begun(&place, &server, "bob", &[]);
+    let mut events = Events::of(&bob);
+    // Until it follows, nothing is told that it could have missed.
+    eventually("bob to follow", || {
+        ann.does("publish", json!({"fname": "first", "local_path": place.file("first", 3)}));
+        ann.does("unpublish", json!({"fname": "first"}));
+        std::thread::sleep(Duration::from_millis(300));
+        Some(())
+    });
+    let within = |begun: Instant, what: &str| {
+        assert!(begun.elapsed() < Duration::from_secs(1), "{what}: {:?}", begun.elapsed());
+    };
+    let begun = Instant::now();
+    ann.does("publish", json!({"fname": "a", "local_path": place.file("a", 10)}));
+    let told = events.next("files", |data| data["fname"] == "a");
+    within(begun, "published");
+    assert_eq!((&told["hostname"], &told["entry"]["size"]), (&json!("ann"), &json!(10)));
+    assert_eq!(bob.shows("network-files?q=a")["total"], 1);
+    let begun = Instant::now();
+    ann.does("unpublish", json!({"fname": "a"}));
+    let told = events.next("files", |data| data["fname"] == "a" && data["entry"].is_null());
+    within(begun, "unpublished");
+    assert_eq!(told["hostname"], "ann");
+    assert_eq!(bob.shows("network-files?q=a")["total"], 0);
+    // Hosts that come and go.
+    let begun = Instant::now();
+    let registry = TcpStream::connect(server.registry()).unwrap();
+    let register = json!({"action": "REGISTER", "data": {"hostname": "cy", "port": 6009,
+        "files_metadata": {"cys": {"size": 3, "modified": 5, "is_published": true}}}});
+    (&registry).write_all(format!("{register}\n").as_bytes()).unwrap();
+    let told = events.next("peers", |data| data["hostname"] == "cy");
+    assert_eq!(told["online"], true);
+    assert_eq!(events.next("files", |data| data["hostname"] == "cy")["fname"], "cys");
+    within(begun, "came");
+    assert_eq!(names(&bob.shows("peers"), "peers", "hostname"), ["ann", "bob", "cy"]);
+    let begun = Instant::now();
+    let leave = json!({"action": "UNREGISTER", "data": {"hostname": "cy"}});
+    (&registry).write_all(format!("{leave}\n").as_bytes()).unwrap();
+    let told = events.next("peers", |data| data["hostname"] == "cy" && data["online"] == false);
+    within(begun, "gone");
+    assert_eq!(told["online"], false);
+    assert_eq!(bob.shows("network-files?q=cys")["total"], 0);
+    // One's own, at once, and fetches.
+    bob.does("publish", json!({"fname": "b", "local_path": place.file("b", 10)}));
+    let own = events.next("files", |data| data["fname"] == "b");
+    assert_eq!(
+        (&own["hostname"], &own["entry"]["size"], &own["change"]),
+        (&json!("bob"), &json!(10), &json!("published"))
+    );
+    ann.publishes(&server, &place.file("big", 2_000_000));
+    fs::create_dir(place.path("shared/got")).unwrap();
+    let id = bob.fetches("big", &place.path("shared/got"));
+    let done = events.next("fetches", |data| data["progress"]["status"] == "completed");
+    assert_eq!((&done["id"], &done["progress"]["downloaded_size"]), (&json!(id), &json!(2_000_000)));
+    bob.does("logout", json!({}));
+    assert_eq!(events.next("node", |data| data["state"] == "disconnected")["hostname"], "bob");
+    bob.token = None;
+}
+
+#[test]
+fn the_registry_tells_what_has_changed_since_then() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let changes = |data: Value| ask_registry(server.registry(), "CHANGES", data);
+    let begun = changes(json!({}));
+    assert_eq!((&begun["status"], &begun["reset"]), (&json!("OK"), &json!(true)), "{begun}");
+    let version = begun["version"].as_u64().unwrap();
+    let nothing = changes(json!({ "since": version }));
+    assert_eq!((&nothing["version"], &nothing["changes"], nothing.get("reset")), (&json!(version), &json!([]), None));
+    let waits = std::thread::spawn({
+        let registry = server.registry();
+        move || {
+            let begun = Instant::now();
+            (ask_registry(registry, "CHANGES", json!({"since": version, "wait": 20})), begun.elapsed())
+        }
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let host = TcpStream::connect(server.registry()).unwrap();
+    let mut answers = BufReader::new(&host).lines();
+    let mut does = |action: &str, data: Value| {
+        (&host).write_all(format!("{}\n", json!({"action": action, "data": data})).as_bytes()).unwrap();
+        let answer: Value = serde_json::from_str(&answers.next().unwrap().unwrap()).unwrap();
+        assert!(matches!(answer["status"].as_str(), Some("OK" | "ACK")), "{answer}");
+    };
+    let files = json!({"a": {"size": 3, "modified": 5, "is_published": true}, "hid": {"size": 3, "modified": 5, "is_published": false}});
+    does("REGISTER", json!({"hostname": "ann", "port": 6009, "display_name": "Ann", "files_metadata": files}));
+    let (told, took) = waits.join().unwrap();
+    assert!(took < Duration::from_millis(1_200), "{took:?}");
+    let first = told["changes"].as_array().unwrap();
+    assert_eq!(
+        first[0],
+        json!({"hostname": "ann", "display_name": "Ann", "addr": ["127.0.0.1", 6009]}),
+        "the host itself: {told}"
+    );
+    does("PUBLISH", json!({"hostname": "ann", "fname": "b", "size": 4, "modified": 6}));
+    does("UNPUBLISH", json!({"hostname": "ann", "fname": "a"}));
+    does("UNREGISTER", json!({"hostname": "ann"}));
+    let told = changes(json!({ "since": version }));
+    let short: Vec<String> = told["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| {
+            let what = match it.get("entry") {
+                None => "is there".to_owned(),
+                Some(Value::Null) => "gone".to_owned(),
+                Some(entry) => entry["size"].to_string(),
+            };
+            format!("{} {what}", it["fname"].as_str().unwrap_or("-"))
+        })
+        .collect();
+    assert_eq!(short, ["- is there", "a 3", "b 4", "a gone", "- gone"]);
+    let version = told["version"].as_u64().unwrap();
+    assert_eq!(changes(json!({ "since": version }))["changes"], json!([]));
+    for unknown in [0, version + 1] {
+        assert_eq!(changes(json!({ "since": unknown }))["reset"], true, "{unknown}");
+    }
+    for wrong in
+        [json!({"wait": 26}), json!({"wait": -1}), json!({"wait": "x"}), json!({"since": -1}), json!({"since": "x"})]
+    {
+        assert_eq!(changes(wrong.clone())["status"], "ERROR", "{wrong}");
+    }
+    let begun = Instant::now();
+    assert_eq!(changes(json!({"since": version, "wait": 1}))["changes"], json!([]));
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+}
