@@ -143,7 +143,7 @@ function draw() {
   changed("files", all.total);
 }
 
-find.addEventListener("input", coalesce(() => all.search(find.value.trim()), 150));
+find.addEventListener("input", coalesce(() => all.search(find.value.trim()), 60));
 
 state.addEventListener("node", () => {
   const { node } = state;
