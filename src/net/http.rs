@@ -55,6 +55,7 @@ use super::tls::Identity;
 
 pub use answer::{Fields, Refusal, bearer, error, json, method_not_allowed, not_found, query_pairs, segments, success};
 pub use body::{Body, Event, Events};
+pub use coding::accepts_gzip;
 pub use file::{FileFacts, content_disposition, has_already, serve_file};
 pub use hyper::header;
 pub use hyper::header::{HeaderMap, HeaderValue};

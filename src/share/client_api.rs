@@ -216,7 +216,10 @@ impl http::Handler for ClientApi {
     }
 
     fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
-        let routes::Found::Route(route, call) = routes::find(ROUTES, head) else { return None };
+        let routes::Found::Route(route, call) = routes::find(ROUTES, head) else {
+            // Whatever follows, there is nothing that it would be for.
+            return Some(Err(self.answer(head).unwrap_or_else(Response::from)));
+        };
         let Act::Upload(begin) = route.handler else { return None };
         let begun = self.user(head).and_then(|user| self.node_of(&user)).and_then(|node| {
             node.work();

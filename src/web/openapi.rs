@@ -174,9 +174,11 @@ fn schema(shape: &Shape, schemas: &mut Map<String, Value>) -> Value {
         Shape::Always(always) => json!({"type": "boolean", "const": always}),
         Shape::Nullable(shape) => json!({"anyOf": [schema(shape, schemas), {"type": "null"}]}),
         Shape::List(shape) => json!({"type": "array", "items": schema(shape, schemas)}),
+        // By what each of them may be, and their number: `prefixItems` would say more, and some of those who read
+        // this take it for a list of schemas where one is expected.
         Shape::Row(shapes) => {
-            let items: Vec<Value> = shapes.iter().map(|shape| schema(shape, schemas)).collect();
-            json!({"type": "array", "prefixItems": items, "minItems": shapes.len(), "maxItems": shapes.len()})
+            let kinds: Vec<Value> = shapes.iter().map(|shape| schema(shape, schemas)).collect();
+            json!({"type": "array", "items": {"anyOf": kinds}, "minItems": shapes.len(), "maxItems": shapes.len()})
         }
         Shape::Map(shape) => json!({"type": "object", "additionalProperties": schema(shape, schemas)}),
         Shape::Object(fields) => object(fields, &[], schemas),

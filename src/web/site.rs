@@ -74,6 +74,9 @@ impl<A: Handler> Handler for Site<A> {
     }
 
     fn upload(&self, head: &Request) -> Option<Result<Box<dyn Sink>, Response>> {
+        if head.path == DESCRIPTION_PATH || self.pages.get(head).is_some() {
+            return Some(Err(method_not_allowed(&[Method::GET])));
+        }
         self.api.upload(head)
     }
 }

@@ -14,7 +14,7 @@ const COMPRESSED_FROM: usize = 1024;
 const COMPRESSED_TO: usize = 4 << 20;
 
 /// Whether who asked takes gzip (RFC 9110, 12.5.3), and does not like it less than what is not compressed.
-pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
+pub fn accepts_gzip(headers: &HeaderMap) -> bool {
     let (mut gzip, mut any, mut identity) = (None, None, None);
     for value in headers.get_all(ACCEPT_ENCODING) {
         for coding in value.to_str().unwrap_or_default().split(',') {
@@ -62,8 +62,12 @@ pub(super) fn encode(accepts_gzip: bool, headers: &mut HeaderMap, body: Vec<u8>)
     compressed
 }
 
-/// Headers more that the answer depends on.
+/// One header more that the answer depends on.
 pub(super) fn vary(headers: &mut HeaderMap, more: &HeaderValue) {
+    let is_it = |name: &str| more.to_str().is_ok_and(|more| name.trim().eq_ignore_ascii_case(more));
+    if headers.get_all(VARY).iter().any(|all| all.to_str().is_ok_and(|all| all.split(',').any(is_it))) {
+        return;
+    }
     let all = match headers.get(VARY) {
         Some(before) => HeaderValue::from_bytes(&[before.as_bytes(), b", ", more.as_bytes()].concat()),
         None => Ok(more.clone()),
@@ -169,6 +173,7 @@ mod tests {
         assert_eq!(of(5000, json, &[(ETAG, "\"a\"")], true).1[ETAG], "W/\"a\"");
         assert_eq!(of(5000, json, &[(ETAG, "W/\"a\"")], true).1[ETAG], "W/\"a\"");
         assert_eq!(of(5000, json, &[(VARY, "cookie")], true).1[VARY], "cookie, accept-encoding");
+        assert_eq!(of(5000, json, &[(VARY, "a, Accept-Encoding")], true).1[VARY], "a, Accept-Encoding");
         assert!(!of(5000, json, &[(CONTENT_ENCODING, "gzip")], true).1.contains_key(VARY));
         assert!(!of(5000, json, &[(CONTENT_RANGE, "bytes 0-4999/9999")], true).0);
         // What gets no shorter goes as it is.

@@ -2,7 +2,7 @@
 
 use super::ServerApi;
 use crate::net::http::routes::Shape::{List, Map, Named, Nullable, Number, OneOf, Row, Text, Whole};
-use crate::net::http::routes::{Field, Gives, Route, Takes, Who, field, optional, refused};
+use crate::net::http::routes::{Field, Gives, Refused, Route, Takes, Who, field, optional, refused};
 use crate::net::http::{Answered, Call, success};
 use serde_json::json;
 
@@ -23,6 +23,8 @@ const PASSWORD: Field = field("password", Text);
 const CREDENTIALS: &[Field] = &[USERNAME, PASSWORD];
 /// A token in the body, for who cannot set a header.
 const TOKEN: Takes = Takes::MaybeJson(&[optional("token", Text)]);
+/// So whoever has none is told so only once the body was read.
+const NO_TOKEN: &[Refused] = &[refused(401, "the token is missing, or not good")];
 /// A file as the registry has it.
 const ENTRY: &[Field] = &[
     field("size", Whole),
@@ -86,14 +88,18 @@ pub(super) const ROUTES: &[Route<Act>] = &[
             field("user", Named("User", USER)),
             field("exp", Whole).about("Unix seconds"),
             field("expires_in", Number).about("seconds from now"),
-        ]),
+        ])
+        .by(Who::Anybody)
+        .refuses(NO_TOKEN),
     Route::post(
         "/api/user/refresh",
         "A new token for one that is good",
         Act::Open(|api, call| api.refresh(call.request)),
     )
+    .by(Who::Anybody)
     .takes(TOKEN)
-    .answers(SIGNED_IN),
+    .answers(SIGNED_IN)
+    .refuses(NO_TOKEN),
     Route::post("/api/admin/login", "Signs the admin in", Act::Open(|api, call| api.admin_login(call.request)))
         .by(Who::Anybody)
         .takes(Takes::Json(CREDENTIALS))
@@ -104,9 +110,10 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         "Whether it is the admin's token",
         Act::Open(|api, call| api.admin_verify(call.request)),
     )
-    .by(Who::Admin)
+    .by(Who::Anybody)
     .takes(TOKEN)
-    .answers(&[field("username", Text)]),
+    .answers(&[field("username", Text)])
+    .refuses(NO_TOKEN),
     Route::get(
         "/api/admin/registry",
         "The hosts, and the accounts that have none: all of them, or the part that is asked for",

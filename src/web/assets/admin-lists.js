@@ -46,7 +46,7 @@ export function hosts() {
       let host;
       const [title, hostname, where, state] = [given("span", "title"), given("span", "muted small"), given("span", "mono"), badge()];
       const [files, seen, account] = [h("span"), h("span"), h("span", { class: "cut" })];
-      const name = h("button", { class: "plain", onclick: () => showHost(host) }, title, hostname);
+      const name = h("button", { class: "plain", onclick: () => showHost(host) }, title, " ", hostname);
       return row({ name, state, where, files, seen, account }, (it) => {
         host = it;
         title.say(it.display_name || it.hostname);
@@ -112,7 +112,7 @@ export function accounts() {
       const [title, username, state, uses] = [given("span", "title"), given("span", "muted small"), badge(), given("span")];
       const [made, seen] = [h("span"), h("span")];
       const act = h("button", { class: "small", onclick: () => block(user, act) });
-      const name = h("button", { class: "plain", onclick: () => showAccount(user) }, title, username);
+      const name = h("button", { class: "plain", onclick: () => showAccount(user) }, title, " ", username);
       return row({ name, state, uses, made, seen, do: act }, (it) => {
         user = it;
         title.say(it.display_name || it.username);

@@ -7,7 +7,7 @@ import { call } from "./api.js";
 import { Chart, STALE_AFTER_MS, short } from "./charts.js";
 import { bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
 
-const CHARTS_EVERY_MS = 3_000;
+const CHARTS_EVERY_MS = 2_500;
 const REST_EVERY_MS = 10_000;
 const SHOWN = 5;
 const WARNINGS_READ = 200;

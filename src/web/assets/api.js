@@ -272,8 +272,10 @@ export function events(path, handlers) {
   const channel = navigator.locks && "BroadcastChannel" in window ? new BroadcastChannel(label) : null;
   let lastId = null;
   let begun = false;
+  let heardAt = Date.now();
 
   const take = ({ id, name, data }) => {
+    heardAt = Date.now();
     if (id !== undefined) lastId = id;
     if (name === "reset") begun = true;
     try {
@@ -284,7 +286,7 @@ export function events(path, handlers) {
   };
   const tell = (event) => {
     take(event);
-    channel?.postMessage(event);
+    if (!ended.signal.aborted) channel?.postMessage(event);
   };
   channel?.addEventListener("message", ({ data }) => take(data));
 
@@ -305,7 +307,37 @@ export function events(path, handlers) {
   }
 
   if (channel) {
-    navigator.locks.request(label, { signal: ended.signal }, () => hold(ended.signal)).catch(() => {});
+    let own = null;
+    let waiting = null;
+    const lead = async (isTaken) => {
+      waiting = new AbortController();
+      let held = null;
+      const options = isTaken ? { steal: true } : { signal: waiting.signal };
+      try {
+        await navigator.locks.request(label, options, () => {
+          own = held = new AbortController();
+          return hold(held.signal);
+        });
+      } catch {
+        // Another tab has taken it over, or this one waits no longer.
+      }
+      held?.abort();
+      if (own === held) own = null;
+      if (held && !ended.signal.aborted) lead(false);
+    };
+    lead(false);
+    // Browsers slow down tabs that nobody sees: one that is looked at takes over from one that says nothing.
+    const watch = setInterval(() => {
+      if (own || document.hidden || Date.now() - heardAt < QUIET_MS) return;
+      heardAt = Date.now();
+      waiting.abort();
+      lead(true);
+    }, 5_000);
+    ended.signal.addEventListener("abort", () => {
+      clearInterval(watch);
+      waiting.abort();
+      own?.abort();
+    });
   } else {
     // Without a way to agree on one, those that nobody sees do without.
     let own = null;
@@ -349,7 +381,9 @@ async function stream(path, lastId, stop, give) {
     }
     if (!response.ok) throw refused(response.status, await response.text());
     if (lastId === null) give({ name: "reset" });
+    let isSilent = true;
     const parse = parser((event) => {
+      isSilent = false;
       let data = null;
       try {
         data = JSON.parse(event.data);
@@ -365,7 +399,10 @@ async function stream(path, lastId, stop, give) {
       // The server says something every 15 s: a line that is silent for longer is broken.
       clearTimeout(timer);
       timer = setTimeout(end, QUIET_MS);
+      isSilent = true;
       parse(value);
+      // Other tabs are to know that somebody listens.
+      if (isSilent) give({ name: "alive" });
     }
   } finally {
     clearTimeout(timer);
