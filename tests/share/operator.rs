@@ -166,7 +166,7 @@ fn deals_money_and_what_happened_are_seen_while_it_happens() {
 #[test]
 fn figures_of_every_room_are_there_within_seconds() {
     let market = Market::start();
-    let mut bob = Peer::new(&market.server, "bob");
+    let (mut bob, _alice) = (Peer::new(&market.server, "bob"), Peer::new(&market.server, "alice"));
     bob.look_for("desk", 5.0);
     let token = market.register("ann");
     let mut host = market.line("registry");

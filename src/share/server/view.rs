@@ -40,6 +40,10 @@ pub struct Client {
     pub online: bool,
 }
 
+/// A host of which something has changed, and, if it is there, whether its connection is open, and how many files it
+/// has.
+pub type Changed = (Name, Option<(bool, u64)>);
+
 /// Looks at a registry that runs. Clones look at the same.
 #[derive(Clone)]
 pub struct View {
@@ -135,7 +139,7 @@ impl View {
     /// Of which hosts something has changed since this was asked last, as each is now: its name, and, if it is
     /// there, whether its connection is open, and how many files it has. None: there were too many, or nobody had
     /// asked before. They are remembered until it `is_wanted` no more; while it is not, that costs nothing.
-    pub fn changed(&self, is_wanted: bool) -> Option<Vec<(Name, Option<(bool, u64)>)>> {
+    pub fn changed(&self, is_wanted: bool) -> Option<Vec<Changed>> {
         let names = self.or_nothing(self.shared.keeper.look(|core, _now| core.take_touched(is_wanted)))?;
         let names: Vec<Name> = names.into_iter().collect();
         let mut all = Vec::with_capacity(names.len());
