@@ -142,7 +142,8 @@ function draw() {
   show(finder, all.total > 8 || Boolean(find.value) || document.activeElement === find);
 }
 
-find.addEventListener("input", coalesce(() => all.search(find.value.trim()), 60));
+const seek = coalesce(() => all.search(find.value.trim()), 60);
+for (const it of ["input", "change"]) find.addEventListener(it, seek);
 
 state.addEventListener("node", () => {
   const { node } = state;

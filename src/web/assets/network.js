@@ -168,7 +168,7 @@ const seek = coalesce(() => {
   if (one) one.search(input.value.trim());
   else all.search(input.value.trim());
 }, 60);
-input.addEventListener("input", seek);
+for (const it of ["input", "change"]) input.addEventListener(it, seek);
 input.addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown" && rows.el.isConnected) {
     event.preventDefault();
