@@ -2,9 +2,13 @@
 
 CARGO ?= cargo
 RELEASE = target/release
+# What finds faults of pages for people who hear or touch them: one file, of an archive that is known by its hash.
+AXE = axe-core-4.14.1
+AXE_SHA256 = e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+AXE_FILE = target/$(AXE)/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-clients perf test test-full fuzz-http lint clean need-tools need-browser need-ip
+.PHONY: help build run-server run-clients perf test test-full fuzz-http lint clean need-tools need-browser need-axe need-ip
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +30,10 @@ perf: build ## measure: how fast, and how far from what the machine could do; pa
 	$(RELEASE)/p2s2-perf heartbeat
 	$(RELEASE)/p2s2-perf duplicates --quick
 
-test: need-tools need-browser need-ip ## every test; kills, simulations and floods at a tenth
+test: need-tools need-browser need-axe need-ip ## every test; kills, simulations and floods at a tenth
 	$(CARGO) test --locked
 
-test-full: build need-browser need-ip ## every test in full, and the speed that is promised
+test-full: build need-browser need-axe need-ip ## every test in full, and the speed that is promised
 	P2S2_TEST_SCALE=full $(CARGO) test --release --locked
 	$(RELEASE)/p2s2-perf trade --quick
 	$(RELEASE)/p2s2-perf shop --quick
@@ -55,7 +59,7 @@ need-tools:
 	        echo "error: a C compiler is missing: install gcc (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; \
 	    fi; }
 
-# The page of a report is looked at in a real browser.
+# Pages are looked at in a real browser.
 need-browser:
 	@command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null || { \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -63,6 +67,23 @@ need-browser:
 	    else \
 	        echo "error: a browser is missing: install Chromium with its driver (Debian: apt-get install chromium chromium-driver)" >&2; exit 1; \
 	    fi; }
+
+# Each page, in each of its states, is looked at by axe-core as well.
+need-axe: $(AXE_FILE)
+$(AXE_FILE):
+	@command -v curl >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        apt-get update -qq && apt-get install -y -qq --no-install-recommends curl ca-certificates; \
+	    else \
+	        echo "error: curl is missing: install it (Debian: apt-get install curl)" >&2; exit 1; \
+	    fi; }
+	@mkdir -p $(@D)
+	@curl -sSfL --retry 3 -o $(@D)/$(AXE).tgz https://registry.npmjs.org/axe-core/-/$(AXE).tgz || { \
+	    echo "error: axe-core cannot be fetched: put axe.min.js of its release 4.14.1 at $@" >&2; exit 1; }
+	@echo "$(AXE_SHA256)  $(@D)/$(AXE).tgz" | sha256sum --check --quiet || { \
+	    echo "error: $(@D)/$(AXE).tgz is not what was published as axe-core 4.14.1: nothing of it is used" >&2; \
+	    rm -f $(@D)/$(AXE).tgz; exit 1; }
+	@tar -xzf $(@D)/$(AXE).tgz -C $(@D) --strip-components=1 --touch package/axe.min.js && rm $(@D)/$(AXE).tgz
 
 # Peers of a LAN meet in networks that the tests make for themselves. Where that cannot be, they say so
 # and leave those tests out.

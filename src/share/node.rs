@@ -316,7 +316,10 @@ impl Inner {
 
     /// Something is otherwise with a file of one's own: `entry` is what others see of it.
     fn files_changed(&self, change: &str, file: &Tracked) {
-        self.network.forget();
+        // What others do not see, before and after, is nothing to the network.
+        if file.is_published || change == "unpublished" {
+            self.network.forget();
+        }
         let entry = file.is_published.then(|| file.entry());
         self.watchers.tell(
             "files",
@@ -678,6 +681,7 @@ impl Node {
                 Err(NodeError::Away(why)) => log::info!("{}: the registry learns later of {name}: {why}", inner.user),
                 done => done?,
             }
+            inner.network.forget();
         }
         let file = inner.files.remove(name)?;
         inner.files_changed("removed", &Tracked { is_published: false, ..file });

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "../support/browser.rs"]
 mod browser;
 mod fake;
 mod proxy;
@@ -145,7 +146,7 @@ fn the_page_shows_every_plot_in_a_browser_without_network() {
     let words = ["trade", "--calls", "20", "--clients", "1,3", "--runs", "2", "--json"];
     report(&perf(&words, out.path()), 0);
     let browser = Browser::start();
-    browser.open(&out.path().join("trade.html"));
+    browser.open_file(&out.path().join("trade.html"));
     assert_eq!(browser.ask("return document.title"), "P2S2 trade");
     let plots = browser.ask(
         "return [...document.querySelectorAll('figure')].map(figure => {

@@ -330,6 +330,48 @@ fn lists_are_searched_and_paged_what_is_missing_is_marked_and_what_is_removed_st
 }
 
 #[test]
+fn what_has_been_missing_for_a_month_is_forgotten() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let mut node = Node::begun(&place, &server, "ann", &[]);
+    for name in ["gone", "just-gone", "here"] {
+        node.does("publish", json!({"fname": name, "local_path": place.file(name, 10)}));
+    }
+    fs::remove_file(place.path("shared/gone")).unwrap();
+    fs::remove_file(place.path("shared/just-gone")).unwrap();
+    assert_eq!(
+        node.shows("local-files")["files"].as_array().unwrap().iter().filter(|it| it["missing"] == true).count(),
+        2
+    );
+    let restart = node.kill();
+    let month = "UPDATE share_file SET missing_since = missing_since - 31 * 86400000 WHERE name = 'gone'";
+    let store = rusqlite::Connection::open(place.path("state-ann/share.db")).unwrap();
+    assert_eq!(store.execute(month, []).unwrap(), 1);
+    drop(store);
+    node = restart();
+    eventually("it to be forgotten", || {
+        (names(&node.shows("local-files"), "files", "name") == ["here", "just-gone"]).then_some(())
+    });
+    eventually("the registry to know", || server.hosts_of("gone").is_empty().then_some(()));
+    assert_eq!(server.hosts_of("here"), ["ann"]);
+}
+
+#[test]
+fn an_upload_in_the_place_of_one_that_was_published_is_not_published() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let node = Node::begun(&place, &server, "ann", &[]);
+    assert_eq!(upload(&node, "a", b"first").status, 200);
+    node.does("publish", json!({"fname": "a"}));
+    assert_eq!(server.hosts_of("a"), ["ann"]);
+    fs::remove_file(repo(&node).join("a")).unwrap();
+    let answer = upload(&node, "a", b"second");
+    assert_eq!((answer.status, &answer.json()["file"]["is_published"]), (200, &json!(false)));
+    eventually("it to be hidden", || server.hosts_of("a").is_empty().then_some(()));
+    assert_eq!(get(&node, "files/a/content", &[]).body, b"second");
+}
+
+#[test]
 fn how_many_have_a_content_is_told() {
     let place = Place::new();
     let server = Server::start(&place, &[]);

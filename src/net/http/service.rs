@@ -61,8 +61,9 @@ impl Service {
             }
             Err(refusal) => return refused(refusal),
         };
-        // Where a method gets and changes nothing there is nothing to be sent along either.
-        let may_upload = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        // Where a method gets and changes nothing there is nothing to be sent along either, unless somebody does.
+        let is_read = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        let may_upload = !is_read || !body.is_end_stream();
         let mut request = Request {
             method: if parts.method == Method::HEAD { Method::GET } else { parts.method.clone() },
             path: parts.uri.path().to_owned(),

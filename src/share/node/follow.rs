@@ -91,7 +91,8 @@ impl Follow {
         while self.is_wanted() && !self.inner.is_stopping.load(Relaxed) {
             match self.hear(&registry) {
                 Ok(()) => {}
-                Err(RegistryError::Refused(reason)) => {
+                // It names what it knows.
+                Err(RegistryError::Refused(reason)) if reason.starts_with("action") => {
                     log::debug!("{}: the registry tells of no changes: {reason}", self.inner.user);
                     return RETRY_OLDER;
                 }

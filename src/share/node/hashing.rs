@@ -23,7 +23,7 @@ pub(super) enum Order {
 /// Runs until it is told to stop. What was not read then is found again at the next start.
 pub(super) fn run(inner: &Inner, orders: &Receiver<Order>) {
     let mut round = looking::Round::default();
-    let mut looks_at = Instant::now() + looking::EVERY;
+    let mut looks_at = Instant::now() + looking::FIRST_IN;
     loop {
         match orders.recv_deadline(looks_at) {
             Ok(Order::Look) => read_until_done(inner),

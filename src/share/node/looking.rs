@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Inner, NodeError};
-use crate::model::Clock;
+use crate::model::{Clock, Millis};
 use crate::share::files::Tracked;
 use crate::share::wire::FileName;
 
@@ -14,6 +14,8 @@ pub(super) const AT_ONCE: usize = 1_000;
 const TOLD_MAX: usize = 64;
 /// How often some of all are looked at.
 pub(super) const EVERY: Duration = Duration::from_secs(30);
+/// And for the first time after a start.
+pub(super) const FIRST_IN: Duration = Duration::from_secs(2);
 /// How long what is missing is remembered: a disk may be put back.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -36,6 +38,11 @@ pub(super) fn look(inner: &Inner, files: &mut [Tracked]) -> Result<(), NodeError
     Ok(())
 }
 
+/// Whether it has been missing for so long that nobody waits for it any more.
+fn is_over(file: &Tracked, now: Millis) -> bool {
+    file.missing_since.is_some_and(|since| since.until(now) >= FORGOTTEN_AFTER)
+}
+
 /// Looks at all, a part at a time.
 #[derive(Debug, Default)]
 pub(super) struct Round {
@@ -50,8 +57,7 @@ impl Round {
         self.at = files.last().map(|file| file.name.clone());
         look(inner, &mut files)?;
         let now = Clock::wall();
-        let is_over = |file: &&Tracked| file.missing_since.is_some_and(|since| since.until(now) >= FORGOTTEN_AFTER);
-        for file in files.iter().filter(is_over) {
+        for file in files.iter().filter(|file| is_over(file, now)) {
             log::info!("{}: {} has been missing for 30 days, and is forgotten", inner.user, file.name);
             let gone = inner.files.remove(&file.name)?;
             if gone.is_published {

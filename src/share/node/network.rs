@@ -522,6 +522,78 @@ mod tests {
         assert_eq!(snapshot.search("", 9, 10), (3, vec![]));
     }
 
+    /// A change: of a file with its size, of a file or host that is gone (none), or of a host that is there.
+    fn changed(host: &str, fname: Option<&str>, size: Option<u64>, is_there: bool) -> Changed {
+        let mut line = json!({"hostname": host, "display_name": host.to_uppercase(), "addr": ["192.0.2.9", 6009]});
+        if let Some(fname) = fname {
+            line["fname"] = json!(fname);
+        }
+        if !is_there {
+            line["entry"] = Value::Null;
+        } else if let Some(size) = size {
+            line["entry"] = json!({"size": size, "modified": 1, "blake3": Digest([1; 32])});
+        }
+        from_value(line).unwrap()
+    }
+
+    #[test]
+    fn what_has_changed_is_taken_in_in_order_and_twice_is_once() {
+        let mut snapshot = Snapshot::new([listing(&[
+            ("ann", &[("a", 1, 1.0), ("b", 2, 1.0)]),
+            ("bob", &[("c", 3, 1.0)]),
+            ("cy", &[("d", 4, 1.0)]),
+        ])]);
+        let changes = [
+            changed("bob", None, None, false),
+            changed("dee", None, None, true),
+            changed("dee", Some("z"), Some(9), true),
+            changed("ann", Some("a"), Some(9), true),
+            changed("ann", Some("b"), None, false),
+            changed("ann", Some("x"), Some(9), true),
+            changed("ann", Some("x"), None, false),
+            changed("cy", Some("e"), Some(5), true),
+            changed("cy", None, None, false),
+            changed("cy", None, None, true),
+            changed("cy", Some("f"), Some(6), true),
+            changed("nobody", Some("gone"), None, false),
+        ];
+        let shown = |snapshot: &Snapshot| -> (Vec<String>, Vec<String>) {
+            let file = |it: &NetworkFile| format!("{}@{} {} {}", it.name, it.owner.hostname, it.entry.size, it.copies);
+            let host = |it: &Arc<Host>| format!("{} {} {}", it.display_name, it.port, it.file_count);
+            (snapshot.files.iter().map(file).collect(), snapshot.hosts.iter().map(host).collect())
+        };
+        for _ in 0..2 {
+            snapshot.apply(&changes);
+            let (files, hosts) = shown(&snapshot);
+            assert_eq!(files, ["a@ann 9 2", "f@cy 6 1", "z@dee 9 2"]);
+            assert_eq!(hosts, ["ANN 6009 1", "CY 6009 1", "DEE 6009 1", "NOBODY 6009 0"]);
+        }
+        snapshot.apply(&[changed("ann", None, None, false), changed("dee", Some("z"), Some(8), true)]);
+        let (files, hosts) = shown(&snapshot);
+        assert_eq!((files, hosts.len()), (vec!["f@cy 6 1".to_owned(), "z@dee 8 1".to_owned()], 3));
+        assert_eq!(snapshot.search("Z", 0, 9).0, 1, "what came is found");
+    }
+
+    #[test]
+    fn what_is_followed_is_read_once_and_what_is_heard_meanwhile_is_in_it() {
+        let (client, answered) = registry(1, 3);
+        let network = Network::default();
+        network.follow();
+        let read = |network: &Network| network.snapshot(Duration::ZERO, &client).unwrap().files.len();
+        assert_eq!((read(&network), read(&network), answered.lock().len()), (3, 3, 1), "as long as nothing changes");
+        network.apply(&[changed("dee", Some("z"), Some(9), true)]);
+        assert_eq!((read(&network), answered.lock().len()), (4, 1));
+        // It is heard of again while everything is read anew.
+        network.state.lock().heard = Some(Vec::new());
+        network.apply(&[changed("dee", Some("y"), Some(9), true)]);
+        assert_eq!(network.state.lock().heard.as_ref().map(Vec::len), Some(1));
+        network.state.lock().heard = None;
+        network.forget();
+        assert_eq!((read(&network), answered.lock().len()), (3, 2));
+        network.follow_no_more();
+        assert_eq!((read(&network), answered.lock().len()), (3, 3), "nobody tells what changes");
+    }
+
     #[test]
     fn hosts_that_have_the_same_content_are_counted_once_each() {
         let files = |list: &[(&str, u64, Option<u8>)]| {

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::Token;
+use crate::model::text::Sought;
 use crate::share::wire::{FileEntry, Seconds};
 use crate::storage::Store;
 
@@ -84,6 +85,49 @@ fn shown(core: &mut Registry, now: u64) -> Vec<String> {
         cursor = next;
     }
     names
+}
+
+#[test]
+fn hosts_are_found_by_either_name_some_at_a_time() {
+    let mut core = registry();
+    for (conn, hostname, display_name) in [(1, "h1", "Kitchen"), (2, "h2", "Attic"), (3, "h3", "kitchen too")] {
+        register(&mut core, 0, conn, &Claim { display_name: display_name.into(), ..claim(hostname) }).unwrap();
+    }
+    let sought = Sought::new("KITCH");
+    assert_eq!(core.named_like(&sought, None, 2), (vec![name("h1")], Some(name("h2"))));
+    assert_eq!(core.named_like(&sought, Some(&name("h2")), 2), (vec![name("h3")], None));
+    assert_eq!(core.named_like(&Sought::new("h2"), None, 9), (vec![name("h2")], None));
+    assert_eq!(core.names_from(1, 1), [name("h2")]);
+    assert_eq!(core.listed_users(), 0);
+}
+
+#[test]
+fn hosts_that_change_are_remembered_only_while_somebody_wants_to_know() {
+    let mut core = registry();
+    register(&mut core, 0, 1, &claim("ann")).unwrap();
+    assert_eq!(core.take_touched(true), None, "nobody had asked");
+    let of = |names: &[&str]| Some(names.iter().map(|text| name(text)).collect::<BTreeSet<_>>());
+    assert_eq!(core.take_touched(true), of(&[]));
+    register(&mut core, 1, 2, &claim("bob")).unwrap();
+    core.publish(Millis(2), 1, &name("ann"), &fname("a"), entry(1, true)).unwrap();
+    assert_eq!(core.take_touched(true), of(&["ann", "bob"]));
+    // What is not shown is nothing to tell of.
+    core.publish(Millis(3), 1, &name("ann"), &fname("hidden"), entry(2, false)).unwrap();
+    core.presence(Millis(4), "ann");
+    assert_eq!(core.take_touched(true), of(&[]));
+    core.closed(2);
+    core.unregister(Millis(5), 1, &name("ann")).unwrap();
+    assert_eq!(core.take_touched(true), of(&["ann", "bob"]));
+    assert!(shown(&mut core, 21 * MINUTE).is_empty());
+    assert_eq!(core.take_touched(false), of(&["bob"]), "it fell silent");
+    register(&mut core, 22 * MINUTE, 3, &claim("cid")).unwrap();
+    assert_eq!(core.take_touched(true), None, "nobody wanted to know");
+    for nth in 0..=TOUCHED_MAX as u64 {
+        register(&mut core, 23 * MINUTE, 10 + nth, &Claim { source: ip("127.0.0.1"), ..claim(&format!("h{nth}")) })
+            .unwrap();
+    }
+    assert_eq!(core.take_touched(true), None, "too many");
+    assert_eq!(core.take_touched(true), of(&[]));
 }
 
 #[test]

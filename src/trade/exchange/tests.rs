@@ -13,6 +13,7 @@ use crate::trade::wire::{Ack, Inbound, read};
 mod bounds;
 mod disk;
 mod hearing;
+mod open;
 mod registration;
 mod requests;
 
@@ -286,6 +287,12 @@ impl World {
             ));
         }
         view.push(format!("{} settle", self.exchange.settlements()));
+        let deals = self.exchange.deals.read();
+        let is_open = |cell: &Arc<DealCell<Memory>>| cell.state.lock().deal.ended_at().is_none();
+        let open: BTreeSet<u64> = deals.iter().filter(|(_, cell)| is_open(cell)).map(|(id, _)| *id).collect();
+        assert_eq!(*self.exchange.open.lock(), open, "those that are open");
+        drop(deals);
+        view.push(format!("{open:?} are open"));
         view
     }
 
@@ -295,6 +302,7 @@ impl World {
         assert_eq!(exchange.deals.read().len(), 0, "deals");
         assert_eq!(exchange.mids.lock().len(), 0, "mids");
         assert_eq!(exchange.ended.lock().len(), 0, "ended");
+        assert_eq!(exchange.open_deals_len(), 0, "open");
         assert_eq!(exchange.farewells.lock().len(), 0, "farewells");
         let slots = exchange.settling.lock();
         assert_eq!((slots.by_deal.len(), slots.by_address.len()), (0, 0), "slots");

@@ -3,7 +3,7 @@
 import { Paged } from "./paged.js";
 import { pick } from "./picker.js";
 import { Rows } from "./rows.js";
-import { changed, instead, kindOf, named, nothing, open, post, problem, publish, run, save, sentence, state } from "./state.js";
+import { instead, kindOf, named, nothing, open, post, problem, publish, run, save, sentence, state } from "./state.js";
 import { add, list as uploads } from "./uploads.js";
 import { ago, announce, bytes, coalesce, confirm, count, dialog, h, icon, instant, set, show, text } from "./ui.js";
 
@@ -140,10 +140,9 @@ function draw() {
   rows.set(all);
   text(found, all.isRead && all.total ? count(all.total, "file") : "");
   show(finder, all.total > 8 || Boolean(find.value) || document.activeElement === find);
-  changed("files", all.total);
 }
 
-find.addEventListener("input", coalesce(() => all.search(find.value.trim()), 150));
+find.addEventListener("input", coalesce(() => all.search(find.value.trim()), 60));
 
 state.addEventListener("node", () => {
   const { node } = state;

@@ -167,7 +167,7 @@ const seek = coalesce(() => {
   isAsked = true;
   if (one) one.search(input.value.trim());
   else all.search(input.value.trim());
-}, 150);
+}, 60);
 input.addEventListener("input", seek);
 input.addEventListener("keydown", (event) => {
   if (event.key === "ArrowDown" && rows.el.isConnected) {

@@ -260,16 +260,16 @@ function tellNode(node) {
   if (wasAway && kind !== "danger" && kind !== "warn") readAll();
 }
 
+let which = {};
 const reach = (node) => (node.reachable === true ? "others can reach it" : node.reachable === false ? "others cannot reach it" : "");
 
-async function showNode() {
-  const [word, , sentenceOf] = WORDS[state.node.state] ?? [state.node.state];
-  const more = await call("GET", `${API}/node`).catch(() => ({}));
+function showNode() {
   const { node } = state;
+  const [word, , sentenceOf] = WORDS[node.state] ?? [node.state];
   const facts = [
     ["State", word], ["Heartbeat", `every ${duration(node.heartbeat_interval)}`],
     ["For others", [node.address ?? `port ${node.port}`, reach(node)].filter(Boolean).join(", ")],
-    ["Server", more.server], ["Name", node.hostname], ["Fetched to", node.repo], ["Version", more.version],
+    ["Server", which.server], ["Name", node.hostname], ["Fetched to", node.repo], ["Version", which.version],
   ];
   dialog({
     title: "This node",
@@ -323,7 +323,7 @@ addEventListener("drop", (event) => {
 });
 
 addEventListener("paste", (event) => {
-  if (session() && event.clipboardData?.files.length && !event.target.closest("input")) files.pasted(event.clipboardData.files);
+  if (session() && event.clipboardData?.files.length && !event.target.closest?.("input")) files.pasted(event.clipboardData.files);
 });
 
 // Typing a slash looks for something, as in many places.
@@ -335,8 +335,8 @@ addEventListener("keydown", (event) => {
 });
 
 call("GET", `${API}/node`, undefined, { isAnonymous: true }).then((node) => {
-  text(about, `P2S2 ${node.version} · server ${node.server}`);
+  which = node;
+  text(about, `P2S2 ${which.version} · server ${which.server}`);
 }, (error) => text(about, sentence(error)));
-show(document.getElementById("elsewhere"), true);
 if (session()) start();
 else showSignIn();

@@ -125,10 +125,15 @@ export const NUMBERS_MAX = 100;
 /** A name without its ending, and that. */
 export const split = (name) => /^(.+?)(\.[^.]*)?$/s.exec(name).slice(1);
 
-/** `report (2).pdf` */
+const NAME_MAX = 255;
+
+/** `report (2).pdf`, and no longer than a name may be. */
 export function numbered(name, n) {
   const [stem, ending = ""] = split(name);
-  return `${stem} (${n})${ending}`;
+  const behind = ` (${n})${ending}`;
+  const letters = [...stem];
+  while (letters.length > 1 && new TextEncoder().encode(letters.join("") + behind).length > NAME_MAX) letters.pop();
+  return letters.join("") + behind;
 }
 
 /** Whether there are to be two files, of which the new one has another name. */
@@ -187,7 +192,7 @@ export async function publish(fname, { isQuiet = false } = {}) {
 }
 
 const matches = (list) => h("ul", { class: "picks", "aria-label": "Files like it" }, list.slice(0, 20).map((it) => h("li", { class: "pick" },
-  h("bdi", { class: "title" }, it.name), h("span", { class: "muted small" }, h("bdi", null, it.owner_hostname), ` · ${bytes(it.size)} · changed ${age(it.modified)}`))),
+  h("bdi", { class: "title cut", title: it.name }, it.name), h("span", { class: "muted small" }, h("bdi", null, it.owner_hostname), ` · ${bytes(it.size)} · changed ${age(it.modified)}`))),
   list.length > 20 ? h("li", { class: "muted small" }, `and ${list.length - 20} more`) : null);
 
 // What is in a file.

@@ -210,9 +210,12 @@ export function dialog({ title, build, actions = [], className = "", isForced = 
       el.close();
     };
     const el = h("dialog", { class: className, "aria-labelledby": id });
-    const head = h("div", { class: "dialog-head" }, h("h2", { id }, title), isForced ? null
+    const head = h("div", { class: "dialog-head" }, h("h2", { id, title, dir: "auto" }, title), isForced ? null
       : h("button", { type: "button", class: "quiet round", "aria-label": "Close", onclick: () => close(null) }, icon("close")));
-    el.append(head, h("div", { class: "body" }, build(close, el)));
+    const body = h("div", { class: "body" }, build(close, el));
+    el.append(head, body);
+    // What has to be scrolled is reached by keyboard, too.
+    new ResizeObserver(() => set(body, { tabindex: body.scrollHeight > body.clientHeight ? "0" : null })).observe(body);
     if (actions.length) {
       el.append(h("div", { class: "dialog-foot" }, actions.map((it) => h("button", {
         type: "button", class: it.class ?? "", onclick: () => close(it.value),

@@ -92,20 +92,23 @@ impl Line {
         let counters = |look: &Look, part: &str, names: &[&str]| {
             names.iter().map(|name| look.reading.number(part, Kind::Counters, name)).sum::<Option<u64>>()
         };
+        // What was not there has counted since the start, when everything was 0.
+
         match self.from {
             Source::Rate(part, names) => {
                 let count = counters(now, part, names)?;
                 let grown = before.and_then(|before| {
                     let passed = (now.at - before.at).as_secs_f64();
-                    Some(count.checked_sub(counters(before, part, names)?)? as f64 / passed).filter(|_| passed > 0.0)
+                    let counted = counters(before, part, names).unwrap_or(0);
+                    Some(count.checked_sub(counted)? as f64 / passed).filter(|_| passed > 0.0)
                 });
                 Some(grown)
             }
             Source::Size(part, name) => Some(Some(now.reading.number(part, Kind::Sizes, name)? as f64)),
             Source::Latency(part, share) => {
                 let counts = now.reading.latencies(part)?;
-                let before = before.and_then(|before| before.reading.latencies(part));
-                let told = before.and_then(|before| counts.since(before).quantile(share));
+                let counted = before.map(|before| before.reading.latencies(part).copied().unwrap_or_default());
+                let told = counted.and_then(|counted| counts.since(&counted).quantile(share));
                 Some(told.map(|time| time.as_secs_f64() * 1000.0))
             }
             Source::Process(of) => Some(Some(of(&now.usage)? as f64)),
@@ -262,6 +265,8 @@ mod tests {
         // Nobody looked for six seconds.
         world.requests.add(600);
         kept.take(world.look(10), 1010);
+        // A part that came late has counted since it is there.
+        world.metrics.add_counters("registry", || vec![("requests", 8)]);
         kept.take(world.look(12), 1012);
         let shown = shown(&kept);
         assert_eq!(shown.times, [1000, 1002, 1004, 1006, 1008, 1010, 1012]);
@@ -273,12 +278,14 @@ mod tests {
         assert!((2.0..4.3).contains(&latency[1].unwrap()), "{latency:?}");
         assert_eq!(latency[2], None, "nothing was asked");
         assert_eq!(points(&shown, "process", "threads")[0], Some(9.0));
+        assert_eq!(points(&shown, "share", "requests")[5..], [None, Some(4.0)]);
         let names: Vec<_> = shown.series.iter().map(|series| (series.room, series.name)).collect();
         let there = [
             ("trade", "requests"),
             ("trade", "p50"),
             ("trade", "p95"),
             ("trade", "peers"),
+            ("share", "requests"),
             ("http", "p50"),
             ("http", "p95"),
             ("process", "threads"),

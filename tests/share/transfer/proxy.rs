@@ -27,7 +27,12 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn before(target: SocketAddr) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Proxy::at("127.0.0.1:0".parse().unwrap(), target)
+    }
+
+    /// One that listens there.
+    pub fn at(at: SocketAddr, target: SocketAddr) -> Proxy {
+        let listener = TcpListener::bind(at).unwrap();
         let at = listener.local_addr().unwrap();
         let knobs = Arc::new(Knobs { target: Mutex::new(Some(target)), ..Knobs::default() });
         let its_knobs = Arc::clone(&knobs);

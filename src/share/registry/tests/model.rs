@@ -295,6 +295,12 @@ fn compare(core: &mut Registry, model: &Model, disk: &Disk) {
     let totals =
         Totals { total_clients: there.len() as u64, active_clients: active, total_files: files, total_size: size };
     assert_eq!(core.totals(), totals);
+    let is_live_users = |host: &&Host| host.is_live && host.by_account;
+    assert_eq!(core.listed_users(), core.slots.iter().flatten().filter(is_live_users).count());
+    let names: Vec<Name> = there.iter().map(|host| name(NAMES[*host])).collect();
+    assert_eq!(core.names_from(0, 99), names);
+    let (found, more) = core.named_like(&Sought::default(), None, 99);
+    assert_eq!((found, more), (names, None));
     for (host, name) in NAMES.iter().enumerate() {
         assert_eq!(core.presence(now, name).is_some(), model.is_there(host));
         let shown = core.discover(now, name);

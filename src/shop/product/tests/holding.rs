@@ -83,3 +83,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_hidden_is_found_by_nobody_while_what_holds_it_goes_on() {
+    let (_dir, db) = open();
+    let items: [String; 3] = std::array::from_fn(|_| shelve(&db, 2));
+    let found = |keywords: &[&str]| -> Vec<String> {
+        let found: Found = ask(&db, search(Some(3), keywords));
+        assert_eq!(found.total, found.items.len() as u64);
+        found.items.into_iter().map(|item| item.item_id).collect()
+    };
+    for (purchase, item_id) in ["p0", "p1", "p2"].into_iter().zip(&items) {
+        db.handle_at(NOW, hold(purchase, item_id, 2)).unwrap();
+    }
+    assert!(found(&["lamp"]).is_empty(), "all units are held");
+    assert_eq!(db.remove_item(&items[0]), Ok(true));
+    assert_eq!(db.remove_item(&items[1]), Ok(true));
+    assert_eq!(db.handle_at(NOW, sell("p0")).unwrap(), r#""sold""#);
+    for purchase in ["p1", "p2"] {
+        db.handle_at(NOW, release(purchase)).unwrap();
+    }
+    // Its units are back, but it is not.
+    for keywords in [&["lamp"][..], &[]] {
+        assert_eq!(found(keywords), [items[2].as_str()]);
+    }
+    assert_eq!(refused(&db, hold("p3", &items[1], 1)), Code::NotFound);
+    assert_eq!(refused(&db, units("u", 7, &items[1], 1)), Code::NotFound);
+    assert_eq!(sold(&db), 2, "what was sold stays sold");
+    db.hide_seller(7, true).unwrap();
+    assert!(found(&["lamp"]).is_empty() && found(&[]).is_empty());
+    let new: crate::shop::ops::Registered = ask(&db, register("r", new_item(3, "A lamp", &["lamp"], 100, 1)));
+    assert!(found(&[]).is_empty(), "a new one neither");
+    db.hide_seller(7, false).unwrap();
+    assert_eq!(found(&["lamp"]), [new.item_id.as_str(), items[2].as_str()]);
+    db.hide_seller(99, false).unwrap();
+}

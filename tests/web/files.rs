@@ -1,0 +1,197 @@
+//! Files from one browser to another: brought in, published, found, fetched.
+
+use std::fs;
+
+use crate::browser::*;
+use crate::nodes::content;
+use crate::states::state;
+use crate::support::eventually;
+use crate::world::*;
+
+const MIB: usize = 1 << 20;
+
+#[test]
+fn what_one_publishes_another_finds_and_fetches() {
+    let world = World::start();
+    let (ann, bob) = (world.node("ann"), world.node("bob"));
+    let (hers, his) = Browser::two();
+    sign_up(&hers, &ann);
+    sign_up(&his, &bob);
+    // What is not loaded anew keeps this.
+    his.ask("window.isTheSame = true");
+    his.sees_text("Nothing here yet");
+    state(&his, "network-empty");
+
+    go(&hers, "My files");
+    hers.sees_text("No files yet");
+    state(&hers, "files-empty");
+    let report = world.own_file("report.pdf", 3 * MIB);
+    hers.choose(&hidden("input[type=file]:not([capture])"), &[&report]);
+    hers.sees(&in_my_files("report.pdf"));
+    let photo = world.own_file("photo 1.png", 10_000);
+    hers.drop_onto(&css("main"), &[&photo]);
+    hers.sees(&in_my_files("photo 1.png"));
+    state(&hers, "files");
+    // In the node's folder, byte for byte.
+    is_fetched(&world.repo(&ann, "report.pdf"), &content("report.pdf", 3 * MIB));
+    is_fetched(&world.repo(&ann, "photo 1.png"), &content("photo 1.png", 10_000));
+    assert_eq!(his.count(&on_network("report.pdf")), 0, "nobody sees it yet");
+
+    hers.click(&button("Publish").within(in_my_files("report.pdf")));
+    hers.sees(&button("Unpublish").within(in_my_files("report.pdf")));
+    his.sees(&on_network("report.pdf"));
+    let said = his.words_of(&on_network("report.pdf"));
+    assert!(said.contains("3.1 MB") && said.contains("ann"), "{said}");
+    hers.click(&button("Publish").within(in_my_files("photo 1.png")));
+    his.sees(&on_network("photo 1.png"));
+    state(&his, "network");
+
+    his.fill(&textbox("Search"), "REP");
+    his.sees_no(&on_network("photo 1.png"));
+    his.click(&button("Fetch").within(on_network("report.pdf")));
+    go(&his, "Transfers");
+    his.sees(&text("Fetched").within(in_transfers("report.pdf")));
+    is_fetched(&world.repo(&bob, "report.pdf"), &content("report.pdf", 3 * MIB));
+    state(&his, "transfers-fetched");
+    // From the node to the device on which the browser runs.
+    his.click(&button("Save").within(in_transfers("report.pdf")));
+    let saved = his.saved("report.pdf");
+    eventually("the browser to save it", || saved.exists().then_some(()));
+    is_fetched(&saved, &content("report.pdf", 3 * MIB));
+
+    // What others have is published only on purpose, and then there are two of it.
+    go(&his, "My files");
+    his.click(&button("Publish").within(in_my_files("report.pdf")));
+    his.sees(&role("dialog", "Others have this already"));
+    state(&his, "publish-duplicate");
+    his.click(&button("Publish anyway"));
+    his.sees(&button("Unpublish").within(in_my_files("report.pdf")));
+    go(&his, "Network");
+    his.sees(&text("2 have it").within(on_network("report.pdf")));
+    state(&his, "network-copies");
+    hers.click(&button("Unpublish").within(in_my_files("photo 1.png")));
+    his.fill(&textbox("Search"), "photo");
+    his.sees_text("Nothing of that name");
+    assert_eq!(his.ask("return window.isTheSame"), true, "all of it without loading the page again");
+
+    go(&his, "People");
+    his.sees(&row("ann").within(role("table", "People")));
+    state(&his, "people");
+    his.click(&button("Node:"));
+    his.sees(&role("dialog", "This node"));
+    state(&his, "node");
+}
+
+#[test]
+fn files_of_the_computer_are_added_where_they_lie() {
+    let world = World::start();
+    let ann = world.node("ann");
+    world.place.file("deep/er/song.mp3", 5000);
+    world.place.file("deep/.secret", 10);
+    let browser = Browser::start();
+    sign_up(&browser, &ann);
+    go(&browser, "My files");
+    browser.click(&button("Add"));
+    let dialog = || role("dialog", "Add files");
+    browser.sees(&dialog());
+    state(&browser, "picker");
+    browser.click(&button("shared").within(dialog()));
+    browser.click(&button("deep").within(dialog()));
+    browser.click(&button("er").within(dialog()));
+    browser.sees(&role("checkbox", "song.mp3"));
+    browser.click(&button("Up"));
+    browser.sees(&button("er").within(dialog()));
+    assert!(!browser.is_shown(&text(".secret")), "what is hidden is not shown");
+    browser.click(&button("er").within(dialog()));
+    browser.click(&role("checkbox", "song.mp3"));
+    browser.click(&role("checkbox", "Publish them at once"));
+    state(&browser, "picker-chosen");
+    browser.click(&button("Add"));
+    browser.sees(&button("Unpublish").within(in_my_files("song.mp3")));
+    eventually("the registry to know it", || (world.server.hosts_of("song.mp3") == ["ann"]).then_some(()));
+    // Its details, and away with it.
+    browser.click(&button("More").within(in_my_files("song.mp3")));
+    browser.sees(&role("dialog", "song.mp3"));
+    state(&browser, "file-details");
+    browser.click(&button("Remove"));
+    browser.sees(&role("dialog", "Remove song.mp3"));
+    browser.click(&button("Remove"));
+    browser.sees_text("No files yet");
+    assert!(world.place.path("shared/deep/er/song.mp3").exists(), "the file itself stays");
+}
+
+#[test]
+fn a_folder_that_is_dropped_gives_its_files_and_a_name_that_is_taken_is_asked_about() {
+    let world = World::start();
+    let ann = world.node("ann");
+    let a = world.own_file("a.txt", 100);
+    let folder = a.parent().unwrap().join("folder");
+    fs::create_dir_all(folder.join("below")).unwrap();
+    for (name, said) in [("b.txt", "b"), ("below/c.txt", "c"), (".hidden", "h")] {
+        fs::write(folder.join(name), said).unwrap();
+    }
+    let empty = a.parent().unwrap().join("empty");
+    fs::create_dir(&empty).unwrap();
+    let browser = Browser::start();
+    sign_up(&browser, &ann);
+    browser.drop_onto(&css("main"), &[&a, &folder]);
+    for name in ["a.txt", "b.txt", "c.txt"] {
+        browser.sees(&in_my_files(name));
+    }
+    assert_eq!(browser.count(&in_my_files(".hidden")), 0);
+    assert_eq!(fs::read_to_string(world.repo(&ann, "c.txt")).unwrap(), "c");
+    browser.drop_onto(&css("main"), &[&empty]);
+    browser.sees_text("There are no files in what was dropped");
+
+    let changed = world.own_file("a.txt", 300);
+    browser.drop_onto(&css("main"), &[&changed]);
+    browser.sees(&role("dialog", "There is one of that name"));
+    state(&browser, "upload-duplicate");
+    browser.click(&button("Keep both"));
+    browser.sees(&in_my_files("a (2).txt"));
+    assert_eq!(fs::metadata(world.repo(&ann, "a.txt")).unwrap().len(), 100);
+    assert_eq!(fs::metadata(world.repo(&ann, "a (2).txt")).unwrap().len(), 300);
+}
+
+#[test]
+fn of_two_with_one_name_the_one_that_was_chosen_is_fetched() {
+    let world = World::start();
+    let (mut ann, mut carl, bob) = (world.node("ann"), world.node("carl"), world.node("bob"));
+    for (node, bytes) in [(&mut ann, 1000), (&mut carl, 2000)] {
+        node.register();
+        let path = world.place.file(&format!("{}/same.txt", node.name), bytes);
+        node.publishes(&world.server, &path);
+    }
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    let of_carl = css("tr[data-name='same.txt'][data-owner=carl]");
+    browser.sees(&of_carl);
+    browser.sees(&css("tr[data-name='same.txt'][data-owner=ann]"));
+    state(&browser, "network-two-owners");
+    browser.click(&button("Fetch").within(of_carl));
+    go(&browser, "Transfers");
+    browser.sees(&text("Fetched").within(in_transfers("same.txt")));
+    is_fetched(&world.repo(&bob, "same.txt"), &content("carl/same.txt", 2000));
+}
+
+#[test]
+fn what_its_owner_has_renamed_is_not_fetched_and_the_page_says_why() {
+    let world = World::start();
+    let (mut ann, bob) = (world.node("ann"), world.node("bob"));
+    ann.register();
+    let path = world.place.file("here today.txt", 100_000);
+    ann.publishes(&world.server, &path);
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    browser.sees(&on_network("here today.txt"));
+    fs::rename(&path, world.place.path("shared/gone tomorrow.txt")).unwrap();
+    browser.click(&button("Fetch").within(on_network("here today.txt")));
+    go(&browser, "Transfers");
+    let said = browser.until_of(&in_transfers("here today.txt"), "el.querySelector('.wrong:not([hidden])')?.innerText");
+    assert!(said.as_str().unwrap().contains("ann"), "{said}");
+    state(&browser, "transfers-moved");
+    // Put back, it comes after all.
+    fs::rename(world.place.path("shared/gone tomorrow.txt"), &path).unwrap();
+    browser.sees(&text("Fetched").within(in_transfers("here today.txt")));
+    is_fetched(&world.repo(&bob, "here today.txt"), &content("here today.txt", 100_000));
+}

@@ -1,0 +1,267 @@
+//! What strangers may write and send: it is shown as it is, and moves nothing.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::browser::*;
+use crate::elsewhere::Elsewhere;
+use crate::nodes::{http, raw_http};
+use crate::states::state;
+use crate::support::eventually;
+use crate::world::*;
+
+/// Names that would do something, were they taken for anything but text; none may hold a slash.
+const NAMES: [&str; 7] = [
+    "<script>window.harmed=1",
+    "<img src=x onerror=\"window.harmed=1\">.png",
+    "\"><svg onload='window.harmed=1'>",
+    "'; window.harmed=1; '.txt",
+    "{{constructor.constructor('window.harmed=1')()}} ${window.harmed=1}",
+    "javascript:window.harmed=1",
+    "\u{202E}gpj.tset\u{202C} שלום عالم.txt",
+];
+
+/// As long as a name may be, without a place to break it.
+fn longest() -> String {
+    format!("{}.bin", "W".repeat(251))
+}
+
+#[track_caller]
+fn is_unharmed(browser: &Browser) {
+    let harm = browser.ask(
+        "return [window.harmed ?? 0, document.querySelectorAll('main script, main img[src=x], main svg[onload]').length]",
+    );
+    assert_eq!(harm, json!([0, 0]));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+/// Waits until a row has exactly this as its name.
+#[track_caller]
+fn is_said(browser: &Browser, table: &str, name: &str) {
+    browser.until_with(
+        &format!("{name} in {table}"),
+        "return [...document.querySelectorAll(`${arguments[0]} tr .title`)].some((el) => el.textContent === arguments[1])",
+        &json!([table, name]),
+    );
+}
+
+#[test]
+fn hostile_names_are_text_on_the_nodes_page() {
+    let world = World::start();
+    let ann = world.node("ann");
+    let long = longest();
+    let names: Vec<&str> = NAMES.iter().copied().chain([long.as_str()]).collect();
+    let people = ["<script>window.harmed=1</script>", "\"><img src=x onerror=window.harmed=1>", "ש\u{202E}<b>abc"];
+    for (number, person) in people.iter().enumerate() {
+        // Display names keep to a rule of their own: some of these may not be.
+        let files = json!({"size": 5, "modified": 1, "is_published": true});
+        let listed: serde_json::Map<String, Value> =
+            names.iter().map(|name| ((*name).to_owned(), files.clone())).collect();
+        let data =
+            json!({"hostname": format!("h{number}"), "port": 6001, "display_name": person, "files_metadata": listed});
+        let answer = world.server.ask("REGISTER", data);
+        assert!(number == 2 || answer["status"] == "OK", "{answer}");
+    }
+    let browser = Browser::start();
+    sign_up(&browser, &ann);
+    for name in &names {
+        is_said(&browser, "#network-files", name);
+    }
+    state(&browser, "hostile-network");
+    is_unharmed(&browser);
+    // Searched for, and not found.
+    browser.fill(&textbox("Search"), "<b onclick=window.harmed=1>nothing");
+    browser.sees_text("<b onclick=window.harmed=1>nothing");
+    state(&browser, "hostile-search");
+    browser.fill(&textbox("Search"), "script");
+    is_said(&browser, "#network-files", NAMES[0]);
+    // Fetched from a host that is not there: an error with its name.
+    browser.click(&button("Fetch").within(css("#network-files tr[data-name^='<script>'][data-owner=h0]")));
+    go(&browser, "Transfers");
+    is_said(&browser, "#fetches", NAMES[0]);
+    browser.until_of(&in_transfers(NAMES[0]), "el.querySelector('.wrong')?.innerText");
+    state(&browser, "hostile-transfers");
+    is_unharmed(&browser);
+    browser.click(&button("Cancel").within(in_transfers(NAMES[0])));
+    go(&browser, "People");
+    is_said(&browser, "#peers", people[0]);
+    is_said(&browser, "#peers", people[1]);
+    state(&browser, "hostile-people");
+    is_unharmed(&browser);
+
+    // Files of one's own, brought in by the browser: what a disk takes as a name.
+    go(&browser, "My files");
+    for name in &names {
+        let path = world.own_file("hostile", 100).with_file_name(name);
+        fs::write(&path, name).unwrap();
+        browser.choose(&hidden("input[type=file]:not([capture])"), &[&path]);
+        is_said(&browser, "#local-files", name);
+    }
+    state(&browser, "hostile-files");
+    browser.click(&button("Publish").within(in_my_files(NAMES[1])));
+    browser.sees(&role("dialog", "Others have this already"));
+    state(&browser, "hostile-duplicate");
+    browser.click(&button("Publish anyway"));
+    browser.sees(&button("Unpublish").within(in_my_files(NAMES[1])));
+    browser.click(&button("More").within(in_my_files(NAMES[1])));
+    browser.sees(&role("dialog", NAMES[1]));
+    state(&browser, "hostile-details");
+    is_unharmed(&browser);
+    browser.press("Escape");
+}
+
+#[test]
+fn a_page_of_another_origin_gets_and_moves_nothing() {
+    let world = World::start();
+    let mut ann = world.node("ann");
+    ann.register();
+    let file = world.place.file("a.txt", 10);
+    ann.does("add-file", json!({ "filepath": file }));
+    let (node, token) = (url(&ann), ann.token.clone().unwrap());
+    let evil = "<!doctype html><title>evil</title><p>evil</p>";
+    let there = Elsewhere::start(&[("/", "text/html", evil)]);
+    let browser = Browser::start();
+    browser.open(&there.url("/"));
+    browser.sees_text("evil");
+    // Even with a good token, which it cannot have.
+    let tries = "const [url, token] = arguments;
+        const authorized = { Authorization: `Bearer ${token}` };
+        const outcome = (path, options) => fetch(url + path, options).then(
+            async (answer) => [answer.type, answer.status, (await answer.text()).length], (error) => error.name);
+        return (async () => [
+            await outcome(''),
+            await outcome('api/client/node'),
+            await outcome('api/client/local-files', { headers: authorized }),
+            await outcome('api/client/remove-file', { method: 'POST', headers: { ...authorized, 'Content-Type': 'application/json' }, body: '{\"fname\":\"a.txt\"}' }),
+            await outcome('api/client/local-files', { mode: 'no-cors', headers: authorized }),
+            await outcome('api/client/remove-file', { method: 'POST', mode: 'no-cors', body: '{\"fname\":\"a.txt\"}' }),
+            await outcome('api/client/upload/evil.txt', { method: 'POST', headers: authorized, body: 'evil' }),
+        ])();";
+    let outcomes =
+        browser.ask_later(&format!("return (function () {{ {tries} }})(...arguments)"), json!([node, token]));
+    for outcome in outcomes.as_array().unwrap() {
+        // Nothing that can be read.
+        assert!(outcome == "TypeError" || outcome == &json!(["opaque", 0, 0]), "{outcomes}");
+    }
+    let files = ann.shows("local-files");
+    assert_eq!((&files["total"], &files["files"][0]["name"]), (&json!(1), &json!("a.txt")), "{files}");
+    // Nor does a page in a window that it has opened.
+    browser.ask_with("window.other = window.open(arguments[0]); return null", json!([node]));
+    let read = browser.ask("try { return other.document.title } catch (error) { return error.name }");
+    assert_eq!(read, "SecurityError");
+}
+
+#[test]
+fn a_form_of_another_page_is_refused() {
+    let world = World::start();
+    let ann = world.node("ann");
+    let form = |kind: &str, action: &str| {
+        format!(
+            "<!doctype html><title>form</title><form method=\"post\" enctype=\"{kind}\" action=\"{action}\">
+             <input name='{{\"username\":\"mallory\",\"password\":\"long enough\",\"x\":\"' value='\"}}'>
+             <button>Go</button></form>"
+        )
+    };
+    let action = format!("{}api/client/register", url(&ann));
+    let (plain, usual) = (form("text/plain", &action), form("application/x-www-form-urlencoded", &action));
+    let there = Elsewhere::start(&[("/plain", "text/html", &plain), ("/usual", "text/html", &usual)]);
+    let browser = Browser::start();
+    for path in ["/plain", "/usual"] {
+        browser.open(&there.url(path));
+        browser.click(&button("Go"));
+        browser
+            .until("the answer", &format!("return location.href === '{action}' && document.readyState === 'complete'"));
+        let answered = browser.ask("return performance.getEntriesByType('navigation')[0].responseStatus");
+        assert!(answered == 403 || answered == 415, "{answered}");
+    }
+    let login = json!({"username": "mallory", "password": "long enough"});
+    assert_eq!(http(world.server.api(), "POST", "/api/user/login", None, Some(&login)).0, 401, "no account was made");
+    // The same without a browser, which says whose page it is from: still no JSON.
+    let own = format!("Host: {}", ann.api());
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
+        let kind = format!("Content-Type: {kind}");
+        let (status, _) = raw_http(ann.api(), "POST", "/api/client/register", &[&own, &kind], Some(&login.to_string()));
+        assert_eq!(status, 415);
+    }
+}
+
+#[test]
+fn under_another_name_there_is_no_page() {
+    let world = World::start();
+    let ann = world.node("ann");
+    for at in [ann.api(), world.server.api()] {
+        let paths = ["/", "/api/openapi.json", "/assets/x/node.js", "/api/client/node", "/api/health", "/nothing"];
+        for path in paths {
+            for name in ["evil.example", "evil.example:80", "localhost.evil.example"] {
+                let head = [&*format!("Host: {name}"), "Accept: text/html"];
+                let (status, body) = raw_http(at, "GET", path, &head, None);
+                assert_eq!(status, 421, "{name}{path}: {body}");
+                assert!(body.contains("evil.example") && !body.contains("<script"), "{body}");
+            }
+        }
+        assert_eq!(raw_http(at, "GET", "/", &[&format!("Host: localhost:{}", at.port())], None).0, 200);
+    }
+}
+
+#[test]
+fn framed_it_stays_empty() {
+    let world = World::start();
+    let ann = world.node("ann");
+    let server = format!("http://{}/admin", world.server.api());
+    let frames = format!(
+        "<!doctype html><title>frames</title><p>frames</p><iframe src=\"{}\"></iframe><iframe src=\"{server}\"></iframe>\
+         <iframe src=\"{}nothing\"></iframe>",
+        url(&ann),
+        url(&ann)
+    );
+    let there = Elsewhere::start(&[("/", "text/html", &frames)]);
+    let browser = Browser::start();
+    browser.open(&there.url("/"));
+    let mut said = Vec::new();
+    eventually("the browser to refuse all three", || {
+        said.extend(browser.log());
+        let refused = said.iter().filter(|line| line.contains("frame-ancestors")).count();
+        (refused >= 3).then_some(())
+    });
+    for frame in 0..3 {
+        browser.to_frame(Some(frame));
+        let inside = browser.ask("return [document.URL, document.body.innerHTML]").to_string();
+        assert!(!inside.contains("P2S2") && !inside.contains("There is no page"), "{inside}");
+        browser.to_frame(None);
+    }
+}
+
+#[test]
+fn a_page_that_is_none_leads_on_and_nothing_comes_from_elsewhere() {
+    let world = World::start();
+    let ann = world.node("ann");
+    let browser = Browser::start();
+    for (name, at) in [("node", url(&ann)), ("server", format!("http://{}/", world.server.api()))] {
+        browser.open(&format!("{at}no/such/page?x=<script>"));
+        browser.sees(&role("heading", "There is no page here"));
+        state(&browser, &format!("{name}-nothing-here"));
+        browser.click(&role("link", "Go to the start"));
+        browser.until("the start", &format!("return location.href === '{at}' && document.readyState === 'complete'"));
+        browser.sees(&role("heading", ""));
+        // Everything came from there, and was sent compressed where that helps.
+        let loaded = browser.ask(
+            "return performance.getEntriesByType('resource').filter((it) => it.name.includes('/assets/'))
+                 .map((it) => [it.name, it.decodedBodySize, it.encodedBodySize])",
+        );
+        let loaded = loaded.as_array().unwrap();
+        assert!(loaded.len() >= 3, "{loaded:?}");
+        for one in loaded {
+            assert!(one[0].as_str().unwrap().starts_with(&at), "{one}");
+            let [whole, sent] = [1, 2].map(|index| one[index].as_u64().unwrap());
+            assert!(whole <= 1024 || sent < whole, "{one}");
+        }
+        let sent: u64 = loaded.iter().map(|one| one[2].as_u64().unwrap()).sum();
+        assert!(sent <= 60 << 10, "{sent} bytes");
+        let elsewhere = browser.ask(
+            "return performance.getEntriesByType('resource').map((it) => new URL(it.name).origin)
+                 .filter((it) => it !== location.origin && it !== 'null')",
+        );
+        assert_eq!(elsewhere, json!([]));
+    }
+}

@@ -1,0 +1,277 @@
+//! The operator's page: figures that move, everybody who is there, and nothing for anybody else.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::browser::*;
+use crate::nodes::{http, raw_http};
+use crate::states::state;
+use crate::support::{GOOD_CARD, PATIENCE, Peer, Server, scaled, settle};
+use crate::world::Host;
+
+/// A server with every room, and its operator.
+struct Operated {
+    server: Server,
+    api: SocketAddr,
+    registry: SocketAddr,
+    /// Goes last.
+    _dir: tempfile::TempDir,
+}
+
+impl Operated {
+    fn start() -> Operated {
+        let dir = tempfile::tempdir().unwrap();
+        // One that stays when it is started again.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let args =
+            ["--services", "trade,shop,share", "--api-port", &port, "--registry-port", "0", "--product-port", "0"];
+        let args = [&args[..], &["--customer-port", "0", "--seller-port", "0", "--buyer-port", "0"]].concat();
+        let env = [("ADMIN_USERNAME", "root"), ("ADMIN_PASSWORD", "a longer secret")];
+        let server = Server::start_in(dir.path(), &args, &env);
+        let [api, registry] = addrs(&server);
+        Operated { server, api, registry, _dir: dir }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.api)
+    }
+
+    /// A new account's token.
+    fn user(&self, name: &str) -> String {
+        let body = json!({"username": name, "password": "correct horse", "display_name": format!("{name} Doe")});
+        let (status, answer) = http(self.api, "POST", "/api/user/register", None, Some(&body));
+        assert!((200..300).contains(&status), "{answer}");
+        answer["token"].as_str().unwrap().to_owned()
+    }
+
+    fn sign_in(&self, browser: &Browser) {
+        browser.open(&self.url("/admin"));
+        browser.fill(&textbox("User name"), "root");
+        browser.fill(&textbox("Password"), "a longer secret");
+        browser.click(&button("Sign in"));
+        browser.sees_no(&textbox("Password"));
+    }
+}
+
+fn addrs(server: &Server) -> [SocketAddr; 2] {
+    let ready: Value = serde_json::from_str(&fs::read_to_string(server.dir.join("ready.json")).unwrap()).unwrap();
+    ["server_api", "registry"].map(|name| ready[name].as_str().unwrap().parse().unwrap())
+}
+
+/// Waits until a figure of the overview is as it should be.
+fn figure(browser: &Browser, label: &str, holds: impl Fn(f64) -> bool) -> f64 {
+    let script =
+        "const term = [...document.querySelectorAll('dt')].find((it) => it.textContent.trim() === arguments[0]);
+        const number = Number(term?.nextElementSibling.querySelector('b').textContent.replaceAll(',', ''));
+        return Number.isFinite(number) ? [number] : null";
+    browser.eventually(&format!("{label} to be as it should"), || {
+        let value = browser.ask_with(script, json!([label]));
+        Ok(value[0].as_f64().filter(|number| holds(*number)))
+    })
+}
+
+/// Asks the registry again and again until it is dropped.
+struct Load<'a>(&'a AtomicBool);
+
+impl Drop for Load<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+fn ask_until(registry: SocketAddr, is_over: &AtomicBool) {
+    let mut stream = TcpStream::connect(registry).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    while !is_over.load(Relaxed) {
+        stream.write_all(b"{\"action\":\"REQUEST\",\"data\":{\"fname\":\"a file\"}}\n").unwrap();
+        line.clear();
+        answers.read_line(&mut line).unwrap();
+        // Some hundred a second are enough to be seen.
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
+    let there = Operated::start();
+    let browser = Browser::start();
+    browser.open(&there.url("/"));
+    browser.sees_text("This server is up");
+    state(&browser, "server-home");
+    browser.open(&there.url("/admin"));
+    browser.sees(&role("dialog", "Sign in"));
+    state(&browser, "operator-sign-in");
+    browser.fill(&textbox("User name"), "root");
+    browser.fill(&textbox("Password"), "wrong");
+    browser.click(&button("Sign in"));
+    browser.sees(&css(".wrong"));
+    state(&browser, "operator-sign-in-wrong");
+    browser.fill(&textbox("Password"), "a longer secret");
+    browser.click(&button("Sign in"));
+    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    browser.ask("window.isTheSame = true");
+    state(&browser, "operator-empty");
+
+    // Requests, while they come in, and the charts of them.
+    let is_over = AtomicBool::new(false);
+    let _hosts = thread::scope(|scope| {
+        let _load = Load(&is_over);
+        scope.spawn(|| ask_until(there.registry, &is_over));
+        let some = figure(&browser, "Requests", |requests| requests > 20.0);
+        figure(&browser, "Requests", |requests| requests > 20.0 && requests != some);
+        let harbour =
+            Host::register(there.registry, "harbour", "The <i>Harbour</i>", [("a file", 1_000_000), ("b file", 10)]);
+        figure(&browser, "Hosts online", |hosts| hosts == 1.0);
+        figure(&browser, "Files", |files| files == 2.0);
+        let mole = Host::register(there.registry, "mole", "Mole", [("a file", 1_000_000)]);
+        figure(&browser, "Hosts online", |hosts| hosts == 2.0);
+        // A line is drawn, and told in words too.
+        let drawn = "const [canvas] = el.getElementsByTagName('canvas');
+            return canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((it) => it > 0)";
+        let chart = css("[aria-label=Share] figure");
+        browser.until_of(&chart, &format!("(() => {{ {drawn} }})()"));
+        browser.until_of(&chart, "/requests: now [1-9]/.test(el.textContent)");
+        [harbour, mole]
+    });
+    // A deal under way, and one that was paid.
+    let (mut alice, mut bob) = (Peer::new(&there.server, "alice"), Peer::new(&there.server, "bob"));
+    let rq = bob.look_for("lamp", 90.0);
+    alice.offer("lamp", 80.0);
+    settle(&mut bob, rq, &mut alice, GOOD_CARD);
+    bob.look_for("a <b>boat</b>", 1000.0);
+    alice.offer("a <b>boat</b>", 900.0);
+    alice.push("RESERVE");
+    figure(&browser, "Open deals", |deals| deals == 1.0);
+    there.user("carol");
+    state(&browser, "operator-overview");
+
+    let section = |name: &str| browser.click(&role("link", name).within(css("nav")));
+    section("Hosts");
+    browser.sees(&row("Mole").within(role("table", "Hosts")));
+    let said = browser.words_of(&row("harbour").within(role("table", "Hosts")));
+    assert!(said.contains("The <i>Harbour</i>") && said.contains("online"), "{said}");
+    browser.sees(&row("carol").within(role("table", "Hosts")));
+    browser.fill(&textbox("Search hosts"), "harb");
+    browser.sees_no(&row("Mole").within(role("table", "Hosts")));
+    state(&browser, "operator-hosts");
+    browser.click(&button("").within(row("harbour").within(role("table", "Hosts"))));
+    browser.sees_text("b file");
+    state(&browser, "operator-host");
+    browser.press("Escape");
+
+    section("Accounts");
+    browser.sees(&row("carol").within(role("table", "Accounts")));
+    state(&browser, "operator-accounts");
+    browser.click(&button("Block carol"));
+    browser.sees(&role("dialog", "Block carol?"));
+    state(&browser, "operator-block");
+    browser.click(&button("Block"));
+    browser.sees(&button("Unblock carol"));
+    let body = json!({"username": "carol", "password": "correct horse"});
+    assert_eq!(http(there.api, "POST", "/api/user/login", None, Some(&body)).0, 403);
+    browser.click(&button("Unblock carol"));
+    browser.click(&button("Unblock"));
+    browser.sees(&button("Block carol"));
+    assert_eq!(http(there.api, "POST", "/api/user/login", None, Some(&body)).0, 200);
+
+    section("Deals");
+    let deal = browser.words_of(&row("a <b>boat</b>").within(role("table", "Deals")));
+    assert!(deal.contains("reserved") && deal.contains("bob") && deal.contains("alice"), "{deal}");
+    let left = |browser: &Browser| browser.words_of(&css("td.c-left").within(row("a <b>boat</b>")));
+    let before = left(&browser);
+    browser.eventually("its time to run", || Ok((left(&browser) != before).then_some(())));
+    state(&browser, "operator-deals");
+
+    section("Ledger");
+    browser.sees_text("the books balance");
+    browser.sees_text("card:bob");
+    state(&browser, "operator-ledger");
+    section("Log");
+    browser.sees(&role("heading", "Log"));
+    state(&browser, "operator-log");
+    assert_eq!(browser.ask("return window.isTheSame"), true, "all of it without loading the page again");
+    browser.click(&button("Sign out"));
+    browser.sees(&textbox("Password"));
+}
+
+#[test]
+fn a_server_that_is_away_is_told_of_once_and_its_page_goes_on_by_itself() {
+    let there = Operated::start();
+    let browser = Browser::start();
+    there.sign_in(&browser);
+    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    browser.ask(
+        "window.banners = 0;
+         const banner = document.querySelector('.banner');
+         let was = !banner.hidden;
+         new MutationObserver(() => {
+             const is = !banner.hidden;
+             if (is && !was) window.banners += 1;
+             was = is;
+         }).observe(banner, { attributes: true });",
+    );
+    let Operated { server, _dir, .. } = there;
+    let (dir, since) = (server.dir.clone(), Instant::now());
+    let port = addrs(&server)[0].port().to_string();
+    drop(server);
+    browser.sees_text("P2S2 does not answer");
+    state(&browser, "operator-away");
+    thread::sleep(Duration::from_secs(scaled(20) as u64).saturating_sub(since.elapsed()));
+    let args = ["--services", "share", "--api-port", &port, "--registry-port", "0"];
+    let server = Server::start_in(&dir, &args, &[]);
+    browser.sees_no(&css(".banner"));
+    let _harbour = Host::register(addrs(&server)[1], "harbour", "Harbour", [("a file", 1000)]);
+    figure(&browser, "Hosts online", |hosts| hosts == 1.0);
+    assert_eq!(browser.ask("return window.banners"), 1);
+    // What it does not run any more is said to be so.
+    browser.click(&role("link", "Deals").within(css("nav")));
+    browser.sees_text("not running here");
+    state(&browser, "operator-without-trade");
+}
+
+#[test]
+fn nobody_but_the_operator_gets_anything_of_it() {
+    let there = Operated::start();
+    let users = there.user("carol");
+    let _harbour = Host::register(there.registry, "harbour", "Harbour", [("a file", 1000)]);
+    let own = format!("Host: {}", there.api);
+    let (status, described) = raw_http(there.api, "GET", "/api/openapi.json", &[&own], None);
+    assert_eq!(status, 200);
+    let described: Value = serde_json::from_str(&described).unwrap();
+    let mut looked_at = 0;
+    for (path, methods) in described["paths"].as_object().unwrap() {
+        if !path.starts_with("/api/admin/") || path == "/api/admin/login" {
+            continue;
+        }
+        let real = path.replace("{hostname}", "harbour").replace("{name}", "carol").replace("{id}", "1");
+        assert!(!real.contains('{'), "{real}");
+        for method in methods.as_object().unwrap().keys().filter(|key| ["get", "post"].contains(&key.as_str())) {
+            let method = method.to_uppercase();
+            let ask = |token: Option<&str>| {
+                let bearer = token.map(|token| format!("Authorization: Bearer {token}"));
+                let mut head = vec![own.as_str()];
+                head.extend(bearer.as_deref());
+                let body = (method == "POST").then_some("{}");
+                head.extend(body.map(|_| "Content-Type: application/json"));
+                raw_http(there.api, &method, &real, &head, body)
+            };
+            for (token, expected) in [(None, 401), (Some("x"), 401), (Some(users.as_str()), 403)] {
+                let (status, body) = ask(token);
+                assert_eq!(status, expected, "{method} {real} with {token:?}: {body}");
+                let body: Value = serde_json::from_str(&body).unwrap();
+                let fields: Vec<&String> = body.as_object().unwrap().keys().collect();
+                assert!(fields.iter().all(|field| ["success", "error"].contains(&field.as_str())), "{body}");
+            }
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at >= 10, "{looked_at} routes");
+}

@@ -1,0 +1,80 @@
+//! What every page must be in every state: free of what axe-core finds, light and dark, wide and narrow; and nothing
+//! scrolls sideways. A picture of each is kept for people to look at.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::json;
+
+use crate::browser::{Browser, screenshots};
+
+/// `make need-axe` brings it, and knows its hash.
+const AXE: &str = "target/axe-4.14.1/axe.min.js";
+/// Width and height: a screen, and a telephone.
+const SIZES: [(u32, u32); 2] = [(1280, 900), (390, 844)];
+/// The narrowest that a page must do with.
+const NARROWEST: u32 = 360;
+
+fn axe() -> &'static str {
+    static SOURCE: OnceLock<String> = OnceLock::new();
+    SOURCE.get_or_init(|| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(AXE);
+        fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}: `make need-axe` brings it", path.display()))
+    })
+}
+
+/// Looks at the page as it is now, under that name.
+#[track_caller]
+pub fn state(browser: &Browser, name: &str) {
+    let mut found = Vec::new();
+    for (width, height) in SIZES {
+        for (is_dark, scheme) in [(false, "light"), (true, "dark")] {
+            browser.looks(width, height, is_dark);
+            browser.picture(&picture(name, width, scheme));
+            for violation in violations(browser) {
+                found.push(format!("{name} at {width}, {scheme}: {violation}"));
+            }
+        }
+    }
+    browser.looks(NARROWEST, 740, false);
+    let wider = wider_than_the_page(browser);
+    // As it was.
+    browser.looks(1400, 2000, false);
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    assert!(wider.is_empty(), "{name} scrolls sideways at {NARROWEST} pixels: {wider:?}");
+    let complaints = browser.complaints();
+    assert!(complaints.is_empty(), "{name}: {complaints:?}");
+}
+
+fn picture(name: &str, width: u32, scheme: &str) -> PathBuf {
+    screenshots().join(format!("{name}-{width}-{scheme}.png"))
+}
+
+/// What axe-core finds wrong: the rule, and where.
+#[track_caller]
+fn violations(browser: &Browser) -> Vec<String> {
+    if browser.ask("return typeof axe === 'undefined'") == true {
+        browser.ask(axe());
+    }
+    let found = browser.ask_later(
+        "const { violations } = await axe.run(document, { resultTypes: ['violations'] });
+         return violations.flatMap((it) => it.nodes.map((node) =>
+             `${it.id} (${it.help}): ${node.html.slice(0, 300)} ${node.any.concat(node.all).map((why) => why.message).join('; ')}`));",
+        json!([]),
+    );
+    found.as_array().unwrap().iter().map(|each| each.as_str().unwrap().to_owned()).collect()
+}
+
+/// What sticks out of the page, if it can be scrolled sideways at all.
+#[track_caller]
+fn wider_than_the_page(browser: &Browser) -> Vec<String> {
+    let found = browser.ask(
+        "const width = document.documentElement.clientWidth;
+         if (document.scrollingElement.scrollWidth <= width) return [];
+         return [...document.querySelectorAll('body *')].filter((el) => el.getBoundingClientRect().right > width + 0.5)
+             .slice(0, 10).map((el) => el.outerHTML.slice(0, 120));",
+    );
+    found.as_array().unwrap().iter().map(|each| each.as_str().unwrap().to_owned()).collect()
+}

@@ -1,0 +1,234 @@
+//! What is on its way: how far it is, paused, gone on with, cancelled, and what becomes of it when its sender is gone.
+
+use std::time::{Duration, Instant};
+
+use crate::browser::*;
+use crate::nodes::content;
+use crate::states::state;
+use crate::support::scaled;
+use crate::world::*;
+
+const MIB: usize = 1 << 20;
+/// As fast as a slow line: a file lasts long enough to be looked at on its way.
+const SLOW_BYTES_PER_S: u64 = 3 << 20;
+
+/// How far a transfer is, of 100; as it is read out.
+fn percent(browser: &Browser, name: &str) -> f64 {
+    let bar = role("progressbar", "").within(in_transfers(name));
+    browser.of(&bar, "Number(el.ariaValueNow ?? el.value)").as_f64().unwrap()
+}
+
+/// Waits until it has come further than that.
+fn passes(browser: &Browser, name: &str, beyond: f64) -> f64 {
+    browser.eventually("it to come further", || {
+        let now = percent(browser, name);
+        Ok((now > beyond).then_some(now))
+    })
+}
+
+fn has_status(browser: &Browser, name: &str, status: &str) {
+    browser.until_of(&in_transfers(name), &format!("el.dataset.status === '{status}'"));
+}
+
+#[test]
+fn a_transfer_is_watched_paused_resumed_and_cancelled() {
+    let world = World::start();
+    let (ann, proxy) = world.node_behind_proxy("ann");
+    let bob = world.node("bob");
+    for name in ["large.bin", "other.bin"] {
+        ann.publishes(&world.server, &world.place.file(name, 16 * MIB));
+    }
+    proxy.set_bytes_per_s(SLOW_BYTES_PER_S);
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    browser.click(&button("Fetch").within(on_network("large.bin")));
+    browser.sees(&role("progressbar", "").within(on_network("large.bin")));
+    go(&browser, "Transfers");
+    // The bar moves, and words say the same.
+    let first = passes(&browser, "large.bin", 0.0);
+    let second = passes(&browser, "large.bin", first);
+    let said = browser.until_of(
+        &in_transfers("large.bin"),
+        "/[\\d.]+ MB of 16\\.8 MB · [\\d.]+ [kM]B\\/s · \\d+ s left/.test(el.innerText) && el.innerText",
+    );
+    assert!(said.as_str().unwrap().contains("ann"), "from whom: {said}");
+    state(&browser, "transfers-downloading");
+    passes(&browser, "large.bin", second);
+
+    browser.click(&button("Pause").within(in_transfers("large.bin")));
+    has_status(&browser, "large.bin", "paused");
+    browser.sees(&text("Paused").within(in_transfers("large.bin")));
+    let paused_at = percent(&browser, "large.bin");
+    assert!(paused_at < 100.0);
+    state(&browser, "transfers-paused");
+    let progress = bob_progress(&bob, "large.bin");
+    assert_eq!(progress["status"], "paused", "{progress}");
+    // Nothing comes meanwhile; what was begun of a piece may be given up.
+    let stood_at = percent(&browser, "large.bin");
+    assert!(stood_at <= paused_at, "{stood_at} after {paused_at}");
+
+    browser.click(&button("Resume").within(in_transfers("large.bin")));
+    passes(&browser, "large.bin", stood_at);
+    // Another one, which is not wanted after all.
+    go(&browser, "Network");
+    browser.click(&button("Fetch").within(on_network("other.bin")));
+    go(&browser, "Transfers");
+    passes(&browser, "other.bin", 0.0);
+    browser.click(&button("Cancel").within(in_transfers("other.bin")));
+    has_status(&browser, "other.bin", "cancelled");
+    assert!(!world.repo(&bob, "other.bin").exists());
+    proxy.set_bytes_per_s(0);
+    has_status(&browser, "large.bin", "completed");
+    is_fetched(&world.repo(&bob, "large.bin"), &content("large.bin", 16 * MIB));
+    browser.click(&button("Clear finished"));
+    browser.sees_text("No transfers");
+    assert!(browser.complaints().is_empty());
+}
+
+/// What the node itself says of a fetch, asked with the page's own token.
+fn bob_progress(node: &crate::nodes::Node, name: &str) -> serde_json::Value {
+    let login = node.post("login", serde_json::json!({"username": node.name, "password": PASSWORD})).1;
+    let token = login["token"].as_str().unwrap();
+    let (_, answer) = crate::nodes::http(node.api(), "GET", "/api/client/fetches", Some(token), None);
+    let mut all = answer["fetches"].as_object().unwrap().values();
+    all.find(|progress| progress["file_name"] == name).unwrap_or_else(|| panic!("{answer}")).clone()
+}
+
+#[test]
+fn when_its_sender_is_gone_the_page_says_so_and_it_goes_on_once_he_is_back() {
+    let world = World::start();
+    let (ann, proxy) = world.node_behind_proxy("ann");
+    let bob = world.node("bob");
+    ann.publishes(&world.server, &world.place.file("large.bin", 16 * MIB));
+    proxy.set_bytes_per_s(SLOW_BYTES_PER_S);
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    browser.click(&button("Fetch").within(on_network("large.bin")));
+    go(&browser, "Transfers");
+    passes(&browser, "large.bin", 20.0);
+    let restart = ann.kill();
+    let row = in_transfers("large.bin");
+    let said = browser
+        .until_of(&row, "[...el.querySelectorAll('.wrong')].find((it) => !it.hidden && it.innerText)?.innerText");
+    assert!(said.as_str().unwrap().contains("ann"), "{said}");
+    let stopped_at = percent(&browser, "large.bin");
+    assert!((1.0..100.0).contains(&stopped_at), "{stopped_at}");
+    state(&browser, "transfers-sender-gone");
+    proxy.set_bytes_per_s(0);
+    let _ann = restart();
+    has_status(&browser, "large.bin", "completed");
+    is_fetched(&world.repo(&bob, "large.bin"), &content("large.bin", 16 * MIB));
+    // What was the matter is not the matter any more.
+    assert_eq!(browser.count(&css(".wrong").within(row)), 0);
+    assert!(browser.complaints().is_empty());
+}
+
+#[test]
+fn a_second_tab_shows_the_same_and_one_signed_out_is_out_in_both() {
+    let world = World::start();
+    let (ann, proxy) = world.node_behind_proxy("ann");
+    let bob = world.node("bob");
+    ann.publishes(&world.server, &world.place.file("large.bin", 16 * MIB));
+    proxy.set_bytes_per_s(SLOW_BYTES_PER_S);
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    let first = browser.tab();
+    let second = browser.open_tab(&format!("{}#transfers", url(&bob)));
+    is_in(&browser);
+    browser.sees_text("No transfers");
+    browser.to_tab(&first);
+    browser.click(&button("Fetch").within(on_network("large.bin")));
+    browser.to_tab(&second);
+    let here = passes(&browser, "large.bin", 0.0);
+    passes(&browser, "large.bin", here);
+    browser.click(&button("Pause").within(in_transfers("large.bin")));
+    browser.to_tab(&first);
+    go(&browser, "Transfers");
+    has_status(&browser, "large.bin", "paused");
+    browser.click(&button("Cancel").within(in_transfers("large.bin")));
+    browser.to_tab(&second);
+    has_status(&browser, "large.bin", "cancelled");
+    browser.click(&button("Sign out"));
+    browser.sees(&textbox("Password"));
+    browser.to_tab(&first);
+    browser.sees(&textbox("Password"));
+    assert!(browser.complaints().is_empty());
+}
+
+/// How long what is away stays away.
+fn away() -> Duration {
+    Duration::from_secs(scaled(20) as u64)
+}
+
+/// Counts how often something is said at the top, from now on.
+fn count_banners(browser: &Browser) {
+    browser.ask(
+        "window.banners = 0;
+         const banner = document.querySelector('.banner');
+         let was = !banner.hidden;
+         new MutationObserver(() => {
+             const is = !banner.hidden;
+             if (is && !was) window.banners += 1;
+             was = is;
+         }).observe(banner, { attributes: true });",
+    );
+}
+
+fn stays_away(since: Instant) {
+    std::thread::sleep(away().saturating_sub(since.elapsed()));
+}
+
+#[test]
+fn a_node_that_is_away_is_told_of_once_and_the_page_goes_on_by_itself() {
+    let world = World::start();
+    let (mut ann, bob) = (world.node("ann"), world.node("bob"));
+    ann.register();
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    count_banners(&browser);
+    browser.fill(&textbox("Search"), "repo");
+    browser.ask("window.isTheSame = true");
+    let since = Instant::now();
+    let restart = bob.kill();
+    browser.sees_text("P2S2 does not answer");
+    state(&browser, "node-away");
+    // It stays away for as long as that, whatever the page does meanwhile.
+    stays_away(since);
+    ann.publishes(&world.server, &world.place.file("report.txt", 1000));
+    let bob = restart();
+    browser.sees_no(&css(".banner"));
+    // What has come meanwhile is there, and what was typed still is.
+    browser.sees(&on_network("report.txt"));
+    assert_eq!(browser.of(&textbox("Search"), "el.value"), "repo");
+    assert_eq!(browser.ask("return [window.isTheSame, window.banners]"), serde_json::json!([true, 1]));
+    browser.click(&button("Fetch").within(on_network("report.txt")));
+    go(&browser, "Transfers");
+    has_status(&browser, "report.txt", "completed");
+    is_fetched(&world.repo(&bob, "report.txt"), &content("report.txt", 1000));
+    assert!(browser.complaints().is_empty());
+}
+
+#[test]
+fn a_server_that_is_away_is_shown_and_what_comes_after_is_seen() {
+    let mut world = World::start();
+    let (mut ann, bob) = (world.node("ann"), world.node("bob"));
+    ann.register();
+    ann.publishes(&world.server, &world.place.file("before.txt", 1000));
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    browser.sees(&on_network("before.txt"));
+    let since = Instant::now();
+    let restart = world.server.kill();
+    browser.sees(&button("Node: Disconnected"));
+    state(&browser, "server-away");
+    browser.click(&button("Node: Disconnected"));
+    browser.sees_text("The server is not there");
+    browser.press("Escape");
+    stays_away(since);
+    world.server = restart();
+    browser.until_of(&button("Node:"), "!/Disconnected|Connecting/.test(el.ariaLabel)");
+    ann.publishes(&world.server, &world.place.file("after.txt", 1000));
+    browser.sees(&on_network("after.txt"));
+    browser.sees(&on_network("before.txt"));
+    assert!(browser.complaints().is_empty());
+}
