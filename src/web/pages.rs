@@ -9,7 +9,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::net::http::{HeaderValue, Request, Response, StatusCode, header};
+use crate::net::http::{HeaderValue, Request, Response, StatusCode, accepts_gzip, has_already, header};
 
 /// The type of a page.
 pub(super) const HTML: &str = "text/html; charset=utf-8";
@@ -101,10 +101,9 @@ impl Pages {
 
     fn page(&self, request: &Request, file: &str) -> Response {
         let Some(asset) = self.asset(file) else { return self.nothing_here() };
-        let tag = format!("\"{}\"", self.hash);
-        let is_known = request.headers.get_all(header::IF_NONE_MATCH).iter().any(|value| {
-            value.to_str().is_ok_and(|tags| tags.split(',').any(|known| known.trim().trim_start_matches("W/") == tag))
-        });
+        // Weak, as the same content is sent in two forms.
+        let tag = format!("W/\"{}\"", self.hash);
+        let is_known = has_already(&request.headers, &self.hash);
         let mut page = asset.send(Some(request));
         if is_known {
             page = Response { status: StatusCode::NOT_MODIFIED, ..Response::new(StatusCode::OK, HTML, "") };
@@ -140,7 +139,7 @@ impl Asset {
     fn send(&self, request: Option<&Request>) -> Response {
         let kind = type_of(self.name);
         let answer = match (&self.gzip, request) {
-            (Some(gzip), Some(request)) if takes_gzip(request) => {
+            (Some(gzip), Some(request)) if accepts_gzip(&request.headers) => {
                 let answer = Response::new(StatusCode::OK, kind, gzip.clone());
                 answer.with(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))
             }
@@ -153,19 +152,6 @@ impl Asset {
 fn compressed(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).and_then(|()| encoder.finish()).ok()
-}
-
-/// Whether the one who asks takes gzip: `Accept-Encoding` names it, and not with a weight of 0.
-fn takes_gzip(request: &Request) -> bool {
-    let names_it = |value: &str| {
-        value.split(',').any(|coding| {
-            let mut parts = coding.split(';').map(str::trim);
-            let is_it = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip") || name == "*");
-            let weight = parts.find_map(|part| part.strip_prefix("q=")).and_then(|weight| weight.parse::<f32>().ok());
-            is_it && weight.is_none_or(|weight| weight > 0.0)
-        })
-    };
-    request.headers.get_all(header::ACCEPT_ENCODING).iter().any(|value| value.to_str().is_ok_and(names_it))
 }
 
 impl fmt::Debug for Pages {
