@@ -171,7 +171,7 @@ struct Shared {
     holders: Mutex<HashMap<ConnId, Weak<TcpStream>>>,
     next_conn: AtomicU64,
     counters: Counters,
-    /// From a whole message to its answer.
+    /// From a whole message to its answer, but for those that wait for a change.
     latencies: Latencies,
     is_closed: Mutex<bool>,
     closing: Condvar,
@@ -392,8 +392,13 @@ impl MessageService for RegistryService {
         let began_at = Instant::now();
         let request = requests::parse(&message);
         drop(message);
+        // Who asks to be kept waiting is not answered slowly.
+        let is_patient =
+            matches!(&request, Ok(Request::Changes(asked)) if asked.wait.is_some_and(|wait| wait.get() > 0.0));
         self.0.answer(caller, request, &mut Output::new(connection.writer()))?;
-        self.0.latencies.took(began_at.elapsed());
+        if !is_patient {
+            self.0.latencies.took(began_at.elapsed());
+        }
         Ok(After::Continue)
     }
 

@@ -421,3 +421,17 @@ fn what_happens_is_told_to_who_watches() {
     assert_eq!(next(), ("reset".to_owned(), json!({})));
     drop(host);
 }
+
+#[test]
+fn who_waits_for_a_change_is_not_taken_for_a_slow_answer() {
+    let world = world(false, true);
+    let registry = world.registry.as_ref().unwrap();
+    let mut host = Host(BufReader::new(TcpStream::connect(registry.local_addr()).unwrap()));
+    let version = host.ask("CHANGES", &json!({}))["version"].clone();
+    for _ in 0..3 {
+        assert_eq!(host.ask("CHANGES", &json!({"since": version, "wait": 0.05}))["changes"], json!([]));
+    }
+    // The one before the last is counted by now: the first and perhaps this one.
+    assert_eq!(host.ask("LIST", &json!({}))["status"], "OK");
+    assert!(registry.latencies().count() <= 2, "{:?}", registry.latencies());
+}
