@@ -506,19 +506,28 @@ impl Users {
         self.blocked.read().contains(account.as_str())
     }
 
-    /// From now on this account signs in no more and its tokens are none; or it does again, and those that have not
-    /// expired are. To do so again changes nothing. The account as it is then.
+    /// The account that is to be blocked, or to be no more: its name as it is kept.
     ///
     /// # Errors
-    /// `Unknown`, `IsAdmin`, `Unavailable`.
-    pub fn set_blocked(&self, username: &str, blocked: bool) -> Result<User, UserError> {
+    /// `Unknown`, `IsAdmin`.
+    pub fn to_be_blocked(&self, username: &str, blocked: bool) -> Result<Name, UserError> {
         let unknown = || UserError::Unknown(username.to_owned());
         let name = Name::kept(username).map_err(|_| unknown())?;
         let is_admin = self.admin.read().as_ref().is_some_and(|admin| admin.username == name);
         if is_admin && blocked {
             return Err(UserError::IsAdmin(name));
         }
-        let account = self.names.read().meant_by(&name).cloned().ok_or_else(unknown)?;
+        self.names.read().meant_by(&name).cloned().ok_or_else(unknown)
+    }
+
+    /// From now on this account signs in no more and its tokens are none; or it does again, and those that have not
+    /// expired are. To do so again changes nothing. The account as it is then. (Of two who do this at once it is not
+    /// known who was last.)
+    ///
+    /// # Errors
+    /// Those of [`Users::to_be_blocked`], `Unavailable`.
+    pub fn set_blocked(&self, username: &str, blocked: bool) -> Result<User, UserError> {
+        let account = self.to_be_blocked(username, blocked)?;
         let user = self.store.write({
             let (account, now) = (account.clone(), Clock::wall());
             move |tx| -> Result<_, StoreError> {
@@ -537,7 +546,7 @@ impl Users {
             all.remove(account.as_str());
         }
         drop(all);
-        user.ok_or_else(unknown)
+        user.ok_or_else(|| UserError::Unknown(username.to_owned()))
     }
 
     /// The admin whose token it is.

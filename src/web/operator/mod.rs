@@ -20,6 +20,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use crate::identity::Users;
 use crate::model::Clock;
 use crate::net::http::routes::{self, Found, Outline};
@@ -85,6 +87,8 @@ pub struct Operator {
     books: Books,
     figures: Figures,
     news: News,
+    /// Whoever blocks somebody, or does so no more, one at a time.
+    blocking: Mutex<()>,
 }
 
 impl Operator {
@@ -95,7 +99,7 @@ impl Operator {
     pub fn start(sight: Sight) -> io::Result<Operator> {
         let figures = Figures::start(Arc::clone(&sight.metrics))?;
         let news = News::start(&sight)?;
-        Ok(Operator { sight, books: Books::default(), figures, news })
+        Ok(Operator { sight, books: Books::default(), figures, news, blocking: Mutex::default() })
     }
 
     /// Every route, for who describes the API.

@@ -81,11 +81,17 @@ pub(super) fn unblock(operator: &Operator, call: &Call<'_>) -> Answered {
 }
 
 fn set_blocked(operator: &Operator, name: &str, blocked: bool) -> Answered {
-    let user = operator.sight.users.set_blocked(name, blocked).map_err(not_so)?;
+    let users = &operator.sight.users;
+    // Held until all of it is stored, on purpose: of two who say this at once the last one's word is that of the shop,
+    // too.
+    let _turn = operator.blocking.lock();
+    let account = users.to_be_blocked(name, blocked).map_err(not_so)?;
     if let Some(shop) = &operator.sight.shop {
-        // Said again by whoever tries again: nothing is done twice.
-        hide_items(shop, &user.username, blocked).map_err(|error| unavailable(&error))?;
+        // Before the account: where all ends in between, that is seen to be as it was, and whoever says it again finishes
+        // it. Nothing is done twice.
+        hide_items(shop, &account, blocked).map_err(|error| unavailable(&error))?;
     }
+    let user = users.set_blocked(account.as_str(), blocked).map_err(not_so)?;
     ::log::info!("{} was {} by the operator", user.username, if blocked { "blocked" } else { "unblocked" });
     let [user] = <[Shown; 1]>::try_from(shown(operator, vec![user])?)
         .map_err(|_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the user was not found again"))?;

@@ -435,3 +435,27 @@ fn who_waits_for_a_change_is_not_taken_for_a_slow_answer() {
     assert_eq!(host.ask("LIST", &json!({}))["status"], "OK");
     assert!(registry.latencies().count() <= 2, "{:?}", registry.latencies());
 }
+
+#[test]
+fn what_is_blocked_in_part_is_seen_as_not_blocked() {
+    let world = world(true, false);
+    world.user("ann", "Ann");
+    let ann = world.seller("ann");
+    let pot = world.item(ann, "ann", "pot");
+    // The accounts take nothing any more, as on a full disk.
+    world.users.close();
+    assert_eq!(world.post("/api/admin/users/ann/block").0, 503);
+    assert!(world.found().is_empty(), "the shop has done its part");
+    let World { operator, dir, .. } = world;
+    let shop = operator.sight.shop.clone().unwrap();
+    shop.products.close();
+    shop.customers.close();
+    shop.customers.store().close();
+    drop((operator, shop));
+    let world = world_in(dir, true, false);
+    assert_eq!(world.get("/api/admin/users")["users"][0]["blocked"], false);
+    for (what, shown) in [("block", vec![]), ("unblock", vec![pot])] {
+        assert_eq!(world.post(&format!("/api/admin/users/ann/{what}")).0, 200);
+        assert_eq!(world.found(), shown);
+    }
+}
