@@ -204,6 +204,8 @@ pub struct HttpCounters {
     pub requests: Counter,
     /// Those that never reached the handler.
     pub refused: Counter,
+    /// Those that the handler has refused, or failed at.
+    pub failed: Counter,
     /// Requests that were not complete in time.
     pub late: Counter,
     /// Uploads that were begun.
@@ -222,6 +224,7 @@ impl HttpCounters {
         vec![
             ("requests", self.requests.get()),
             ("requests_refused", self.refused.get()),
+            ("requests_failed", self.failed.get()),
             ("requests_late", self.late.get()),
             ("uploads", self.uploads.get()),
             ("panics", self.panics.get()),

@@ -235,6 +235,7 @@ impl Future for Answering {
             // What was begun is undone before that is told.
             this.then = Then::Answer(refusal.into());
         }
+        let was_refused = matches!(this.then, Then::Answer(_));
         let response = match std::mem::replace(&mut this.then, Then::Done) {
             Then::Answer(response) => response,
             Then::Take(sink) => this.server.contain(|| sink.finish()).unwrap_or_else(Response::from),
@@ -242,7 +243,12 @@ impl Future for Answering {
             // An answer is made once.
             Then::Done => answer::not_found(),
         };
-        Poll::Ready(Ok(this.finish(response)))
+        let answer = this.finish(response);
+        // Each is counted once.
+        if !was_refused && (answer.status().is_client_error() || answer.status().is_server_error()) {
+            this.server.counters.failed.add(1);
+        }
+        Poll::Ready(Ok(answer))
     }
 }
 

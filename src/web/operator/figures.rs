@@ -68,7 +68,7 @@ const LINES: &[Line] = &[
     line("share", "hosts", "count", Source::Size("registry", "hosts_live")),
     line("share", "files", "count", Source::Size("registry", "files_live")),
     line("http", "requests", "1/s", Source::Rate("http", &["requests"])),
-    line("http", "errors", "1/s", Source::Rate("http", &["requests_refused", "requests_late", "panics"])),
+    line("http", "errors", "1/s", Source::Rate("http", &["requests_refused", "requests_failed", "requests_late"])),
     line("http", "p50", "ms", Source::Latency("http", 0.5)),
     line("http", "p95", "ms", Source::Latency("http", 0.95)),
     line("http", "event streams", "count", Source::Size("http", "event_streams_open")),
