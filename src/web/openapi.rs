@@ -109,8 +109,8 @@ fn responses(outline: &Outline, schemas: &mut Map<String, Value>) -> Value {
         let told = outline.refuses.iter().find(|refused| refused.status == status);
         let why = told.map_or_else(|| usual(status), |refused| refused.why);
         let mut answer = json!({"description": why});
-        // These have no body.
-        if !matches!(status, 304 | 412 | 416) {
+        // It alone has no body.
+        if status != 304 {
             let more = told.map_or(&[][..], |refused| refused.fields);
             let schema = if more.is_empty() {
                 json!({"$ref": "#/components/schemas/Refused"})
@@ -211,6 +211,7 @@ mod tests {
                 Refused { status: 409, why: "several", fields: &[field("owners", Shape::List(&Shape::Text))] },
             ]),
         Route::post("/api/things/{name}", "Makes it", ()).by(Who::Anybody).takes(Takes::Content),
+        Route::get("/api/things/{name}/content", "What is in it", ()).gives(Gives::Content),
     ];
 
     #[test]
@@ -241,6 +242,9 @@ mod tests {
         let post = &told["paths"]["/api/things/{name}"]["post"];
         assert_eq!((&post["security"], post["responses"]["401"].is_null()), (&json!([]), true));
         assert_eq!(post["requestBody"]["content"]["application/octet-stream"], json!({}));
+        let content = &told["paths"]["/api/things/{name}/content"]["get"]["responses"];
+        let has_body = |status: &str| content[status]["content"]["application/json"].is_object();
+        assert_eq!(["304", "412", "416"].map(has_body), [false, true, true]);
     }
 
     #[test]

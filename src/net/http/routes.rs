@@ -304,7 +304,7 @@ impl Outline {
             }
         };
         if !is_json {
-            // 304, 412 and 416 of a file have no body.
+            // 304 of a file has no body.
             return if body.is_empty() { Ok(()) } else { Err(format!("{content_type} instead of JSON")) };
         }
         let value = parsed(body)?;

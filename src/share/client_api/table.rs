@@ -250,6 +250,7 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         .refuses(&[
             refused(409, "there is a file of that name, or before init"),
             refused(413, "it is larger than any file may be"),
+            refused(415, "it comes encoded (Content-Encoding)"),
             NO_ROOM,
         ]),
     Route::post(
