@@ -51,7 +51,7 @@ pub enum FilesError {
     #[error("{0} is not tracked: add it first, or give its path")]
     Unknown(FileName),
     /// There is no room for one more.
-    #[error("{FILES_MAX} files are tracked already")]
+    #[error("{FILES_MAX} files are tracked already: remove some first")]
     Full,
     /// The path cannot be kept.
     #[error("{0}: expected a path in UTF-8")]
@@ -448,6 +448,22 @@ impl Files {
     /// # Errors
     /// [`FilesError::Unknown`], or the store's.
     pub fn remove(&self, name: &FileName) -> Result<Tracked, FilesError> {
+        self.remove_if(name, |_| true)?.ok_or_else(|| FilesError::Unknown(name.clone()))
+    }
+
+    /// The same of one that has been missing since then; none where it is not any more, or was removed meanwhile.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn remove_missing(&self, name: &FileName, since: Millis) -> Result<Option<Tracked>, StoreError> {
+        self.remove_if(name, move |known| known.missing_since == Some(since))
+    }
+
+    fn remove_if(
+        &self,
+        name: &FileName,
+        is_it: impl FnOnce(&Tracked) -> bool + Send + 'static,
+    ) -> Result<Option<Tracked>, StoreError> {
         {
             let mut reading = self.reading.lock();
             reading.given_up.remove(name);
@@ -455,10 +471,10 @@ impl Files {
         }
         let (owner, name) = (self.owner.clone(), name.clone());
         self.store.write(move |tx| {
-            let known = get(tx, &owner, &name)?.ok_or(FilesError::Unknown(name))?;
+            let Some(known) = get(tx, &owner, &name)?.filter(is_it) else { return Ok(None) };
             let sql = "DELETE FROM share_file WHERE owner = $1 AND name = $2";
             tx.execute(sql, &[(&owner).into(), known.name.as_str().into()])?;
-            Ok(known)
+            Ok(Some(known))
         })
     }
 
@@ -769,6 +785,9 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert!(it.is_missing());
         files.set_missing(&[Tracked { missing_since: Some(Millis(7)), ..it.clone() }]).unwrap();
+        // Not what was found again meanwhile, or removed.
+        assert_eq!(files.remove_missing(&name("a"), Millis(6)), Ok(None));
+        assert_eq!(files.remove_missing(&name("b"), Millis(7)), Ok(None));
         let gone = files.get(&name("a")).unwrap().unwrap();
         assert_eq!((gone.missing_since, gone.json()["missing"].clone()), (Some(Millis(7)), json!(true)));
         // Hiding it says nothing of where it is; looking at it again does.

@@ -58,8 +58,10 @@ impl Round {
         look(inner, &mut files)?;
         let now = Clock::wall();
         for file in files.iter().filter(|file| is_over(file, now)) {
-            log::info!("{}: {} has been missing for 30 days, and is forgotten", inner.user, file.name);
-            let gone = inner.files.remove(&file.name)?;
+            let Some(since) = file.missing_since else { continue };
+            // It may have come back since it was looked at.
+            let Some(gone) = inner.files.remove_missing(&file.name, since)? else { continue };
+            log::info!("{}: {} has been missing for 30 days, and is forgotten", inner.user, gone.name);
             if gone.is_published {
                 inner.sync_later(&gone.name);
             }
