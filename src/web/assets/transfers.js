@@ -151,6 +151,11 @@ function instead(el, total) {
 
 /** What has become of a fetch; says so where it has ended. */
 export function put(id, progress) {
+  toldAt.set(id, begun);
+  keep(id, progress);
+}
+
+function keep(id, progress) {
   const before = state.fetches.get(id);
   state.fetches.set(id, { ...progress, id });
   const { status, file_name: fname, error } = progress;
@@ -179,12 +184,25 @@ function soon() {
 
 state.addEventListener("fetches", draw);
 
-/** Reads them all anew. */
+// How many readings had begun, of all and when each fetch was told of last; and which was taken last.
+let begun = 0;
+let taken = 0;
+const toldAt = new Map();
+
+/** Reads them all anew. What was told of one since that began, or read by one that began later, is newer. */
 export async function refresh() {
+  const mine = (begun += 1);
   try {
     const { fetches } = await get("fetches");
-    for (const [id, progress] of Object.entries(fetches)) put(id, progress);
-    for (const id of state.fetches.keys()) if (!(id in fetches)) state.fetches.delete(id);
+    if (mine < taken) return;
+    taken = mine;
+    const isOlder = (id) => toldAt.get(id) >= mine;
+    for (const [id, progress] of Object.entries(fetches)) if (!isOlder(id)) keep(id, progress);
+    for (const id of state.fetches.keys()) {
+      if (id in fetches || isOlder(id)) continue;
+      state.fetches.delete(id);
+      toldAt.delete(id);
+    }
     changed("fetches");
   } catch (error) {
     if (state.fetches.size) return;
