@@ -47,7 +47,7 @@ function begin() {
   readClock();
   open();
   // A look at all that changed at once is enough, however much that was.
-  const handlers = { reset: () => views[shown]?.opened() };
+  const handlers = { reset: coalesce(() => views[shown]?.opened(), 2_000) };
   for (const [event, concerned] of Object.entries(CONCERNED)) {
     handlers[event] = coalesce(() => concerned.includes(shown) && views[shown].refresh(event), 2_000);
   }
