@@ -36,9 +36,10 @@ fn is_unharmed(browser: &Browser) {
     assert_eq!(browser.complaints(), [""; 0]);
 }
 
-/// Waits until a row has exactly this as its name.
+/// Waits until a row has exactly this as its name, but for what would turn the name around: that is seen as such.
 #[track_caller]
 fn is_said(browser: &Browser, table: &str, name: &str) {
+    let name = name.replace(['\u{202E}', '\u{202C}'], "\u{FFFD}");
     browser.until_with(
         &format!("{name} in {table}"),
         "return [...document.querySelectorAll(`${arguments[0]} tr .title`)].some((el) => el.textContent === arguments[1])",

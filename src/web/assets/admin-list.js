@@ -21,7 +21,7 @@ export function given(tag = "span", more = "") {
   const el = h(tag, { class: `cut ${more}`, dir: "auto" });
   el.say = (value) => {
     text(el, value ?? "");
-    if (el.title !== (value ?? "")) el.title = value ?? "";
+    if (el.title !== el.textContent) el.title = el.textContent;
     return el;
   };
   return el;

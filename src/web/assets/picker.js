@@ -1,7 +1,7 @@
 // A look around the node's own folders, to say which files it is to track.
 
 import { get, post, publish, run, sentence } from "./state.js";
-import { age, announce, bytes, count, dialog, fill, h, icon, show, text } from "./ui.js";
+import { age, announce, bytes, count, dialog, fill, h, icon, set, show, text } from "./ui.js";
 
 const SHOWN = 500;
 // The folders gone through, the last one the deepest: it is opened there again.
@@ -54,7 +54,7 @@ export function pick(onAdded) {
   function draw() {
     const at = trail.at(-1);
     text(path, at ?? "Folders");
-    where.title = at ?? "";
+    set(where, { title: at ?? "" });
     up.disabled = !at;
     const wanted = filter.value.trim().toLowerCase();
     const entries = here.entries.filter((it) => !wanted || it.name.toLowerCase().includes(wanted))

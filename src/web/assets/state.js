@@ -1,7 +1,7 @@
 // What the page knows of the node, and what it does with it, for all views.
 
 import { ApiError, call, session } from "./api.js";
-import { age, announce, bytes, dialog, fill, h, icon, show, text } from "./ui.js";
+import { age, announce, bytes, dialog, fill, h, icon, seen, show, text } from "./ui.js";
 
 const API = "/api/client";
 
@@ -42,10 +42,8 @@ export function sentence(error) {
 export function named(tag, className) {
   const el = h(tag, { class: `cut ${className ?? ""}`, dir: "auto" });
   el.set = (name) => {
-    if (el.textContent !== name) {
-      text(el, name);
-      el.title = name;
-    }
+    text(el, name);
+    if (el.title !== el.textContent) el.title = el.textContent;
     return el;
   };
   return el;
@@ -77,7 +75,7 @@ export function instead(el, { error, isRead, total }, rows, empty) {
   if (el.now === now) {
     // The same words stay as they are, and so does the focus among them.
     const other = now === "error" ? null : empty();
-    if (other ? el.textContent === other.textContent : el.textContent === error.message) return;
+    if (other ? el.textContent === other.textContent : el.textContent === seen(error.message)) return;
   }
   el.now = now;
   if (now === "rows") fill(el, rows.el);

@@ -1,5 +1,14 @@
 // Small helpers of both pages: building elements, words for numbers, dialogs, what is told aloud.
 
+// What is not seen, or turns around what stands beside it: not so what joins letters, the kind of an emoji, and the flag
+// of a region (the group).
+const UNSEEN = /(\u{1F3F4}[\u{E0030}-\u{E0039}\u{E0061}-\u{E007A}]{3,6}\u{E007F})|(?![\n\t\u200C\u200D\p{Variation_Selector}])[\p{Cc}\p{Zl}\p{Zp}\p{Bidi_Control}\p{Default_Ignorable_Code_Point}]/gu;
+
+/** A text as it is shown, whoever has written it: nothing of it hides, or looks like something else. */
+export const seen = (value) => (typeof value === "string" ? value.replace(UNSEEN, (_, flag) => flag ?? "\uFFFD") : value);
+
+const SHOWN = new Set(["title", "alt", "aria-label", "aria-valuetext"]);
+
 /**
  * Builds an element. Text is always text, never markup. Of the properties, functions named on… are listeners, `class` and
  * names with a dash are attributes, what the element knows is set on it, the rest are attributes.
@@ -7,13 +16,16 @@
 export function h(tag, props, ...children) {
   const el = document.createElement(tag);
   set(el, props ?? {});
-  el.append(...children.flat(9).filter((it) => it !== null && it !== undefined && it !== false));
+  el.append(...shown(children));
   return el;
 }
 
+const shown = (children) => children.flat(9).filter((it) => it !== null && it !== undefined && it !== false).map(seen);
+
 /** Sets properties as `h` does. */
 export function set(el, props) {
-  for (const [key, value] of Object.entries(props)) {
+  for (const [key, given] of Object.entries(props)) {
+    const value = SHOWN.has(key) ? seen(given) : given;
     if (value === undefined) continue;
     if (key.startsWith("on")) el.addEventListener(key.slice(2), value);
     else if (value === null) el.removeAttribute(key);
@@ -26,7 +38,8 @@ export function set(el, props) {
 
 /** Changes a text only where it is another, so that a selection stays. */
 export function text(el, value) {
-  if (el.textContent !== value) el.textContent = value;
+  const words = seen(value);
+  if (el.textContent !== words) el.textContent = words;
   return el;
 }
 
@@ -38,7 +51,7 @@ export function show(el, isShown) {
 
 /** Replaces what is in an element. */
 export function fill(el, ...children) {
-  el.replaceChildren(...children.flat(9).filter((it) => it !== null && it !== undefined && it !== false));
+  el.replaceChildren(...shown(children));
   return el;
 }
 
@@ -119,11 +132,14 @@ export function age(at, now = Date.now() / 1000) {
 const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
+// In some languages marks stand between the numbers, which are no more needed than shown.
+const plain = (words) => words.replace(/\p{Bidi_Control}/gu, "");
+
 /** `12 Mar 2026`, as it is written where the reader is. */
-export const date = (at) => day.format(at * 1000);
+export const date = (at) => plain(day.format(at * 1000));
 
 /** The whole of a point in time. */
-export const instant = (at) => (Number.isFinite(at) ? moment.format(at * 1000) : "");
+export const instant = (at) => (Number.isFinite(at) ? plain(moment.format(at * 1000)) : "");
 
 /** `1 file`, `3 files`, `12,000 files` */
 export const count = (n, one, many = `${one}s`) => `${Number(n).toLocaleString("en")} ${n === 1 ? one : many}`;
