@@ -34,7 +34,7 @@ const KINDS: &[(&[&str], &str, bool)] = &[
     (&["aac"], "audio/aac", true),
     (&["weba"], "audio/webm", true),
     (&["pdf"], "application/pdf", true),
-    (&["txt", "text", "log"], "text/plain; charset=utf-8", true),
+    (&["txt", "text", "log", "md"], "text/plain; charset=utf-8", true),
     (&["zip"], "application/zip", false),
     (&["gz", "tgz"], "application/gzip", false),
     (&["json"], "application/json", false),
