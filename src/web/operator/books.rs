@@ -28,17 +28,20 @@ pub(super) struct Books {
 struct Known(Mutex<Option<(Option<i64>, Outline)>>);
 
 impl Known {
-    fn outline(&self, reader: &dyn Reader) -> Result<Outline, StoreError> {
+    fn outline(&self, store: &Store) -> Result<Outline, StoreError> {
+        // Before anything is read: who waits here keeps no reader from others.
         let mut known = self.0.lock();
-        let state = ledger::state(reader)?;
-        match &*known {
-            Some((its, outline)) if *its == state => Ok(outline.clone()),
-            _ => {
-                let outline = ledger::outline(reader)?;
-                *known = Some((state, outline.clone()));
-                Ok(outline)
+        store.read(|reader: &dyn Reader| {
+            let state = ledger::state(reader)?;
+            match &*known {
+                Some((its, outline)) if *its == state => Ok(outline.clone()),
+                _ => {
+                    let outline = ledger::outline(reader)?;
+                    *known = Some((state, outline.clone()));
+                    Ok(outline)
+                }
             }
-        }
+        })
     }
 }
 
@@ -132,7 +135,7 @@ fn read(rooms: &[Room<'_>], page: &Page, part: &Page) -> Result<Ledger, StoreErr
 fn balances(rooms: &[Room<'_>], offset: u64, limit: u64) -> Result<(Vec<Balance>, Vec<Outline>), StoreError> {
     let mut outlines = Vec::new();
     for room in rooms {
-        outlines.push(room.store.read(|reader| room.known.outline(reader))?);
+        outlines.push(room.known.outline(room.store)?);
     }
     let shown = |room: &Room<'_>, (account, balance): &(Account, Total)| Balance {
         room: room.name,
