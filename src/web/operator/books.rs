@@ -11,7 +11,7 @@ use crate::bank::ledger::{self, Account, Entry, Outline};
 use crate::model::{Cents, Total};
 use crate::net::http::{Answered, Call, StatusCode, json};
 use crate::share::page::Page;
-use crate::storage::{Reader, Store, StoreError};
+use crate::storage::{Store, StoreError};
 
 /// Entries read at a time while many are passed over.
 const READ_AT_ONCE: usize = 1_000;
@@ -28,17 +28,20 @@ pub(super) struct Books {
 struct Known(Mutex<Option<(Option<i64>, Outline)>>);
 
 impl Known {
-    fn outline(&self, reader: &dyn Reader) -> Result<Outline, StoreError> {
+    fn outline(&self, store: &Store) -> Result<Outline, StoreError> {
+        // Before a reader is taken, of which there are few: whoever waits here keeps none from others.
         let mut known = self.0.lock();
-        let state = ledger::state(reader)?;
-        match &*known {
-            Some((its, outline)) if *its == state => Ok(outline.clone()),
-            _ => {
-                let outline = ledger::outline(reader)?;
-                *known = Some((state, outline.clone()));
-                Ok(outline)
+        store.read(|reader| {
+            let state = ledger::state(reader)?;
+            match &*known {
+                Some((its, outline)) if *its == state => Ok(outline.clone()),
+                _ => {
+                    let outline = ledger::outline(reader)?;
+                    *known = Some((state, outline.clone()));
+                    Ok(outline)
+                }
             }
-        }
+        })
     }
 }
 
@@ -132,7 +135,7 @@ fn read(rooms: &[Room<'_>], page: &Page, part: &Page) -> Result<Ledger, StoreErr
 fn balances(rooms: &[Room<'_>], offset: u64, limit: u64) -> Result<(Vec<Balance>, Vec<Outline>), StoreError> {
     let mut outlines = Vec::new();
     for room in rooms {
-        outlines.push(room.store.read(|reader| room.known.outline(reader))?);
+        outlines.push(room.known.outline(room.store)?);
     }
     let shown = |room: &Room<'_>, (account, balance): &(Account, Total)| Balance {
         room: room.name,
