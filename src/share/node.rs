@@ -747,6 +747,15 @@ impl Node {
         Ok(self.inner.network.snapshot(FRESH, &registry)?)
     }
 
+    /// The same, no older than the question.
+    ///
+    /// # Errors
+    /// The registry cannot be asked.
+    pub fn network_now(&self) -> Result<Arc<Snapshot>, NodeError> {
+        let registry = self.inner.registry()?;
+        Ok(self.inner.network.snapshot(Duration::ZERO, &registry)?)
+    }
+
     /// What one host has, and where it is.
     ///
     /// # Errors

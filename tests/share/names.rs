@@ -112,7 +112,8 @@ fn two_accounts_of_one_name_in_two_spellings_have_nothing_of_each_other() {
     let again = server.kill();
     let users = Connection::open(place.path("server/users.db")).unwrap();
     // As an earlier version made the second; it comes behind the first in the order of the file, too.
-    let sql = "INSERT INTO users SELECT ?1, 'Second', password, created_at + 1, NULL FROM users";
+    let sql = "INSERT INTO users (username, display_name, password, created_at)
+        SELECT ?1, 'Second', password, created_at + 1 FROM users";
     assert_eq!(users.execute(sql, [COMPOSED]).unwrap(), 1);
     drop(users);
     let server = again();

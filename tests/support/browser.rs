@@ -363,6 +363,17 @@ impl Browser {
     /// Drops files or folders of the disk onto it.
     #[track_caller]
     pub fn drop_onto(&self, what: &What, paths: &[&Path]) {
+        self.drag(what, paths, &["dragEnter", "dragOver", "drop"]);
+    }
+
+    /// Holds files or folders of the disk above it.
+    #[track_caller]
+    pub fn drag_over(&self, what: &What, paths: &[&Path]) {
+        self.drag(what, paths, &["dragEnter", "dragOver"]);
+    }
+
+    #[track_caller]
+    fn drag(&self, what: &What, paths: &[&Path], steps: &[&str]) {
         let at = self.of(
             what,
             "(el.scrollIntoView({ block: 'center', behavior: 'instant' }), el.getBoundingClientRect().toJSON())",
@@ -371,8 +382,8 @@ impl Browser {
         let (x, y) = (middle("x", "width"), middle("y", "height"));
         // Copying, as an outside program offers it.
         let data = json!({"items": [], "files": paths, "dragOperationsMask": 1});
-        for kind in ["dragEnter", "dragOver", "drop"] {
-            self.command("Input.dispatchDragEvent", json!({"type": kind, "x": x, "y": y, "data": data}));
+        for step in steps {
+            self.command("Input.dispatchDragEvent", json!({"type": step, "x": x, "y": y, "data": data}));
         }
     }
 
@@ -417,6 +428,11 @@ impl Browser {
     /// The tab that is looked at.
     pub fn tab(&self) -> String {
         self.asked("/window").as_str().unwrap().to_owned()
+    }
+
+    /// All tabs.
+    pub fn tabs(&self) -> Vec<String> {
+        serde_json::from_value(self.asked("/window/handles")).unwrap()
     }
 
     /// Opens a page in another tab, and looks at that.

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use crate::browser::*;
 use crate::nodes::content;
 use crate::states::state;
@@ -77,6 +80,12 @@ fn what_one_publishes_another_finds_and_fetches() {
     go(&his, "People");
     his.sees(&row("ann").within(role("table", "People")));
     state(&his, "people");
+    his.click(&role("link", "ann").within(role("table", "People")));
+    his.sees(&on_network("report.pdf"));
+    his.sees_text("Files of ann");
+    state(&his, "network-of-one");
+    his.click(&role("link", "Show all"));
+    his.sees_no(&text("Files of ann"));
     his.click(&button("Node:"));
     his.sees(&role("dialog", "This node"));
     state(&his, "node");
@@ -134,6 +143,9 @@ fn a_folder_that_is_dropped_gives_its_files_and_a_name_that_is_taken_is_asked_ab
     fs::create_dir(&empty).unwrap();
     let browser = Browser::start();
     sign_up(&browser, &ann);
+    browser.drag_over(&css("main"), &[&a, &folder]);
+    browser.sees_text("Drop to add to your files");
+    state(&browser, "files-dragged");
     browser.drop_onto(&css("main"), &[&a, &folder]);
     for name in ["a.txt", "b.txt", "c.txt"] {
         browser.sees(&in_my_files(name));
@@ -194,4 +206,76 @@ fn what_its_owner_has_renamed_is_not_fetched_and_the_page_says_why() {
     fs::rename(world.place.path("shared/gone tomorrow.txt"), &path).unwrap();
     browser.sees(&text("Fetched").within(in_transfers("here today.txt")));
     is_fetched(&world.repo(&bob, "here today.txt"), &content("here today.txt", 100_000));
+}
+
+/// Eight pixels of one colour.
+const PICTURE: &str =
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAABCAIAAABsYngUAAAADklEQVR42mNwaDiAFQEAkhkMAUEbO+sAAAAASUVORK5CYII=";
+
+#[test]
+fn what_a_browser_can_show_is_shown() {
+    let world = World::start();
+    let ann = world.node("ann");
+    let picture = world.own_file("dot.png", 0);
+    fs::write(&picture, BASE64.decode(PICTURE).unwrap()).unwrap();
+    let notes = world.own_file("notes.txt", 0);
+    fs::write(&notes, "<script>document.title = 'harmed'</script> and so on").unwrap();
+    let browser = Browser::start();
+    sign_up(&browser, &ann);
+    go(&browser, "My files");
+    browser.choose(&hidden("input[type=file]:not([capture])"), &[&picture, &notes]);
+    browser.click(&button("More").within(in_my_files("dot.png")));
+    browser.click(&button("Open"));
+    browser.sees(&role("img", "dot.png").within(role("dialog", "dot.png")));
+    browser.until_of(&role("img", "dot.png"), "el.complete && el.naturalWidth === 8");
+    state(&browser, "picture");
+    browser.press("Escape");
+    browser.click(&button("More").within(in_my_files("notes.txt")));
+    let before = browser.tabs();
+    browser.click(&button("Open"));
+    let beside = eventually("another tab", || browser.tabs().into_iter().find(|tab| !before.contains(tab)));
+    browser.to_tab(&beside);
+    // As text, whatever is in it.
+    browser.sees_text("<script>document.title = 'harmed'</script> and so on");
+    assert_ne!(browser.ask("return document.title"), "harmed");
+    assert!(!browser.ask("return location.href").as_str().unwrap().contains("eyJ"), "no token is in an address");
+}
+
+#[test]
+fn a_page_at_rest_asks_for_nothing() {
+    let world = World::start();
+    let ann = world.node("ann");
+    let browser = Browser::start();
+    sign_up(&browser, &ann);
+    browser.ask(
+        "window.askedAt = performance.now();
+         new PerformanceObserver(() => { window.askedAt = performance.now(); }).observe({ type: 'resource' });",
+    );
+    for section in ["Network", "My files", "Transfers", "People"] {
+        go(&browser, section);
+        browser.until("a second without a request", "return performance.now() - window.askedAt > 1000");
+    }
+    // And is told all the same.
+    let _zed = world.host("zed", "Zed", [("found.txt", 10)]);
+    browser.sees(&row("zed"));
+}
+
+#[test]
+fn what_cannot_be_fetched_is_said_in_its_row() {
+    let world = World::start();
+    let (mut ann, bob) = (world.node("ann"), world.node("bob"));
+    ann.register();
+    ann.publishes(&world.server, &world.place.file("same.txt", 1000));
+    let browser = Browser::start();
+    sign_up(&browser, &bob);
+    go(&browser, "My files");
+    let own = world.own_file("same.txt", 500);
+    browser.choose(&hidden("input[type=file]:not([capture])"), &[&own]);
+    browser.sees(&in_my_files("same.txt"));
+    go(&browser, "Network");
+    browser.click(&button("Fetch").within(on_network("same.txt")));
+    let said = browser.words_of(&role("alert", "").within(on_network("same.txt")));
+    assert!(said.contains("same.txt"), "{said}");
+    state(&browser, "network-refused");
+    is_fetched(&world.repo(&bob, "same.txt"), &content("same.txt", 500));
 }

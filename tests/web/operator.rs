@@ -151,6 +151,7 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     alice.push("RESERVE");
     figure(&browser, "Open deals", |deals| deals == 1.0);
     there.user("carol");
+    figure(&browser, "Accounts", |accounts| accounts == 1.0);
     state(&browser, "operator-overview");
 
     let section = |name: &str| browser.click(&role("link", name).within(css("nav")));

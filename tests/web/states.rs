@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::browser::{Browser, screenshots};
 
 /// `make need-axe` brings it, and knows its hash.
-const AXE: &str = "target/axe-4.14.1/axe.min.js";
+const AXE: &str = "target/axe-core-4.14.1/axe.min.js";
 /// Width and height: a screen, and a telephone.
 const SIZES: [(u32, u32); 2] = [(1280, 900), (390, 844)];
 /// The narrowest that a page must do with.

@@ -1,6 +1,6 @@
 //! The commands of `p2s2 share` that talk to a running node, over its client API.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -394,12 +394,30 @@ impl Desk {
 
     /// Names on the network that a pattern means: of files of one owner, or of anybody else's.
     fn matching_names(&self, pattern: &str, from: Option<&str>) -> anyhow::Result<Vec<String>> {
-        let is_meant = |owner: &str| match from {
-            Some(from) => nfc(owner) == nfc(from),
-            None => nfc(owner) != self.user.key(),
+        let names = match from {
+            Some(from) => self.names_of(from, pattern)?,
+            None => self.others_names(pattern)?,
         };
+        if names.is_empty() {
+            match from {
+                Some(from) => bail!("{from} has no file like {pattern} on the network"),
+                None => bail!("nobody else on the network has a file like {pattern}"),
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// Those of one owner, as the registry has them now.
+    fn names_of(&self, owner: &str, pattern: &str) -> anyhow::Result<BTreeSet<String>> {
+        let host = self.get(&format!("discover/{}", encoded(owner)))?;
+        let names = host["files"].as_object().into_iter().flat_map(|files| files.keys());
+        Ok(names.filter(|name| matches(pattern, name)).cloned().collect())
+    }
+
+    fn others_names(&self, pattern: &str) -> anyhow::Result<BTreeSet<String>> {
+        let is_meant = |owner: &str| nfc(owner) != self.user.key();
         let longest = pattern.split(['*', '?']).max_by_key(|part| part.len()).unwrap_or_default();
-        let (mut names, mut offset) = (std::collections::BTreeSet::new(), 0);
+        let (mut names, mut offset) = (BTreeSet::new(), 0);
         loop {
             let page = self.get(&format!("network-files?q={}&offset={offset}&limit={PAGE}", encoded(longest)))?;
             let files = page["files"].as_array().cloned().unwrap_or_default();
@@ -408,16 +426,9 @@ impl Desk {
             names.extend(found.map(str::to_owned));
             offset += PAGE;
             if files.len() < PAGE {
-                break;
+                return Ok(names);
             }
         }
-        if names.is_empty() {
-            match from {
-                Some(from) => bail!("{from} has no file like {pattern} on the network"),
-                None => bail!("nobody else on the network has a file like {pattern}"),
-            }
-        }
-        Ok(names.into_iter().collect())
     }
 
     /// Does something with each, a few at a time; what fails is said, and the others go on.

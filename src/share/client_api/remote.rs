@@ -10,7 +10,11 @@ use crate::share::node::{Node, NodeError};
 
 pub(super) fn network_files(node: &Node, call: &Call<'_>) -> Answered {
     let page = Page::of(call.request)?;
-    let network = node.network().map_err(|error| refusal(&error))?;
+    let mut network = node.network().map_err(|error| refusal(&error))?;
+    if !network.finds(&page.q) {
+        // That there is nothing is said only of what is known now: it may have been published a moment ago.
+        network = node.network_now().map_err(|error| refusal(&error))?;
+    }
     let (total, found) = network.search(&page.q, page.offset, page.limit);
     Ok(success(json!({"files": found.iter().map(|file| file.json()).collect::<Vec<_>>(), "total": total})))
 }

@@ -301,6 +301,12 @@ impl Snapshot {
         self.files.sort_by(|a, b| (&a.name, &a.owner.hostname).cmp(&(&b.name, &b.owner.hostname)));
     }
 
+    /// Whether there is such a file.
+    pub fn finds(&self, q: &str) -> bool {
+        let sought = Sought::new(q);
+        self.files.iter().any(|file| sought.is_in_folded(&file.folded))
+    }
+
     /// The files whose name has this in it, in any case: how many, and those from `offset` on.
     pub fn search(&self, q: &str, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
         let sought = Sought::new(q);

@@ -3,7 +3,6 @@
 import { isElsewhere, isOld, piece, serverNow } from "./admin-data.js";
 import { badge, given } from "./admin-list.js";
 import { DEAL_STATES, check, money, moment, remains, timed } from "./admin-lists.js";
-import { call } from "./api.js";
 import { Chart, STALE_AFTER_MS, short } from "./charts.js";
 import { bytes, coalesce, duration, fill, h, show, text } from "./ui.js";
 

@@ -4,7 +4,7 @@ import { readClock } from "./admin-data.js";
 import { accounts, deals, hosts, ledger, log } from "./admin-lists.js";
 import { overview } from "./admin-overview.js";
 import { bus, call, configure, events, session, signedIn, signedOff } from "./api.js";
-import { awayBanner, coalesce, dialog, field, fill, h, notice, regions, set, show, text } from "./ui.js";
+import { awayBanner, coalesce, dialog, field, fill, h, notice, regions, set, show } from "./ui.js";
 
 const CLOCK_EVERY_MS = 60_000;
 const VIEWS = { overview, hosts, accounts, deals, ledger, log };

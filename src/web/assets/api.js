@@ -264,20 +264,18 @@ export function parser(give) {
 
 /**
  * Reads events until `close()`. `handlers[name](data)` takes each; `handlers.reset()` says that everything is to be read
- * anew: once at the beginning, and whenever some may have been missed. Of all tabs one holds the stream and tells the others.
+ * anew: at the beginning, and whenever some may have been missed. Of all tabs one holds the stream and tells the others.
  */
 export function events(path, handlers) {
   const ended = new AbortController();
   const label = `${settings.tokenKey} ${path} ${name(session())}`;
   const channel = navigator.locks && "BroadcastChannel" in window ? new BroadcastChannel(label) : null;
   let lastId = null;
-  let begun = false;
   let heardAt = Date.now();
 
   const take = ({ id, name, data }) => {
     heardAt = Date.now();
     if (id !== undefined) lastId = id;
-    if (name === "reset") begun = true;
     try {
       handlers[name]?.(data);
     } catch (error) {
@@ -349,8 +347,8 @@ export function events(path, handlers) {
     ended.signal.addEventListener("abort", () => own?.abort());
     look();
   }
-  // One that another tab tells has no beginning of its own; nor has one whose stream does not come about.
-  setTimeout(() => begun || ended.signal.aborted || take({ name: "reset" }), 300);
+  // What there is need not wait for what comes; whoever opens the stream reads it again then, so that nothing is missed.
+  queueMicrotask(() => ended.signal.aborted || take({ name: "reset" }));
 
   return {
     close() {

@@ -147,8 +147,8 @@ for (const it of ["input", "change"]) find.addEventListener(it, seek);
 
 state.addEventListener("node", () => {
   const { node } = state;
-  const words = node?.reachable === false ? node.reachable_error ?? node.warning
-    ?? `Others cannot reach this computer at ${node.address ?? `port ${node.port}`}: allow that port in its firewall or router, or say with --advertise-ip and --port how it is reached.` : "";
+  const words = node?.reachable === false
+    ? `Others cannot reach this computer at ${node.address ?? `port ${node.port}`}: allow that port in its firewall or router, or say with --advertise-ip and --port how it is reached.` : "";
   text(reach, words);
   show(reach, Boolean(words));
 });

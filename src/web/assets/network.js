@@ -45,8 +45,8 @@ function make() {
   const size = h("td", { role: "cell", class: "c-size number" });
   const owner = h("bdi", { class: "cut" });
   const at = ago();
-  const below = [h("span"), h("bdi"), ago()];
-  const sub = h("span", { class: "sub small muted" }, below[0], " · ", below[1], " · ", below[2]);
+  const below = [h("span"), h("bdi"), ago(), h("span", { hidden: true })];
+  const sub = h("span", { class: "sub small muted" }, below[0], " · ", below[1], " · ", below[2], below[3]);
   const button = h("button", { type: "button", class: "soft small", "aria-describedby": id, onclick: start }, "Fetch");
   const yours = h("span", { class: "badge" }, "Yours");
   const going = h("a", { class: "going", href: "#transfers" }, bar("Fetching"), h("span", { class: "small number" }));
@@ -79,8 +79,10 @@ function make() {
       at.set(since);
       below[2].set(since);
       show(copies, it.copies > 1);
+      show(below[3], it.copies > 1);
       if (it.copies > 1) {
         text(copies, `${it.copies} have it`);
+        text(below[3], ` · ${copies.textContent}`);
         copies.title = `${it.copies} devices have the same content; it is fetched from several at once`;
       }
       const error = errors.get(keyOf(it));

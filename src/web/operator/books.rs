@@ -11,7 +11,7 @@ use crate::bank::ledger::{self, Account, Entry, Outline};
 use crate::model::{Cents, Total};
 use crate::net::http::{Answered, Call, StatusCode, json};
 use crate::share::page::Page;
-use crate::storage::{Reader, Store, StoreError};
+use crate::storage::{Store, StoreError};
 
 /// Entries read at a time while many are passed over.
 const READ_AT_ONCE: usize = 1_000;
@@ -29,9 +29,9 @@ struct Known(Mutex<Option<(Option<i64>, Outline)>>);
 
 impl Known {
     fn outline(&self, store: &Store) -> Result<Outline, StoreError> {
-        // Before anything is read: who waits here keeps no reader from others.
+        // Before a reader is taken, of which there are few: whoever waits here keeps none from others.
         let mut known = self.0.lock();
-        store.read(|reader: &dyn Reader| {
+        store.read(|reader| {
             let state = ledger::state(reader)?;
             match &*known {
                 Some((its, outline)) if *its == state => Ok(outline.clone()),
