@@ -143,10 +143,6 @@ fn hostile_names_are_text_on_the_operators_page() {
     go(&browser, "Accounts");
     browser.sees(&row(script).within(role("table", "Accounts")));
     state(&browser, "hostile-operator-accounts");
-    go(&browser, "Log");
-    browser.click(&button("Everything"));
-    browser.sees(&role("table", "Log"));
-    state(&browser, "hostile-operator-log");
     is_unharmed(&browser);
 }
 

@@ -211,6 +211,13 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     section("Log");
     browser.sees(&role("heading", "Log"));
     state(&browser, "operator-log");
+    browser.click(&button("Everything"));
+    browser.sees(&row("<b>boat</b>").within(role("table", "Log")));
+    state(&browser, "operator-log-everything");
+    browser.click(&button("").within(row("<b>boat</b>").within(role("table", "Log"))));
+    browser.sees(&role("dialog", ""));
+    state(&browser, "operator-log-line");
+    browser.press("Escape");
     assert_eq!(browser.ask("return window.isTheSame"), true, "all of it without loading the page again");
     browser.click(&button("Sign out"));
     browser.sees(&textbox("Password"));
