@@ -56,7 +56,7 @@ const find = (wanted) => {
     // A control of a row may say after its word what it is for.
     return exactly.length ? exactly : named((name) => name.startsWith(wanted.name) && !/^\p{L}/u.test(name.slice(wanted.name.length)));
   }
-  const saying = (css, text) => innermost(all(css).filter((el) => isShown(el) && words(el.textContent).includes(words(text))));
+  const saying = (css, text) => innermost(all(css).filter((el) => words(el.textContent).includes(words(text)))).filter(isShown);
   if (wanted.row) return saying("tr, li, [role=row], [role=listitem], article", wanted.row);
   return saying("body, body *", wanted.text);
 };

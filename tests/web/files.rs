@@ -247,13 +247,10 @@ fn a_page_at_rest_asks_for_nothing() {
     let ann = world.node("ann");
     let browser = Browser::start();
     sign_up(&browser, &ann);
-    browser.ask(
-        "window.askedAt = performance.now();
-         new PerformanceObserver(() => { window.askedAt = performance.now(); }).observe({ type: 'resource' });",
-    );
+    watch_requests(&browser);
     for section in ["Network", "My files", "Transfers", "People"] {
         go(&browser, section);
-        browser.until("a second without a request", "return performance.now() - window.askedAt > 1000");
+        is_at_rest(&browser);
     }
     // And is told all the same.
     let _zed = world.host("zed", "Zed", [("found.txt", 10)]);
@@ -261,7 +258,7 @@ fn a_page_at_rest_asks_for_nothing() {
 }
 
 #[test]
-fn what_cannot_be_fetched_is_said_in_its_row() {
+fn what_has_a_name_that_is_taken_is_fetched_beside_it() {
     let world = World::start();
     let (mut ann, bob) = (world.node("ann"), world.node("bob"));
     ann.register();
@@ -274,8 +271,11 @@ fn what_cannot_be_fetched_is_said_in_its_row() {
     browser.sees(&in_my_files("same.txt"));
     go(&browser, "Network");
     browser.click(&button("Fetch").within(on_network("same.txt")));
-    let said = browser.words_of(&role("alert", "").within(on_network("same.txt")));
-    assert!(said.contains("same.txt"), "{said}");
-    state(&browser, "network-refused");
+    browser.sees(&role("dialog", "There is one of that name"));
+    state(&browser, "fetch-duplicate");
+    browser.click(&button("Keep both"));
+    go(&browser, "Transfers");
+    browser.sees(&text("Fetched").within(in_transfers("same.txt")));
     is_fetched(&world.repo(&bob, "same.txt"), &content("same.txt", 500));
+    is_fetched(&world.repo(&bob, "same (2).txt"), &content("same.txt", 1000));
 }

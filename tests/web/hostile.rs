@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::browser::*;
 use crate::elsewhere::Elsewhere;
-use crate::nodes::{http, raw_http};
+use crate::nodes::{Place, Server, http, raw_http};
 use crate::states::state;
 use crate::support::eventually;
 use crate::world::*;
@@ -110,6 +110,41 @@ fn hostile_names_are_text_on_the_nodes_page() {
     state(&browser, "hostile-details");
     is_unharmed(&browser);
     browser.press("Escape");
+}
+
+#[test]
+fn hostile_names_are_text_on_the_operators_page() {
+    let place = Place::new();
+    let env = [("ADMIN_USERNAME", "root"), ("ADMIN_PASSWORD", "a longer secret")];
+    let server = Server::start_with(&place, &[], &env);
+    let (script, picture) = ("<script>window.harmed=1</script>", "\"><img src=x onerror=window.harmed=1>");
+    let files = NAMES.iter().map(|name| (*name, 10));
+    let _host = Host::register(server.registry(), script, picture, files);
+    let account = json!({"username": "mallory", "password": "long enough", "display_name": script});
+    assert_eq!(http(server.api(), "POST", "/api/user/register", None, Some(&account)).0, 200);
+    let wrong = json!({"username": picture, "password": "long enough"});
+    assert_eq!(http(server.api(), "POST", "/api/user/login", None, Some(&wrong)).0, 401);
+    let browser = Browser::start();
+    browser.open(&format!("http://{}/admin", server.api()));
+    browser.fill(&textbox("User name"), "root");
+    browser.fill(&textbox("Password"), "a longer secret");
+    browser.click(&button("Sign in"));
+    go(&browser, "Hosts");
+    let host = row(picture).within(role("table", "Hosts"));
+    browser.sees(&host);
+    browser.sees(&row(script).within(role("table", "Hosts")));
+    state(&browser, "hostile-operator-hosts");
+    browser.click(&button("").within(host));
+    for name in NAMES {
+        browser.sees(&text(name).within(role("dialog", "")));
+    }
+    state(&browser, "hostile-operator-host");
+    is_unharmed(&browser);
+    browser.press("Escape");
+    go(&browser, "Accounts");
+    browser.sees(&row(script).within(role("table", "Accounts")));
+    state(&browser, "hostile-operator-accounts");
+    is_unharmed(&browser);
 }
 
 #[test]
@@ -264,5 +299,72 @@ fn a_page_that_is_none_leads_on_and_nothing_comes_from_elsewhere() {
                  .filter((it) => it !== location.origin && it !== 'null')",
         );
         assert_eq!(elsewhere, json!([]));
+    }
+}
+
+#[test]
+fn a_file_that_is_a_page_or_a_drawing_is_saved_and_never_run() {
+    let world = World::start();
+    let mut ann = world.node("ann");
+    ann.register();
+    let script = "<script>localStorage.setItem('harmed', document.domain)</script>";
+    let page = format!("<!doctype html><title>evil</title>{script}");
+    let drawing = "<svg xmlns='http://www.w3.org/2000/svg' onload=\"localStorage.setItem('harmed', 1)\"/>";
+    let browser = Browser::start();
+    sign_in(&browser, &ann);
+    for (name, said) in [("evil.html", page.as_str()), ("evil.svg", drawing), ("evil.txt.xhtml", &page)] {
+        let path = world.own_file(name, 0);
+        fs::write(&path, said).unwrap();
+        go(&browser, "My files");
+        browser.choose(&hidden("input[type=file]:not([capture])"), &[&path]);
+        browser.sees(&in_my_files(name));
+        let link = ann.does(&format!("files/{name}/link"), json!({}))["url"].as_str().unwrap().to_owned();
+        assert!(link.contains("ticket="), "{link}");
+        // As who is sent there by somebody else.
+        let here = browser.ask("return location.href");
+        browser.ask_with(
+            "location.assign(new URL(arguments[0], arguments[1])); return null",
+            json!([link, url(&ann) + "api/client/"]),
+        );
+        let saved = browser.saved(name);
+        eventually("the browser to save it", || saved.exists().then_some(()));
+        assert_eq!(browser.ask("return location.href"), here);
+        assert_eq!(browser.ask("return localStorage.getItem('harmed')"), Value::Null);
+    }
+}
+
+#[test]
+fn every_answer_forbids_what_a_page_does_not_need() {
+    let world = World::start();
+    let mut ann = world.node("ann");
+    ann.register();
+    let browser = Browser::start();
+    for at in [url(&ann), format!("http://{}/", world.server.api())] {
+        browser.open(&at);
+        // Headers as the browser has them, of pages, of what they are made of, of errors.
+        let found = browser.ask_later(
+            "const asset = document.querySelector('script[src]').getAttribute('src');
+             const look = async (path, headers) => {
+                 const answer = await fetch(path, { headers });
+                 return [path, answer.status, ...['content-security-policy', 'x-content-type-options', 'content-type']
+                     .map((name) => answer.headers.get(name) ?? '')];
+             };
+             return Promise.all(['/', '/nothing', asset, '/favicon.ico', '/api/nothing', '/api/openapi.json', '/assets/x/y.js'].flatMap(
+                 (path) => [look(path, { Accept: 'text/html' }), look(path, { Accept: 'application/json' })]));",
+            json!([]),
+        );
+        for answer in found.as_array().unwrap() {
+            let said: Vec<&str> = answer.as_array().unwrap()[2..].iter().map(|it| it.as_str().unwrap()).collect();
+            assert_eq!(said[1], "nosniff", "{answer}");
+            if said[2].starts_with("text/html") {
+                assert!(
+                    said[0].starts_with("default-src 'self'") && said[0].contains("frame-ancestors 'none'"),
+                    "{answer}"
+                );
+                assert!(!said[0].contains("unsafe") && !said[0].contains('*'), "{answer}");
+            } else {
+                assert!(answer[1] == 200 || said[2].starts_with("application/json"), "{answer}");
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::browser::*;
 use crate::nodes::{http, raw_http};
 use crate::states::state;
 use crate::support::{GOOD_CARD, PATIENCE, Peer, Server, scaled, settle};
-use crate::world::Host;
+use crate::world::{Host, is_at_rest, watch_requests};
 
 /// A server with every room, and its operator.
 struct Operated {
@@ -119,6 +119,20 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     figure(&browser, "Hosts online", |hosts| hosts == 0.0);
     browser.ask("window.isTheSame = true");
     state(&browser, "operator-empty");
+    let section = |name: &str| browser.click(&role("link", name).within(css("nav")));
+    watch_requests(&browser);
+    for (name, nothing) in [
+        ("Hosts", "No host has registered yet"),
+        ("Accounts", "Nobody has signed up yet"),
+        ("Deals", "No deal is open"),
+        ("Ledger", "No money has moved yet"),
+        ("Log", "The server has warned of nothing"),
+    ] {
+        section(name);
+        browser.sees_text(nothing);
+        is_at_rest(&browser);
+    }
+    section("Overview");
 
     // Requests, while they come in, and the charts of them.
     let is_over = AtomicBool::new(false);
@@ -154,7 +168,6 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     figure(&browser, "Accounts", |accounts| accounts == 1.0);
     state(&browser, "operator-overview");
 
-    let section = |name: &str| browser.click(&role("link", name).within(css("nav")));
     section("Hosts");
     browser.sees(&row("Mole").within(role("table", "Hosts")));
     let said = browser.words_of(&row("harbour").within(role("table", "Hosts")));
@@ -198,6 +211,13 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     section("Log");
     browser.sees(&role("heading", "Log"));
     state(&browser, "operator-log");
+    browser.click(&button("Everything"));
+    browser.sees(&row("<b>boat</b>").within(role("table", "Log")));
+    state(&browser, "operator-log-everything");
+    browser.click(&button("").within(row("<b>boat</b>").within(role("table", "Log"))));
+    browser.sees(&role("dialog", ""));
+    state(&browser, "operator-log-line");
+    browser.press("Escape");
     assert_eq!(browser.ask("return window.isTheSame"), true, "all of it without loading the page again");
     browser.click(&button("Sign out"));
     browser.sees(&textbox("Password"));

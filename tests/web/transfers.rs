@@ -111,6 +111,9 @@ fn when_its_sender_is_gone_the_page_says_so_and_it_goes_on_once_he_is_back() {
     let said = browser
         .until_of(&row, "[...el.querySelectorAll('.wrong')].find((it) => !it.hidden && it.innerText)?.innerText");
     assert!(said.as_str().unwrap().contains("ann"), "{said}");
+    // It waits for him, and nobody has paused it.
+    let said = browser.words_of(&row);
+    assert!(said.contains("Waiting") && !said.contains("Paused"), "{said}");
     let stopped_at = percent(&browser, "large.bin");
     assert!((1.0..100.0).contains(&stopped_at), "{stopped_at}");
     state(&browser, "transfers-sender-gone");

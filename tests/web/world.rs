@@ -148,6 +148,21 @@ pub fn go(browser: &Browser, section: &str) {
     browser.click(&role("link", section).within(css("nav")));
 }
 
+/// From now on it is known when the page asked for something last.
+#[track_caller]
+pub fn watch_requests(browser: &Browser) {
+    browser.ask(
+        "window.askedAt = performance.now();
+         new PerformanceObserver(() => { window.askedAt = performance.now(); }).observe({ type: 'resource' });",
+    );
+}
+
+/// Waits until the page has asked for nothing for a while.
+#[track_caller]
+pub fn is_at_rest(browser: &Browser) {
+    browser.until("a second without a request", "return performance.now() - window.askedAt > 1000");
+}
+
 pub fn on_network(name: &str) -> What {
     row(name).within(role("table", "Files on the network"))
 }

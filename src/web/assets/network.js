@@ -98,7 +98,7 @@ function make() {
       if (progress) {
         const percent = progress.total_size ? progress.progress_percent : null;
         going.firstChild.set(percent);
-        text(going.lastChild, progress.status === "downloading" ? `${Math.floor(progress.progress_percent ?? 0)} %` : words[progress.status]);
+        text(going.lastChild, progress.status === "downloading" ? `${Math.floor(progress.progress_percent ?? 0)} %` : words[progress.error ? "pending" : progress.status]);
       } else {
         const isHere = done(it);
         text(button, isHere ? "Fetch again" : "Fetch");
@@ -216,6 +216,8 @@ class OfOne {
 /** Shows the files of one host, or with nothing those of all. */
 export function filter(hostname, title) {
   if ((one?.hostname ?? null) === (hostname ?? null)) return;
+  // What was sought among all is not what is sought among theirs.
+  if (hostname) input.value = "";
   one = hostname ? new OfOne(hostname, title ?? hostname) : null;
   show(whose, Boolean(one));
   if (one) {

@@ -59,9 +59,10 @@ export class Paged {
         const found = answer[this.field];
         this.pages.set(number, found);
         this.total = answer.total ?? found.length;
-        // What is past the end is no more, and what nobody looks at is read again when it is.
+        // What is past the end is no more (but the first page, which says that there is none), and what nobody looks at is
+        // read again when it is.
         for (const it of [...this.pages.keys()]) {
-          if (it * PAGE >= this.total || (this.stale.has(it) && !this.isWanted(it))) {
+          if ((it > 0 && it * PAGE >= this.total) || (this.stale.has(it) && !this.isWanted(it))) {
             this.pages.delete(it);
             this.stale.delete(it);
           }

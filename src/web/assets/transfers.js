@@ -53,7 +53,8 @@ function words(it) {
     case "downloading":
       return [size, speed(it.speed_bps), it.eta_seconds !== null && it.eta_seconds !== undefined ? `${duration(it.eta_seconds)} left` : null];
     case "pending": return [size, "Waiting"];
-    case "paused": return [size, "Paused"];
+    // Paused by the node itself, until who has it is back.
+    case "paused": return [size, it.error ? "Waiting" : "Paused"];
     case "completed": return [bytes(it.total_size), it.verified === false ? "Fetched, not verified" : "Fetched"];
     case "cancelled": return ["Cancelled"];
     default: return [size, "Failed"];
@@ -163,6 +164,7 @@ function keep(id, progress) {
     if (status === "completed") {
       announce(`Fetched ${fname}`, { action: { label: "Save", run: () => nameOfFetched(progress).then(save).catch((wrong) => announce(sentence(wrong))) } });
     } else if (status === "failed") announce(`${fname}: ${error ?? "not fetched"}`);
+    else if (status === "paused" && error) announce(`${fname}: ${error}`, { isQuiet: true });
     else if (status === "cancelled" || status === "paused") announce(`${status === "paused" ? "Paused" : "Cancelled"} ${fname}`, { isQuiet: true });
   }
   soon();
