@@ -13,7 +13,7 @@ use crate::browser::*;
 use crate::nodes::{http, raw_http};
 use crate::states::state;
 use crate::support::{GOOD_CARD, PATIENCE, Peer, Server, scaled, settle};
-use crate::world::{Host, is_at_rest, watch_requests};
+use crate::world::{Host, free_port, is_at_rest, watch_requests};
 
 /// A server with every room, and its operator.
 struct Operated {
@@ -28,7 +28,7 @@ impl Operated {
     fn start() -> Operated {
         let dir = tempfile::tempdir().unwrap();
         // One that stays when it is started again.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let port = free_port();
         let args =
             ["--services", "trade,shop,share", "--api-port", &port, "--registry-port", "0", "--product-port", "0"];
         let args = [&args[..], &["--customer-port", "0", "--seller-port", "0", "--buyer-port", "0"]].concat();

@@ -194,12 +194,14 @@ fn a_node_that_is_away_is_told_of_once_and_the_page_goes_on_by_itself() {
     let since = Instant::now();
     let restart = bob.kill();
     browser.sees_text("P2S2 does not answer");
+    browser.sees(&button("Node: No answer"));
     state(&browser, "node-away");
     // It stays away for as long as that, whatever the page does meanwhile.
     stays_away(since);
     ann.publishes(&world.server, &world.place.file("report.txt", 1000));
     let bob = restart();
     browser.sees_no(&css(".banner"));
+    browser.until_of(&button("Node:"), "!/No answer|Disconnected|Connecting/.test(el.ariaLabel)");
     // What has come meanwhile is there, and what was typed still is.
     browser.sees(&on_network("report.txt"));
     assert_eq!(browser.of(&textbox("Search"), "el.value"), "repo");

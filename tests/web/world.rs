@@ -40,14 +40,13 @@ impl World {
     }
 
     pub fn node_with(&self, name: &str, args: &[&str]) -> Node {
-        // Free a moment ago; who takes it before the node does is another test's bad luck.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-        Node::start(&self.place, &self.server, name, &[&["--api-port", &port], args].concat())
+        Node::start(&self.place, &self.server, name, &[&["--api-port", &free_port()], args].concat())
     }
 
     /// A node whose peers reach it through a proxy, with an account that takes part.
     pub fn node_behind_proxy(&self, name: &str) -> (Node, Proxy) {
-        let mut node = self.node_with(name, &["--advertise-ip", &AWAY.to_string()]);
+        // A port that is no other node's while this one is away.
+        let mut node = self.node_with(name, &["--advertise-ip", &AWAY.to_string(), "--port", &free_port()]);
         let proxy = Proxy::at(SocketAddr::new(AWAY, node.peer().port()), node.peer());
         node.register();
         (node, proxy)
@@ -76,6 +75,11 @@ impl World {
     ) -> Host {
         Host::register(self.server.registry(), hostname, display_name, files)
     }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
 }
 
 /// A host of a registry on a bare socket. Once it is dropped it is not connected any more, but counts as there for a

@@ -261,6 +261,14 @@ function tellNode(node) {
 }
 
 let which = {};
+// What was known of it last is not what it is now.
+bus.addEventListener("away", () => {
+  text(badgeText, "No answer");
+  badge.className = "badge danger";
+  badge.title = "";
+  badge.setAttribute("aria-label", "Node: No answer");
+});
+
 const reach = (node) => (node.reachable === true ? "others can reach it" : node.reachable === false ? "others cannot reach it" : "");
 
 function showNode() {
