@@ -280,7 +280,10 @@ pub fn run(args: ServerArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(shop) = &shop {
         let (requests, commits) = (Arc::downgrade(shop), Arc::downgrade(shop));
-        let shop = Arc::downgrade(shop);
+        let (sizes, shop) = (Arc::downgrade(shop), Arc::downgrade(shop));
+        share
+            .metrics()
+            .add_sizes("shop", move || sizes.upgrade().map_or_else(Vec::new, |shop: Arc<Shop>| shop.sizes()));
         let counters = move || shop.upgrade().map_or_else(Vec::new, |shop: Arc<Shop>| shop.counters());
         share.metrics().add_counters("shop", counters);
         let none = LatencyCounts::default;
@@ -455,6 +458,20 @@ impl Shop {
     /// How long clients' messages took to be answered, at all frontends.
     fn latencies(&self) -> LatencyCounts {
         self.frontends.iter().fold(LatencyCounts::default(), |sum, (_, frontend)| sum.plus(&frontend.latencies()))
+    }
+
+    /// How much of what there is now, with its name.
+    fn sizes(&self) -> Vec<(&'static str, u64)> {
+        let customers = self.customer.db();
+        let (sessions, _) = customers.sizes();
+        let mut sizes =
+            vec![("sessions", sessions as u64), ("purchases_under_way", customers.purchases_under_way() as u64)];
+        match self.product.db().on_sale() {
+            Ok(items) => sizes.push(("items_on_sale", items)),
+            // Then it is not told this time.
+            Err(error) => log::debug!("how many items are on sale: {error}"),
+        }
+        sizes
     }
 
     /// The frontends first: what they have in hand needs the databases.

@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use super::client::{Pin, RegistryClient, RegistryError};
@@ -237,6 +237,8 @@ pub(super) struct Inner {
     following: Mutex<Option<Arc<RegistryClient>>>,
     peer: PeerServer,
     uploads: uploads::Room,
+    /// Held while a long list is made.
+    listing: Mutex<()>,
     is_stopping: AtomicBool,
 }
 
@@ -398,6 +400,7 @@ impl Node {
             following: Mutex::default(),
             peer,
             uploads: uploads::Room::default(),
+            listing: Mutex::default(),
             is_stopping: AtomicBool::new(false),
         });
         let (link, follow) = (Link::new(Arc::clone(&inner)), Follow::new(Arc::clone(&inner)));
@@ -700,6 +703,12 @@ impl Node {
         Ok(page)
     }
 
+    /// To be held while a list of any length is made and written: however many are asked for at once, they take the
+    /// memory of one.
+    pub fn one_list_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.inner.listing.lock()
+    }
+
     /// A tracked file's content as it is now.
     ///
     /// # Errors
@@ -747,13 +756,13 @@ impl Node {
         Ok(self.inner.network.snapshot(FRESH, &registry)?)
     }
 
-    /// The same, no older than the question.
+    /// The same, read anew where nothing was found in what was known.
     ///
     /// # Errors
     /// The registry cannot be asked.
     pub fn network_now(&self) -> Result<Arc<Snapshot>, NodeError> {
         let registry = self.inner.registry()?;
-        Ok(self.inner.network.snapshot(Duration::ZERO, &registry)?)
+        Ok(self.inner.network.newer(&registry)?)
     }
 
     /// What one host has, and where it is.

@@ -218,6 +218,14 @@ impl ProductDb {
         Ok(loaded)
     }
 
+    /// How many items are on sale.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn on_sale(&self) -> Result<u64, StoreError> {
+        self.room.store.read(|reader| store::in_stock(reader, None))
+    }
+
     /// The operator removes an item: nobody finds, sees or buys it any more. Whether there is such an item; once it
     /// is on disk.
     ///

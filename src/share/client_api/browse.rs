@@ -19,6 +19,7 @@ pub(super) fn browse(node: &Node, call: &Call<'_>) -> Answered {
     let page = Page::up_to(ENTRIES_MAX, call.request)?;
     let pairs = query_pairs(&call.request.query).unwrap_or_default();
     let path = pairs.iter().find(|(name, path)| name == "path" && !path.is_empty()).map(|(_, path)| path.as_str());
+    let _one = node.one_list_at_a_time();
     let shown = node.browse(path);
     let shown =
         shown.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "path: there is no such folder to choose from"))?;
@@ -55,6 +56,7 @@ pub(super) fn published_files(node: &Node, call: &Call<'_>) -> Answered {
 
 fn files(node: &Node, call: &Call<'_>, published_alone: bool) -> Answered {
     let Page { q, offset, limit } = Page::up_to(usize::try_from(FILES_MAX).unwrap_or(usize::MAX), call.request)?;
+    let _one = node.one_list_at_a_time();
     let found = node.files_page(published_alone, &q, offset, limit).map_err(|error| refusal(&error))?;
     let files: Vec<Value> = found.files.iter().map(|file| file.json()).collect();
     Ok(success(json!({"files": files, "total": found.total})))

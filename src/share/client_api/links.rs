@@ -100,7 +100,7 @@ pub(super) fn link(api: &ClientApi, user: &User, call: &Call<'_>) -> Answered {
     let name = name_of(call)?;
     node.open(&name).map_err(|error| refusal(&error))?;
     let ticket = api.links.make(&user.name, &user.token, &name);
-    Ok(success(json!({ "url": format!("/api/client/content?ticket={ticket}") })))
+    Ok(success(json!({ "url": format!("content?ticket={ticket}") })))
 }
 
 /// GET `content`: the file that a ticket stands for.

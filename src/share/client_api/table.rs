@@ -268,7 +268,7 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         "An address of its content for what cannot send a header, for an hour",
         Act::User(links::link),
     )
-    .answers(&[field("url", Text).about("relative to the origin")])
+    .answers(&[field("url", Text).about("behind `/api/client/`")])
     .refuses(&[refused(404, "there is no such file, or it is gone"), NOT_BEGUN]),
     Route::get("/api/client/content", "What is in the file that a link stands for", Act::Open(links::linked))
         .by(Who::Anybody)

@@ -32,6 +32,8 @@ const FRESH_IF_FOLLOWED: Duration = Duration::from_secs(30);
 const HEARD_MAX: usize = 20_000;
 /// Of more files, the list is read again when one changes.
 const APPLIED_AT: usize = 200_000;
+/// How many times as long as reading took what was read is good for whoever finds nothing in it.
+const READ_RARELY: u32 = 4;
 /// For whoever looks at a list.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
 
@@ -106,6 +108,8 @@ impl NetworkFile {
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     taken_at: Instant,
+    /// How long reading it took.
+    read_in: Duration,
     /// All files.
     pub files: Vec<NetworkFile>,
     /// All hosts.
@@ -189,7 +193,8 @@ const DUPLICATES_MAX: usize = 100;
 impl Snapshot {
     /// A snapshot of what was listed.
     pub fn new(pages: impl IntoIterator<Item = Listing>) -> Snapshot {
-        let mut snapshot = Snapshot { taken_at: Instant::now(), files: Vec::new(), hosts: Vec::new() };
+        let mut snapshot =
+            Snapshot { taken_at: Instant::now(), read_in: Duration::ZERO, files: Vec::new(), hosts: Vec::new() };
         let mut seen = BTreeSet::new();
         for page in pages {
             snapshot.add(page, &mut seen);
@@ -432,7 +437,15 @@ impl Network {
             }
         }
         snapshot.finish();
+        snapshot.read_in = snapshot.taken_at.elapsed();
         Ok(snapshot)
+    }
+
+    /// A snapshot that is newer than the one in which something was sought in vain; but no more than a part of the time
+    /// is spent on reading, however often that is asked for.
+    pub(super) fn newer(&self, registry: &RegistryClient) -> Result<Arc<Snapshot>, NetworkError> {
+        let read_in = self.state.lock().newest.as_ref().map_or(Duration::ZERO, |newest| newest.read_in);
+        self.snapshot((read_in * READ_RARELY).min(FRESH), registry)
     }
 
     /// From now on each change is heard of; what was read before is of before.

@@ -79,7 +79,7 @@ impl Upload {
             return Err(NodeError::Invalid(reason.to_owned()));
         }
         let folders = inner.shelf.folders();
-        let target = folders.save_target(None, &name)?;
+        let target = folders.save_target(None, &name).map_err(|error| of_repo(folders.repo(), error.into()))?;
         match inner.files.get(&name)? {
             // It may have been there, and be gone from the disk.
             Some(known) if known.facts.path == target => {}
@@ -95,7 +95,7 @@ impl Upload {
         }
         let repo = folders.repo();
         let places = Places::take(&inner.uploads, &inner.floor.uploads)?;
-        let folder = HeldDir::open(repo).map_err(|error| cannot_write(repo, &error))?;
+        let folder = HeldDir::open(repo).map_err(|error| of_repo(repo, cannot_write(repo, &error)))?;
         if let (Some(length), Some(room)) = (length, folder.room())
             && length > room
         {
@@ -105,7 +105,7 @@ impl Upload {
             });
         }
         let part = format!("{}{}{}", PART.0, random_hex::<16>(), PART.1);
-        let file = folder.file(&part, How::Create).map_err(|error| cannot_write(repo, &error))?;
+        let file = folder.file(&part, How::Create).map_err(|error| of_repo(repo, cannot_write(repo, &error)))?;
         let upload =
             Upload { inner: Arc::clone(inner), folder, name, part: Some(part), file, size: 0, _places: places };
         // Another process may share the repo, and start. Where files cannot be locked, it has to be believed.
@@ -165,7 +165,7 @@ impl Upload {
     }
 
     fn unwritten(&self, error: &io::Error) -> NodeError {
-        cannot_write(self.folder.path(), error)
+        of_repo(self.folder.path(), cannot_write(self.folder.path(), error))
     }
 }
 
@@ -176,6 +176,18 @@ impl Drop for Upload {
         {
             log::warn!("{}: {part} of an upload could not be removed: {error}", self.inner.user);
         }
+    }
+}
+
+/// The repo is the node's own: that it is gone, or no folder any more, is nothing that whoever brings a file has asked
+/// for wrongly.
+fn of_repo(repo: &Path, error: NodeError) -> NodeError {
+    match error {
+        NodeError::Path(PathError::NotFound(_) | PathError::NoFolder(_) | PathError::Invalid(_)) => NodeError::Folder {
+            reason: format!("{}, the node's folder for files, is not there, or no folder any more", repo.display()),
+            is_full: false,
+        },
+        error => error,
     }
 }
 
