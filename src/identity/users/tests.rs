@@ -94,6 +94,10 @@ fn a_token_is_its_users_and_an_admins_is_an_admins() {
         Jwt::with_secret(b"foreign", Duration::from_secs(60)).issue(Clock::start().now(), "admin", Role::Admin).0;
     assert_eq!(users.admin_of(foreign.reveal()), Err(UserError::Token(BadToken::Invalid)));
     assert_eq!(users.owner_of("nonsense"), None);
+    // And nobody signs up as one.
+    let settings = AdminSettings { username: Some(name("boss")), password: Some("root".to_owned()) };
+    users.settle_admin(settings, no_admin_is_made).unwrap();
+    assert_eq!(users.register("boss", "p", None, HERE), Err(UserError::Taken(name("boss"))));
 }
 
 #[test]
