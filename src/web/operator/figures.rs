@@ -313,9 +313,9 @@ mod tests {
     }
 
     #[test]
-    fn there_are_some_thirty_lines_and_each_is_one() {
+    fn there_are_so_many_lines_and_each_is_one() {
         let mut names: Vec<_> = LINES.iter().map(|line| (line.room, line.name)).collect();
-        assert!(names.len() <= 30);
+        assert!(names.len() <= 40, "what a page draws again every few seconds");
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), LINES.len());
