@@ -548,7 +548,7 @@ impl Browser {
     fn fails(&self, why: &str) -> ! {
         let shown = self.try_told(
             "/execute/sync",
-            &json!({"script": "return `${location.href}\n${document.body?.innerText.slice(0, 2000)}`", "args": []}),
+            &json!({"script": "return `${location.href}, the focus on ${document.activeElement?.outerHTML.slice(0, 200)}\n${document.body?.innerText.slice(0, 2000)}`", "args": []}),
         );
         let shown = shown.map_or_else(|fault| fault.to_string(), |shown| shown.as_str().unwrap_or_default().to_owned());
         let log = self.try_told("/se/log", &json!({"type": "browser"}));
