@@ -19,17 +19,24 @@ const STEPS_MAX: usize = 4_096;
 pub(super) struct Sizes(BTreeSet<(u64, i64, Slot, FileName)>);
 
 impl Sizes {
-    fn key(slot: Slot, fname: &FileName, entry: &FileEntry) -> (u64, i64, Slot, FileName) {
+    /// By what a file is found: its size, and the whole second of its change.
+    fn place(entry: &FileEntry) -> (u64, i64) {
         // Within 2^53.
-        (entry.size, entry.modified.get().floor() as i64, slot, fname.clone())
+        (entry.size, entry.modified.get().floor() as i64)
     }
 
-    pub(super) fn insert(&mut self, slot: Slot, fname: &FileName, entry: &FileEntry) {
-        self.0.insert(Sizes::key(slot, fname, entry));
-    }
-
-    pub(super) fn remove(&mut self, slot: Slot, fname: &FileName, entry: &FileEntry) {
-        self.0.remove(&Sizes::key(slot, fname, entry));
+    /// Has a file found as it is now, where it is there, in place of how it was before.
+    pub(super) fn replace(&mut self, slot: Slot, fname: &FileName, was: Option<&FileEntry>, is: Option<&FileEntry>) {
+        let (was, is) = (was.map(Sizes::place), is.map(Sizes::place));
+        if was == is {
+            return;
+        }
+        if let Some((size, second)) = was {
+            self.0.remove(&(size, second, slot, fname.clone()));
+        }
+        if let Some((size, second)) = is {
+            self.0.insert((size, second, slot, fname.clone()));
+        }
     }
 
     /// Those of a size that changed in these seconds, of hosts that count.

@@ -185,16 +185,7 @@ impl Registry {
         if was_shown != is_shown {
             self.tell_file(slot, fname, is_shown.clone());
         }
-        if let Some(was) = was_shown {
-            self.unindex(slot, fname, &was);
-        }
-        if let Some(is) = is_shown {
-            self.by_file.insert(fname.clone(), slot);
-            if let Some(content) = is.blake3 {
-                self.by_content.insert(content, (slot, fname.clone()));
-            }
-            self.by_size.insert(slot, fname, &is);
-        }
+        self.reindex(slot, fname, was_shown.as_deref(), is_shown.as_deref());
         if more != fewer {
             self.touch(slot);
         }
@@ -203,10 +194,27 @@ impl Registry {
 
     /// Takes a published file out of the indices.
     pub(super) fn unindex(&mut self, slot: Slot, fname: &FileName, entry: &FileEntry) {
-        self.by_file.remove(fname, &slot);
-        if let Some(content) = &entry.blake3 {
-            self.by_content.remove(content, &(slot, fname.clone()));
+        self.reindex(slot, fname, Some(entry), None);
+    }
+
+    /// Makes the indices show a file as it is published now, in place of how it was before. What of it is the same stays
+    /// as it is: most of what is published again has only changed.
+    fn reindex(&mut self, slot: Slot, fname: &FileName, was: Option<&FileEntry>, is: Option<&FileEntry>) {
+        match (was, is) {
+            (Some(_), None) => self.by_file.remove(fname, &slot),
+            (None, Some(_)) => self.by_file.insert(fname.clone(), slot),
+            _ => {}
         }
-        self.by_size.remove(slot, fname, entry);
+        let content = |entry: Option<&FileEntry>| entry.and_then(|entry| entry.blake3);
+        let (former, content) = (content(was), content(is));
+        if former != content {
+            if let Some(former) = former {
+                self.by_content.remove(&former, &(slot, fname.clone()));
+            }
+            if let Some(content) = content {
+                self.by_content.insert(content, (slot, fname.clone()));
+            }
+        }
+        self.by_size.replace(slot, fname, was, is);
     }
 }
