@@ -9,6 +9,7 @@
 # A node answers an upload once the file is synced; nginx answers once it is written. So nginx's time for an upload has
 # in it the sync that it leaves to others, done beside it by `sync FILE`; both figures are told.
 set -euo pipefail
+here=$(realpath "$(dirname "$0")")
 
 program=$(realpath "$1")
 mib=${2:-1024}
@@ -23,21 +24,7 @@ PATH=$PATH:/usr/sbin
 
 dir=$(mktemp -d -p .)
 dir=$(realpath "$dir")
-pids=()
-end() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-    rm -rf "$dir"
-}
-trap end EXIT
-
-said() {
-    for _ in $(seq 300); do
-        [ -s "$dir/$1" ] && break
-        sleep 0.1
-    done
-    python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$dir/$1" "$2"
-}
+. "$here/../support/processes.sh"
 
 mkdir -p "$dir/www" "$dir/tmp" "$dir/home"
 chmod 755 "$dir"

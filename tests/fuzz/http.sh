@@ -5,6 +5,7 @@
 # Usage: tests/fuzz/http.sh PROGRAM [EXAMPLES]     `make fuzz-http` builds the program and calls this.
 # Everything is on loopback, in a folder that goes away; python3 with venv is needed, and PyPI once.
 set -euo pipefail
+here=$(realpath "$(dirname "$0")")
 
 program=$(realpath "$1")
 examples=${2:-60}
@@ -18,22 +19,7 @@ tools=target/fuzz-http
 st=$(realpath "$tools/bin/st")
 
 dir=$(mktemp -d)
-pids=()
-end() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-    for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
-    rm -rf "$dir"
-}
-trap end EXIT
-
-# Waits for a ready file, and says what stands under a name in it.
-said() {
-    for _ in $(seq 300); do
-        [ -s "$dir/$1" ] && break
-        sleep 0.1
-    done
-    python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$dir/$1" "$2"
-}
+. "$here/../support/processes.sh"
 
 # One request, and a field of its answer.
 asked() {
