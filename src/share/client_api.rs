@@ -29,8 +29,7 @@ use crate::model::{Name, Token};
 use crate::net::http::routes::{self, Outline};
 use crate::net::http::watchers::last_event_id;
 use crate::net::http::{
-    self, Answered, Body, Call, Fields, HeaderMap, Refusal, Request, Response, Sink, StatusCode, bearer, query_pairs,
-    success,
+    self, Answered, Body, Call, Fields, HeaderMap, Refusal, Request, Response, Sink, StatusCode, bearer, success,
 };
 
 mod browse;
@@ -46,9 +45,6 @@ use links::Links;
 use sign_in::SignIn;
 use table::{Act, ROUTES};
 use uploads::Coming;
-
-/// Files that are listed at a time, unless it is asked for fewer.
-const PAGE_MAX: usize = 1_000;
 
 /// Answers requests.
 pub struct ClientApi {
@@ -256,38 +252,6 @@ fn is_same_host(given: &str, server: &str) -> bool {
     given.eq_ignore_ascii_case(server) || address(given).is_some_and(|ip| address(server) == Some(ip))
 }
 
-/// A part of a list.
-struct Page {
-    q: String,
-    offset: usize,
-    limit: usize,
-}
-
-impl Page {
-    fn of(request: &Request) -> Result<Page, Refusal> {
-        Page::up_to(PAGE_MAX, request)
-    }
-
-    /// With at most so many, and as many where it is not said how many.
-    fn up_to(most: usize, request: &Request) -> Result<Page, Refusal> {
-        let pairs = query_pairs(&request.query).ok_or_else(|| Refusal::bad("the query: expected UTF-8 behind %XX"))?;
-        let mut page = Page { q: String::new(), offset: 0, limit: most };
-        for (name, value) in pairs {
-            let number = || {
-                let wrong = || Refusal::bad(format!("{name}: expected a whole number"));
-                value.parse::<usize>().map_err(|_| wrong())
-            };
-            match name.as_str() {
-                "q" => page.q.clone_from(&value),
-                "offset" => page.offset = number()?,
-                "limit" => page.limit = number()?.min(most),
-                _ => {}
-            }
-        }
-        Ok(page)
-    }
-}
-
 /// The same where a path stood in that field: what is wrong with it is said of the field.
 fn refusal_of(field: &str, error: &NodeError) -> Refusal {
     let mut refusal = refusal(error);
@@ -331,7 +295,6 @@ fn refusal(error: &NodeError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::http::Method;
 
     #[test]
     fn one_host_may_be_spelt_in_several_ways() {
@@ -345,27 +308,6 @@ mod tests {
             ("", "127.0.0.1", false),
         ] {
             assert_eq!(is_same_host(given, server), is_same, "{given} {server}");
-        }
-    }
-
-    #[test]
-    fn a_page_is_what_the_query_says_within_bounds() {
-        let of = |query: &str| {
-            Page::of(&Request {
-                method: Method::GET,
-                path: "/".to_owned(),
-                query: query.to_owned(),
-                headers: HeaderMap::new(),
-                body: Vec::new(),
-                source: ([127, 0, 0, 1], 1).into(),
-            })
-        };
-        let page = of("q=a+b&offset=5&limit=7").unwrap();
-        assert_eq!((&*page.q, page.offset, page.limit), ("a b", 5, 7));
-        let page = of("limit=999999&other=x").unwrap();
-        assert_eq!((&*page.q, page.offset, page.limit), ("", 0, PAGE_MAX));
-        for wrong in ["offset=-1", "limit=x", "q=%ff"] {
-            assert_eq!(of(wrong).map(|_| ()).unwrap_err().status, StatusCode::BAD_REQUEST, "{wrong}");
         }
     }
 }

@@ -383,8 +383,12 @@ impl Files {
     ///
     /// # Errors
     /// The store's.
-    pub fn page(&self, published_alone: bool, q: &str, offset: usize, limit: usize) -> Result<Page, StoreError> {
-        let sought = text::Sought::new(q);
+    pub fn page(
+        &self,
+        published_alone: bool,
+        sought: &text::Sought,
+        (offset, limit): (usize, usize),
+    ) -> Result<Page, StoreError> {
         let sql = format!("SELECT {COLUMNS} FROM share_file WHERE owner = $1 AND is_published >= $2 ORDER BY name");
         let mut page = Page { total: 0, files: Vec::new() };
         self.store.read(|reader| {
@@ -753,7 +757,7 @@ mod tests {
         }
         files.publish(&name("song.ogg"), facts("/x/1", 5, 1), None, Millis(1)).unwrap();
         let page = |published: bool, q: &str, offset: usize, limit: usize| {
-            let page = files.page(published, q, offset, limit).unwrap();
+            let page = files.page(published, &text::Sought::new(q), (offset, limit)).unwrap();
             (page.total, page.files.into_iter().map(|file| file.name.to_string()).collect::<Vec<_>>())
         };
         let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();

@@ -32,5 +32,6 @@ pub mod pieces;
 pub mod registry;
 pub mod server;
 pub mod server_api;
+mod shapes;
 pub mod transfer;
 pub mod wire;

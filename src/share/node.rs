@@ -32,6 +32,7 @@ use super::client::{Pin, RegistryClient, RegistryError};
 use super::files::{Facts, Files, FilesError, Page, Tracked};
 use super::folders::{Folders, Opened, PathError, Shelves};
 use super::heartbeat::{self, Heartbeat};
+use super::page;
 use super::transfer::PeerServer;
 use super::wire::{FileEntry, FileName, Seconds};
 use crate::model::{Clock, Name, Token};
@@ -696,8 +697,8 @@ impl Node {
     ///
     /// # Errors
     /// The store's.
-    pub fn files_page(&self, published_alone: bool, q: &str, offset: usize, limit: usize) -> Result<Page, NodeError> {
-        let mut page = self.inner.files.page(published_alone, q, offset, limit)?;
+    pub fn files_page(&self, published_alone: bool, asked: &page::Page) -> Result<Page, NodeError> {
+        let mut page = self.inner.files.page(published_alone, &asked.sought, (asked.offset, asked.limit))?;
         let looked_at = page.files.len().min(looking::AT_ONCE);
         looking::look(&self.inner, &mut page.files[..looked_at])?;
         Ok(page)

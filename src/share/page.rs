@@ -26,12 +26,21 @@ impl Page {
         Page::named(request, "", usual)
     }
 
+    /// The same with at most so many, and as many where the request does not say.
+    ///
+    /// # Errors
+    /// 400, with the field's name.
+    pub fn up_to(request: &Request, most: usize) -> Result<Page, Refusal> {
+        Ok(Page::read(request, "", most, most)?.0)
+    }
+
     /// The same; nothing where the request says none of the three.
     ///
     /// # Errors
     /// 400, with the field's name.
     pub fn if_asked(request: &Request, usual: usize) -> Result<Option<Page>, Refusal> {
-        Page::read(request, "", usual)
+        let (page, is_asked) = Page::read(request, "", usual, PAGE_MAX)?;
+        Ok(is_asked.then_some(page))
     }
 
     /// That of a second list of one answer, of which the fields of the query begin with this.
@@ -39,13 +48,13 @@ impl Page {
     /// # Errors
     /// 400, with the field's name.
     pub fn named(request: &Request, prefix: &str, usual: usize) -> Result<Page, Refusal> {
-        let whole = Page { sought: Sought::default(), offset: 0, limit: usual.min(PAGE_MAX) };
-        Ok(Page::read(request, prefix, usual)?.unwrap_or(whole))
+        Ok(Page::read(request, prefix, usual, PAGE_MAX)?.0)
     }
 
-    fn read(request: &Request, prefix: &str, usual: usize) -> Result<Option<Page>, Refusal> {
+    /// What a request asks for, and whether it says anything of it.
+    fn read(request: &Request, prefix: &str, usual: usize, most: usize) -> Result<(Page, bool), Refusal> {
         let pairs = query_pairs(&request.query).ok_or_else(|| Refusal::bad("the query: expected UTF-8 behind %XX"))?;
-        let mut page = Page { sought: Sought::default(), offset: 0, limit: usual.min(PAGE_MAX) };
+        let mut page = Page { sought: Sought::default(), offset: 0, limit: usual.min(most) };
         let mut is_asked = false;
         for (name, value) in pairs {
             let number =
@@ -53,12 +62,12 @@ impl Page {
             match name.strip_prefix(prefix).unwrap_or_default() {
                 "q" => page.sought = Sought::new(&value),
                 "offset" => page.offset = number()?,
-                "limit" => page.limit = number()?.min(PAGE_MAX),
+                "limit" => page.limit = number()?.min(most),
                 _ => continue,
             }
             is_asked = true;
         }
-        Ok(is_asked.then_some(page))
+        Ok((page, is_asked))
     }
 }
 
@@ -67,16 +76,31 @@ mod tests {
     use super::*;
     use crate::net::http::{HeaderMap, Method};
 
-    fn asked(query: &str) -> Result<Option<Page>, String> {
-        let request = Request {
+    fn request(query: &str) -> Request {
+        Request {
             method: Method::GET,
             path: "/".to_owned(),
             query: query.to_owned(),
             headers: HeaderMap::new(),
             body: Vec::new(),
             source: ([127, 0, 0, 1], 1).into(),
+        }
+    }
+
+    fn asked(query: &str) -> Result<Option<Page>, String> {
+        Page::if_asked(&request(query), 100).map_err(|refusal| refusal.reason)
+    }
+
+    #[test]
+    fn a_list_may_have_a_bound_of_its_own() {
+        let of = |query: &str| {
+            let page = Page::up_to(&request(query), 5_000);
+            page.map(|page| (page.sought, page.offset, page.limit)).map_err(|refusal| refusal.reason)
         };
-        Page::if_asked(&request, 100).map_err(|refusal| refusal.reason)
+        assert_eq!(of(""), Ok((Sought::default(), 0, 5_000)));
+        assert_eq!(of("q=a+b&offset=5&limit=7&other=x"), Ok((Sought::new("a b"), 5, 7)));
+        assert_eq!(of("limit=999999"), Ok((Sought::default(), 0, 5_000)));
+        assert_eq!(of("offset=-1"), Err("offset: expected a whole number".to_owned()));
     }
 
     #[test]

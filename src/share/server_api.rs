@@ -57,7 +57,7 @@ impl ServerApi {
         match act {
             Act::Open(act) => act(self, call),
             Act::Admin(act) => {
-                self.only_admin(call.request)?;
+                only_admin(&self.users, call.request)?;
                 act(self, call)
             }
         }
@@ -75,15 +75,6 @@ impl ServerApi {
         } else {
             Err(Refusal::new(StatusCode::FORBIDDEN, "metrics are told on this machine alone"))
         }
-    }
-
-    /// Whose token a request bears, if that is the admin's.
-    ///
-    /// # Errors
-    /// 401 without one that is good, 403 with a user's.
-    pub fn only_admin(&self, request: &Request) -> Result<Name, Refusal> {
-        let token = token_of(request, false)?;
-        self.users.admin_of(token.reveal()).map_err(not_so)
     }
 
     fn view(&self) -> Result<View, Refusal> {
@@ -116,6 +107,15 @@ fn stats(totals: &Totals) -> Value {
         "total_clients": totals.total_clients, "active_clients": totals.active_clients,
         "total_files": totals.total_files, "total_size": totals.total_size,
     })
+}
+
+/// Whose token a request bears, if that is the admin's.
+///
+/// # Errors
+/// 401 without one that is good, 403 with a user's.
+pub fn only_admin(users: &Users, request: &Request) -> Result<Name, Refusal> {
+    let token = token_of(request, false)?;
+    users.admin_of(token.reveal()).map_err(not_so)
 }
 
 /// Unix seconds, with the milliseconds as a fraction.

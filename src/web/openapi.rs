@@ -89,8 +89,6 @@ fn responses(outline: &Outline, schemas: &mut Map<String, Value>) -> Value {
     let good = |content: Value| json!({"description": "as asked", "content": content});
     let whole = match outline.gives {
         Gives::Json(fields) => good(json!({"application/json": {"schema": object(fields, GRANTED, schemas)}})),
-        Gives::Bare(fields) => good(json!({"application/json": {"schema": object(fields, &[], schemas)}})),
-        Gives::Document => good(json!({"application/json": {"schema": {"type": "object"}}})),
         // Without a schema: it would be held against each event instead of the whole.
         Gives::Events(events) => {
             let names: Vec<&str> = events.iter().map(|(name, _)| *name).collect();
@@ -167,7 +165,6 @@ fn schema(shape: &Shape, schemas: &mut Map<String, Value>) -> Value {
         Shape::Text => json!({"type": "string"}),
         Shape::OneOf(texts) => json!({"type": "string", "enum": texts}),
         Shape::Whole => json!({"type": "integer", "minimum": 0}),
-        Shape::Signed => json!({"type": "integer"}),
         Shape::Number => json!({"type": "number"}),
         Shape::Flag => json!({"type": "boolean"}),
         // Beside its type: some of those who make clients from this drop it else.

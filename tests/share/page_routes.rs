@@ -181,6 +181,27 @@ fn a_file_is_brought_in_whole_and_once() {
 }
 
 #[test]
+fn a_folder_of_the_node_that_is_gone_is_named_and_not_the_file_that_was_brought() {
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let node = Node::begun(&place, &server, "ann", &[]);
+    let repo = repo(&node);
+    fs::remove_dir_all(&repo).unwrap();
+    for is_replaced in [false, true] {
+        if is_replaced {
+            fs::write(&repo, "no folder").unwrap();
+        }
+        let refused = upload(&node, "a.txt", b"a");
+        let error = refused.json()["error"].as_str().unwrap().to_owned();
+        assert_eq!(refused.status, 503, "{error}");
+        assert!(error.contains(repo.to_str().unwrap()) && !error.contains("a.txt"), "{error}");
+    }
+    fs::remove_file(&repo).unwrap();
+    fs::create_dir(&repo).unwrap();
+    assert_eq!(upload(&node, "a.txt", b"a").status, 200, "once it is back");
+}
+
+#[test]
 fn of_several_that_bring_one_name_one_wins_and_what_is_cut_off_leaves_nothing() {
     let place = Place::new();
     let server = Server::start(&place, &[]);

@@ -36,8 +36,6 @@ pub enum Shape {
     OneOf(&'static [&'static str]),
     /// A whole number, 0 or more.
     Whole,
-    /// A whole number, which may be below 0.
-    Signed,
     /// Any number.
     Number,
     /// True or false.
@@ -139,10 +137,6 @@ pub enum Takes {
 pub enum Gives {
     /// A JSON object with these fields beside `success`.
     Json(&'static [Field]),
-    /// A JSON object with these fields and no others.
-    Bare(&'static [Field]),
-    /// A JSON object that is described elsewhere.
-    Document,
     /// Server-sent events, each of which has a name and a JSON object.
     Events(&'static [(&'static str, Shape)]),
     /// A file, or the part of it that was asked for.
@@ -291,9 +285,8 @@ impl Outline {
         let fields = if status.is_success() {
             match (self.gives, is_json) {
                 (Gives::Json(fields), true) => fields,
-                (Gives::Bare(fields), true) => return check_fields(fields, &[], &parsed(body)?, "the answer"),
-                (Gives::Json(_) | Gives::Bare(_), false) => return Err(format!("{content_type} instead of JSON")),
-                (Gives::Document | Gives::Events(_) | Gives::Content | Gives::Text(_), _) => return Ok(()),
+                (Gives::Json(_), false) => return Err(format!("{content_type} instead of JSON")),
+                (Gives::Events(_) | Gives::Content | Gives::Text(_), _) => return Ok(()),
             }
         } else {
             let known = self.refuses.iter().find(|refused| refused.status == status.as_u16());
@@ -415,7 +408,6 @@ impl Shape {
                 expected(&texts.join(" or "))
             }
             Shape::Whole if !value.is_u64() => expected("a whole number"),
-            Shape::Signed if !value.is_u64() && !value.is_i64() => expected("a whole number"),
             Shape::Number if !value.is_number() => expected("a number"),
             Shape::Flag if !value.is_boolean() => expected("true or false"),
             Shape::Always(always) if *value != Value::Bool(*always) => expected(&always.to_string()),
@@ -555,8 +547,8 @@ mod tests {
         for (shape, value, is_so) in [
             (Shape::OneOf(&["x", "y"]), json!("y"), true),
             (Shape::OneOf(&["x", "y"]), json!("z"), false),
-            (Shape::Signed, json!(-5), true),
-            (Shape::Signed, json!(0.5), false),
+            (Shape::Whole, json!(-5), false),
+            (Shape::Whole, json!(0.5), false),
             (Shape::Number, json!(0.5), true),
             (Shape::Flag, json!(0), false),
             (Shape::Row(&[Shape::Text, Shape::Whole]), json!(["a", 1]), true),

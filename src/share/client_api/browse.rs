@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Page, file_name, refusal};
+use super::{file_name, refusal};
 use crate::net::http::{Answered, Call, Fields, Refusal, StatusCode, query_pairs, success};
 use crate::share::files::{FILES_MAX, seconds};
 use crate::share::folders::Entry;
 use crate::share::node::Node;
+use crate::share::page::Page;
 
 /// Entries of a folder that are shown at a time.
 const ENTRIES_MAX: usize = 10_000;
@@ -16,7 +17,7 @@ const ENTRIES_MAX: usize = 10_000;
 /// # Errors
 /// 404, the same for all that may not be seen or is not there.
 pub(super) fn browse(node: &Node, call: &Call<'_>) -> Answered {
-    let page = Page::up_to(ENTRIES_MAX, call.request)?;
+    let page = Page::up_to(call.request, ENTRIES_MAX)?;
     let pairs = query_pairs(&call.request.query).unwrap_or_default();
     let path = pairs.iter().find(|(name, path)| name == "path" && !path.is_empty()).map(|(_, path)| path.as_str());
     let _one = node.one_list_at_a_time();
@@ -55,9 +56,9 @@ pub(super) fn published_files(node: &Node, call: &Call<'_>) -> Answered {
 }
 
 fn files(node: &Node, call: &Call<'_>, published_alone: bool) -> Answered {
-    let Page { q, offset, limit } = Page::up_to(usize::try_from(FILES_MAX).unwrap_or(usize::MAX), call.request)?;
+    let page = Page::up_to(call.request, usize::try_from(FILES_MAX).unwrap_or(usize::MAX))?;
     let _one = node.one_list_at_a_time();
-    let found = node.files_page(published_alone, &q, offset, limit).map_err(|error| refusal(&error))?;
+    let found = node.files_page(published_alone, &page).map_err(|error| refusal(&error))?;
     let files: Vec<Value> = found.files.iter().map(|file| file.json()).collect();
     Ok(success(json!({"files": files, "total": found.total})))
 }

@@ -2,25 +2,26 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Page, file_name, host_name, refusal, refusal_of};
+use super::{file_name, host_name, refusal, refusal_of};
 use crate::model::Name;
 use crate::net::http::{self, Answered, Call, Fields, Refusal, Response, StatusCode, success};
 use crate::share::node::fetches::Wish;
 use crate::share::node::{Node, NodeError};
+use crate::share::page::{PAGE_MAX, Page};
 
 pub(super) fn network_files(node: &Node, call: &Call<'_>) -> Answered {
-    let page = Page::of(call.request)?;
+    let page = Page::of(call.request, PAGE_MAX)?;
     let mut network = node.network().map_err(|error| refusal(&error))?;
-    if !network.finds(&page.q) {
+    if !network.finds(&page.sought) {
         // That there is nothing is said only of what is known now: it may have been published a moment ago.
         network = node.network_now().map_err(|error| refusal(&error))?;
     }
-    let (total, found) = network.search(&page.q, page.offset, page.limit);
+    let (total, found) = network.search(&page.sought, page.offset, page.limit);
     Ok(success(json!({"files": found.iter().map(|file| file.json()).collect::<Vec<_>>(), "total": total})))
 }
 
 pub(super) fn peers(node: &Node, call: &Call<'_>) -> Answered {
-    let page = Page::of(call.request)?;
+    let page = Page::of(call.request, PAGE_MAX)?;
     let network = node.network().map_err(|error| refusal(&error))?;
     let peers: Vec<Value> = network.hosts.iter().skip(page.offset).take(page.limit).map(|host| host.json()).collect();
     Ok(success(json!({"peers": peers, "total": network.hosts.len()})))

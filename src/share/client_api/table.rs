@@ -2,11 +2,12 @@
 
 use super::{ClientApi, User, browse, content, links, local, remote, uploads};
 use crate::net::http::Refusal;
-use crate::net::http::routes::Shape::{Any, Flag, List, Map, Named, Nullable, Number, OneOf, Row, Text, Whole};
+use crate::net::http::routes::Shape::{Any, Flag, List, Map, Named, Nullable, Number, OneOf, Text, Whole};
 use crate::net::http::routes::{Field, Gives, Refused, Route, Takes, Who, field, optional, refused};
 use crate::net::http::{Answered, Call};
 use crate::share::node::Node;
 use crate::share::node::uploads::Upload;
+use crate::share::shapes::{DISCOVERED, ENTRY, SIGNED_IN};
 
 /// What handles a route.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +47,6 @@ const CLIENT: &[Field] = &[
     field("server_port", Whole),
     field("advertise_ip", Nullable(&Text)),
 ];
-/// An account, as the server shows it.
-const USER: &[Field] =
-    &[field("username", Text), field("display_name", Text), field("created_at", Text), optional("last_login", Text)];
 const LOCAL_FILE: &[Field] = &[
     field("name", Text),
     field("size", Whole),
@@ -104,17 +102,6 @@ const PEER: &[Field] = &[
     field("port", Whole),
     field("file_count", Whole),
     field("last_seen", Nullable(&Number)),
-];
-/// A file as the registry has it.
-pub(super) const ENTRY: &[Field] = &[
-    field("size", Whole),
-    field("modified", Number),
-    optional("created", Number),
-    optional("published_at", Number),
-    field("is_published", Flag),
-    optional("blake3", Text),
-    optional("pieces_root", Text),
-    optional("features", List(&Text)),
 ];
 const FILE_CHANGE: &[Field] = &[
     field("fname", Text),
@@ -172,7 +159,6 @@ const BROWSED: &[Field] = &[
 const ALL_LISTED: &[Field] = &[LISTED[0], LISTED[1], optional("limit", Whole).about("without it, all")];
 
 const CREDENTIALS: Takes = Takes::Json(&[field("username", Text), field("password", Text)]);
-const SIGNED_IN: &[Field] = &[field("token", Text), field("user", Named("User", USER))];
 const FNAME: Takes = Takes::Json(&[field("fname", Text)]);
 const PROGRESS_ANSWER: &[Field] = &[field("progress", Named("Progress", PROGRESS))];
 const FETCH_CHANGE: &[Field] = &[field("id", Text), PROGRESS_ANSWER[0]];
@@ -368,11 +354,7 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         .answers(PROGRESS_ANSWER)
         .refuses(UNKNOWN_FETCH),
     Route::get("/api/client/discover/{hostname}", "What one host has, and where it is", Act::Work(remote::discover))
-        .answers(&[
-            field("hostname", Text),
-            field("files", Map(&Named("Entry", ENTRY))),
-            field("addr", Row(&[Text, Whole])),
-        ])
+        .answers(DISCOVERED)
         .refuses(&[refused(404, "there is no such host"), NOT_BEGUN]),
     Route::get("/api/client/ping/{hostname}", "Whether a host is there", Act::Work(remote::ping))
         .answers(&[field("hostname", Text), field("status", OneOf(&["ALIVE", "DEAD"]))])

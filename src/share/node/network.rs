@@ -307,14 +307,12 @@ impl Snapshot {
     }
 
     /// Whether there is such a file.
-    pub fn finds(&self, q: &str) -> bool {
-        let sought = Sought::new(q);
+    pub fn finds(&self, sought: &Sought) -> bool {
         self.files.iter().any(|file| sought.is_in_folded(&file.folded))
     }
 
     /// The files whose name has this in it, in any case: how many, and those from `offset` on.
-    pub fn search(&self, q: &str, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
-        let sought = Sought::new(q);
+    pub fn search(&self, sought: &Sought, offset: usize, limit: usize) -> (usize, Vec<&NetworkFile>) {
         let is_wanted = |file: &&NetworkFile| sought.is_in_folded(&file.folded);
         let (mut total, mut found) = (0, Vec::new());
         for file in self.files.iter().filter(is_wanted) {
@@ -530,15 +528,15 @@ mod tests {
             listing(&[("ann", &[("report.txt", 5, 1.0)]), ("bob", &[("Report.pdf", 5, 1.0)])]),
         ]);
         assert_eq!(snapshot.hosts.len(), 2);
-        let (total, found) = snapshot.search("", 0, 10);
+        let (total, found) = snapshot.search(&Sought::new(""), 0, 10);
         assert_eq!(
             (total, names(&found)),
             (3, vec!["Report.pdf@bob".into(), "report.txt@ann".into(), "song.ogg@bob".into()])
         );
-        let (total, found) = snapshot.search("REPORT", 1, 1);
+        let (total, found) = snapshot.search(&Sought::new("REPORT"), 1, 1);
         assert_eq!((total, names(&found)), (2, vec!["report.txt@ann".to_owned()]));
-        assert_eq!(snapshot.search("nothing", 0, 10), (0, vec![]));
-        assert_eq!(snapshot.search("", 9, 10), (3, vec![]));
+        assert_eq!(snapshot.search(&Sought::new("nothing"), 0, 10), (0, vec![]));
+        assert_eq!(snapshot.search(&Sought::new(""), 9, 10), (3, vec![]));
     }
 
     /// A change: of a file with its size, of a file or host that is gone (none), or of a host that is there.
@@ -590,7 +588,7 @@ mod tests {
         snapshot.apply(&[changed("ann", None, None, false), changed("dee", Some("z"), Some(8), true)]);
         let (files, hosts) = shown(&snapshot);
         assert_eq!((files, hosts.len()), (vec!["f@cy 6 1".to_owned(), "z@dee 8 1".to_owned()], 3));
-        assert_eq!(snapshot.search("Z", 0, 9).0, 1, "what came is found");
+        assert_eq!(snapshot.search(&Sought::new("Z"), 0, 9).0, 1, "what came is found");
     }
 
     #[test]

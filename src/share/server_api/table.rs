@@ -1,9 +1,10 @@
 //! Every route of the server API: what it takes, and all that it answers.
 
 use super::ServerApi;
-use crate::net::http::routes::Shape::{List, Map, Named, Nullable, Number, OneOf, Row, Text, Whole};
+use crate::net::http::routes::Shape::{List, Map, Named, Nullable, Number, OneOf, Text, Whole};
 use crate::net::http::routes::{Field, Gives, Refused, Route, Takes, Who, field, optional, refused};
 use crate::net::http::{Answered, Call, success};
+use crate::share::shapes::{DISCOVERED, ENTRY, SIGNED_IN, USER};
 use serde_json::json;
 
 /// What handles a route.
@@ -15,9 +16,6 @@ pub(super) enum Act {
     Admin(fn(&ServerApi, &Call<'_>) -> Answered),
 }
 
-const USER: &[Field] =
-    &[field("username", Text), field("display_name", Text), field("created_at", Text), optional("last_login", Text)];
-const SIGNED_IN: &[Field] = &[field("token", Text), field("user", Named("User", USER))];
 const USERNAME: Field = field("username", Text);
 const PASSWORD: Field = field("password", Text);
 const CREDENTIALS: &[Field] = &[USERNAME, PASSWORD];
@@ -25,17 +23,6 @@ const CREDENTIALS: &[Field] = &[USERNAME, PASSWORD];
 const TOKEN: Takes = Takes::MaybeJson(&[optional("token", Text)]);
 /// So whoever has none is told so only once the body was read.
 const NO_TOKEN: &[Refused] = &[refused(401, "the token is missing, or not good")];
-/// A file as the registry has it.
-const ENTRY: &[Field] = &[
-    field("size", Whole),
-    field("modified", Number),
-    optional("created", Number),
-    optional("published_at", Number),
-    field("is_published", crate::net::http::routes::Shape::Flag),
-    optional("blake3", Text),
-    optional("pieces_root", Text),
-    optional("features", List(&Text)),
-];
 const CLIENT: &[Field] = &[
     field("hostname", Text),
     field("display_name", Text),
@@ -132,11 +119,7 @@ pub(super) const ROUTES: &[Route<Act>] = &[
         Act::Admin(|api, call| api.discover(call.param(0))),
     )
     .by(Who::Admin)
-    .answers(&[
-        field("hostname", Text),
-        field("files", Map(&Named("Entry", ENTRY))),
-        field("addr", Row(&[Text, Whole])),
-    ])
+    .answers(DISCOVERED)
     .refuses(&[refused(404, "there is no such host")]),
     Route::get(
         "/api/admin/ping/{hostname}",

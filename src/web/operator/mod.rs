@@ -27,7 +27,7 @@ use crate::model::Clock;
 use crate::net::http::routes::{self, Found, Outline};
 use crate::net::http::{Handler, Refusal, Request, Response, StatusCode, not_found};
 use crate::share::server::RegistryServer;
-use crate::share::server_api::{Metrics, ServerApi, not_so, token_of};
+use crate::share::server_api::{Metrics, ServerApi, only_admin};
 use crate::shop::customer::CustomerDb;
 use crate::shop::product::ProductDb;
 use crate::storage::StoreError;
@@ -115,8 +115,7 @@ impl Operator {
             return matches!(found, Found::OtherMethods(_)).then(|| found.refusal().unwrap_or_else(not_found));
         };
         // The token is looked at before anything else.
-        let admin =
-            token_of(request, false).and_then(|token| self.sight.users.admin_of(token.reveal()).map_err(not_so));
+        let admin = only_admin(&self.sight.users, request);
         let answer = admin.and_then(|_| (route.handler)(self, call)).unwrap_or_else(Response::from);
         route.hold(&answer);
         self.sight.metrics.count(route.outline.name(), answer.status, began_at.elapsed());
