@@ -336,6 +336,8 @@ pub(super) fn serve(server: &Arc<Shared>, connection: Connection) -> io::Result<
     let mut ignored = [0; FIRST_READ_BYTES];
     // Whatever ends it, the end is what was wanted.
     while reader.read_before(&mut ignored, deadline).is_ok_and(|len| len > 0) {}
+    // Before the permit, which is the wire's: who gets its place is to find the descriptor free.
+    drop((reader, writer, stream));
     result
 }
 

@@ -230,6 +230,16 @@ impl ListenerShare {
     /// # Errors
     /// [`Refusal`] past either bound, when nobody gives way.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr, stream: &Arc<TcpStream>) -> Result<Permit, Refusal> {
+        self.enter_closing(address, stream, &close)
+    }
+
+    /// The same, with how a pending one is told to go.
+    fn enter_closing(
+        self: &Arc<Self>,
+        address: IpAddr,
+        stream: &Arc<TcpStream>,
+        close: &dyn Fn(Option<Arc<TcpStream>>),
+    ) -> Result<Permit, Refusal> {
         let (limiter, source) = (&*self.limiter, source::of(address));
         let (max_connections, max_of_source) = (limiter.max_connections, limiter.max_of(source));
         let mut give_up_at = None;
@@ -258,6 +268,8 @@ impl ListenerShare {
             if !is_one_closing && let Some(oldest) = oldest {
                 let stream = open.begin_closing(oldest);
                 MutexGuard::unlocked(&mut open, || close(stream));
+                // It may be gone by now, and nobody tells of that again: first it is looked whether there is room.
+                continue;
             }
             limiter.freed.wait_until(&mut open, give_up_at);
         }

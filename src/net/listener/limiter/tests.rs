@@ -113,6 +113,23 @@ fn who_finds_no_room_waits_for_one_that_gives_way() {
 }
 
 #[test]
+fn who_is_gone_as_soon_as_it_is_told_to_go_is_not_waited_for() {
+    let limiter = ConnectionLimiter::new(1);
+    let share = limiter.listener(0);
+    let gives_way = Mutex::new(Some(Come::to(&share, HERE).unwrap()));
+    let (_client, server) = pair();
+    // Its thread is quicker than the one that told it: nobody is told of the place any more.
+    let close_and_see_it_go = |stream| {
+        close(stream);
+        drop(gives_way.lock().take());
+    };
+    let asked_at = Instant::now();
+    let permit = share.enter_closing(ip(HERE), &Arc::new(server), &close_and_see_it_go);
+    assert!(permit.is_ok() && gives_way.lock().is_none());
+    assert!(asked_at.elapsed() < WAIT_FOR_PLACE, "it waited for what was free already");
+}
+
+#[test]
 fn between_requests_one_gives_way_again_as_the_youngest() {
     let limiter = ConnectionLimiter::new(16);
     let share = limiter.listener(0);
