@@ -185,7 +185,7 @@ pub fn check_visible(name: &str) -> Result<(), String> {
 /// character on most keyboards and two on a Mac); nobody sees which one it is.
 pub fn nfc(text: &str) -> Cow<'_, str> {
     // Most texts are in this form already, and that is told quickly.
-    if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
+    if text.is_ascii() || is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
 }
 
 /// A text that is looked for within others: in any case, and in [`nfc`].

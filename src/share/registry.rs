@@ -568,8 +568,10 @@ impl Registry {
             self.unsaved.push(slot);
         }
         if host.is_live {
-            self.live.remove(&(heard_before, slot));
-            self.live.insert((now, slot));
+            if heard_before != now {
+                self.live.remove(&(heard_before, slot));
+                self.live.insert((now, slot));
+            }
         } else {
             self.unsilence(slot, heard_before);
             self.rise(slot);

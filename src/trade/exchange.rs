@@ -34,6 +34,7 @@ mod sweep;
 mod tests;
 
 pub use dealing::{Settling, SettlingPeer};
+pub use hearing::Standing;
 
 /// Open searches of one peer.
 pub const SEARCHES_MAX: usize = 64;
@@ -401,11 +402,6 @@ impl<J: Journal> Exchange<J> {
         })
     }
 
-    /// Whether a peer is registered at this address.
-    pub fn is_registered(&self, address: SocketAddr) -> bool {
-        self.addresses.read().contains_key(&address)
-    }
-
     /// How many peers are registered, and how many deals are in memory.
     pub fn sizes(&self) -> (usize, usize) {
         (self.peers.read().len(), self.deals.read().len())
@@ -434,13 +430,18 @@ impl<J: Journal> Exchange<J> {
         first
     }
 
-    fn peer(&self, name: &str) -> Option<Arc<PeerCell<J>>> {
-        self.peers.read().get(&Name::kept(name).ok()?).cloned()
+    fn peer(&self, name: &Name) -> Option<Arc<PeerCell<J>>> {
+        self.peers.read().get(name).cloned()
+    }
+
+    #[cfg(test)]
+    fn named(&self, name: &str) -> Option<Arc<PeerCell<J>>> {
+        self.peer(&Name::new(name).unwrap())
     }
 
     /// The peer behind a side of a deal, if it is still the one that the deal began with.
     fn peer_in(&self, deal: &Deal, party: Party) -> Option<Arc<PeerCell<J>>> {
-        self.peer(deal.name_of(party).as_str()).filter(|peer| peer.since < deal.id)
+        self.peer(deal.name_of(party)).filter(|peer| peer.since < deal.id)
     }
 
     fn deal(&self, id: u64) -> Option<Arc<DealCell<J>>> {
@@ -449,7 +450,7 @@ impl<J: Journal> Exchange<J> {
 
     /// The peer that a request names, if the request shows that it is that peer's.
     fn known_peer(&self, now: Millis, origin: &Origin, request: &Request) -> Result<Arc<PeerCell<J>>, Refused<J>> {
-        let Some(peer) = self.peer(request.name.as_str()) else {
+        let Some(peer) = self.peer(&request.name) else {
             let receipt = self.directory_changed.lock().clone();
             return Err((
                 Refusal::new(Code::NotRegistered, format!("no peer {:?} is registered", request.name)),

@@ -1,6 +1,7 @@
 //! What trade keeps: the rows, and the door through which changes go to disk.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Not;
 
 use serde::{Deserialize, Serialize};
 
@@ -80,7 +81,7 @@ pub struct PeerRow {
     #[serde(default)]
     pub addr_since: u64,
     /// Another peer is at its address now: it has none until it names one, with its token.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub displaced: bool,
     /// What is known of whether it hears.
     #[serde(default)]
@@ -90,16 +91,21 @@ pub struct PeerRow {
     pub asked: Option<IpAddr>,
 }
 
-/// What is known of whether a peer hears what it is sent (SPEC section 3, "Pushes").
+/// What is known of whether a peer hears what it is sent (SPEC section 3, "Pushes"). A row is written with every
+/// REGISTER: what does not hold takes no room in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hearing {
     /// Its present address is proved.
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub here: bool,
     /// One of its addresses was; else the name lapses soon after its last request.
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub ever: bool,
     /// It has acknowledged a push.
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub acknowledges: bool,
     /// Its address was named anew by its token: that this comes from there proves nothing then.
+    #[serde(default, skip_serializing_if = "Not::not")]
     pub moved: bool,
 }
 
@@ -192,4 +198,47 @@ pub struct Snapshot {
     pub farewells: Vec<FarewellRow>,
     /// Deals with their sellers in the order of their numbers; by id.
     pub deals: Vec<(Deal, Vec<SellerSide>)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn what_does_not_hold_of_a_peer_takes_no_room_and_rows_of_earlier_versions_are_read() {
+        let row = PeerRow {
+            name: Name::new("alice").unwrap(),
+            addr: "192.0.2.1:5000".parse().unwrap(),
+            tcp_port: 6000,
+            token: Token::random(),
+            since: 7,
+            registered_at: Millis(1),
+            first_source: "192.0.2.1:5000".parse().unwrap(),
+            forgotten: Vec::new(),
+            logins: Vec::new(),
+            addr_since: 7,
+            displaced: false,
+            hearing: Hearing::UNPROVED,
+            asked: None,
+        };
+        let written = |row: &PeerRow| serde_json::to_value(row).unwrap();
+        let read = |value: Value| serde_json::from_value::<PeerRow>(value).unwrap();
+        assert_eq!((&written(&row)["hearing"], written(&row).get("displaced")), (&json!({}), None));
+        for n in 0..16 {
+            let [here, ever, acknowledges, moved] = [1, 2, 4, 8].map(|bit| n & bit != 0);
+            let hearing = Hearing { here, ever, acknowledges, moved };
+            let again = read(written(&PeerRow { hearing, displaced: ever, ..row.clone() }));
+            assert_eq!((again.hearing, again.displaced), (hearing, ever));
+            let mut in_full = written(&row);
+            in_full["hearing"] = json!({"here": here, "ever": ever, "acknowledges": acknowledges, "moved": moved});
+            assert_eq!(read(in_full).hearing, hearing, "as it was written before");
+        }
+        // Before that nothing was known of it.
+        let mut first = written(&row);
+        for key in ["hearing", "addr_since", "asked"] {
+            first.as_object_mut().unwrap().remove(key);
+        }
+        assert_eq!(read(first).hearing, Hearing::default());
+    }
 }

@@ -394,11 +394,8 @@ impl World {
     /// To who may not hear an answer goes as far as what came from there allows.
     fn answer(&mut self, to: SocketAddr, mut reply: Reply, proved: bool) {
         let Some(server) = &self.server else { return };
-        let max = if proved { DATAGRAM_MAX } else { DATAGRAM_MAX.min(server.exchange.room_for(to)) };
-        let Some(bytes) = reply.fit(max) else { return };
-        if !proved && !server.exchange.may_send(to, bytes.len()) {
-            return;
-        }
+        let proved = proved || server.exchange.standing(to).is_proved;
+        let Some(bytes) = server.exchange.fit(&mut reply, to, proved, DATAGRAM_MAX) else { return };
         self.rules.goes(to, bytes.len());
         if let Reply::Registered { token, .. } = &reply {
             self.rules.token_goes(to, &token.0);

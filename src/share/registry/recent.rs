@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Host, Registry, Slot};
 use crate::model::{Millis, Name};
@@ -13,6 +14,8 @@ use crate::share::wire::{FileEntry, FileName};
 
 /// Changes that are kept.
 const KEPT_MAX: usize = 16_384;
+/// Changes are kept so long after somebody has asked for them last. Where nobody follows they are counted alone.
+const KEPT_FOR: Duration = Duration::from_secs(5 * 60);
 /// A host that is shown again brings so many files at most one by one; with more of them everybody reads anew.
 const BROUGHT_MAX: usize = 1_024;
 
@@ -55,9 +58,20 @@ pub(super) struct Recent {
     /// The number of the last one.
     version: u64,
     log: VecDeque<Changed>,
+    /// Until then somebody may ask for what comes.
+    wanted_until: Option<Millis>,
 }
 
 impl Recent {
+    /// Whether what comes is to be kept. Otherwise everybody reads anew, whoever that may be.
+    fn is_wanted(&mut self, now: Millis) -> bool {
+        let is_wanted = self.wanted_until.is_some_and(|until| now <= until);
+        if !is_wanted {
+            self.forget();
+        }
+        is_wanted
+    }
+
     fn push(&mut self, changed: Changed) {
         if self.log.len() >= KEPT_MAX {
             self.log.pop_front();
@@ -76,7 +90,7 @@ impl Recent {
 impl Registry {
     /// Begins to count with this number, and keeps nothing of before.
     pub fn count_changes_from(&mut self, version: u64) {
-        self.recent = Recent { version, log: VecDeque::new() };
+        self.recent = Recent { version, log: VecDeque::new(), wanted_until: None };
     }
 
     /// The number of the last change.
@@ -85,9 +99,11 @@ impl Registry {
     }
 
     /// What has changed since that number, `at_most` so many changes; without one, how to begin. After
-    /// [`Registry::expire`].
-    pub fn changes(&self, since: Option<u64>, at_most: usize) -> Told {
-        let Recent { version, log } = &self.recent;
+    /// [`Registry::expire`]. What comes from now on is kept for who asks so.
+    pub fn changes(&mut self, now: Millis, since: Option<u64>, at_most: usize) -> Told {
+        let now = self.at(now);
+        self.recent.wanted_until = Some(now.plus(KEPT_FOR));
+        let Recent { version, log, .. } = &self.recent;
         let behind = since.and_then(|since| version.checked_sub(since));
         let behind = behind.and_then(|behind| usize::try_from(behind).ok()).filter(|behind| *behind <= log.len());
         let Some(behind) = behind else { return Told::Anew(*version) };
@@ -103,6 +119,9 @@ impl Registry {
     /// A host is shown from now on, or otherwise than before. One that was not shown brings what it has published.
     pub(super) fn tell_came(&mut self, slot: Slot, was_shown: bool) {
         let Some(host) = &self.slots[slot as usize] else { return };
+        if !self.recent.is_wanted(self.now) {
+            return;
+        }
         self.recent.push(changed(host, What::Came));
         if was_shown || host.published == 0 {
             return;
@@ -117,14 +136,18 @@ impl Registry {
 
     /// A host that was shown is not any more.
     pub(super) fn tell_gone(&mut self, slot: Slot) {
-        if let Some(host) = &self.slots[slot as usize] {
+        if let Some(host) = &self.slots[slot as usize]
+            && self.recent.is_wanted(self.now)
+        {
             self.recent.push(changed(host, What::Gone));
         }
     }
 
     /// A file of a host that is shown is shown otherwise than before.
     pub(super) fn tell_file(&mut self, slot: Slot, fname: &FileName, entry: Option<Arc<FileEntry>>) {
-        if let Some(host) = self.slots[slot as usize].as_ref().filter(|host| host.is_live) {
+        if let Some(host) = self.slots[slot as usize].as_ref().filter(|host| host.is_live)
+            && self.recent.is_wanted(self.now)
+        {
             self.recent.push(changed(host, What::File(fname.clone(), entry)));
         }
     }
@@ -143,6 +166,8 @@ fn changed(host: &Host, what: What) -> Changed {
 mod tests {
     use super::*;
 
+    const NOW: Millis = Millis(1_000_000);
+
     fn change(number: usize) -> Changed {
         Changed {
             hostname: Name::new(&format!("h{number}")).unwrap(),
@@ -156,20 +181,40 @@ mod tests {
     fn whoever_knows_a_number_that_is_kept_is_told_what_came_behind_it() {
         let mut registry = Registry::new(std::time::Duration::from_secs(60), super::super::Bounds::default());
         registry.count_changes_from(1_000);
-        assert_eq!(registry.changes(None, 10), Told::Anew(1_000));
-        assert_eq!(registry.changes(Some(1_000), 10), Told::Since(1_000, vec![]));
+        assert_eq!(registry.changes(NOW, None, 10), Told::Anew(1_000));
+        assert_eq!(registry.changes(NOW, Some(1_000), 10), Told::Since(1_000, vec![]));
         for elsewhere in [0, 999, 1_001, u64::MAX] {
-            assert_eq!(registry.changes(Some(elsewhere), 10), Told::Anew(1_000), "{elsewhere}");
+            assert_eq!(registry.changes(NOW, Some(elsewhere), 10), Told::Anew(1_000), "{elsewhere}");
         }
         (0..3).for_each(|number| registry.recent.push(change(number)));
-        assert_eq!(registry.changes(Some(1_000), 2), Told::Since(1_002, vec![change(0), change(1)]));
-        assert_eq!(registry.changes(Some(1_002), 2), Told::Since(1_003, vec![change(2)]));
+        assert_eq!(registry.changes(NOW, Some(1_000), 2), Told::Since(1_002, vec![change(0), change(1)]));
+        assert_eq!(registry.changes(NOW, Some(1_002), 2), Told::Since(1_003, vec![change(2)]));
         (0..KEPT_MAX).for_each(|number| registry.recent.push(change(number)));
         let version = 1_003 + KEPT_MAX as u64;
-        assert_eq!(registry.changes(Some(1_002), 1), Told::Anew(version));
-        assert_eq!(registry.changes(Some(1_003), 1), Told::Since(1_004, vec![change(0)]));
+        assert_eq!(registry.changes(NOW, Some(1_002), 1), Told::Anew(version));
+        assert_eq!(registry.changes(NOW, Some(1_003), 1), Told::Since(1_004, vec![change(0)]));
         registry.recent.forget();
-        assert_eq!(registry.changes(Some(version), 1), Told::Anew(version + 1));
-        assert_eq!(registry.changes(Some(version + 1), 1), Told::Since(version + 1, vec![]));
+        assert_eq!(registry.changes(NOW, Some(version), 1), Told::Anew(version + 1));
+        assert_eq!(registry.changes(NOW, Some(version + 1), 1), Told::Since(version + 1, vec![]));
+    }
+    #[test]
+    fn where_nobody_follows_changes_are_counted_and_not_kept() {
+        let mut registry = Registry::new(Duration::from_secs(60), super::super::Bounds::default());
+        registry.count_changes_from(1_000);
+        let happens = |registry: &mut Registry, at: Millis| {
+            if registry.recent.is_wanted(at) {
+                registry.recent.push(change(1));
+            }
+        };
+        happens(&mut registry, NOW);
+        assert_eq!((registry.version(), registry.recent.log.len()), (1_001, 0));
+        assert_eq!(registry.changes(NOW, Some(1_000), 10), Told::Anew(1_001), "what nobody had asked for is not known");
+        // From then on it is kept, for as long as he may come again.
+        let last = NOW.plus(KEPT_FOR);
+        happens(&mut registry, last);
+        assert_eq!(registry.changes(last, Some(1_001), 10), Told::Since(1_002, vec![change(1)]));
+        happens(&mut registry, last.plus(KEPT_FOR).plus(Duration::from_millis(1)));
+        assert_eq!(registry.recent.log.len(), 0, "and what was kept goes");
+        assert_eq!(registry.changes(last, Some(1_002), 10), Told::Anew(1_003));
     }
 }

@@ -207,7 +207,7 @@ impl Shared {
         // Whoever does not wait gets what there is.
         let mut has_gathered = asked.wait.is_none_or(|wait| wait.get() == 0.0);
         let told = loop {
-            let told = self.keeper.look(|core, _now| core.changes(asked.since, CHANGES_AT_ONCE));
+            let told = self.keeper.look(|core, now| core.changes(now, asked.since, CHANGES_AT_ONCE));
             let told = told.map_err(|error| out.broken(error))?;
             match &told {
                 Told::Since(version, changes) if changes.is_empty() && Instant::now() < until => {

@@ -24,8 +24,13 @@ pub(super) struct Allowances {
 impl Allowances {
     /// So many bytes came from there.
     pub(super) fn came(&mut self, ip: IpAddr, bytes: usize) {
-        let left = self.entry(ip);
-        *left = left.saturating_add(TIMES * bytes as u64);
+        let more = TIMES * bytes as u64;
+        if let Some(left) = self.young.get_mut(&ip) {
+            *left = left.saturating_add(more);
+            return;
+        }
+        let before = self.old.remove(&ip).unwrap_or_default();
+        self.add_young(ip, before.saturating_add(more));
     }
 
     /// How many bytes may be sent there.
@@ -35,23 +40,18 @@ impl Allowances {
 
     /// Takes so many bytes, if there are as many.
     pub(super) fn take(&mut self, ip: IpAddr, bytes: usize) -> bool {
-        let bytes = bytes as u64;
-        if self.left(ip) < bytes {
-            return false;
-        }
-        *self.entry(ip) -= bytes;
-        true
+        // Nearly always among the young ones: something has just come from there.
+        let Some(left) = self.young.get_mut(&ip).or_else(|| self.old.get_mut(&ip)) else { return bytes == 0 };
+        let rest = left.checked_sub(bytes as u64);
+        *left = rest.unwrap_or(*left);
+        rest.is_some()
     }
 
-    fn entry(&mut self, ip: IpAddr) -> &mut u64 {
-        if !self.young.contains_key(&ip) {
-            let before = self.old.remove(&ip).unwrap_or_default();
-            if self.young.len() >= ADDRESSES_MAX {
-                self.old = std::mem::take(&mut self.young);
-            }
-            self.young.insert(ip, before);
+    fn add_young(&mut self, ip: IpAddr, left: u64) {
+        if self.young.len() >= ADDRESSES_MAX {
+            self.old = std::mem::take(&mut self.young);
         }
-        self.young.entry(ip).or_default()
+        self.young.insert(ip, left);
     }
 }
 

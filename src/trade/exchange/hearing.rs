@@ -9,12 +9,22 @@ use super::{Exchange, PeerCell, PeerState};
 use crate::model::Millis;
 use crate::net::source::{self, Source};
 use crate::trade::journal::{Change, Journal, PeerRow};
+use crate::trade::wire::Reply;
 
 /// An address whose name was heard within this time is given to no other.
 const ADDRESS_KEPT: Duration = Duration::from_secs(120);
 
 /// An address is another's who is there.
 pub(super) struct Held;
+
+/// What is known of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// A peer is registered there.
+    pub is_registered: bool,
+    /// And has proved that it hears there.
+    pub is_proved: bool,
+}
 
 impl<J: Journal> Exchange<J> {
     /// What came counts on, for both: the exchange that this one was built to replace may still be at work, and
@@ -38,16 +48,28 @@ impl<J: Journal> Exchange<J> {
         self.is_proved(to) || self.allowances.lock().take(to.ip(), bytes)
     }
 
-    /// The longest datagram that may be sent there now.
-    pub fn room_for(&self, to: SocketAddr) -> usize {
-        if self.is_proved(to) {
-            return usize::MAX;
+    /// The datagram of an answer, of at most `max` bytes; it counts as sent. To an address that is not `proved`
+    /// goes as much of it as may be sent there. Nothing where it cannot be made short enough.
+    pub fn fit(&self, reply: &mut Reply, to: SocketAddr, proved: bool, max: usize) -> Option<Vec<u8>> {
+        let bytes = reply.fit(max)?;
+        let may_go = |bytes: &Vec<u8>| proved || self.allowances.lock().take(to.ip(), bytes.len());
+        if may_go(&bytes) {
+            return Some(bytes);
         }
-        usize::try_from(self.allowances.lock().left(to.ip())).unwrap_or(usize::MAX)
+        let left = usize::try_from(self.allowances.lock().left(to.ip())).unwrap_or(usize::MAX);
+        reply.fit(max.min(left)).filter(may_go)
+    }
+
+    /// What is known of an address.
+    pub fn standing(&self, address: SocketAddr) -> Standing {
+        match self.addresses.read().get(&address) {
+            Some(peer) => Standing { is_registered: true, is_proved: peer.proved.load(Ordering::Relaxed) },
+            None => Standing { is_registered: false, is_proved: false },
+        }
     }
 
     fn is_proved(&self, address: SocketAddr) -> bool {
-        self.addresses.read().get(&address).is_some_and(|peer| peer.proved.load(Ordering::Relaxed))
+        self.standing(address).is_proved
     }
 
     /// Its token came with a request: from the address that it was first told to, that proves the address.

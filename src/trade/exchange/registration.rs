@@ -33,7 +33,7 @@ impl<J: Journal> Exchange<J> {
             return denied(reason, J::Receipt::default());
         }
         loop {
-            let Some(peer) = self.peer(request.name.as_str()) else {
+            let Some(peer) = self.peer(&request.name) else {
                 // Who has a name from before this was asked keeps it; from here on nobody gets one.
                 text::check_visible(request.name.as_str()).map_err(|wrong| {
                     let refusal = Refusal::new(Code::BadRequest, format!("name: {wrong}"));
@@ -187,7 +187,7 @@ impl<J: Journal> Exchange<J> {
         if let Err(reason) = reach.check(source) {
             return denied(reason, J::Receipt::default());
         }
-        let Some(peer) = self.peer(request.name.as_str()) else {
+        let Some(peer) = self.peer(&request.name) else {
             return denied("name: not registered".to_owned(), self.directory_changed.lock().clone());
         };
         let mut state = peer.state.lock();
@@ -261,7 +261,7 @@ impl<J: Journal> Exchange<J> {
             farewell.is_some_and(|farewell| farewell.source == source && farewell.at.until(now) < ANSWERS_KEPT);
         // A repeat of what a former holder asked cannot bear the token that came after it.
         let newer = |state: &PeerRow| request.token.as_ref().is_some_and(|token| state.token.matches(token));
-        let peer = self.peer(request.name.as_str());
+        let peer = self.peer(&request.name);
         let Some(peer) = peer.filter(|peer| !repeat || newer(&peer.state.lock().row)) else {
             let receipt = self.directory_changed.lock().clone();
             let answer = Some(Reply::DeRegistered { rq: request.rq });
@@ -309,7 +309,7 @@ impl<J: Journal> Exchange<J> {
     /// Goes on with a DE-REGISTER that waited for settlements: answers, or says that some still run.
     /// `since` is what [`Outcome::leaving`] said: whoever has the name by now may be someone else.
     pub fn leave(&self, now: Millis, source: SocketAddr, rq: u64, name: &Name, since: u64) -> Outcome<J::Receipt> {
-        let Some(peer) = self.peer(name.as_str()).filter(|peer| peer.since == since) else {
+        let Some(peer) = self.peer(name).filter(|peer| peer.since == since) else {
             let receipt = self.directory_changed.lock().clone();
             return Outcome { receipt, answer: Some(Reply::DeRegistered { rq }), ..Outcome::default() };
         };

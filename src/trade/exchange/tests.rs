@@ -159,7 +159,7 @@ impl World {
         message["rq"] = rq.into();
         let answer = self.from(&home.to_string(), message);
         assert_eq!(answer["type"], "REGISTERED", "{answer}");
-        self.exchange.journal().watch(&self.exchange.peer(name).unwrap());
+        self.exchange.journal().watch(&self.exchange.named(name).unwrap());
         self.homes.insert(name.to_owned(), home);
         self.tokens.insert(name.to_owned(), answer["token"].as_str().unwrap().to_owned());
     }
@@ -237,7 +237,7 @@ impl World {
     }
 
     fn deal_of(&self, name: &str, rq: u64) -> u64 {
-        self.exchange.peer(name).unwrap().state.lock().rqs[&rq]
+        self.exchange.named(name).unwrap().state.lock().rqs[&rq]
     }
 
     /// The buyer's search `rq` is answered by the seller with 80 and bought.
@@ -272,12 +272,12 @@ impl World {
     fn view(&mut self) -> Vec<String> {
         let mut view = Vec::new();
         for name in self.homes.keys().cloned().collect::<Vec<_>>() {
-            if self.exchange.peer(&name).is_none() {
+            if self.exchange.named(&name).is_none() {
                 continue;
             }
             view.push(format!("{name}: {:?}", self.deals(&name)));
             view.push(format!("{name} is told {:?}", self.told(&name)));
-            let peer = self.exchange.peer(&name).unwrap();
+            let peer = self.exchange.named(&name).unwrap();
             let state = peer.state.lock();
             let rqs: BTreeMap<_, _> = state.rqs.iter().collect();
             let ended: BTreeMap<_, _> = state.ended.iter().chain(&state.ended_aside).map(|id| (id, ())).collect();

@@ -142,7 +142,7 @@ impl Shared {
     /// `exchange` is the one that the request met: who builds a new one may be waiting for the writer, which
     /// may be here.
     pub(super) fn answer(&self, exchange: &Ex, caller: &Caller, mut reply: Reply) {
-        let Caller { origin: Origin { source, asked, .. }, length, proved, came_at } = *caller;
+        let Caller { origin: Origin { source, asked, .. }, length, mut proved, came_at } = *caller;
         self.latencies.took(came_at.elapsed());
         let is_error = matches!(reply, Reply::Error { .. });
         if is_error {
@@ -150,17 +150,18 @@ impl Shared {
         }
         let mut max = DATAGRAM_MAX;
         if !proved {
-            if !exchange.is_registered(source) {
+            let standing = exchange.standing(source);
+            if !standing.is_registered {
                 max = max.min(3 * length);
                 if is_error && !self.strangers.may_be_told(source, self.now()) {
                     return self.counters.errors_withheld.add(1);
                 }
             }
-            max = max.min(exchange.room_for(source));
+            proved = standing.is_proved;
         }
-        match reply.fit(max) {
-            Some(bytes) if proved || exchange.may_send(source, bytes.len()) => self.send(&bytes, source, asked),
-            _ => self.counters.answers_too_long.add(1),
+        match exchange.fit(&mut reply, source, proved, max) {
+            Some(bytes) => self.send(&bytes, source, asked),
+            None => self.counters.answers_too_long.add(1),
         }
     }
 

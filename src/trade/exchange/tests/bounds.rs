@@ -20,7 +20,7 @@ fn sixty_four_searches_and_no_more() {
 #[test]
 fn who_is_in_four_thousand_deals_is_not_asked() {
     let mut world = World::with(&["al", "bo", "cy"]);
-    world.exchange.peer("al").unwrap().state.lock().open_sides = SIDES_MAX - 1;
+    world.exchange.named("al").unwrap().state.lock().open_sides = SIDES_MAX - 1;
     assert_eq!(world.search("bo", 1)["peers"], 2);
     assert_eq!(world.search("bo", 2)["peers"], 1);
     world.act("bo", "CANCEL", 1, None);
@@ -40,7 +40,7 @@ fn of_more_than_a_thousand_those_heard_last_are_asked() {
     }
     assert_eq!(world.search("bo", 1)["peers"], ASKED_MAX);
     for peer in 0..1_010 {
-        let asked = world.exchange.peer(&format!("s{peer}")).unwrap().state.lock().open_sides;
+        let asked = world.exchange.named(&format!("s{peer}")).unwrap().state.lock().open_sides;
         assert_eq!(asked, usize::from((5..1_005).contains(&peer)), "s{peer}");
     }
 }

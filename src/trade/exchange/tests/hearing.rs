@@ -1,6 +1,7 @@
 //! Who has shown that it hears, who has which address, and which names lapse.
 
 use super::*;
+use crate::trade::wire::Secret;
 
 const AL: &str = "127.0.0.1:5000";
 
@@ -10,7 +11,7 @@ fn address(text: &str) -> SocketAddr {
 
 impl World {
     fn is_proved(&self, at: &str) -> bool {
-        self.exchange.room_for(address(at)) == usize::MAX
+        self.exchange.standing(address(at)).is_proved
     }
 
     fn ack(&self, from: &str, mid: u64) -> bool {
@@ -122,7 +123,7 @@ fn an_ack_that_comes_after_its_answer_proves_the_address_and_ends_no_repetition(
         assert_eq!(world.told("al"), told, "{way}: what is repeated stays to be acknowledged");
         world.reload();
         assert!(world.is_proved(AL), "{way}: it is stored");
-        assert!(world.exchange.peer("al").unwrap().acknowledges.load(Ordering::Relaxed), "{way}");
+        assert!(world.exchange.named("al").unwrap().acknowledges.load(Ordering::Relaxed), "{way}");
     }
 }
 
@@ -147,7 +148,7 @@ fn of_who_has_left_no_row_is_written_any_more() {
     world.search("bo", 1);
     let mid = world.newest_mid("al");
     // Requests that have found it, and are not at its lock yet.
-    let peer = world.exchange.peer("al").unwrap();
+    let peer = world.exchange.named("al").unwrap();
     let late = |world: &World| {
         let mut state = peer.state.lock();
         world.exchange.token_came(&peer, &mut state, address(AL));
@@ -169,14 +170,14 @@ fn of_who_has_left_no_row_is_written_any_more() {
 #[test]
 fn who_could_not_wait_to_leave_is_removed_in_order_all_the_same() {
     let mut world = World::with(&["al", "bo"]);
-    let peer = world.exchange.peer("al").unwrap();
+    let peer = world.exchange.named("al").unwrap();
     world.exchange.depart(world.now, &peer);
     // Another DE-REGISTER of it has waited too long, just before this one goes on.
     world.exchange.stay(&peer.name, peer.since);
     world.exchange.remove(world.now, &peer, None);
     world.exchange.token_came(&peer, &mut peer.state.lock(), address(AL));
     world.reload();
-    assert!(world.exchange.peer("al").is_none());
+    assert!(world.exchange.named("al").is_none());
 }
 
 #[test]
@@ -196,6 +197,29 @@ fn to_all_ports_of_an_ip_that_may_not_hear_goes_three_times_what_came_from_it() 
 }
 
 #[test]
+fn an_answer_to_who_may_not_hear_is_as_long_as_what_came_allows_and_counts_as_sent() {
+    let world = World::with(&["al"]);
+    let al = address(AL);
+    let refusal = || Reply::Error { rq: Some(7), code: Code::BadRequest, reason: "x".repeat(500) };
+    assert!(world.exchange.fit(&mut refusal(), al, false, 1000).is_none(), "nothing came");
+    world.exchange.came(al, 100);
+    let cut = world.exchange.fit(&mut refusal(), al, false, 1000).unwrap();
+    assert!((290..=300).contains(&cut.len()), "{}", cut.len());
+    let left = 300 - cut.len();
+    assert!(!world.exchange.may_send(al, left + 1) && world.exchange.may_send(al, left));
+    // The bound of the datagram holds as well, and what goes to a proved address does not count.
+    world.exchange.came(al, 1000);
+    assert!(world.exchange.fit(&mut refusal(), al, true, 200).unwrap().len() <= 200);
+    assert!(world.exchange.fit(&mut refusal(), al, true, 1000).unwrap().len() > 500);
+    assert!(world.exchange.may_send(al, 3000) && !world.exchange.may_send(al, 1));
+    // What cannot be cut is not sent.
+    world.exchange.came(al, 10);
+    let told = || Reply::Registered { rq: 7, token: Secret(Token::random()), cert_sha256: None };
+    assert!(world.exchange.fit(&mut told(), al, false, 1000).is_none());
+    assert!(world.exchange.may_send(al, 30), "and does not count");
+}
+
+#[test]
 fn what_came_counts_on_where_memory_is_built_anew() {
     let world = World::with(&["al"]);
     let al = address(AL);
@@ -204,9 +228,9 @@ fn what_came_counts_on_where_memory_is_built_anew() {
     let journal = world.exchange.journal().clone();
     let snapshot = journal.snapshot();
     let (mut rebuilt, _) = Exchange::load(journal, rules(), snapshot, 0, world.now);
-    assert_eq!(rebuilt.room_for(al), 0, "after a start nothing is known of what came");
+    assert!(!rebuilt.may_send(al, 1), "after a start nothing is known of what came");
     rebuilt.stands_in_for(&world.exchange);
-    assert_eq!(rebuilt.room_for(al), 100);
+    assert!(!rebuilt.may_send(al, 101));
     // A datagram that was read before may be answered after, and what is sent counts once.
     world.exchange.came(al, 10);
     assert!(rebuilt.may_send(al, 130) && !world.exchange.may_send(al, 1));
@@ -276,8 +300,8 @@ fn names_lapse() {
     world.deals("buyer");
     world.pass(1);
     world.exchange.sweep(world.now);
-    assert!(world.exchange.peer("silent").is_none(), "it never showed that it hears");
-    assert!(world.exchange.peer("heard").is_some() && world.exchange.peer("buyer").is_some());
+    assert!(world.exchange.named("silent").is_none(), "it never showed that it hears");
+    assert!(world.exchange.named("heard").is_some() && world.exchange.named("buyer").is_some());
     assert!(!world.exchange.journal().snapshot().peers.iter().any(|(row, _)| row.name.as_str() == "silent"));
     // A day: asked no more, until it is heard.
     world.pass(86_400_000 - 600_000);
@@ -288,7 +312,7 @@ fn names_lapse() {
     // A month: the name is free.
     world.pass(30 * 86_400_000 - 1);
     world.exchange.sweep(world.now);
-    assert!(world.exchange.peer("heard").is_some() && world.exchange.peer("buyer").is_none());
+    assert!(world.exchange.named("heard").is_some() && world.exchange.named("buyer").is_none());
     world.pass(1);
     world.exchange.sweep(world.now);
     assert_eq!(world.exchange.sizes().0, 0);
@@ -314,7 +338,7 @@ fn of_a_row_of_an_earlier_version_nothing_is_asked_that_it_could_not_know() {
     let mut snapshot = world.exchange.journal().snapshot();
     let mut body = serde_json::to_value(&snapshot.peers[0].0).unwrap();
     for field in ["addr_since", "displaced", "hearing", "asked"] {
-        assert!(body.as_object_mut().unwrap().remove(field).is_some(), "{field}");
+        body.as_object_mut().unwrap().remove(field);
     }
     snapshot.peers[0].0 = serde_json::from_value(body).unwrap();
     let (exchange, _) = Exchange::load(Memory::default(), rules(), snapshot, 0, world.now);
@@ -322,7 +346,7 @@ fn of_a_row_of_an_earlier_version_nothing_is_asked_that_it_could_not_know() {
     assert!(!world.is_proved(AL));
     world.pass(3_600_000);
     world.exchange.sweep(world.now);
-    assert!(world.exchange.peer("al").is_some(), "it does not lapse for it");
+    assert!(world.exchange.named("al").is_some(), "it does not lapse for it");
     world.status(AL, "al");
     assert!(world.is_proved(AL));
 }

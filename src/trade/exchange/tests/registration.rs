@@ -41,8 +41,8 @@ fn a_taken_name_is_given_to_its_own_address_or_token_alone() {
     let mut elsewhere = register("al", "127.0.0.1", 6001);
     elsewhere["token"] = token.as_str().into();
     assert_eq!(world.from("127.0.0.1:6000", elsewhere)["token"], token.as_str());
-    assert!(world.exchange.is_registered("127.0.0.1:6001".parse().unwrap()));
-    assert!(!world.exchange.is_registered("127.0.0.1:5000".parse().unwrap()));
+    assert!(world.exchange.standing("127.0.0.1:6001".parse().unwrap()).is_registered);
+    assert!(!world.exchange.standing("127.0.0.1:5000".parse().unwrap()).is_registered);
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn the_repeat_of_a_first_register_moves_nobody_back() {
     let token = world.from("127.0.0.1:7777", message.clone())["token"].as_str().unwrap().to_owned();
     world.from("127.0.0.1:7777", login("al", 2, &token, 5005));
     assert_eq!(world.from("127.0.0.1:7777", message)["type"], "REGISTER-DENIED");
-    assert!(world.exchange.is_registered("127.0.0.1:5005".parse().unwrap()));
+    assert!(world.exchange.standing("127.0.0.1:5005".parse().unwrap()).is_registered);
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_login_moves_once() {
         (&json!("LOGGED-IN"), &json!(7), &json!("ab"))
     );
     world.from("127.0.0.1:1", login("al", 8, &token, 5002));
-    let at = |world: &World| world.exchange.peer("al").unwrap().state.lock().row.addr.port();
+    let at = |world: &World| world.exchange.named("al").unwrap().state.lock().row.addr.port();
     assert_eq!(at(&world), 5002);
     assert_eq!(world.from("127.0.0.1:1", first.clone())["type"], "LOGGED-IN", "the same answer");
     assert_eq!(at(&world), 5002, "and nothing changes");
@@ -133,12 +133,12 @@ fn leaving_twice_is_leaving_once() {
     assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
     world.reload();
     assert_eq!(world.from("127.0.0.1:5000", leave.clone())["type"], "DE-REGISTERED");
-    assert!(world.exchange.peer("al").is_some());
+    assert!(world.exchange.named("al").is_some());
     // The new holder's own, with its own token, is no repeat.
     let mut own = leave.clone();
     own["token"] = world.tokens["al"].as_str().into();
     assert_eq!(world.from("127.0.0.1:5000", own)["type"], "DE-REGISTERED");
-    assert!(world.exchange.peer("al").is_none());
+    assert!(world.exchange.named("al").is_none());
     world.pass(600_000);
     world.exchange.sweep(world.now);
     world.assert_no_trace();
@@ -155,13 +155,13 @@ fn who_comes_and_goes_with_the_same_numbers_comes_and_goes() {
         }
         for _ in 0..2 {
             assert_eq!(world.from("127.0.0.1:5000", leave.clone()), json!({"type": "DE-REGISTERED", "rq": 2}));
-            assert!(world.exchange.peer("al").is_none());
+            assert!(world.exchange.named("al").is_none());
         }
     }
     // A stranger who takes the name is not removed by a late repeat.
     world.join("al", "127.0.0.1:5001");
     assert_eq!(world.from("127.0.0.1:5000", leave)["type"], "DE-REGISTERED");
-    assert!(world.exchange.peer("al").is_some());
+    assert!(world.exchange.named("al").is_some());
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn a_departure_waits_for_a_settlement_under_way_and_for_nothing_else() {
     let late = world.exchange.leave(world.now, home, 6, &name, since);
     assert!(matches!(late.answer, Some(Reply::DeRegistered { rq: 6 })));
     world.exchange.stay(&name, since);
-    assert!(world.exchange.peer("al").is_some());
+    assert!(world.exchange.named("al").is_some());
 }
 
 #[test]
