@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -221,6 +223,55 @@ fn figures_move_while_the_server_works_and_every_list_shows_what_there_is() {
     assert_eq!(browser.ask("return window.isTheSame"), true, "all of it without loading the page again");
     browser.click(&button("Sign out"));
     browser.sees(&textbox("Password"));
+}
+
+/// `p2s2-perf`, while it runs.
+struct Perf(Child);
+
+impl Perf {
+    fn start(args: &[&str], out: &Path) -> Perf {
+        let program = env!("CARGO_BIN_EXE_p2s2-perf");
+        let child = Command::new(program).args(args).arg("--out").arg(out).stdout(Stdio::null()).spawn();
+        Perf(child.unwrap())
+    }
+}
+
+impl Drop for Perf {
+    fn drop(&mut self) {
+        // It has ended, unless the test has failed.
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn figures_move_under_the_load_that_p2s2_perf_makes() {
+    let there = Operated::start();
+    let browser = Browser::start();
+    there.sign_in(&browser);
+    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    browser.ask("window.isTheSame = true");
+    let out = tempfile::tempdir().unwrap();
+    let target = there.registry.to_string();
+    let quick = ["registry", "--quick", "--target", &target];
+    let args = if scaled(10) == 10 { quick.to_vec() } else { [&quick[..], &["--only", "PUBLISH"]].concat() };
+    let mut perf = Perf::start(&args, out.path());
+    // A thousand hosts come, and each has a file as soon as it publishes one.
+    figure(&browser, "Hosts online", |hosts| hosts >= 1000.0);
+    figure(&browser, "Files", |files| files >= 1000.0);
+    let (mut fewest, mut most, mut points) = (f64::INFINITY, 0.0, 0);
+    while perf.0.try_wait().unwrap().is_none() {
+        let now = figure(&browser, "Requests", |_| true);
+        (fewest, most, points) = (fewest.min(now), f64::max(most, now), points + 1);
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(perf.0.wait().unwrap().success());
+    assert!(points >= 10 && most >= 1000.0 && fewest < most / 2.0, "{points} points, {fewest} to {most} a second");
+    state(&browser, "operator-under-load");
+    // And go again.
+    figure(&browser, "Hosts online", |hosts| hosts == 0.0);
+    figure(&browser, "Requests", |requests| requests < 10.0);
+    assert_eq!(browser.ask("return window.isTheSame"), true, "all of it without loading the page again");
 }
 
 #[test]
