@@ -665,9 +665,20 @@ impl Node {
     /// registry learns of it with the next connection.
     pub fn unpublish(&self, name: &FileName) -> Result<Tracked, NodeError> {
         let file = self.inner.files.unpublish(name)?;
-        let done = self.inner.sync_and_wait(name);
+        let done = self.tell_hidden(name);
         self.inner.files_changed("unpublished", &file);
         done.map(|()| file)
+    }
+
+    /// A file is given to nobody any more: the registry is to know, now or with the next connection.
+    fn tell_hidden(&self, name: &FileName) -> Result<(), NodeError> {
+        match self.inner.sync_and_wait(name) {
+            Err(NodeError::Away(why)) => {
+                log::info!("{}: the registry learns later of {name}: {why}", self.inner.user);
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     /// Tracks a file no more; one that is published is hidden first. It stays where it lies, and whoever is being sent
@@ -681,10 +692,7 @@ impl Node {
         let known = inner.files.get(name)?.ok_or_else(|| FilesError::Unknown(name.clone()))?;
         if known.is_published {
             inner.files.unpublish(name)?;
-            match inner.sync_and_wait(name) {
-                Err(NodeError::Away(why)) => log::info!("{}: the registry learns later of {name}: {why}", inner.user),
-                done => done?,
-            }
+            self.tell_hidden(name)?;
             inner.network.forget();
         }
         let file = inner.files.remove(name)?;

@@ -222,6 +222,8 @@ fn while_the_server_is_away_who_is_known_goes_on() {
     let place = Place::new();
     let mut server = Server::start(&place, &[]);
     let node = Node::begun(&place, &server, "ann", &[]);
+    node.does("publish", json!({"fname": "shown", "local_path": place.file("shown", 10)}));
+    assert_eq!(server.hosts_of("shown"), ["ann"]);
     let (status, answer) = http(
         server.api(),
         "POST",
@@ -236,10 +238,15 @@ fn while_the_server_is_away_who_is_known_goes_on() {
     let (status, answer) = http(node.api(), "GET", "/api/client/status", Some(&unknown), None);
     assert_eq!((status, &answer["success"]), (503, &json!(false)), "{answer}");
     assert_eq!(node.post("login", json!({"username": "ann", "password": "x"})).0, 503);
+    // What is hidden is given to nobody from now on, and the server learns of it when it is back.
+    assert_eq!(node.does("unpublish", json!({"fname": "shown"}))["file"]["is_published"], false);
+    assert_eq!(node.post("publish", json!({"fname": "a"})).0, 503);
+    assert_eq!(node.shows("published-files")["total"], 0, "what the server cannot show is not published");
     let server = restart();
     let (status, _) = http(node.api(), "GET", "/api/client/status", Some(&unknown), None);
     assert_eq!(status, 200);
-    drop(server);
+    eventually("the server to learn of it", || server.hosts_of("shown").is_empty().then_some(()));
+    assert_eq!(server.ask("DISCOVER", json!({"hostname": "ann"}))["status"], "OK");
 }
 
 #[test]
