@@ -12,6 +12,8 @@ use socket2::{MaybeUninitSlice, MsgHdr, MsgHdrMut, SockAddr, SockRef};
 
 /// The bytes of `cmsghdr`: its length as a `size_t`, then level and type.
 const HEADER: usize = size_of::<libc::cmsghdr>();
+/// What the control message takes that names the address which a datagram leaves from.
+const FROM_BYTES: usize = HEADER + 24;
 /// More than the control messages of one datagram take, whatever the socket may have been asked to tell.
 const CONTROL_BYTES: usize = 128;
 
@@ -85,8 +87,17 @@ pub(super) fn send(
     from: IpAddr,
     interface: Option<u32>,
 ) -> io::Result<usize> {
+    let (control, length) = leaving_from(from, interface);
+    let to = SockAddr::from(to);
+    let buffers = [IoSlice::new(bytes)];
+    let message = MsgHdr::new().with_addr(&to).with_buffers(&buffers).with_control(&control[..length]);
+    SockRef::from(socket).sendmsg(&message, 0)
+}
+
+/// The control message of [`send`], and its length.
+fn leaving_from(from: IpAddr, interface: Option<u32>) -> ([u8; FROM_BYTES], usize) {
     let interface = interface.unwrap_or(0).to_ne_bytes();
-    let mut control = [0; HEADER + 24];
+    let mut control = [0; FROM_BYTES];
     let length = match from {
         IpAddr::V4(from) => {
             // The last field says something only when reading.
@@ -98,10 +109,48 @@ pub(super) fn send(
             put(&mut control, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info)
         }
     };
-    let to = SockAddr::from(to);
-    let buffers = [IoSlice::new(bytes)];
-    let message = MsgHdr::new().with_addr(&to).with_buffers(&buffers).with_control(&control[..length]);
-    SockRef::from(socket).sendmsg(&message, 0)
+    (control, length)
+}
+
+/// A datagram that is to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outgoing<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) to: SocketAddr,
+    /// One of this host's addresses, of the family of `to`.
+    pub(super) from: Option<IpAddr>,
+}
+
+/// Sends datagrams in one call (sendmmsg(2)): how many of them, the first ones.
+///
+/// # Errors
+/// The system's, about the first of them; then none was sent.
+pub(super) fn send_many(socket: &UdpSocket, all: &[Outgoing<'_>]) -> io::Result<usize> {
+    let addresses: Vec<SockAddr> = all.iter().map(|outgoing| outgoing.to.into()).collect();
+    let controls: Vec<_> = all.iter().map(|outgoing| outgoing.from.map(|from| leaving_from(from, None))).collect();
+    let mut parts: Vec<libc::iovec> = all
+        .iter()
+        .map(|Outgoing { bytes, .. }| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() })
+        .collect();
+    let mut messages: Vec<libc::mmsghdr> = Vec::with_capacity(all.len());
+    for ((address, control), part) in addresses.iter().zip(&controls).zip(&mut parts) {
+        // SAFETY: it is made of numbers and pointers, for which zero is a value: nothing.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_name = address.as_ptr().cast_mut().cast();
+        message.msg_hdr.msg_namelen = address.len();
+        message.msg_hdr.msg_iov = part;
+        message.msg_hdr.msg_iovlen = 1;
+        if let Some((control, length)) = control {
+            message.msg_hdr.msg_control = control.as_ptr().cast_mut().cast();
+            message.msg_hdr.msg_controllen = *length as _;
+        }
+        messages.push(message);
+    }
+    let length = libc::c_uint::try_from(messages.len()).unwrap_or(libc::c_uint::MAX);
+    // SAFETY: there are as many messages as are told; what they point to (addresses, control messages, parts and the
+    // bytes of these) outlives the call and is only read; the descriptor is borrowed, so it is open.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), length, 0) };
+    usize::try_from(sent).map_err(|_negative| io::Error::last_os_error())
 }
 
 fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {

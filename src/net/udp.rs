@@ -21,9 +21,20 @@ use super::counters::{Counter, Seldom};
 use super::threads::Executor;
 
 mod kernel;
+#[cfg(target_os = "linux")]
+mod outbox;
 mod socket;
 pub(super) use kernel::grow_receive_buffer;
+#[cfg(target_os = "linux")]
+pub use outbox::gather;
 pub use socket::ServerSocket;
+
+/// Does something. Elsewhere datagrams leave one by one; see Linux.
+#[cfg(not(target_os = "linux"))]
+pub fn gather(work: impl FnOnce()) -> u64 {
+    work();
+    0
+}
 
 /// How many threads wait in `recv_from` when nothing is going on. Two, so that while one handles a
 /// quick request the other takes the next and nobody has to be woken; on one core the second would

@@ -125,6 +125,13 @@ impl Store {
         self.shared.waiting()
     }
 
+    /// Has all that is done after a transaction ([`Ticket::then`]) done within this, on the writer's thread: so what
+    /// it sends can leave together. It must do it, once. A second call changes nothing.
+    pub fn around_thens(&self, around: impl Fn(&mut dyn FnMut()) + Send + Sync + 'static) {
+        // The first one stays.
+        let _ = self.shared.around.set(Box::new(around));
+    }
+
     /// How long its transactions took, their syncs included.
     pub fn commits(&self) -> LatencyCounts {
         self.shared.commits.counts()

@@ -1,6 +1,6 @@
 //! What was left to be done after a transaction, on real files.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -140,4 +140,35 @@ fn the_last_handle_of_the_store_may_go_with_it() {
     assert!(tell.recv().is_err(), "it was done to its end");
     let store = Store::open(&dir.path().join("test.db"), &["never run: the file has its schema"]).unwrap();
     assert_eq!(keys(&store), [1]);
+}
+
+#[test]
+fn all_that_is_done_after_a_transaction_is_done_within_what_was_put_around_it() {
+    let (_dir, store) = open();
+    let (told, tell) = unbounded();
+    let last: Arc<OnceLock<Ticket>> = Arc::default();
+    store.around_thens({
+        let (told, last) = (told.clone(), Arc::clone(&last));
+        move |work| {
+            told.send("begins").unwrap();
+            work();
+            // Who does at once what is to be done from now on comes after what is done here at the end.
+            told.send(if last.get().unwrap().is_settled() { "too late" } else { "ends" }).unwrap();
+        }
+    });
+    store.around_thens(|_work| panic!("there is one already"));
+    let go = hold(&store);
+    let tickets = [1, 2].map(|k| store.submit(put(k)));
+    last.set(tickets[1].clone()).unwrap();
+    for (ticket, said) in tickets.into_iter().zip(["first", "second"]) {
+        let told = told.clone();
+        ticket.then(move |stored| told.send(if stored.is_ok() { said } else { "lost" }).unwrap());
+    }
+    drop(go);
+    store.sync_all();
+    assert_eq!(tell.try_iter().collect::<Vec<_>>(), ["begins", "first", "second", "ends"]);
+    // Where nothing is to be done nothing is put around it.
+    store.submit(put(3)).wait().unwrap();
+    store.sync_all();
+    assert!(tell.is_empty());
 }

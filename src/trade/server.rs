@@ -25,7 +25,7 @@ use crate::net::listener::{ConnectionLimiter, Listener, ListenerContext, Message
 use crate::net::threads::Executor;
 use crate::net::timer::Timers;
 use crate::net::tls::Identity;
-use crate::net::udp::{Datagram, ServerSocket, UdpLimits, UdpServer};
+use crate::net::udp::{self, Datagram, ServerSocket, UdpLimits, UdpServer};
 use crate::storage::{Store, StoreError};
 
 mod counters;
@@ -180,6 +180,13 @@ impl TradeServer {
             stops_at: OnceLock::new(),
             config,
             floor,
+        });
+        let weak = Arc::downgrade(&shared);
+        shared.floor.store.around_thens(move |work| {
+            let failed = udp::gather(work);
+            if let Some(shared) = weak.upgrade() {
+                shared.counters.sends_failed.add(failed);
+            }
         });
         let weak = Arc::downgrade(&shared);
         let timers = Timers::start("trade-timer", Arc::clone(&shared.floor.executor), move |due| {

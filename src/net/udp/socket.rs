@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 
 /// A bound socket. Sockets that are bound to one address know it without being told.
 #[derive(Debug)]
@@ -40,22 +41,24 @@ impl ServerSocket {
     }
 
     /// Sends a datagram, from one of this host's addresses where one is named and the system lets us choose.
-    /// From an address that the host does not have any more it leaves as the system thinks best.
+    /// From an address that the host does not have any more it leaves as the system thinks best. Within
+    /// [`gather`](super::gather) it leaves with the others.
     ///
     /// # Errors
     /// The system's.
-    pub fn send_to(&self, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<usize> {
-        // A socket that serves both families speaks to IPv4 through mapped addresses.
-        let to = match to {
-            SocketAddr::V4(v4) if self.is_ipv6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
-            _ => to,
-        };
+    pub fn send_to(self: &Arc<Self>, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<usize> {
         #[cfg(target_os = "linux")]
-        if let Some(from) = from.filter(|_| self.tells) {
-            let from = match from {
-                IpAddr::V4(v4) if self.is_ipv6 => v4.to_ipv6_mapped().into(),
-                from => from,
-            };
+        if super::outbox::put(self, bytes, to, from) {
+            return Ok(bytes.len());
+        }
+        self.send_now(bytes, to, from)
+    }
+
+    /// The same at once.
+    pub(super) fn send_now(&self, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> io::Result<usize> {
+        let (to, from) = self.as_it_speaks(to, from);
+        #[cfg(target_os = "linux")]
+        if let Some(from) = from {
             match crate::net::control::send(&self.socket, bytes, to, from, None) {
                 Err(error) => log::debug!("cannot send to {to} from {from}: {error}"),
                 sent => return sent,
@@ -64,6 +67,20 @@ impl ServerSocket {
         #[cfg(not(target_os = "linux"))]
         let _ = from;
         self.socket.send_to(bytes, to)
+    }
+
+    /// Both addresses in the socket's family; from none where that is not to be chosen.
+    pub(super) fn as_it_speaks(&self, to: SocketAddr, from: Option<IpAddr>) -> (SocketAddr, Option<IpAddr>) {
+        // A socket that serves both families speaks to IPv4 through mapped addresses.
+        let to = match to {
+            SocketAddr::V4(v4) if self.is_ipv6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            _ => to,
+        };
+        let from = from.filter(|_| self.tells).map(|from| match from {
+            IpAddr::V4(v4) if self.is_ipv6 => v4.to_ipv6_mapped().into(),
+            from => from,
+        });
+        (to, from)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::requests::Caller;
 use super::{Due, Ex, PUSH_AGAIN, Shared, build};
 use crate::model::Millis;
+use crate::net::udp;
 use crate::storage::StoreError;
 use crate::trade::exchange::{Origin, Outcome, Outgoing, Resumed, Told};
 use crate::trade::store::Receipt;
@@ -40,12 +41,15 @@ impl Shared {
         if let Some(reply) = outcome.answer {
             answer(reply);
         }
-        for outgoing in outcome.once {
-            self.send_push(exchange, &outgoing);
-        }
-        for told in outcome.pushes {
-            self.push(exchange, told, 0);
-        }
+        let failed = udp::gather(|| {
+            for outgoing in &outcome.once {
+                self.send_push(exchange, outgoing);
+            }
+            for told in &outcome.pushes {
+                self.push(exchange, *told, 0);
+            }
+        });
+        self.counters.sends_failed.add(failed);
         self.arm_deadlines(&outcome.deadlines);
         if let Some(deal) = outcome.settle {
             self.begin_settlement(deal);

@@ -1,0 +1,205 @@
+//! Datagrams that leave together: one system call for many, and nobody who gets one takes the sender's core before
+//! the others are on their way.
+//!
+//! A thread gathers what it sends while it does something; nothing else has to know.
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::ServerSocket;
+use crate::net::control::{self, Outgoing};
+
+/// How many are sent in one call; what comes beyond is sent in the next.
+const AT_ONCE: usize = 64;
+
+thread_local! {
+    /// What this thread gathers; none while it sends at once.
+    static OUTBOX: RefCell<Option<Outbox>> = const { RefCell::new(None) };
+}
+
+/// What is to be sent by one socket.
+#[derive(Default)]
+struct Outbox {
+    socket: Option<Arc<ServerSocket>>,
+    /// Of all of them, one behind the other.
+    bytes: Vec<u8>,
+    datagrams: Vec<(Range<usize>, SocketAddr, Option<IpAddr>)>,
+    /// How many could not be sent.
+    failed: u64,
+}
+
+/// Does something; what this thread sends by a [`ServerSocket`] meanwhile leaves together, at the end at the latest
+/// and in its order. How many of these datagrams could not be sent. (To whoever sent them they had left.)
+pub fn gather(work: impl FnOnce()) -> u64 {
+    if OUTBOX.with_borrow(Option::is_some) {
+        // Whoever began it sends.
+        work();
+        return 0;
+    }
+    OUTBOX.set(Some(Outbox::default()));
+    // Also where the work panics: from then on this thread sends at once again.
+    let gathering = Gathering;
+    work();
+    gathering.end()
+}
+
+struct Gathering;
+
+impl Gathering {
+    fn end(self) -> u64 {
+        let failed = send_all();
+        std::mem::forget(self);
+        failed
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        send_all();
+    }
+}
+
+fn send_all() -> u64 {
+    let Some(mut outbox) = OUTBOX.take() else { return 0 };
+    outbox.flush();
+    outbox.failed
+}
+
+/// Whether it is kept, to be sent with others.
+pub(super) fn put(socket: &Arc<ServerSocket>, bytes: &[u8], to: SocketAddr, from: Option<IpAddr>) -> bool {
+    OUTBOX.with_borrow_mut(|outbox| {
+        let Some(outbox) = outbox else { return false };
+        let is_anothers = outbox.socket.as_ref().is_some_and(|other| !Arc::ptr_eq(other, socket));
+        if is_anothers || outbox.datagrams.len() >= AT_ONCE {
+            outbox.flush();
+        }
+        outbox.socket.get_or_insert_with(|| Arc::clone(socket));
+        let begin = outbox.bytes.len();
+        outbox.bytes.extend_from_slice(bytes);
+        outbox.datagrams.push((begin..outbox.bytes.len(), to, from));
+        true
+    })
+}
+
+impl Outbox {
+    fn flush(&mut self) {
+        let Some(socket) = self.socket.take() else { return };
+        let all: Vec<Outgoing<'_>> = self
+            .datagrams
+            .iter()
+            .map(|(range, to, from)| {
+                let (to, from) = socket.as_it_speaks(*to, *from);
+                Outgoing { bytes: &self.bytes[range.clone()], to, from }
+            })
+            .collect();
+        let mut rest = &all[..];
+        while let [first, others @ ..] = rest {
+            match control::send_many(socket.get(), rest) {
+                Ok(sent) => rest = &rest[sent.min(rest.len())..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // It is about the first. By itself it may leave from another address, as ever.
+                Err(_) => {
+                    if let Err(error) = socket.send_now(first.bytes, first.to, first.from) {
+                        self.failed += 1;
+                        log::debug!("cannot send to {}: {error}", first.to);
+                    }
+                    rest = others;
+                }
+            }
+        }
+        self.bytes.clear();
+        self.datagrams.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    fn server(at: &str) -> Arc<ServerSocket> {
+        Arc::new(ServerSocket::over(UdpSocket::bind(at).unwrap()).unwrap())
+    }
+
+    fn client() -> UdpSocket {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_nonblocking(true).unwrap();
+        client
+    }
+
+    /// All that is there: what, and from where.
+    fn read(client: &UdpSocket) -> Vec<(String, SocketAddr)> {
+        let mut buffer = [0; 100];
+        let next = || client.recv_from(&mut buffer).ok().map(|(length, by)| (length, by, buffer));
+        std::iter::from_fn(next)
+            .map(|(length, by, buffer)| (String::from_utf8_lossy(&buffer[..length]).into_owned(), by))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_gathered_leaves_at_the_end_in_its_order_from_where_it_should() {
+        let (one, other) = (server("0.0.0.0:0"), server("127.0.0.1:0"));
+        let (near, far) = (client(), client());
+        let [to_near, to_far] = [&near, &far].map(|client| client.local_addr().unwrap());
+        let asked: IpAddr = [127, 0, 0, 9].into();
+        let failed = gather(|| {
+            for n in 0..AT_ONCE {
+                let (to, from) = if n % 2 == 0 { (to_near, Some(asked)) } else { (to_far, None) };
+                assert_eq!(one.send_to(format!("{n}").as_bytes(), to, from).unwrap(), n.to_string().len());
+            }
+            assert!(read(&near).is_empty(), "nothing has left");
+            // More than leave at once, and by another socket: those before leave first.
+            one.send_to(b"next", to_near, Some(asked)).unwrap();
+            assert_eq!(read(&near).len(), AT_ONCE / 2);
+            assert_eq!(gather(|| assert!(other.send_to(b"last", to_near, None).is_ok())), 0);
+            let (next, by) = read(&near).pop().unwrap();
+            assert_eq!((&*next, by.ip()), ("next", asked));
+        });
+        assert_eq!(failed, 0);
+        assert_eq!(read(&near), [("last".to_owned(), other.get().local_addr().unwrap())]);
+        let far: Vec<_> = read(&far).into_iter().map(|(said, _)| said).collect();
+        assert_eq!(far, (1..AT_ONCE).step_by(2).map(|n| n.to_string()).collect::<Vec<_>>());
+        // From then on at once again.
+        one.send_to(b"now", to_near, None).unwrap();
+        assert_eq!(read(&near)[0].0, "now");
+    }
+
+    #[test]
+    fn one_that_cannot_be_sent_costs_the_others_nothing() {
+        let (server, client) = (server("127.0.0.1:0"), client());
+        let to = client.local_addr().unwrap();
+        let failed = gather(|| {
+            for n in 0..5 {
+                // None goes to port 0.
+                let to = if n % 2 == 0 { to } else { SocketAddr::new(to.ip(), 0) };
+                server.send_to(&[b'0' + n], to, None).unwrap();
+            }
+        });
+        assert_eq!(failed, 2);
+        let said: Vec<_> = read(&client).into_iter().map(|(said, _)| said).collect();
+        assert_eq!(said, ["0", "2", "4"]);
+    }
+
+    #[test]
+    fn where_the_work_panics_what_was_sent_has_left_and_the_thread_sends_at_once_again() {
+        let (server, client) = (server("127.0.0.1:0"), client());
+        let to = client.local_addr().unwrap();
+        let panics = std::panic::catch_unwind(|| {
+            gather(|| {
+                server.send_to(b"before", to, None).unwrap();
+                panic!("asked for");
+            })
+        });
+        assert!(panics.is_err());
+        client.set_nonblocking(false).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        server.send_to(b"after", to, None).unwrap();
+        let mut buffer = [0; 10];
+        let said: Vec<_> = (0..2).map(|_| client.recv(&mut buffer).map(|length| buffer[..length].to_vec())).collect();
+        assert!(said[0].as_ref().unwrap() == b"before" && said[1].as_ref().unwrap() == b"after");
+    }
+}
