@@ -185,7 +185,7 @@ pub fn check_visible(name: &str) -> Result<(), String> {
 /// character on most keyboards and two on a Mac); nobody sees which one it is.
 pub fn nfc(text: &str) -> Cow<'_, str> {
     // Most texts are in this form already, and that is told quickly.
-    if text.is_ascii() || is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
+    if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
 }
 
 /// A text that is looked for within others: in any case, and in [`nfc`].
@@ -231,6 +231,21 @@ pub fn folded(text: &str) -> String {
 /// The spellings that a text may have been kept under before it was compared in [`nfc`]: as given, form C, form D.
 pub fn spellings(text: &str) -> [String; 3] {
     [text.to_owned(), nfc(text).into_owned(), text.nfd().collect()]
+}
+
+/// The same, each once, as given first: of nearly all texts there is but that one.
+pub fn distinct_spellings(text: &str) -> Vec<String> {
+    if text.is_ascii() {
+        return vec![text.to_owned()];
+    }
+    let [given, composed, apart] = spellings(text);
+    let mut distinct = vec![given];
+    for other in [composed, apart] {
+        if !distinct.contains(&other) {
+            distinct.push(other);
+        }
+    }
+    distinct
 }
 
 /// Whether the text is as [`nfc`] would make it.
@@ -425,6 +440,18 @@ mod tests {
 
     proptest! {
         #[test]
+    fn each_spelling_is_named_once_as_it_is_given_first() {
+        assert_eq!(distinct_spellings("plain"), ["plain"]);
+        assert_eq!(distinct_spellings("日本"), ["日本"]);
+        let (composed, apart) = ("caf\u{e9}", "cafe\u{301}");
+        assert_eq!(distinct_spellings(composed), [composed, apart]);
+        assert_eq!(distinct_spellings(apart), [apart, composed]);
+        // Neither the one nor the other.
+        let mixed = "\u{e9}e\u{301}";
+        assert_eq!(distinct_spellings(mixed), [mixed, "\u{e9}\u{e9}", "e\u{301}e\u{301}"]);
+    }
+
+    #[test]
         fn what_is_shown_holds_nothing_that_drives_hides_or_turns(text in tricky()) {
             let shown = safe(&text);
             prop_assert_eq!(shown.chars().count(), text.chars().count());

@@ -394,6 +394,9 @@ const USERS: &str = "SELECT name, number, display_name, is_on, port, advertise_i
 
 /// A user's name as it is kept: of just this spelling, else another one; a new one is kept as it is given.
 fn kept_as(reader: &(impl Reader + ?Sized), name: &Name) -> Result<String, StoreError> {
+    if name.as_str().is_ascii() {
+        return Ok(name.as_str().to_owned());
+    }
     let [given, composed, apart] = spellings(name.as_str());
     let sql = "SELECT name FROM share_user WHERE name IN ($1, $2, $3) ORDER BY name <> $1, number LIMIT 1";
     let kept = reader.first(sql, &[(&given).into(), (&composed).into(), (&apart).into()], |row| {
