@@ -253,6 +253,15 @@ pub fn is_nfc(text: &str) -> bool {
     text.is_ascii() || unicode_normalization::is_nfc(text)
 }
 
+/// What the system says of an error, without its number: for people.
+pub fn plain(error: &std::io::Error) -> String {
+    let said = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => said.trim_end_matches(&format!(" (os error {number})")).to_owned(),
+        None => said,
+    }
+}
+
 /// The content of a file or message without the UTF-8 byte order mark that editors put before it.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
@@ -438,8 +447,16 @@ mod tests {
         prop::collection::vec(piece, 0..12).prop_map(|pieces| pieces.into_iter().collect())
     }
 
-    proptest! {
-        #[test]
+    #[test]
+    fn what_the_system_says_is_told_without_its_number() {
+        use std::io::{Error, ErrorKind};
+        let refused = Error::from_raw_os_error(2);
+        assert!(refused.to_string().ends_with(" (os error 2)"), "else there is nothing to leave out");
+        assert_eq!(format!("{} (os error 2)", plain(&refused)), refused.to_string());
+        assert_eq!(plain(&Error::new(ErrorKind::Other, "ours (os error 2)")), "ours (os error 2)");
+    }
+
+    #[test]
     fn each_spelling_is_named_once_as_it_is_given_first() {
         assert_eq!(distinct_spellings("plain"), ["plain"]);
         assert_eq!(distinct_spellings("日本"), ["日本"]);
@@ -451,7 +468,8 @@ mod tests {
         assert_eq!(distinct_spellings(mixed), [mixed, "\u{e9}\u{e9}", "e\u{301}e\u{301}"]);
     }
 
-    #[test]
+    proptest! {
+        #[test]
         fn what_is_shown_holds_nothing_that_drives_hides_or_turns(text in tricky()) {
             let shown = safe(&text);
             prop_assert_eq!(shown.chars().count(), text.chars().count());

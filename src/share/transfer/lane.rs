@@ -17,6 +17,7 @@ use super::fetch::Pace;
 use super::part::Part;
 use super::plan::{Fault, Turn};
 use super::wire::{ANSWER_MAX, Answer, Failure, META_MAX, Request, Unexpected, parse_meta};
+use crate::model::text;
 use crate::net::deadline::TimedStream;
 use crate::net::threads::{Executor, Full};
 use crate::share::pieces::{Layout, Pieces};
@@ -97,10 +98,11 @@ pub(super) struct Lane {
 /// Why a lane ends.
 #[derive(Debug, thiserror::Error)]
 enum End {
-    #[error("is not to be reached at {0} ({1})")]
-    NoConnection(SocketAddr, io::Error),
-    #[error("went offline ({0})")]
-    Broken(io::Error),
+    #[error("is not to be reached at {0} ({reason})", reason = text::plain(.1))]
+    NoConnection(SocketAddr, #[source] io::Error),
+    // Of what the system calls that nobody learns more.
+    #[error("went offline")]
+    Broken(#[source] io::Error),
     #[error("says that {0}")]
     Refused(Failure),
     #[error("sent the wrong thing: {0}")]
@@ -139,8 +141,10 @@ impl Lane {
             Ok(()) => last_word.why = "ended the connection".to_owned(),
             Err(end) => {
                 (last_word.fault, last_word.why) = (end.fault(), end.to_string());
-                if let End::Disk(error) = end {
-                    (self.report)(Report::Disk(error));
+                match end {
+                    End::Disk(error) => (self.report)(Report::Disk(error)),
+                    End::Broken(error) => debug!("a connection to a host has ended: {error}"),
+                    _ => {}
                 }
             }
         }

@@ -23,7 +23,7 @@ const rows = new Rows({
 
 function make() {
   const name = named("span");
-  const link = h("a", { class: "title plain" }, name);
+  const link = h("a", { class: "title plain cut" }, name);
   const you = h("span", { class: "badge" }, "You");
   const host = named("td", "c-host muted");
   host.setAttribute("role", "cell");
