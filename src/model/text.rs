@@ -449,11 +449,11 @@ mod tests {
 
     #[test]
     fn what_the_system_says_is_told_without_its_number() {
-        use std::io::{Error, ErrorKind};
+        use std::io::Error;
         let refused = Error::from_raw_os_error(2);
         assert!(refused.to_string().ends_with(" (os error 2)"), "else there is nothing to leave out");
         assert_eq!(format!("{} (os error 2)", plain(&refused)), refused.to_string());
-        assert_eq!(plain(&Error::new(ErrorKind::Other, "ours (os error 2)")), "ours (os error 2)");
+        assert_eq!(plain(&Error::other("ours (os error 2)")), "ours (os error 2)");
     }
 
     #[test]
