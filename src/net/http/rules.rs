@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HOST, HeaderMap, HeaderName,
-    HeaderValue, ORIGIN, VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, HOST,
+    HeaderMap, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING, VARY,
 };
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
@@ -113,6 +113,11 @@ impl Rules {
         if let Some(authority) = parts.uri.authority() {
             self.check_host(authority.as_str())?;
         }
+        check_coding(&parts.headers)?;
+        if parts.headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
+            // Whoever looked at the other one before us let in somebody else.
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "the header authorization is there twice"));
+        }
         let origin = one(&parts.headers, ORIGIN)?;
         let mut headers = HeaderMap::new();
         // Caches must not give one origin's answer to another.
@@ -156,6 +161,18 @@ impl Rules {
             format!("{} is no host here: ask by its address, or allow the name with --http-host", what_came(text));
         Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, reason))
     }
+}
+
+/// A body comes as it is, or in chunks: what was coded otherwise would be kept as if it were the content (RFC 9112,
+/// section 6.1).
+fn check_coding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if codings.next().is_none_or(is_chunked) && codings.next().is_none() {
+        return Ok(());
+    }
+    let reason = "the header transfer-encoding: expected chunked alone";
+    Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, reason))
 }
 
 /// A host that ends in a dot is the same host: the dot says that its name is complete.

@@ -686,6 +686,24 @@ fn what_is_no_request_is_refused_in_json() {
 }
 
 #[test]
+fn a_body_that_is_coded_otherwise_and_two_who_ask_at_once_are_refused() {
+    let (server, ended) = uploads(floor(Limits::default()));
+    for coding in ["gzip, chunked", "Chunked, chunked", "identity, chunked"] {
+        let mut client = Client::new(&server);
+        let answer = client.ask(upload(&format!("Transfer-Encoding: {coding}\r\n")) + "3\r\nabc\r\n0\r\n\r\n");
+        assert_eq!((answer.status, answer.header("connection")), (501, Some("close")), "{coding}");
+        assert!(answer.json()["error"].as_str().unwrap().contains("expected chunked alone"), "{coding}");
+        client.assert_ended();
+    }
+    let mut client = Client::new(&server);
+    assert_eq!(client.ask(upload("Transfer-Encoding: CHUNKED\r\n") + "3\r\nabc\r\n0\r\n\r\n").status, 200);
+    assert_eq!(ended.recv_timeout(PATIENCE).unwrap(), Ended::Whole(b"abc".to_vec()));
+    assert!(ended.is_empty(), "nothing was kept of the others");
+    let twice = "GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n";
+    assert_eq!(client.ask(twice).status, 400);
+}
+
+#[test]
 fn past_the_budget_a_body_is_busy_and_so_is_a_long_head() {
     let budget = Budget::new(30_000);
     let server = start(Floor { budget: Arc::clone(&budget), ..floor(Limits::default()) }, echo);
