@@ -136,6 +136,7 @@ fn usual(status: u16) -> &'static str {
         416 => "the file has no such part",
         421 => "the Host is no name of this port",
         431 => "the headers are too long",
+        501 => "the body is coded in a way that is not known: chunked alone is",
         503 => "too much at once, or what is needed for it is away; try again",
         status => StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default(),
     }

@@ -313,7 +313,7 @@ impl Outline {
     pub fn statuses(&self) -> Vec<u16> {
         let mut all: Vec<u16> = self.refuses.iter().map(|refused| refused.status).collect();
         // Host, Origin and what is no HTTP: see `rules.rs` and `service.rs`.
-        all.extend([400, 403, 408, 421, 431, 503]);
+        all.extend([400, 403, 408, 421, 431, 501, 503]);
         match self.who {
             Who::Anybody => {}
             Who::User | Who::Admin => all.push(401),
