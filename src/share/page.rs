@@ -1,5 +1,8 @@
 //! Which part of a list is asked for: `?q=&offset=&limit=`.
 
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+
 use crate::model::text::Sought;
 use crate::net::http::{Refusal, Request, query_pairs};
 
@@ -17,7 +20,23 @@ pub struct Page {
     pub limit: usize,
 }
 
+/// The entries of a list as they are shown, each made as it is written: all of them beside the text would take ten
+/// times the memory.
+pub struct Each<'a, T>(pub &'a [T], pub fn(&T) -> Value);
+
+impl<T> Serialize for Each<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(self.1))
+    }
+}
+
 impl Page {
+    /// Its part of a list.
+    pub fn part<'a, T>(&self, all: &'a [T]) -> &'a [T] {
+        let rest = all.get(self.offset..).unwrap_or_default();
+        &rest[..rest.len().min(self.limit)]
+    }
+
     /// What a request asks for; `usual` many, at most [`PAGE_MAX`], where it does not say.
     ///
     /// # Errors

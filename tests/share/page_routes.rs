@@ -1,7 +1,7 @@
 //! What the node's page asks of it: folders to choose from, files brought in and read, addresses of them, lists, and
 //! what happens on the network as it happens.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
@@ -349,6 +349,41 @@ fn lists_are_searched_and_paged_what_is_missing_is_marked_and_what_is_removed_st
     // And may be added again.
     ann.does("publish", json!({"fname": "song.ogg", "local_path": place.path("shared/song.ogg")}));
     assert_eq!(server.hosts_of("song.ogg"), ["ann"]);
+}
+
+#[test]
+#[cfg_attr(
+    debug_assertions,
+    ignore = "a build with assertions reads each answer again, to hold it against its description"
+)]
+fn however_many_ask_for_long_lists_at_once_they_take_little_memory() {
+    const FILES: usize = 10_000;
+    const ASKING: usize = 48;
+    let place = Place::new();
+    let server = Server::start(&place, &[]);
+    let folder = place.path("shared/many");
+    fs::create_dir_all(&folder).unwrap();
+    (0..FILES).for_each(|n| drop(File::create(folder.join(format!("a file among very many of them {n}"))).unwrap()));
+    let node = Node::begun(&place, &server, "ann", &[]);
+    let most_kib = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = most_kib();
+    let route = format!("/api/client/browse?path={}", folder.display());
+    std::thread::scope(|scope| {
+        for _ in 0..ASKING {
+            scope.spawn(|| {
+                let (status, answer) = http(node.api(), "GET", &route, node.token.as_deref(), None);
+                assert_eq!((status, answer["entries"].as_array().unwrap().len()), (200, FILES));
+            });
+        }
+    });
+    let more = most_kib() - before;
+    println!("{ASKING} lists of {FILES} entries at once: {more} KiB");
+    // The text of each is some 2 MB.
+    assert!(more < 150 << 10, "{more} KiB");
 }
 
 #[test]

@@ -1,16 +1,35 @@
 //! What a user may choose from the node's own folders, and what is tracked of it.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{file_name, refusal};
-use crate::net::http::{Answered, Call, Fields, Refusal, StatusCode, query_pairs, success};
-use crate::share::files::{FILES_MAX, seconds};
+use crate::net::http::{self, Answered, Call, Fields, Refusal, StatusCode, query_pairs, success};
+use crate::share::files::{FILES_MAX, Tracked, seconds};
 use crate::share::folders::Entry;
 use crate::share::node::Node;
-use crate::share::page::Page;
+use crate::share::page::{Each, Page};
 
 /// Entries of a folder that are shown at a time.
 const ENTRIES_MAX: usize = 10_000;
+
+/// The answer of `browse`.
+#[derive(Serialize)]
+struct Browsed<'a> {
+    success: bool,
+    path: &'a str,
+    entries: Each<'a, Entry>,
+    total: usize,
+    truncated: bool,
+}
+
+/// The answer of `local-files` and `published-files`.
+#[derive(Serialize)]
+struct Files<'a> {
+    success: bool,
+    files: Each<'a, Tracked>,
+    total: usize,
+}
 
 /// GET `browse`: what lies in a folder, or which folders there are.
 ///
@@ -24,9 +43,9 @@ pub(super) fn browse(node: &Node, call: &Call<'_>) -> Answered {
     let shown = node.browse(path);
     let shown =
         shown.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "path: there is no such folder to choose from"))?;
-    let total = shown.entries.len();
-    let entries: Vec<Value> = shown.entries.iter().skip(page.offset).take(page.limit).map(entry_json).collect();
-    Ok(success(json!({"path": shown.path, "entries": entries, "total": total, "truncated": shown.is_cut})))
+    let entries = Each(page.part(&shown.entries), entry_json);
+    let (path, total, truncated) = (&shown.path, shown.entries.len(), shown.is_cut);
+    Ok(http::json(StatusCode::OK, &Browsed { success: true, path, entries, total, truncated }))
 }
 
 fn entry_json(entry: &Entry) -> Value {
@@ -59,8 +78,8 @@ fn files(node: &Node, call: &Call<'_>, published_alone: bool) -> Answered {
     let page = Page::up_to(call.request, usize::try_from(FILES_MAX).unwrap_or(usize::MAX))?;
     let _one = node.one_list_at_a_time();
     let found = node.files_page(published_alone, &page).map_err(|error| refusal(&error))?;
-    let files: Vec<Value> = found.files.iter().map(|file| file.json()).collect();
-    Ok(success(json!({"files": files, "total": found.total})))
+    let files = Each(&found.files, Tracked::json);
+    Ok(http::json(StatusCode::OK, &Files { success: true, files, total: found.total }))
 }
 
 /// POST `remove-file`: tracks a file no more.
