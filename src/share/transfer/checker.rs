@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use parking_lot::Mutex;
 
 use super::plan::Turn;
 use crate::net::threads::{Executor, Full};
@@ -13,6 +14,16 @@ use crate::share::wire::Digest;
 pub(super) const BUFFER: usize = 256 * 1024;
 /// Buffers of one connection: a few wait to be hashed while the next are filled.
 const BUFFERS: usize = 6;
+
+/// Buffers that are kept for the next connection, at most: those of two. One that the system has to give anew is
+/// filled at half the pace.
+const SPARE_MAX: usize = 2 * BUFFERS;
+
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+fn new_buffer() -> Vec<u8> {
+    SPARE.lock().pop().unwrap_or_else(|| vec![0; BUFFER])
+}
 
 /// What is hashed, and what it must come to.
 #[derive(Debug, Clone, Copy)]
@@ -59,10 +70,10 @@ impl Checker {
         }
         if self.made < BUFFERS {
             self.made += 1;
-            return vec![0; BUFFER];
+            return new_buffer();
         }
         // We hold a sender ourselves, so it cannot end; another buffer if it did.
-        self.free.recv().unwrap_or_else(|_| vec![0; BUFFER])
+        self.free.recv().unwrap_or_else(|_| new_buffer())
     }
 
     /// A piece that fits into one buffer: not worth another thread.
@@ -128,7 +139,14 @@ impl Checker {
 
 impl Drop for Checker {
     fn drop(&mut self) {
+        // All buffers have come back by then.
         self.finish();
+        let mut spare = SPARE.lock();
+        for buffer in self.free.try_iter() {
+            if spare.len() < SPARE_MAX {
+                spare.push(buffer);
+            }
+        }
     }
 }
 
