@@ -184,7 +184,9 @@ impl TradeServer {
         let weak = Arc::downgrade(&shared);
         shared.floor.store.around_thens(move |work| {
             let failed = udp::gather(work);
-            if let Some(shared) = weak.upgrade() {
+            if failed > 0
+                && let Some(shared) = weak.upgrade()
+            {
                 shared.counters.sends_failed.add(failed);
             }
         });

@@ -23,7 +23,7 @@ pub(super) fn network_files(node: &Node, call: &Call<'_>) -> Answered {
 pub(super) fn peers(node: &Node, call: &Call<'_>) -> Answered {
     let page = Page::of(call.request, PAGE_MAX)?;
     let network = node.network().map_err(|error| refusal(&error))?;
-    let peers: Vec<Value> = network.hosts.iter().skip(page.offset).take(page.limit).map(|host| host.json()).collect();
+    let peers: Vec<Value> = page.part(&network.hosts).iter().map(|host| host.json()).collect();
     Ok(success(json!({"peers": peers, "total": network.hosts.len()})))
 }
 

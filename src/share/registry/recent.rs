@@ -63,8 +63,9 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Whether what comes is to be kept. Otherwise everybody reads anew, whoever that may be.
-    fn is_wanted(&mut self, now: Millis) -> bool {
+    /// Whether the change that comes now is to be kept. Where nobody follows it is counted here, and whoever comes later
+    /// reads anew.
+    fn keep_or_count(&mut self, now: Millis) -> bool {
         let is_wanted = self.wanted_until.is_some_and(|until| now <= until);
         if !is_wanted {
             self.forget();
@@ -119,7 +120,7 @@ impl Registry {
     /// A host is shown from now on, or otherwise than before. One that was not shown brings what it has published.
     pub(super) fn tell_came(&mut self, slot: Slot, was_shown: bool) {
         let Some(host) = &self.slots[slot as usize] else { return };
-        if !self.recent.is_wanted(self.now) {
+        if !self.recent.keep_or_count(self.now) {
             return;
         }
         self.recent.push(changed(host, What::Came));
@@ -137,7 +138,7 @@ impl Registry {
     /// A host that was shown is not any more.
     pub(super) fn tell_gone(&mut self, slot: Slot) {
         if let Some(host) = &self.slots[slot as usize]
-            && self.recent.is_wanted(self.now)
+            && self.recent.keep_or_count(self.now)
         {
             self.recent.push(changed(host, What::Gone));
         }
@@ -146,7 +147,7 @@ impl Registry {
     /// A file of a host that is shown is shown otherwise than before.
     pub(super) fn tell_file(&mut self, slot: Slot, fname: &FileName, entry: Option<Arc<FileEntry>>) {
         if let Some(host) = self.slots[slot as usize].as_ref().filter(|host| host.is_live)
-            && self.recent.is_wanted(self.now)
+            && self.recent.keep_or_count(self.now)
         {
             self.recent.push(changed(host, What::File(fname.clone(), entry)));
         }
@@ -202,7 +203,7 @@ mod tests {
         let mut registry = Registry::new(Duration::from_secs(60), super::super::Bounds::default());
         registry.count_changes_from(1_000);
         let happens = |registry: &mut Registry, at: Millis| {
-            if registry.recent.is_wanted(at) {
+            if registry.recent.keep_or_count(at) {
                 registry.recent.push(change(1));
             }
         };
